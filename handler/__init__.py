@@ -1,0 +1,1 @@
+"""The instance-state reconciler: what is deployed to AWS Lambda."""

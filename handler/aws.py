@@ -1,0 +1,86 @@
+"""AWS calls over the bounded transport: whatever a call does, it ends by its deadline.
+
+botocore's own timeouts are per socket operation and fixed when a client is made. Its documented
+`before-send` event lets a signed request go out by another way, which here is `Transport`.
+https://docs.aws.amazon.com/boto3/latest/guide/events.html
+"""
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import boto3
+from botocore.awsrequest import AWSResponse
+from botocore.config import Config
+
+from handler.deadline import Deadline
+from handler.transport import Transport
+
+BODY_LIMIT = 64 * 1024 * 1024
+
+
+class Aws:
+    """Clients by service, made when first used: making one costs more than a call."""
+
+    def __init__(self, transport: Transport) -> None:
+        """Send every call by `transport`."""
+        self._transport = transport
+        self._session = boto3.session.Session()
+        self._clients: dict[str, Any] = {}
+        self._making = threading.Lock()
+        self._call = threading.local()
+
+    def client(self, service: str) -> Any:
+        """Return the service's client, whose calls are bounded only when made by `call`."""
+        with self._making:
+            if service not in self._clients:
+                # One attempt: what is tried again, and when, is the caller's to say.
+                config = Config(retries={"mode": "standard", "total_max_attempts": 1})
+                client = self._session.client(service, config=config)  # type: ignore[call-overload]
+                client.meta.events.register("before-send", self._send)
+                self._clients[service] = client
+            return self._clients[service]
+
+    def call(self, service: str, operation: str, deadline: Deadline, **parameters: Any) -> Any:
+        """Make one call and return its parsed answer.
+
+        Raises what botocore raises, and TransportError.
+        """
+        client = self.client(service)
+        self._call.deadline = deadline
+        return getattr(client, operation)(**parameters)
+
+    def secret_text(self, arn: str, deadline: Deadline) -> str:
+        """Return the text of a secret; raises like `call`."""
+        answer = self.call("secretsmanager", "get_secret_value", deadline, SecretId=arn)
+        return str(answer.get("SecretString", ""))
+
+    def database_token(self, host: str, port: int, user: str) -> str:
+        """Return an RDS IAM token in place of a password; it is made here, without a call."""
+        token = self.client("rds").generate_db_auth_token(DBHostname=host, Port=port, DBUsername=user)
+        return str(token)
+
+    def close(self) -> None:
+        """Close the idle connections; the clients stay."""
+        self._transport.close()
+
+    def _send(self, request: Any, **_: Any) -> AWSResponse:
+        answer = self._transport.call(
+            request.method,
+            request.url,
+            headers=dict(request.headers.items()),
+            deadline=self._call.deadline,
+            body_limit=BODY_LIMIT,
+            body=request.body,
+        )
+        return AWSResponse(request.url, answer.status, dict(answer.headers), _Body(answer.body))  # type: ignore[arg-type]
+
+
+class _Body:
+    """What botocore reads an answer from."""
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+
+    def stream(self) -> Iterator[bytes]:
+        yield self._content

@@ -1,0 +1,91 @@
+"""Secrets, fetched when they are needed and kept for five minutes at most.
+
+A secret is rotated while the process is warm, so whoever is refused with one asks for it `fresh`.
+"""
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import botocore.exceptions
+
+from handler.deadline import Deadline
+from handler.errors import SecretError, shown
+from handler.settings import Remote, header_safe
+from handler.transport import TransportError
+
+KEPT_SECONDS = 300
+
+# Fetches the text of a secret by its ARN, within the deadline.
+Fetch = Callable[[str, Deadline], str]
+
+
+class Secrets:
+    """The secrets of one process, by ARN."""
+
+    def __init__(self, fetch: Fetch, clock: Callable[[], float] = time.monotonic) -> None:
+        """Use `fetch` for what is not known yet, and `clock` (in seconds) for its age."""
+        self._fetch = fetch
+        self._clock = clock
+        self._kept: dict[str, tuple[float, Mapping[str, Any]]] = {}
+
+    def read(self, arn: str, variable: str, deadline: Deadline, *, fresh: bool = False) -> Mapping[str, Any]:
+        """Return the JSON object in the secret that `variable` names.
+
+        Raises SecretError, which names the variable and nothing of the content.
+        """
+        if not fresh and arn in self._kept:
+            fetched_at, kept = self._kept[arn]
+            if self._clock() - fetched_at < KEPT_SECONDS:
+                return kept
+        try:
+            secret: Any = json.loads(self._fetch(arn, deadline))
+        except botocore.exceptions.ClientError as error:
+            code = error.response.get("Error", {}).get("Code")
+            raise SecretError(f"{variable}: the secret cannot be fetched: {shown(code)}") from None
+        except (botocore.exceptions.BotoCoreError, TransportError) as error:
+            why = error.cause if isinstance(error, TransportError) else type(error).__name__
+            raise SecretError(f"{variable}: the secret cannot be fetched: {why}") from None
+        except (ValueError, RecursionError):
+            secret = None
+        if not isinstance(secret, dict):
+            raise SecretError(f"{variable}: the secret is not text that holds a JSON object")
+        self._kept[arn] = (self._clock(), secret)
+        return secret
+
+
+class Tokens:
+    """The tokens of an HTTP system, from its secret or from variables of their own."""
+
+    def __init__(self, remote: Remote, variable: str, secrets: Secrets) -> None:
+        """Read those of `remote`, whose secret `variable` names."""
+        self._remote = remote
+        self._variable = variable
+        self._secrets = secrets
+
+    def read(self, deadline: Deadline, *, fresh: bool = False) -> Mapping[str, str]:
+        """Return the tokens by field, without the empty ones. Raises SecretError."""
+        if self._remote.secret_arn is None:
+            return self._remote.tokens
+        secret = self._secrets.read(self._remote.secret_arn, self._variable, deadline, fresh=fresh)
+        tokens = {}
+        for field in self._remote.fields:
+            token = text_field(secret, field, self._variable)
+            if token is not None and not header_safe(token):
+                raise SecretError(f"{self._variable}: the field {field} of the secret cannot stand in an HTTP header")
+            if token is not None:
+                tokens[field] = token
+        return tokens
+
+
+def text_field(secret: Mapping[str, Any], field: str, variable: str) -> str | None:
+    """Return a field of a secret, None when it is missing or empty. Raises SecretError."""
+    value = secret.get(field)
+    if value is None or value == "":
+        return None
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str):
+        raise SecretError(f"{variable}: the field {field} of the secret is not a string")
+    return value

@@ -1,0 +1,239 @@
+"""The connection to PostgreSQL: made, verified, kept warm, and bounded in time. Knows no table.
+
+Nothing here outlives a transaction on the server (`SET LOCAL` only), so that RDS Proxy and
+PgBouncer's transaction pooling serve.
+"""
+
+import contextlib
+import ssl
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pg8000.exceptions
+import pg8000.native
+
+from handler.credentials import Secrets, text_field
+from handler.deadline import Deadline
+from handler.errors import (
+    ConnectionLostError,
+    LoginRefusedError,
+    RegistryError,
+    RightsMissingError,
+    RowLockedError,
+    SchemaMissingError,
+    SecretError,
+    SettingsError,
+)
+from handler.settings import IAM, Database
+
+Rows = list[Any]
+
+_VARIABLE = "DATABASE_SECRET_ARN"
+_CONNECT_SECONDS = 10.0
+# How much longer than the server the client waits, to hear that the server gave up.
+_GRACE_SECONDS = 0.3
+# A warm connection may be dead: most of the time must be left for making another.
+_WARM_SECONDS = 3.0
+
+# https://www.postgresql.org/docs/current/errcodes-appendix.html
+_ERROR_OF_SQLSTATE: dict[str, tuple[type[RegistryError], str]] = {
+    "28000": (LoginRefusedError, ""),
+    "28P01": (LoginRefusedError, ""),
+    "3F000": (SchemaMissingError, "run infra/schema.sql"),
+    "42P01": (SchemaMissingError, "run infra/schema.sql"),
+    "42703": (SchemaMissingError, "run infra/schema.sql"),
+    "42501": (RightsMissingError, "run infra/grants.sql"),
+    "55P03": (RowLockedError, ""),
+    "57P01": (ConnectionLostError, ""),
+    "25P03": (ConnectionLostError, ""),
+}
+
+
+class Transaction:
+    """What a transaction lets its user do."""
+
+    def __init__(self, run: Callable[..., Rows]) -> None:
+        """Run statements by `run(sql, **parameters)`."""
+        self._run = run
+
+    def run(self, sql: str, **parameters: Any) -> Rows:
+        """Run one statement and return its rows. Raises RegistryError."""
+        return self._run(sql, **parameters)
+
+
+class Session:
+    """One connection, kept from one invocation to the next, made anew when it has broken."""
+
+    def __init__(self, database: Database, secrets: Secrets, token: Callable[[str, int, str], str]) -> None:
+        """Log in as `database` says; `token(host, port, user)` makes IAM tokens."""
+        self._database = database
+        self._secrets = secrets
+        self._token = token
+        self._connection: pg8000.native.Connection | None = None
+
+    @contextlib.contextmanager
+    def transaction(self, deadline: Deadline, *, read_only: bool = False) -> Iterator[Transaction]:
+        """Open a transaction that ends, committed as a whole or not at all, by the deadline.
+
+        Raises RegistryError, SecretError, SettingsError.
+        """
+        self._begin(deadline, read_only=read_only)
+        try:
+            yield Transaction(lambda sql, **parameters: self._run(deadline, sql, **parameters))
+            self._run(deadline, "COMMIT")
+        except BaseException:
+            self._roll_back()
+            raise
+
+    def close(self) -> None:
+        """Hang up."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            _hang_up(connection)
+
+    def _begin(self, deadline: Deadline, *, read_only: bool) -> None:
+        milliseconds = max(1, int(deadline.remaining() * 1000))
+        begin = (
+            f"BEGIN ISOLATION LEVEL READ COMMITTED, READ {'ONLY' if read_only else 'WRITE'};"
+            f" SET LOCAL statement_timeout = {milliseconds};"
+            f" SET LOCAL lock_timeout = {milliseconds};"
+            f" SET LOCAL idle_in_transaction_session_timeout = {milliseconds + 1000};"
+            " SET LOCAL TimeZone = 'UTC'; SET LOCAL DateStyle = 'ISO'"
+        )
+        if self._connection is not None:
+            try:
+                self._run(deadline.within(min(_WARM_SECONDS, deadline.remaining() / 2)), begin)
+            except ConnectionLostError:
+                pass  # nothing was begun, so it may be begun again
+            else:
+                return
+        self._connection = self._connect(deadline)
+        self._run(deadline, begin)
+
+    def _run(self, deadline: Deadline, sql: str, **parameters: Any) -> Rows:
+        if self._connection is None:
+            raise ConnectionLostError("the connection broke earlier in this transaction")
+        if deadline.over():
+            raise RegistryError("no time is left for the statement")
+        try:
+            # pg8000 has no public way to change the timeout of a connection.
+            self._connection._usock.settimeout(deadline.remaining() + _GRACE_SECONDS)  # noqa: SLF001
+            return self._connection.run(sql, **parameters) or []
+        except pg8000.exceptions.DatabaseError as error:
+            failure = _explained(error)
+            if isinstance(failure, ConnectionLostError):
+                self.close()
+            raise failure from error
+        except (pg8000.exceptions.Error, OSError) as error:
+            self.close()
+            raise ConnectionLostError(f"the database hung up or did not answer ({type(error).__name__})") from error
+
+    def _roll_back(self) -> None:
+        if self._connection is None:
+            return
+        try:
+            self._connection._usock.settimeout(_GRACE_SECONDS)  # noqa: SLF001
+            self._connection.run("ROLLBACK")
+        except (pg8000.exceptions.Error, OSError):
+            self.close()
+
+    def _connect(self, deadline: Deadline) -> pg8000.native.Connection:
+        try:
+            return self._log_in(deadline, fresh=False)
+        except LoginRefusedError:
+            if self._database.secret_arn is None:
+                raise
+            return self._log_in(deadline, fresh=True)  # the password was rotated
+
+    def _log_in(self, deadline: Deadline, *, fresh: bool) -> pg8000.native.Connection:
+        login = self._login(deadline, fresh=fresh)
+        time_left = deadline.within(_CONNECT_SECONDS)
+        timeout_s = time_left.remaining()
+        try:
+            return _in_time(lambda: pg8000.native.Connection(timeout=timeout_s, **login), time_left)
+        except pg8000.exceptions.DatabaseError as error:
+            raise _explained(error) from error
+        except Exception as error:  # whatever the other side answered, it is not a database's greeting
+            why = getattr(error, "verify_message", "") or type(error).__name__
+            raise ConnectionLostError(f"no connection to the database at {login['host']}: {why}") from error
+
+    def _login(self, deadline: Deadline, *, fresh: bool) -> dict[str, Any]:
+        database, server = self._database, self._database.server
+        user, password, host, port, name = database.user, database.password, server.host, server.port, server.name
+        if database.secret_arn is not None:
+            secret = self._secrets.read(database.secret_arn, _VARIABLE, deadline, fresh=fresh)
+            user, password = (text_field(secret, field, _VARIABLE) for field in ("username", "password"))
+            host = text_field(secret, "host", _VARIABLE) or host
+            name = text_field(secret, "dbname", _VARIABLE) or name
+            port = _port(text_field(secret, "port", _VARIABLE)) or port
+        for value, what in ((host, "host (or DATABASE_HOST)"), (name, "dbname (or DATABASE_NAME)"), (user, "username")):
+            if not value:
+                raise SecretError(f"{_VARIABLE}: the secret has no {what}")
+        if database.auth == IAM:
+            password = self._token(str(host), port, str(user))
+        elif password is None and database.secret_arn is not None:
+            raise SecretError(f"{_VARIABLE}: the secret has no password, and DATABASE_AUTH is not iam")
+        return {
+            "user": user,
+            "password": password,
+            "host": host,
+            "port": port,
+            "database": name,
+            "ssl_context": _ssl_context(database),
+            "application_name": "instance-state-reconciler",
+        }
+
+
+def _port(text: str | None) -> int | None:
+    if text is None:
+        return None
+    if not text.isascii() or not text.isdecimal() or not 0 < int(text) <= 65535:  # noqa: PLR2004 - TCP's range
+        raise SecretError(f"{_VARIABLE}: the field port of the secret is not a port number")
+    return int(text)
+
+
+def _ssl_context(database: Database) -> ssl.SSLContext | bool | None:
+    """Return what pg8000 takes for libpq's word; its None falls back to plaintext, as `prefer` does."""
+    if database.sslmode == "disable":
+        return False
+    if database.sslmode in ("allow", "prefer"):
+        return None
+    context = ssl.create_default_context()
+    if database.ca_file is not None:
+        try:
+            context.load_verify_locations(cafile=database.ca_file)
+        except (ssl.SSLError, OSError) as error:
+            raise SettingsError(f"DATABASE_CA_FILE: not a file of certificates (PEM): {error}") from error
+    context.check_hostname = database.sslmode == "verify-full"
+    if database.sslmode == "require":
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def _in_time(make: Callable[[], pg8000.native.Connection], deadline: Deadline) -> pg8000.native.Connection:
+    """Return what `make` makes, unless the deadline comes first: a name lookup obeys no timeout.
+
+    A connection that is made too late is hung up. Raises TimeoutError, or what `make` raises.
+    """
+    pool = ThreadPoolExecutor(1)
+    making = pool.submit(make)
+    pool.shutdown(wait=False)
+    try:
+        return making.result(deadline.remaining() + _GRACE_SECONDS)
+    except TimeoutError:
+        making.add_done_callback(lambda late: None if late.exception() else _hang_up(late.result()))
+        raise
+
+
+def _hang_up(connection: pg8000.native.Connection) -> None:
+    with contextlib.suppress(pg8000.exceptions.Error, OSError):
+        connection.close()
+
+
+def _explained(error: pg8000.exceptions.DatabaseError) -> RegistryError:
+    """Return the server's error as one of ours: its code and its main message, no detail, no data."""
+    fields = error.args[0] if error.args and isinstance(error.args[0], dict) else {}
+    code, message = fields.get("C", "?"), fields.get("M", "no message")
+    kind, remedy = _ERROR_OF_SQLSTATE.get(code, (RegistryError, ""))
+    return kind(f"the database refused: {message} ({code})" + (f": {remedy}" if remedy else ""))

@@ -1,0 +1,46 @@
+"""One budget of time, handed down: every timeout is cut from what is left of it."""
+
+import time
+from collections.abc import Callable
+
+
+class Deadline:
+    """A moment on a monotonic clock after which nothing may be begun.
+
+    A part of it, made by `within`, ends with it at the latest. A closed deadline is over, and so
+    are its parts: whatever thread still holds one (a name lookup cannot be interrupted) finds that
+    it is too late, even if the process was frozen meanwhile and its clock stood still.
+    """
+
+    def __init__(
+        self,
+        seconds: float,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        parent: "Deadline | None" = None,
+    ) -> None:
+        """Start a budget of `seconds`, counted from now by `clock` (in seconds)."""
+        self._clock = clock
+        self._parent = parent
+        self._ends_at = clock() + seconds
+
+    def remaining(self) -> float:
+        """Return the seconds that are left, 0.0 when it is over."""
+        left = max(0.0, self._ends_at - self._clock())
+        return left if self._parent is None else min(left, self._parent.remaining())
+
+    def over(self) -> bool:
+        """Tell whether no time is left."""
+        return self.remaining() <= 0.0
+
+    def within(self, seconds: float) -> "Deadline":
+        """Return a part of this budget: `seconds` from now, or what is left when that is less."""
+        return Deadline(seconds, clock=self._clock, parent=self)
+
+    def shorten(self, seconds: float) -> None:
+        """End in `seconds` from now, unless it ends sooner anyway."""
+        self._ends_at = min(self._ends_at, self._clock() + seconds)
+
+    def close(self) -> None:
+        """End it now, for every holder."""
+        self._ends_at = float("-inf")

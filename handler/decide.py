@@ -1,0 +1,150 @@
+"""What to do about what was seen. Pure: no clock, no I/O, values in and values out.
+
+An instance is killed for good when its workspace is flipped, so every doubt ends in not flipping.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from handler.model import FOUND, CurrentRow, Sighting, SkipReason, Verdict, Workspace
+
+CANDIDATE_STATUSES = ("online", "degraded")
+EXTERNAL = "external"
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """The settings that a decision rests on; ages in seconds."""
+
+    breaker_max_dead_fraction: float
+    breaker_min_dead: int
+    absent_sightings: int
+    absent_min_age_s: float
+    override_breaker: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Absence:
+    """What is remembered of an instance that EC2 did not know: how often, and since when."""
+
+    instance_id: str
+    sightings: int
+    age_s: float
+
+
+class Action(StrEnum):
+    """What is to become of a workspace that looks dead."""
+
+    FLIP = "flip"
+    WAIT = "wait"
+    HOLD = "hold"
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """One workspace's fate, and why, in words for a person."""
+
+    sighting: Sighting
+    action: Action
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Breaker:
+    """How many look dead, among how many that got an answer, and whether that is too many."""
+
+    dead: int
+    answered: int
+    open: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a cycle is to do, and what it has to remember of absences."""
+
+    decisions: tuple[Decision, ...]
+    breaker: Breaker
+    absent: tuple[Workspace, ...]
+    found_again: tuple[str, ...]
+
+
+def decide(
+    sightings: Iterable[Sighting],
+    absences: Mapping[str, Absence],
+    recently_flipped: frozenset[str],
+    policy: Policy,
+) -> Plan:
+    """Decide about all that was seen in one cycle.
+
+    `absences` are those of earlier cycles, by workspace id; `recently_flipped` are the workspaces
+    flipped within the breaker's window. Decisions are made for the dead and the absent only.
+    """
+    seen = [sighting for sighting in sightings if sighting.verdict is not Verdict.UNKNOWN]
+    breaker = _breaker(seen, recently_flipped, policy)
+    # Where nothing at all is found, it is the account, the Region or the credentials that are wrong.
+    credible = any(sighting.verdict in FOUND for sighting in seen)
+    decisions = []
+    for sighting in seen:
+        if sighting.verdict is Verdict.DEAD:
+            action, reason = Action.FLIP, f"EC2 says {sighting.state}"
+        elif sighting.verdict is Verdict.ABSENT:
+            action, reason = _absent(sighting.workspace, absences, policy, credible=credible)
+        else:
+            continue
+        if action is Action.FLIP and breaker.open:
+            action = Action.HOLD
+            reason = f"the breaker is open: {breaker.dead} of {breaker.answered} look dead; {reason}"
+        decisions.append(Decision(sighting, action, reason))
+    absent = [one.workspace for one in seen if credible and one.verdict is Verdict.ABSENT]
+    found_again = [one.workspace.id for one in seen if one.verdict in FOUND and one.workspace.id in absences]
+    return Plan(tuple(decisions), breaker, tuple(absent), tuple(found_again))
+
+
+def _breaker(seen: Iterable[Sighting], recently_flipped: frozenset[str], policy: Policy) -> Breaker:
+    dead = {one.workspace.id for one in seen if one.verdict in (Verdict.DEAD, Verdict.ABSENT)}
+    dead |= recently_flipped
+    answered = {one.workspace.id for one in seen} | recently_flipped
+    too_many = (
+        not policy.override_breaker
+        and len(dead) >= policy.breaker_min_dead
+        and len(dead) / len(answered) > policy.breaker_max_dead_fraction
+    )
+    return Breaker(len(dead), len(answered), too_many)
+
+
+def _absent(
+    workspace: Workspace, absences: Mapping[str, Absence], policy: Policy, *, credible: bool
+) -> tuple[Action, str]:
+    """Decide about an instance that EC2 does not know; it is eventually consistent."""
+    if not credible:
+        return Action.WAIT, "no instance at all was found in this cycle: account, Region or credentials?"
+    earlier = absences.get(workspace.id)
+    if earlier is None or earlier.instance_id != workspace.instance_id:
+        earlier = Absence(workspace.instance_id, 0, 0.0)
+    count = earlier.sightings + 1
+    history = f"not found {count} times of {policy.absent_sightings}, over {earlier.age_s:.0f} s of "
+    history += f"{policy.absent_min_age_s:.0f} s"
+    if count < policy.absent_sightings or earlier.age_s < policy.absent_min_age_s:
+        return Action.WAIT, history
+    return Action.FLIP, history
+
+
+def confirms(first: Sighting, second: Sighting) -> bool:
+    """Tell whether a second sighting, right before the flip, bears the first one out."""
+    if first.verdict is Verdict.ABSENT:
+        return second.verdict in (Verdict.ABSENT, Verdict.DEAD)
+    return second.verdict is Verdict.DEAD
+
+
+def objection(row: CurrentRow | None, workspace: Workspace) -> SkipReason | None:
+    """Return what the locked row says against flipping the workspace that was probed, if anything."""
+    if row is None:
+        return SkipReason.ROW_GONE
+    if row.status not in CANDIDATE_STATUSES or row.runtime == EXTERNAL:
+        return SkipReason.STATUS_MOVED
+    if not row.instance_id:
+        return SkipReason.INSTANCE_CLEARED
+    if row.instance_id != workspace.instance_id:
+        return SkipReason.INSTANCE_CHANGED
+    return SkipReason.FRESH_HEARTBEAT if row.fresh_heartbeat else None

@@ -1,0 +1,72 @@
+"""Where the next cycle begins, so that nobody is left out. Pure.
+
+The candidates stand in a circle, in the order of their ids. The cursor is the last one up to which
+all were checked; the next cycle goes on behind it, and round past the end. A pass is complete when
+the cursor has come round to where the pass began. Workspaces that looked dead, and for which there
+was no time left to act, are remembered by name and come first of all.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+BEFORE_ALL = "00000000-0000-0000-0000-000000000000"
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """The cursor, where its pass began, and who comes first; all are workspace ids."""
+
+    cursor: str = BEFORE_ALL
+    pass_began_at: str = BEFORE_ALL
+    first: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """The sweep for the next cycle, and whether a pass was completed with this one."""
+
+    sweep: Sweep
+    completed_pass: bool
+
+
+def advance(
+    sweep: Sweep,
+    selected: Sequence[str],
+    *,
+    all_selected: bool,
+    checked: Collection[str],
+    out_of_time: Sequence[str],
+    most_first: int,
+) -> Progress:
+    """Return how far a full cycle got.
+
+    `selected` are the cycle's candidates in their fair order, `all_selected` tells that no limit
+    cut them short. `checked` got a verdict; `out_of_time` of those looked dead and were not acted
+    on. At most `most_first` of these are remembered by name, so that they cannot crowd out the
+    rest; from the first one beyond that the cursor starts again.
+    """
+    brought_forward = set(sweep.first)
+    unchecked = set(selected).difference(checked)
+    first = [one for one in sweep.first if one in unchecked]
+    first += [one for one in out_of_time if one not in first]
+    undone = set(first[most_first:])
+    done, left = [], None
+    for one in selected:
+        if one in brought_forward:
+            continue
+        if one in unchecked or one in undone:
+            left = one
+            break
+        done.append(one)
+    cursor = done[-1] if done else sweep.cursor
+
+    def place(one: str) -> tuple[bool, str]:
+        """Return its place in the circle that begins behind the old cursor."""
+        return one <= sweep.cursor, one
+
+    if left is not None:
+        completed = place(left) > place(sweep.pass_began_at)
+    else:
+        completed = all_selected or (bool(done) and place(cursor) >= place(sweep.pass_began_at))
+    began_at = cursor if completed else sweep.pass_began_at
+    return Progress(Sweep(cursor, began_at, tuple(first[:most_first])), completed)

@@ -1,0 +1,111 @@
+"""Act, first half: probe what looks dead a second time, and flip what is still dead at once."""
+
+from collections.abc import Callable
+
+from handler.deadline import Deadline
+from handler.decide import Action, Plan, confirms
+from handler.errors import LeaseLostError, RegistryError, RowLockedError
+from handler.model import Flip, Report, Sighting, SkipReason
+from handler.probes import Probe
+from handler.registry import Fleet
+from handler.settings import Settings
+from handler.telemetry import Story
+
+# So few at a time that the flip follows the second probe within moments.
+CONFIRMED_AT_ONCE = 100
+
+# Flips one workspace, or would: returns why not, if not.
+Attempt = Callable[[Deadline, Sighting], SkipReason | None]
+
+
+class Flips:
+    """The flips of one cycle."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        probe: Probe,
+        settings: Settings,
+        selected_at: str,
+        report: Report,
+        story: Story,
+    ) -> None:
+        """Act on candidates that were selected at `selected_at` (the database's text for it)."""
+        self._fleet = fleet
+        self._probe = probe
+        self._settings = settings
+        self._selected_at = selected_at
+        self._report = report
+        self._story = story
+        self.out_of_time: list[str] = []
+
+    def carry_out(self, plan: Plan, deadline: Deadline) -> None:
+        """Flip what the plan says, as far as the time goes."""
+        self._each_confirmed(plan, deadline, self._flip)
+
+    def rehearse(self, plan: Plan, deadline: Deadline) -> None:
+        """Find out what `carry_out` would do, and write nothing."""
+        self._each_confirmed(plan, deadline, self._would_flip)
+
+    def _each_confirmed(self, plan: Plan, deadline: Deadline, attempt: Attempt) -> None:
+        to_flip = [one.sighting for one in plan.decisions if one.action is Action.FLIP]
+        for start in range(0, len(to_flip), CONFIRMED_AT_ONCE):
+            unconfirmed = {one.workspace.id: one for one in to_flip[start : start + CONFIRMED_AT_ONCE]}
+            workspaces = [one.workspace for one in unconfirmed.values()]
+            for second in self._probe.sightings(workspaces, deadline):
+                first = unconfirmed.pop(second.workspace.id)
+                if confirms(first, second):
+                    self._attempt(attempt, second, deadline)
+                else:
+                    self._skip(second, SkipReason.NOT_CONFIRMED)
+            for first in unconfirmed.values():
+                self._skip(first, SkipReason.OUT_OF_TIME)
+
+    def _attempt(self, attempt: Attempt, sighting: Sighting, deadline: Deadline) -> None:
+        if deadline.over():
+            self._skip(sighting, SkipReason.OUT_OF_TIME)
+            return
+        try:
+            reason = attempt(deadline.within(self._settings.reconfirm_timeout_seconds), sighting)
+        except RowLockedError:
+            reason = SkipReason.ROW_LOCKED
+        except LeaseLostError:
+            reason = SkipReason.OUT_OF_TIME
+        except RegistryError as error:
+            reason = SkipReason.OUT_OF_TIME if deadline.over() else SkipReason.RECONFIRM_ERROR
+            self._story.trouble("re-read or flip failed", error)
+        if reason is not None:
+            self._skip(sighting, reason)
+
+    def _flip(self, deadline: Deadline, sighting: Sighting) -> SkipReason | None:
+        reason = self._fleet.flip(
+            deadline,
+            sighting,
+            selected_at=self._selected_at,
+            heartbeat_fresh_s=self._settings.heartbeat_fresh_seconds,
+        )
+        if reason is None:
+            self._report.flipped += 1
+            self._note("workspace flipped", sighting)
+        return reason
+
+    def _would_flip(self, deadline: Deadline, sighting: Sighting) -> SkipReason | None:
+        reason = self._fleet.would_flip(
+            deadline,
+            sighting,
+            selected_at=self._selected_at,
+            heartbeat_fresh_s=self._settings.heartbeat_fresh_seconds,
+        )
+        if reason is None:
+            self._note("would flip", sighting)
+        return reason
+
+    def _note(self, message: str, sighting: Sighting) -> None:
+        self._report.flips.append(Flip(sighting.workspace.id, sighting.workspace.instance_id, sighting.state))
+        self._story.tell(message, sighting, f"EC2 said {sighting.state} twice")
+
+    def _skip(self, sighting: Sighting, reason: SkipReason) -> None:
+        self._report.skipped[reason] += 1
+        if reason is SkipReason.OUT_OF_TIME:
+            self.out_of_time.append(sighting.workspace.id)
+        self._story.tell("flip skipped", sighting, reason)

@@ -1,0 +1,140 @@
+"""Act, second half: have the platform restart what is owed a restart.
+
+A claim is committed before each call. A crash after it leaves a debt that nobody touches for a
+while, and then looks at anew: nothing is lost, and nothing is asked for twice.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import assert_never
+
+from handler.deadline import Deadline
+from handler.errors import RegistryError, SecretError
+from handler.model import Debt, Report, Verdict
+from handler.probes import Probe
+from handler.registry import Debts
+from handler.restarts import CALL_SECONDS, CALLS_AT_ONCE, Answer, Platform, Reply, pause
+from handler.settings import Settings
+from handler.telemetry import Story
+
+# More are looked at than may be asked for, since some turn out void or have to be left.
+LOOKED_AT_FACTOR = 2
+# A call that would be cut off at once is not begun: it would only make its debt uncertain.
+SHORTEST_CALL_SECONDS = 0.5
+_A_MOMENT_S = 0.2
+
+_WORDS = {
+    Answer.PAID: "requested",
+    Answer.REFUSED: "failed",
+    Answer.BLOCKED: "blocked",
+    Answer.UNCERTAIN: "uncertain",
+}
+
+
+class Payments:
+    """The restarts that one cycle asks for."""
+
+    def __init__(self, debts: Debts, probe: Probe, settings: Settings, report: Report, story: Story) -> None:
+        """Pay `debts`; `probe` tells whether an instance has come alive meanwhile."""
+        self._debts = debts
+        self._probe = probe
+        self._settings = settings
+        self._report = report
+        self._story = story
+        self._told_to_wait = False
+
+    def pay(
+        self,
+        platform: Callable[[Deadline], Platform] | None,
+        deadline: Deadline,
+        closing: Deadline,
+        *,
+        own_only: bool,
+    ) -> None:
+        """Ask for what is due, as far as the time goes; `own_only` leaves other cycles' debts alone."""
+        if platform is None or deadline.over():
+            return
+        try:
+            most = self._settings.restarts_per_cycle * LOOKED_AT_FACTOR
+            due = self._debts.due(deadline, limit=most, own_only=own_only)
+            if due:
+                self._ask_for(self._still_dead(due, deadline, closing), platform(deadline), deadline, closing)
+        except (RegistryError, SecretError) as error:
+            self._story.trouble("restarts left for the next cycle", error)
+
+    def _still_dead(self, due: Iterable[Debt], deadline: Deadline, closing: Deadline) -> list[Debt]:
+        """Return the debts whose instance is dead for all that is known; void those of the living."""
+        due = list(due)
+        old = {debt.workspace_id: debt for debt in due if debt.attempts or not debt.of_this_cycle}
+        dead = set()
+        for sighting in self._probe.sightings([debt.as_candidate() for debt in old.values()], deadline):
+            debt = old[sighting.workspace.id]
+            if sighting.verdict in (Verdict.DEAD, Verdict.ABSENT):
+                dead.add(debt.id)
+            elif sighting.verdict is Verdict.RUNNING:
+                self._debts.close(closing, debt, "void")
+                self._void(debt, "the instance is running")
+        return [debt for debt in due if debt.workspace_id not in old or debt.id in dead]
+
+    def _ask_for(self, debts: Iterable[Debt], platform: Platform, deadline: Deadline, closing: Deadline) -> None:
+        claimed = self._claimed(debts, deadline)
+        under_way: dict[Future[Reply], Debt] = {}
+        pool = ThreadPoolExecutor(CALLS_AT_ONCE)
+        try:
+            while True:
+                while len(under_way) < CALLS_AT_ONCE and (debt := next(claimed, None)) is not None:
+                    call = pool.submit(platform.restart, debt, deadline.within(CALL_SECONDS))
+                    under_way[call] = debt
+                ended, _ = wait(under_way, deadline.remaining() + _A_MOMENT_S, FIRST_COMPLETED)
+                if not ended:  # all is done, or what is left hangs in a name lookup, which obeys no timeout
+                    break
+                for call in ended:
+                    self._settle(under_way.pop(call), call.result(), closing)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+        for debt in under_way.values():
+            self._settle(debt, Reply(Answer.UNCERTAIN, "out_of_time"), closing)
+
+    def _claimed(self, debts: Iterable[Debt], deadline: Deadline) -> Iterator[Debt]:
+        """Yield debts right after claiming each, as many as one cycle may ask for."""
+        calls = 0
+        for debt in debts:
+            full = calls >= self._settings.restarts_per_cycle
+            if full or self._told_to_wait or deadline.remaining() < SHORTEST_CALL_SECONDS:
+                return
+            claim = self._debts.claim(deadline, debt, uncertain_s=self._settings.restart_uncertain_seconds)
+            if claim == "claimed":
+                calls += 1
+                yield debt
+            elif claim == "void":
+                self._void(debt, "the row has moved on")
+
+    def _settle(self, debt: Debt, reply: Reply, closing: Deadline) -> None:
+        counts = self._report.restarts
+        pause_s: float | None = pause(debt.refusals, self._settings.restart_retry_seconds)
+        match reply.answer:
+            case Answer.PAID:
+                counts.requested += 1
+            case Answer.REFUSED:
+                counts.failed += 1
+            case Answer.BLOCKED:
+                pass  # it is counted at the end, with those of earlier cycles
+            case Answer.UNCERTAIN:
+                counts.uncertain += 1
+                pause_s = None  # as the claim said
+            case _:
+                assert_never(reply.answer)
+        if reply.retry_after_s is not None:
+            pause_s, self._told_to_wait = reply.retry_after_s, True
+        self._story.restart(f"restart {_WORDS[reply.answer]}", debt, reply.reason, attempt=debt.attempts + 1)
+        try:
+            if reply.answer is Answer.PAID:
+                self._debts.close(closing, debt, "paid")
+            else:
+                self._debts.postpone(closing, debt, reply.answer, pause_s=pause_s)
+        except RegistryError as error:  # the claim keeps it safe
+            self._story.trouble("answer of the platform not noted", error)
+
+    def _void(self, debt: Debt, reason: str) -> None:
+        self._report.restarts.void += 1
+        self._story.restart("restart void", debt, reason, attempt=debt.attempts)

@@ -1,0 +1,160 @@
+"""The platform's control plane (CP), asked about one workspace at a time, many at once."""
+
+import contextlib
+import json
+import queue
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+from urllib.parse import urlencode
+
+from handler.credentials import Tokens
+from handler.deadline import Deadline
+from handler.errors import SecretError
+from handler.model import Sighting, Workspace, sighting_of, unknown
+from handler.probes import fair_share
+from handler.transport import SUCCESS, Transport, TransportError
+
+BODY_LIMIT = 64 * 1024
+_REFUSED = (401, 403)
+_CLOCKS_DIFFER = 0.95  # a wait of ten seconds may end a little early
+
+
+class ControlPlaneProbe:
+    """Asks `GET /cp/workspaces/{id}/status`; anything but a clean answer is UNKNOWN."""
+
+    def __init__(
+        self, base_url: str, tokens: Tokens, deadline: Deadline, *, concurrency: int, timeout_s: float
+    ) -> None:
+        """Ask the CP at `base_url`, at most `concurrency` checks at once, each `timeout_s` in all.
+
+        Fetches the tokens by the deadline; raises SecretError.
+        """
+        self._base_url = base_url
+        self._concurrency = concurrency
+        self._timeout_s = timeout_s
+        self._tokens = tokens
+        self._headers = _headers(tokens.read(deadline))
+        self._renewing = threading.Lock()
+        self._renewed = False
+
+    def sightings(self, workspaces: Sequence[Workspace], deadline: Deadline) -> Iterator[Sighting]:
+        """See Probe. The connections are kept alive between the checks, and closed at the end."""
+        todo = iter(workspaces)
+        taking = threading.Lock()
+        done: queue.SimpleQueue[Sighting | None] = queue.SimpleQueue()
+        enough_s = fair_share(self._timeout_s, deadline)
+        workers = min(self._concurrency, len(workspaces))
+        transport = Transport(connections=workers)
+
+        def work() -> None:
+            while not deadline.over():
+                with taking:
+                    workspace = next(todo, None)
+                if workspace is None:
+                    break
+                sighting = self._check(transport, workspace, deadline, enough_s)
+                if sighting is not None:
+                    done.put(sighting)
+            done.put(None)
+
+        for _ in range(workers):
+            threading.Thread(target=work, daemon=True).start()
+        try:
+            yield from _until_all_end(done, workers, deadline)
+        finally:
+            transport.close()
+
+    def _check(
+        self, transport: Transport, workspace: Workspace, deadline: Deadline, enough_s: float
+    ) -> Sighting | None:
+        started = time.monotonic()
+        check = deadline.within(self._timeout_s)
+        try:
+            state = self._state(transport, workspace, check)
+        except _NoAnswerError as error:
+            had_s = time.monotonic() - started
+            begun_too_late = error.cause == "timeout" and had_s < enough_s * _CLOCKS_DIFFER
+            return None if begun_too_late else unknown(workspace, error.cause)
+        except Exception as error:  # noqa: BLE001 - one check's surprise must not cost the others
+            return unknown(workspace, f"unexpected_{type(error).__name__}")
+        return sighting_of(workspace, state, time.monotonic() - started)
+
+    def _state(self, transport: Transport, workspace: Workspace, check: Deadline) -> str:
+        query = urlencode({"instance_id": workspace.instance_id})
+        url = f"{self._base_url}/cp/workspaces/{workspace.id}/status?{query}"
+        headers = self._headers
+        status, body = self._get(transport, url, headers, check)
+        if status in _REFUSED and self._renew(headers, check):
+            status, body = self._get(transport, url, self._headers, check)
+        if status not in SUCCESS:
+            raise _NoAnswerError(f"http_{status}")
+        return _parsed(body)
+
+    def _get(self, transport: Transport, url: str, headers: Mapping[str, str], check: Deadline) -> tuple[int, bytes]:
+        try:
+            answer = transport.call("GET", url, headers=headers, deadline=check, body_limit=BODY_LIMIT)
+        except TransportError as error:
+            raise _NoAnswerError(error.cause) from error
+        return answer.status, answer.body
+
+    def _renew(self, refused: Mapping[str, str], check: Deadline) -> bool:
+        """Fetch the tokens anew, once; tell whether they differ from the refused ones."""
+        with self._renewing:
+            if not self._renewed:
+                self._renewed = True
+                with contextlib.suppress(SecretError):
+                    self._headers = _headers(self._tokens.read(check, fresh=True))
+            return self._headers != refused
+
+
+class _NoAnswerError(Exception):
+    def __init__(self, cause: str) -> None:
+        super().__init__(cause)
+        self.cause = cause
+
+
+def _headers(tokens: Mapping[str, str]) -> dict[str, str]:
+    headers = {"Accept": "application/json"}
+    if shared_secret := tokens.get("shared_secret"):
+        headers["Authorization"] = f"Bearer {shared_secret}"
+    if admin_token := tokens.get("admin_token"):
+        headers["X-Molecule-Admin-Token"] = admin_token
+    return headers
+
+
+def _until_all_end(done: "queue.SimpleQueue[Sighting | None]", workers: int, deadline: Deadline) -> Iterator[Sighting]:
+    """Yield what the workers put, until each has put its None, or a moment after the deadline.
+
+    The workers end by the deadline of themselves, but for a name lookup, which nothing can cut
+    short: such a one is left behind, and can neither send nor report anything any more.
+    """
+    moment_s = 0.2
+    while workers:
+        try:
+            sighting = done.get(timeout=deadline.remaining() + moment_s)
+        except queue.Empty:
+            return
+        if sighting is None:
+            workers -= 1
+        else:
+            yield sighting
+
+
+def _parsed(body: bytes) -> str:
+    try:
+        answer = json.loads(body.decode("utf-8"), object_pairs_hook=_without_doubles)
+    except (ValueError, RecursionError) as error:
+        raise _NoAnswerError("not_json") from error
+    state = answer.get("state") if isinstance(answer, dict) else None
+    if not isinstance(state, str):
+        raise _NoAnswerError("no_state")
+    return state
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    answer = dict(pairs)
+    if len(answer) != len(pairs):
+        raise ValueError("a key stands twice")
+    return answer

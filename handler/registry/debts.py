@@ -1,0 +1,100 @@
+"""The restarts that are owed, from the flip until the platform has taken them or the row moved on."""
+
+from handler.database import Session, Transaction
+from handler.deadline import Deadline
+from handler.model import Debt
+from handler.registry.lease import Lease
+
+
+class Debts:
+    """The debts as one cycle sees them. Every method raises RegistryError."""
+
+    def __init__(self, session: Session, cycle_id: str, lease: Lease) -> None:
+        """Pay in the name of `cycle_id`, a UUID, as long as it holds `lease`."""
+        self._session = session
+        self._cycle_id = cycle_id
+        self._lease = lease
+
+    def due(self, deadline: Deadline, *, limit: int, own_only: bool) -> list[Debt]:
+        """Return the restarts that may be asked for now, the longest due first."""
+        with self._session.transaction(deadline, read_only=True) as transaction:
+            rows = transaction.run(
+                """
+                SELECT id, workspace_id::text, instance_id, attempts, refusals, cycle_id = CAST(:cycle_id AS uuid)
+                FROM reconciler.restarts
+                WHERE closed_at IS NULL AND next_attempt_at <= now()
+                  AND (cycle_id = CAST(:cycle_id AS uuid) OR NOT :own_only)
+                ORDER BY next_attempt_at, id LIMIT :most
+                """,
+                cycle_id=self._cycle_id,
+                own_only=own_only,
+                most=limit,
+            )
+        return [Debt(*row) for row in rows]
+
+    def claim(self, deadline: Deadline, debt: Debt, *, uncertain_s: float) -> str:
+        """Make sure that nobody asks for this restart for `uncertain_s` seconds, and that it is owed.
+
+        Return `claimed`, `void` (the row moved on: the debt is closed) or `taken` (by another
+        payer). Only after `claimed` may the platform be asked.
+        """
+        with self._session.transaction(deadline) as transaction:
+            self._lease.require(transaction)
+            mine = transaction.run(
+                """
+                SELECT FROM reconciler.restarts
+                WHERE id = :id AND closed_at IS NULL AND next_attempt_at <= now() FOR UPDATE SKIP LOCKED
+                """,
+                id=debt.id,
+            )
+            if not mine:
+                return "taken"
+            rows = transaction.run(
+                "SELECT status::text, instance_id FROM workspaces WHERE id = CAST(:id AS uuid)", id=debt.workspace_id
+            )
+            if [tuple(row) for row in rows] != [("offline", debt.instance_id)]:
+                _close(transaction, debt, "void")
+                return "void"
+            transaction.run(
+                """
+                UPDATE reconciler.restarts
+                SET attempts = attempts + 1, claimed_by = CAST(:cycle_id AS uuid), asked_at = now(),
+                    last_answer = 'asked', next_attempt_at = now() + make_interval(secs => :uncertain_s)
+                WHERE id = :id
+                """,
+                id=debt.id,
+                cycle_id=self._cycle_id,
+                uncertain_s=uncertain_s,
+            )
+        return "claimed"
+
+    def close(self, deadline: Deadline, debt: Debt, outcome: str) -> None:
+        """End a debt as `paid` or `void`."""
+        with self._session.transaction(deadline) as transaction:
+            _close(transaction, debt, outcome)
+
+    def postpone(self, deadline: Deadline, debt: Debt, answer: str, *, pause_s: float | None) -> None:
+        """Note the platform's answer; the next attempt is due in `pause_s`, or as the claim said."""
+        with self._session.transaction(deadline) as transaction:
+            transaction.run(
+                """
+                UPDATE reconciler.restarts
+                SET last_answer = :answer,
+                    refusals = refusals + CASE WHEN CAST(:pause_s AS double precision) IS NULL THEN 0 ELSE 1 END,
+                    next_attempt_at = COALESCE(now() + make_interval(secs => CAST(:pause_s AS double precision)),
+                                               next_attempt_at)
+                WHERE id = :id AND closed_at IS NULL AND claimed_by = CAST(:cycle_id AS uuid)
+                """,
+                id=debt.id,
+                answer=answer,
+                pause_s=pause_s,
+                cycle_id=self._cycle_id,
+            )
+
+
+def _close(transaction: Transaction, debt: Debt, outcome: str) -> None:
+    transaction.run(
+        "UPDATE reconciler.restarts SET closed_at = now(), outcome = :outcome WHERE id = :id AND closed_at IS NULL",
+        id=debt.id,
+        outcome=outcome,
+    )

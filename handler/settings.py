@@ -1,0 +1,258 @@
+"""The environment, read and checked once: frozen values, or one error that names the variable."""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from handler.errors import SettingsError, shown
+from handler.request import APPLY, DRY_RUN
+
+EC2 = "ec2"
+CONTROL_PLANE = "control_plane"
+PASSWORD = "password"  # noqa: S105 - the word that the setting takes, not a password
+IAM = "iam"
+
+# https://www.postgresql.org/docs/current/libpq-ssl.html, weakest first
+SSLMODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
+_ENCRYPTED = ("require", "verify-ca", "verify-full")
+
+_SECRET_ARN = re.compile(r"arn:aws[a-z-]*:secretsmanager:[a-z0-9-]+:\d{12}:secret:[\w/+=.@!-]+")
+_HEADER_VALUE = re.compile(r"[\x21-\x7e]+")
+_WHOLE_NUMBER = re.compile(r"\d{1,15}")
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """Where the database is. What is None has to come from the secret."""
+
+    host: str | None
+    port: int
+    name: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Database:
+    """How to reach the platform's database: a login of its own, or a secret that holds it."""
+
+    server: Server
+    user: str | None
+    password: str | None
+    secret_arn: str | None
+    auth: str
+    sslmode: str
+    ca_file: str | None
+
+    def __repr__(self) -> str:
+        """Leave the login out."""
+        return f"Database(server={self.server!r}, sslmode={self.sslmode!r})"
+
+
+@dataclass(frozen=True, slots=True)
+class Remote:
+    """An HTTP system: its base address, and the tokens, or the secret that holds them."""
+
+    base_url: str
+    secret_arn: str | None
+    fields: tuple[str, ...]
+    tokens: Mapping[str, str]
+
+    def __repr__(self) -> str:
+        """Leave the tokens out."""
+        return f"Remote(base_url={self.base_url!r})"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All settings. Times are in seconds, as the names say."""
+
+    probe: str
+    mode: str
+    database: Database
+    control_plane: Remote | None
+    platform: Remote | None
+    platform_org_id: str | None
+    cycle_deadline_seconds: float
+    probe_timeout_seconds: float
+    reconfirm_timeout_seconds: float
+    probe_concurrency: int
+    candidate_limit: int
+    breaker_max_dead_fraction: float
+    breaker_min_dead: int
+    breaker_window_seconds: float
+    absent_sightings: int
+    absent_min_age_seconds: float
+    heartbeat_fresh_seconds: float
+    restarts_per_cycle: int
+    restart_retry_seconds: float
+    restart_uncertain_seconds: float
+
+    @staticmethod
+    def from_env(environment: Mapping[str, str]) -> "Settings":
+        """Read the variables of the environment; an empty one counts as unset.
+
+        Raises SettingsError, which names the variable and what was expected of it.
+        """
+        env = _Environment(environment)
+        probe = env.word("PROBE", (EC2, CONTROL_PLANE), EC2)
+        control_plane = env.remote("CP", {"shared_secret": "CP_SHARED_SECRET", "admin_token": "CP_ADMIN_TOKEN"})
+        if probe == CONTROL_PLANE and control_plane is None:
+            raise SettingsError("CP_BASE_URL: not set; expected an http(s) address, as PROBE is control_plane")
+        return Settings(
+            probe=probe,
+            mode=env.word("MODE", (APPLY, DRY_RUN), APPLY),
+            database=database_from(environment),
+            control_plane=control_plane,
+            platform=env.remote("PLATFORM", {"token": "PLATFORM_TOKEN"}),
+            platform_org_id=env.header_value("PLATFORM_ORG_ID"),
+            cycle_deadline_seconds=env.number("CYCLE_DEADLINE_SECONDS", 45, 1, 900),
+            probe_timeout_seconds=env.number("PROBE_TIMEOUT_SECONDS", 10, 0.01, 900),
+            reconfirm_timeout_seconds=env.number("RECONFIRM_TIMEOUT_SECONDS", 5, 0.01, 900),
+            probe_concurrency=env.whole("PROBE_CONCURRENCY", 64, 1, 1024),
+            candidate_limit=env.whole("CANDIDATE_LIMIT", 100_000, 1, 10_000_000),
+            breaker_max_dead_fraction=env.number("BREAKER_MAX_DEAD_FRACTION", 0.5, 0, 1),
+            breaker_min_dead=env.whole("BREAKER_MIN_DEAD", 3, 1, 10_000_000),
+            breaker_window_seconds=env.number("BREAKER_WINDOW_SECONDS", 600, 0, 86_400),
+            absent_sightings=env.whole("ABSENT_SIGHTINGS", 3, 1, 1000),
+            absent_min_age_seconds=env.number("ABSENT_MIN_AGE_SECONDS", 120, 0, 3600),
+            heartbeat_fresh_seconds=env.number("HEARTBEAT_FRESH_SECONDS", 60, 0, 86_400),
+            restarts_per_cycle=env.whole("RESTARTS_PER_CYCLE", 100, 0, 100_000),
+            restart_retry_seconds=env.number("RESTART_RETRY_SECONDS", 60, 0, 86_400),
+            restart_uncertain_seconds=env.number("RESTART_UNCERTAIN_SECONDS", 300, 1, 86_400),
+        )
+
+
+def database_from(environment: Mapping[str, str]) -> Database:
+    """Read the DATABASE_* variables alone. Raises SettingsError, which names the variable."""
+    env = _Environment(environment)
+    url, secret_arn = env.text("DATABASE_URL"), env.secret_arn("DATABASE_SECRET_ARN")
+    if (url is None) == (secret_arn is None):
+        found = "neither is set" if url is None else "both are set"
+        raise SettingsError(f"DATABASE_URL, DATABASE_SECRET_ARN: {found}; expected exactly one of the two")
+    sslmode = env.word("DATABASE_SSLMODE", SSLMODES, "verify-full")
+    user = password = None
+    server = Server(
+        host=env.text("DATABASE_HOST"),
+        port=env.whole("DATABASE_PORT", 5432, 1, 65535),
+        name=env.text("DATABASE_NAME"),
+    )
+    if url is not None:
+        server, user, password, sslmode = _parsed_url(url, sslmode)
+    auth = env.word("DATABASE_AUTH", (PASSWORD, IAM), PASSWORD)
+    if auth == IAM and sslmode not in _ENCRYPTED:
+        expected = f"{', '.join(_ENCRYPTED)} (a token must not travel in the clear)"
+        raise SettingsError(f"DATABASE_SSLMODE: found {sslmode} with DATABASE_AUTH=iam; expected {expected}")
+    return Database(server, user, password, secret_arn, auth, sslmode, env.file("DATABASE_CA_FILE"))
+
+
+def _parsed_url(url: str, sslmode: str) -> tuple[Server, str, str | None, str]:
+    """Take a DATABASE_URL apart. It holds a password, so no error shows any of it."""
+    expected = "postgresql://user:password@host:port/name?sslmode=…"
+    try:
+        parts = urlsplit(url)
+        host, port, user = parts.hostname, parts.port, parts.username
+        options = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
+    except ValueError:
+        raise SettingsError(f"DATABASE_URL: not a valid address; expected {expected}") from None
+    name = unquote(parts.path.removeprefix("/"))
+    if parts.scheme not in ("postgresql", "postgres") or port == 0 or parts.fragment:
+        raise SettingsError(f"DATABASE_URL: not a PostgreSQL address; expected {expected}")
+    for part, found in (("user", user), ("host", host), ("database name", name)):
+        if not found:
+            raise SettingsError(f"DATABASE_URL: it has no {part}; expected {expected}")
+    if options.keys() - {"sslmode"}:
+        raise SettingsError(f"DATABASE_URL: it has an option other than sslmode; expected {expected}")
+    sslmode = options.get("sslmode", sslmode)
+    if sslmode not in SSLMODES:
+        raise SettingsError(f"DATABASE_URL: its sslmode is unknown; expected one of {', '.join(SSLMODES)}")
+    password = None if parts.password is None else unquote(parts.password)
+    return Server(host, port or 5432, name), unquote(user or ""), password, sslmode
+
+
+def header_safe(value: str) -> bool:
+    """Tell whether a value may travel in an HTTP header: visible ASCII, no blanks (RFC 9110, 5.5)."""
+    return bool(_HEADER_VALUE.fullmatch(value))
+
+
+class _Environment:
+    """Variables by name, each taken in one of the few forms that there are."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self._environment = environment
+
+    def text(self, name: str) -> str | None:
+        return self._environment.get(name) or None
+
+    def word(self, name: str, words: tuple[str, ...], default: str) -> str:
+        value = self.text(name) or default
+        if value not in words:
+            raise SettingsError(f"{name}: found {shown(value)}; expected {' or '.join(words)}")
+        return value
+
+    def number(self, name: str, default: float, least: float, most: float) -> float:
+        value = self.text(name)
+        if value is None:
+            return default
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        if not least <= number <= most:  # which nan never is
+            raise SettingsError(f"{name}: found {shown(value)}; expected a number from {least} to {most}")
+        return number
+
+    def whole(self, name: str, default: int, least: int, most: int) -> int:
+        value = self.text(name)
+        if value is None:
+            return default
+        if not _WHOLE_NUMBER.fullmatch(value) or not least <= int(value) <= most:
+            raise SettingsError(f"{name}: found {shown(value)}; expected a whole number from {least} to {most}")
+        return int(value)
+
+    def file(self, name: str) -> str | None:
+        value = self.text(name)
+        if value is not None and not Path(value).is_file():
+            raise SettingsError(f"{name}: found {shown(value)}; expected a file of certificates (PEM)")
+        return value
+
+    def secret_arn(self, name: str) -> str | None:
+        value = self.text(name)
+        if value is not None and not _SECRET_ARN.fullmatch(value):
+            raise SettingsError(f"{name}: not the ARN of a secret; expected arn:aws:secretsmanager:…:secret:…")
+        return value
+
+    def header_value(self, name: str) -> str | None:
+        """Take what will travel in an HTTP header; it may be a secret, so no error shows it."""
+        value = self.text(name)
+        if value is not None and not header_safe(value):
+            raise SettingsError(f"{name}: it has a blank or a character that no HTTP header may hold")
+        return value
+
+    def remote(self, prefix: str, token_variables: Mapping[str, str]) -> Remote | None:
+        """Take a system's address and its tokens, each in a variable of its own or all in a secret."""
+        secret_arn = self.secret_arn(f"{prefix}_SECRET_ARN")
+        tokens = {field: self.header_value(name) for field, name in token_variables.items()}
+        given = [token_variables[field] for field, token in tokens.items() if token]
+        if secret_arn and given:
+            raise SettingsError(f"{prefix}_SECRET_ARN, {', '.join(given)}: both are set; expected one of the two")
+        base_url = self._address(f"{prefix}_BASE_URL")
+        if base_url is None:
+            return None
+        given_tokens = {field: token for field, token in tokens.items() if token}
+        return Remote(base_url, secret_arn, tuple(token_variables), given_tokens)
+
+    def _address(self, name: str) -> str | None:
+        value = self.text(name)
+        if value is None:
+            return None
+        expected = "an address like https://host/path, without user, query or fragment"
+        try:
+            parts = urlsplit(value)
+            usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            usable = False
+        if not usable or "@" in value or "?" in value or "#" in value or not header_safe(value):
+            raise SettingsError(f"{name}: not usable; expected {expected}")
+        return value.rstrip("/")

@@ -1,0 +1,199 @@
+"""HTTP calls, each bounded as a whole: its time from first to last byte, and its body.
+
+urllib3's timeouts (like every client's that is built on sockets) start anew with each packet, so a
+server that drips a byte a second holds a call for ever. Here the connection itself cuts every wait
+from the deadline of the call that is under way on its thread. It also notes whether anything was
+sent: a request that never left is a refusal, one that left is uncertain until it is answered.
+"""
+
+import http.client
+import io
+import socket
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import urllib3
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+
+from handler.deadline import Deadline
+
+_FAILURES = (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError, ValueError)
+# RFC 9110, 15.3
+SUCCESS = range(200, 300)
+
+
+class TransportError(Exception):
+    """No answer, or none that may be used.
+
+    `cause` is a word of ours; `sent` tells whether the request may have reached the remote.
+    """
+
+    def __init__(self, cause: str, *, sent: bool) -> None:
+        """Take the cause, and whether the request may have left."""
+        super().__init__(cause)
+        self.cause = cause
+        self.sent = sent
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole answer. Its headers and body are never logged."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class Transport:
+    """A pool of kept-alive connections. Follows no redirect, retries nothing, uses no proxy."""
+
+    def __init__(self, *, connections: int) -> None:
+        """Keep up to `connections` idle connections to each host."""
+        self._pools = urllib3.PoolManager(maxsize=connections, retries=False)
+        self._pools.pool_classes_by_scheme = {"http": _HttpPool, "https": _HttpsPool}
+
+    def call(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str],
+        deadline: Deadline,
+        body_limit: int,
+        body: bytes | None = None,
+    ) -> Answer:
+        """Send a request and read its whole answer, of at most `body_limit` bytes, by the deadline.
+
+        Raises TransportError.
+        """
+        response = self.open(method, url, headers=headers, deadline=deadline, body=body)
+        try:
+            content = _read(response, body_limit)
+        except _FAILURES as error:
+            raise TransportError(_cause(error), sent=True) from error
+        return Answer(response.status, response.headers, content)
+
+    def open(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str],
+        deadline: Deadline,
+        body: bytes | None = None,
+    ) -> urllib3.BaseHTTPResponse:
+        """Send a request and return its answer unread, whose body is bounded by the deadline too.
+
+        Raises TransportError.
+        """
+        _call.deadline, _call.sent = deadline, False
+        try:
+            return self._pools.urlopen(
+                method,
+                url,
+                body=body,
+                headers=dict(headers),
+                redirect=False,
+                retries=False,
+                preload_content=False,
+                timeout=urllib3.Timeout(total=max(deadline.remaining(), 0.001)),
+            )
+        except _FAILURES as error:
+            raise TransportError(_cause(error), sent=_call.sent) from error
+
+    def close(self) -> None:
+        """Close the idle connections."""
+        self._pools.clear()
+
+
+class _Call(threading.local):
+    """The call that is under way on this thread."""
+
+    deadline = Deadline(0)
+    sent = False
+
+
+_call = _Call()
+
+
+class _Bounded(HTTPConnection):
+    """A connection that sends nothing, and waits for nothing, past its call's deadline."""
+
+    def send(self, data: Any) -> None:
+        if self.sock is None:
+            self.connect()
+        if _call.deadline.over():  # a name lookup obeys no timeout
+            raise TimeoutError
+        _call.sent = True
+        super().send(data)
+
+    def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override]  # urllib3 overrides it likewise
+        self.response_class = partial(_BoundedResponse, deadline=_call.deadline)  # type: ignore[assignment]
+        return super().getresponse()
+
+
+class _BoundedHttps(_Bounded, HTTPSConnection):
+    pass
+
+
+class _HttpPool(HTTPConnectionPool):
+    ConnectionCls = _Bounded
+
+
+class _HttpsPool(HTTPSConnectionPool):
+    ConnectionCls = _BoundedHttps
+
+
+class _BoundedResponse(http.client.HTTPResponse):
+    def __init__(self, sock: socket.socket, *args: Any, deadline: Deadline, **options: Any) -> None:
+        super().__init__(sock, *args, **options)
+        self.fp = io.BufferedReader(_BoundedReader(self.fp.detach(), sock, deadline))
+
+
+class _BoundedReader(io.RawIOBase):
+    def __init__(self, raw: io.RawIOBase, sock: socket.socket, deadline: Deadline) -> None:
+        self._raw, self._sock, self._deadline = raw, sock, deadline
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        if self._deadline.over():
+            raise TimeoutError
+        self._sock.settimeout(self._deadline.remaining())
+        return self._raw.readinto(buffer)
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+def _read(response: urllib3.BaseHTTPResponse, limit: int) -> bytes:
+    content = b""
+    while len(content) <= limit:
+        part = response.read(limit + 1 - len(content), decode_content=False)
+        if not part:
+            return content
+        content += part
+    response.close()
+    raise ValueError("oversize")
+
+
+def _cause(error: Exception) -> str:
+    match error:
+        case urllib3.exceptions.TimeoutError() | TimeoutError():
+            return "timeout"
+        case urllib3.exceptions.NameResolutionError():
+            return "name_lookup_failed"
+        case urllib3.exceptions.NewConnectionError():
+            return "connection_refused"
+        case urllib3.exceptions.SSLError():
+            return "tls_failed"
+        case ValueError(args=("oversize",)):
+            return "oversize"
+        case _:
+            return "broken_connection"
