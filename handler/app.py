@@ -16,9 +16,10 @@ from handler.deadline import Deadline
 from handler.probes import Probe
 from handler.probes.control_plane import ControlPlaneProbe
 from handler.probes.ec2 import CALLS_AT_ONCE, Ec2Probe
+from handler.probes.ec2_api import Ec2Api
 from handler.registry import Registry
 from handler.restarts import Platform
-from handler.settings import CONTROL_PLANE, Remote, Settings
+from handler.settings import CONTROL_PLANE, EC2, Remote, Settings
 from handler.telemetry import cycle_finished, emit_metrics, logger
 from handler.transport import Transport
 
@@ -37,6 +38,8 @@ class Warm:
         self.environment = dict(environment)
         self.settings = Settings.from_env(environment)
         self.aws = Aws(Transport(connections=CALLS_AT_ONCE))
+        if self.settings.probe == EC2:
+            self.aws.require_region()
         self.secrets = Secrets(self.aws.secret_text)
         self.session = Session(self.settings.database, self.secrets, self.aws.database_token)
 
@@ -64,7 +67,8 @@ class Warm:
                 concurrency=settings.probe_concurrency,
                 timeout_s=settings.probe_timeout_seconds,
             )
-        return Ec2Probe(partial(self.aws.call, "ec2"), timeout_s=settings.probe_timeout_seconds)
+        api = Ec2Api(partial(self.aws.call, "ec2"), timeout_s=settings.probe_timeout_seconds)
+        return Ec2Probe(api, timeout_s=settings.probe_timeout_seconds)
 
     def _platform(self, remote: Remote, deadline: Deadline) -> Platform:
         tokens = Tokens(remote, "PLATFORM_SECRET_ARN", self.secrets)

@@ -5,6 +5,7 @@ botocore's own timeouts are per socket operation and fixed when a client is made
 https://docs.aws.amazon.com/boto3/latest/guide/events.html
 """
 
+import os
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -14,6 +15,7 @@ from botocore.awsrequest import AWSResponse
 from botocore.config import Config
 
 from handler.deadline import Deadline
+from handler.errors import SettingsError
 from handler.transport import Transport
 
 BODY_LIMIT = 64 * 1024 * 1024
@@ -25,10 +27,17 @@ class Aws:
     def __init__(self, transport: Transport) -> None:
         """Send every call by `transport`."""
         self._transport = transport
-        self._session = boto3.session.Session()
+        # Lambda sets both variables; botocore reads the second only.
+        region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+        self._session = boto3.session.Session(region_name=region)
         self._clients: dict[str, Any] = {}
         self._making = threading.Lock()
         self._call = threading.local()
+
+    def require_region(self) -> None:
+        """Raise SettingsError if nothing says which Region's EC2 to ask."""
+        if self._session.region_name is None:
+            raise SettingsError("AWS_REGION: not set; expected the Region of the instances, as PROBE is ec2")
 
     def client(self, service: str) -> Any:
         """Return the service's client, whose calls are bounded only when made by `call`."""

@@ -12,8 +12,9 @@ from urllib.parse import urlencode
 from handler.credentials import Tokens
 from handler.deadline import Deadline
 from handler.errors import SecretError
-from handler.model import Sighting, Workspace, sighting_of, unknown
+from handler.model import Sighting, Verdict, Workspace, sighting_of, unknown
 from handler.probes import fair_share
+from handler.probes.gate import Gate
 from handler.transport import SUCCESS, Transport, TransportError
 
 BODY_LIMIT = 64 * 1024
@@ -38,6 +39,7 @@ class ControlPlaneProbe:
         self._headers = _headers(tokens.read(deadline))
         self._renewing = threading.Lock()
         self._renewed = False
+        self._gate = Gate(concurrency)
 
     def sightings(self, workspaces: Sequence[Workspace], deadline: Deadline) -> Iterator[Sighting]:
         """See Probe. The connections are kept alive between the checks, and closed at the end."""
@@ -49,14 +51,15 @@ class ControlPlaneProbe:
         transport = Transport(connections=workers)
 
         def work() -> None:
-            while not deadline.over():
+            while self._gate.enter(deadline):
                 with taking:
                     workspace = next(todo, None)
-                if workspace is None:
-                    break
-                sighting = self._check(transport, workspace, deadline, enough_s)
+                sighting = None if workspace is None else self._check(transport, workspace, deadline, enough_s)
+                self._gate.leave(answered=None if sighting is None else sighting.verdict is not Verdict.UNKNOWN)
                 if sighting is not None:
                     done.put(sighting)
+                if workspace is None:
+                    break
             done.put(None)
 
         for _ in range(workers):
