@@ -8,9 +8,11 @@ https://docs.aws.amazon.com/boto3/latest/guide/events.html
 import os
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import boto3
+import botocore.session
 from botocore.awsrequest import AWSResponse
 from botocore.config import Config
 
@@ -18,6 +20,9 @@ from handler.deadline import Deadline
 from handler.errors import SettingsError
 from handler.transport import Transport
 
+# botocore's description of EC2, cut down to what is asked and read here. The whole one takes longer to load
+# than everything else together, and botocore parses all that a description names.
+MODELS = Path(__file__).parent / "aws_models"
 BODY_LIMIT = 64 * 1024 * 1024
 
 
@@ -27,9 +32,11 @@ class Aws:
     def __init__(self, transport: Transport) -> None:
         """Send every call by `transport`."""
         self._transport = transport
+        core = botocore.session.Session()
+        core.get_component("data_loader").search_paths.insert(0, str(MODELS))
         # Lambda sets both variables; botocore reads the second only.
         region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-        self._session = boto3.session.Session(region_name=region)
+        self._session = boto3.session.Session(botocore_session=core, region_name=region)
         self._clients: dict[str, Any] = {}
         self._making = threading.Lock()
         self._call = threading.local()

@@ -1,0 +1,164 @@
+"""The installer's door: applies the project's SQL as the database's owner. Invoked by hand, at every upgrade.
+
+It is a function of its own, with a secret of its own: the reconciler must not own what it works on. The files are those
+that psql takes, and are applied in one transaction: all of them, or nothing.
+"""
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from handler.aws import Aws
+from handler.credentials import Secrets
+from handler.database import Session, Transaction
+from handler.deadline import Deadline
+from handler.errors import RegistryError, RequestError, RightsMissingError, SchemaMissingError, SettingsError, shown
+from handler.registry.rights import _RIGHTS_TO_APPLY as RIGHTS_TO_APPLY
+from handler.settings import database_from
+from handler.telemetry import logger
+from handler.transport import Transport
+
+FILES = ("infra/schema.sql", "infra/grants.sql")
+_ROOT = Path(__file__).parent.parent
+
+_SECONDS = 50.0
+_LAMBDA_RESERVE_SECONDS = 3.0
+
+_ROLE_BYTES = 63  # PostgreSQL cuts longer names off
+# GRANT takes these for words of its own, even in quotes: "public" would be everybody.
+_RESERVED_ROLES = ("public", "none")
+_CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f]")
+
+
+def lambda_handler(event: Any, context: Any) -> dict[str, Any]:
+    """Apply schema and grants, and return what that changed.
+
+    Takes `{"install": true}`, and with it `"role"`, the role to give the rights to in place of the one that
+    DATABASE_ROLE names. Raises ReconcilerError.
+    """
+    role = requested_role(event, os.environ)
+    aws = Aws(Transport(connections=1))
+    session = Session(database_from(os.environ), Secrets(aws.secret_text), aws.database_token)
+    try:
+        report = install(session, role, Deadline(_seconds(context)))
+    finally:
+        session.close()
+        aws.close()
+    logger.info("installed", report=report)
+    return report
+
+
+def requested_role(event: object, environment: Mapping[str, str]) -> str:
+    """Return the role that the event asks for, or the environment's. Raises RequestError, SettingsError."""
+    if not isinstance(event, Mapping):
+        raise RequestError(f"event: found {shown(event)}; expected a JSON object")
+    for name in event:
+        if name not in ("install", "role"):
+            raise RequestError(f"event field {shown(name)}: unknown; expected install and, if need be, role")
+    if event.get("install") is not True:
+        raise RequestError(f"event field install: found {shown(event.get('install'))}; expected true")
+    expected = f"the name of a database role, of 1 to {_ROLE_BYTES} bytes"
+    if "role" in event:
+        if not _is_role(event["role"]):
+            raise RequestError(f"event field role: found {shown(event['role'])}; expected {expected}")
+        return str(event["role"])
+    role = environment.get("DATABASE_ROLE")
+    if not _is_role(role):
+        raise SettingsError(f"DATABASE_ROLE: found {shown(role)}; expected {expected} (or the event field role)")
+    return str(role)
+
+
+def _is_role(name: object) -> bool:
+    return (
+        isinstance(name, str)
+        and 0 < len(name.encode(errors="replace")) <= _ROLE_BYTES
+        and not _CONTROL_CHARACTER.search(name)
+        and name not in _RESERVED_ROLES
+    )
+
+
+def install(session: Session, role: str, deadline: Deadline) -> dict[str, Any]:
+    """Apply the files in one transaction; return what was not there before. Raises RegistryError, SecretError."""
+    with session.transaction(deadline) as transaction:
+        if not transaction.run("SELECT FROM pg_roles WHERE rolname = :role", role=role):
+            raise RegistryError(f"the database has no role {role}: create it, with LOGIN")
+        relations, lacking = _own_relations(transaction), _lacking_rights(transaction, role)
+        for file in FILES:
+            with _naming(file):
+                transaction.run((_ROOT / file).read_text().replace(':"role"', _quoted(role)))
+        still_lacking = _lacking_rights(transaction, role)
+        if still_lacking:
+            # PostgreSQL only warns when somebody grants what is not theirs to grant.
+            raise RightsMissingError(
+                f"the installer's login may not grant {', '.join(still_lacking)}: it has to be the tables' owner"
+            )
+        return {
+            "role": role,
+            "applied": list(FILES),
+            "created": sorted(_own_relations(transaction) - relations),
+            "granted": lacking,
+        }
+
+
+@contextmanager
+def _naming(file: str) -> Iterator[None]:
+    """Say which file failed, and who could apply it."""
+    try:
+        yield
+    except RightsMissingError as error:
+        raise RightsMissingError(
+            f"{file}: {_said(error)}: the installer's login has to own the platform's tables and may need"
+            " CREATE on the database"
+        ) from error
+    except SchemaMissingError as error:
+        raise SchemaMissingError(f"{file}: {_said(error)}: is this the platform's database?") from error
+
+
+def _said(error: RegistryError) -> str:
+    """Return the server's own message."""
+    cause = error.__cause__
+    fields = cause.args[0] if cause is not None and cause.args and isinstance(cause.args[0], dict) else {}
+    return str(fields.get("M", error))
+
+
+def _own_relations(transaction: Transaction) -> set[str]:
+    """Return the names of the tables and indexes in the reconciler's schema."""
+    rows = transaction.run(
+        """
+        SELECT concat('reconciler.', relname) FROM pg_class
+        WHERE relnamespace = to_regnamespace('reconciler') AND relkind IN ('r', 'i')
+        """
+    )
+    return {name for (name,) in rows}
+
+
+def _lacking_rights(transaction: Transaction, role: str) -> list[str]:
+    """Return what the role may not do yet, of what the reconciler has to."""
+    rows = transaction.run(
+        """
+        SELECT needed, field, name FROM unnest(CAST(:tables AS text[]), CAST(:fields AS text[]),
+                                               CAST(:rights AS text[])) AS asked (name, field, needed)
+        WHERE CASE WHEN to_regclass(name) IS NULL THEN true
+                   WHEN field IS NULL THEN NOT has_table_privilege(CAST(:role AS name), to_regclass(name), needed)
+                   ELSE NOT has_column_privilege(CAST(:role AS name), to_regclass(name), field, needed) END
+        """,
+        role=role,
+        tables=[table for table, _, _ in RIGHTS_TO_APPLY],
+        fields=[field for _, field, _ in RIGHTS_TO_APPLY],
+        rights=[right for _, _, right in RIGHTS_TO_APPLY],
+    )
+    return [f"{right} ({field}) on {table}" if field else f"{right} on {table}" for right, field, table in rows]
+
+
+def _quoted(name: str) -> str:
+    """Quote an identifier, as psql's `:"name"` does."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _seconds(context: Any) -> float:
+    """Return the time there is: less than what Lambda leaves, so that it ends with an error of its own."""
+    left = getattr(context, "get_remaining_time_in_millis", None)
+    return _SECONDS if left is None else max(0.0, min(_SECONDS, left() / 1000 - _LAMBDA_RESERVE_SECONDS))
