@@ -1,0 +1,132 @@
+# Everything that a person or CI does here is a target; `make` alone lists them.
+# Needs make and Python >= 3.11 (PYTHON=python3.13 picks another one); the rest is installed into $(VENV).
+
+PYTHON  ?= python3
+VENV    ?= .venv
+WORKERS ?= auto
+ARGS    ?=
+
+PY     := $(VENV)/bin/python
+STAMP  := $(VENV)/.installed
+SAM    := SAM_CLI_TELEMETRY=0 .venv-deploy/bin/sam
+BUILT  := .aws-sam/build/template.yaml
+TOOLS  := .venv-deploy/.installed .venv-checkov/.installed .venv-lambda/.installed
+
+# What the artifact is made of; the directories notice when a file goes.
+PACKAGED := requirements/runtime.txt $(shell find handler -name '*.py' -o -name '*.json' -o -type d ! -name __pycache__) \
+  $(wildcard infra/*.sql infra/ca infra/ca/*.pem)
+
+# A Python 3.13 that really runs (a version manager's shim may exist without one behind it), or nothing.
+DEPLOYED_PYTHON = $(shell for candidate in python3.13 "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/3.13.*/bin/python3.13 \
+  "$$HOME"/.local/share/uv/python/cpython-3.13.*/bin/python3.13; \
+  do "$$candidate" -c 'import sys, venv; print(sys.executable)' 2>/dev/null && break; done)
+
+# Packages are installed uncompiled, which saves a third of `make setup`: whoever imports one first keeps its bytecode.
+unexport PYTHONDONTWRITEBYTECODE
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+##@ Use
+
+.PHONY: help
+help: ## list the targets
+	@awk 'BEGIN { FS = ":.*## " } \
+	  /^##@/ { printf "\n%s\n", substr($$0, 5) } \
+	  /^[a-z][a-z-]*:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: setup
+setup: $(STAMP) ## install everything into .venv (other targets do it when needed)
+
+.PHONY: demo
+demo: $(STAMP) ## one cycle on a made-up fleet; ARGS="--probe control_plane --watch", ARGS=--help lists the rest
+	@$(PY) -m sandbox.demo $(ARGS)
+
+##@ Deploy
+
+.PHONY: build
+build: $(BUILT) ## build what Lambda runs, into .aws-sam/build
+
+.PHONY: validate
+validate: .venv-deploy/.installed .venv-checkov/.installed ## check the template with SAM, cfn-lint and checkov
+	$(SAM) validate --lint --region us-east-1 --template infra/template.yaml
+	.venv-deploy/bin/cfn-lint infra/template.yaml
+	.venv-checkov/bin/checkov --quiet --compact --skip-download --framework cloudformation --file infra/template.yaml
+
+.PHONY: deploy
+deploy: $(BUILT) ## deploy to AWS; the first time it asks, and keeps the answers in samconfig.toml; ARGS=--guided asks again
+	$(SAM) deploy --capabilities CAPABILITY_IAM $(if $(wildcard samconfig.toml),,--guided) $(ARGS)
+
+# SAM calls this back for each function, with ARTIFACTS_DIR; both get the same artifact.
+.PHONY: build-Reconciler build-Installer
+build-Reconciler build-Installer:
+	@$(PY) infra/build.py "$(ARTIFACTS_DIR)" --python "$(DEPLOYED_PYTHON)"
+
+$(BUILT): infra/template.yaml infra/build.py $(PACKAGED) Makefile | $(STAMP) .venv-deploy/.installed
+	$(SAM) build --template infra/template.yaml
+
+##@ Develop
+
+.PHONY: test
+test: $(STAMP) $(BUILT) $(TOOLS) ## run the tests, with coverage; ARGS="-k breaker" narrows them
+	$(PY) -m pytest -n $(WORKERS) --cov --cov-report=term-missing:skip-covered $(ARGS)
+
+.PHONY: lint
+lint: $(STAMP) ## check style, formatting and types
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+.PHONY: format
+format: $(STAMP) ## rewrite the code in the project's format, with the safe fixes
+	$(PY) -m ruff check --fix-only .
+	$(PY) -m ruff format .
+
+UV_COMPILE = $(PY) -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+  --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" $(ARGS)
+
+.PHONY: lock
+lock: $(STAMP) ## pin requirements/*.in anew into requirements/*.txt; ARGS=--upgrade moves to the newest versions
+	$(UV_COMPILE) --output-file requirements/runtime.txt requirements/runtime.in
+	$(UV_COMPILE) --output-file requirements/dev.txt requirements/dev.in
+	$(UV_COMPILE) --output-file requirements/deploy.txt requirements/deploy.in
+	$(UV_COMPILE) --output-file requirements/checkov.txt requirements/checkov.in
+	$(UV_COMPILE) --output-file requirements/lambda.txt requirements/lambda.in
+
+.PHONY: clean
+clean: ## remove what the other targets made
+	rm -rf .venv .venv-* .aws-sam .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.* htmlcov
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# --- how .venv comes about ---------------------------------------------------------------------------------------
+
+define CHECK_PYTHON
+import sys
+if sys.version_info < (3, 11):
+    sys.exit("error: Python 3.11 or newer is needed, and %s is %s. Name another one: make PYTHON=python3.13"
+             % (sys.executable, sys.version.split()[0]))
+print("Setting up $(VENV) with Python %s; this takes half a minute, once." % sys.version.split()[0])
+endef
+export CHECK_PYTHON
+
+# pip prints several lines a package: they are cut down to a counter, and what it says on stderr passes. A pipe would
+# lose pip's exit code, so it leaves a file that only a complete installation makes.
+$(STAMP): requirements/dev.txt
+	@command -v $(PYTHON) >/dev/null || { echo 'error: no $(PYTHON) on PATH; name another one: make PYTHON=...' >&2; exit 1; }
+	@$(PYTHON) -c "$$CHECK_PYTHON"
+	@$(PYTHON) -m venv --clear $(VENV)
+	@{ $(PY) -m pip install --disable-pip-version-check --require-hashes --no-deps --no-compile \
+	     --progress-bar off --requirement requirements/dev.txt && touch $(STAMP).complete; } \
+	  | awk -v total="$$(grep '==' requirements/dev.txt | grep -cv win32)" ' \
+	      /^(Collecting|Processing) / { printf "\r  %2d of %d packages", ++n, total; fflush() } \
+	      /^Installing / { printf "\r  writing %d packages   ", n; fflush() } \
+	      END { printf "\r%40s\r", "" }'
+	@mv $(STAMP).complete $(STAMP)
+
+# --- the tools that cannot share .venv, each set in an environment of its own ---------------------------------------
+
+.venv-%/.installed: requirements/%.txt | $(STAMP)
+	@echo "Setting up .venv-$*, once."
+	@$(PY) -m uv venv --quiet --clear --python "$(if $(filter lambda,$*),$(or $(DEPLOYED_PYTHON),$(PY)),$(PY))" .venv-$*
+	@$(PY) -m uv pip install --quiet --require-hashes --no-deps --python .venv-$* --requirement $<
+	@touch $@

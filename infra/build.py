@@ -1,0 +1,149 @@
+"""Fill a directory with what runs in Lambda: the handler, its SQL and its dependencies, and nothing else.
+
+`sam build` calls this through the Makefile, once for each function; both get the same artifact.
+"""
+
+import argparse
+import io
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+LAMBDA_ROOT = "/var/task"
+
+# What is the project's own.
+SOURCES = ("handler/**/*.py", "handler/**/*.json", "infra/*.sql", "infra/ca/*.pem")
+
+# The AWS services that the handler calls: botocore carries the descriptions of 400.
+SERVICES = ("ec2", "rds", "secretsmanager")
+# The parts of Powertools that Logger and Metrics import.
+POWERTOOLS_UTILITIES = ("jmespath_utils",)
+
+# What else can go, as patterns under the artifact, with the reason.
+SUPERFLUOUS = (
+    ".lock",  # uv's
+    "bin",  # command-line scripts
+    "boto3/data",  # models of boto3.resource(); the handler uses clients
+    "boto3/examples",  # documentation
+    "botocore/data/*/*/examples-1.json",  # documentation
+    "botocore/data/*/*/waiters-2.json",  # the handler waits for nothing
+    "botocore/data/ec2/*/service-2.json.gz",  # handler/aws_models describes the operations that are called
+    "aws_lambda_powertools/event_handler",  # routing for HTTP APIs, with a web page of 1.5 MB
+    "dateutil/zoneinfo",  # a second copy of the system's time zones; botocore needs UTC alone
+    "*.dist-info/RECORD",  # no longer true here; the other metadata stays, for scanners and for pg8000's version
+    "*.dist-info/INSTALLER",
+    "*.dist-info/REQUESTED",
+)
+
+
+def main() -> None:
+    """Build into the directory that the command line names."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("artifact", type=Path, help="the directory to fill")
+    parser.add_argument("--python", help="a Python 3.13, to compile the bytecode with")
+    arguments = parser.parse_args()
+    artifact: Path = arguments.artifact.resolve()
+    artifact.mkdir(parents=True, exist_ok=True)
+
+    install_dependencies(artifact)
+    whole = zipped_size(artifact)
+    for path in superfluous(artifact):
+        remove(path)
+    copy_sources(artifact)
+    pruned = zipped_size(artifact)
+    report = f"{megabytes(whole)} of dependencies, {megabytes(pruned)} pruned and with the handler"
+    if arguments.python:
+        compile_bytecode(artifact, arguments.python)
+        report += f", {megabytes(zipped_size(artifact))} with bytecode"
+    print(f"Artifact, zipped: {report}.")
+    if not arguments.python:
+        print("No Python 3.13 here: the bytecode is not compiled, and a cold start takes some 0.4 s longer.")
+        print("`uv python install 3.13` brings one.")
+
+
+def install_dependencies(artifact: Path) -> None:
+    """Install the pinned requirements as Lambda's processor and Python need them."""
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "uv", "pip", "install", "--quiet"),
+            *("--python-platform", "aarch64-manylinux_2_28", "--python-version", "3.13", "--only-binary", ":all:"),
+            *("--require-hashes", "--no-deps", "--requirement", str(ROOT / "requirements" / "runtime.txt")),
+            # A copy: what is removed or compiled here must not be so in uv's cache.
+            *("--link-mode", "copy", "--target", str(artifact)),
+        ],
+        check=True,
+    )
+
+
+def superfluous(artifact: Path) -> Iterator[Path]:
+    """Find what the handler never reads."""
+    for pattern in SUPERFLUOUS:
+        yield from artifact.glob(pattern)
+    data = artifact / "botocore" / "data"
+    yield from others(directories(data), SERVICES)
+    for service in SERVICES:
+        yield from sorted(directories(data / service))[:-1]  # versions of the API, by date: the latest is used
+    yield from others(directories(artifact / "aws_lambda_powertools" / "utilities"), POWERTOOLS_UTILITIES)
+
+
+def directories(parent: Path) -> list[Path]:
+    """List the directories in a directory."""
+    return [path for path in parent.iterdir() if path.is_dir()]
+
+
+def others(paths: Iterable[Path], kept: tuple[str, ...]) -> list[Path]:
+    """Leave out the paths whose names are kept."""
+    return [path for path in paths if path.name not in kept]
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a whole directory."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def copy_sources(artifact: Path) -> None:
+    """Add the handler, the installer's SQL, and the authorities that the database may need."""
+    for pattern in SOURCES:
+        for source in sorted(ROOT.glob(pattern)):
+            target = artifact / source.relative_to(ROOT)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target)
+
+
+def compile_bytecode(artifact: Path, python: str) -> None:
+    """Compile for the Python that `python` is, so that a cold start does not have to.
+
+    Unchecked: Lambda's copy is read-only, and unpacked with other times than were compiled.
+    """
+    subprocess.run(
+        [
+            *(python, "-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash"),
+            *("-s", str(artifact), "-p", LAMBDA_ROOT, str(artifact)),
+        ],
+        check=True,
+    )
+
+
+def zipped_size(artifact: Path) -> int:
+    """Measure the artifact as Lambda's limits do."""
+    package = io.BytesIO()
+    with zipfile.ZipFile(package, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in artifact.rglob("*"):
+            archive.write(path, path.relative_to(artifact))
+    return package.tell()
+
+
+def megabytes(size: int) -> str:
+    """Say a size in decimal megabytes."""
+    return f"{size / 1e6:.1f} MB"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""One cycle of the real handler on a made-up fleet, shown as a person would like to read it.
+
+python -m sandbox.demo [--probe ec2|control_plane] [--event FILE] [--workspaces N] [--watch]
+"""
+
+import argparse
+import json
+import signal
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+from sandbox import cast, show
+from sandbox.explain import Explanations
+from sandbox.invocation import Invocation, InvocationError
+from sandbox.snapshot import Snapshot
+from sandbox.terminal import headline, say, step, styled
+from sandbox.watch import watch
+from sandbox.world import World, world
+
+_EVENTS = Path(__file__).parent.parent / "events"
+_FAILED = 1
+_INTERRUPTED = 130
+_TERMINATED = 143
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the demo; return the process's exit code: 0, or 1 when the cycle failed."""
+    options = _parse(arguments)
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        event = json.loads(options.event.read_text())
+        headline("Setting up")
+        with _populated_world(options.workspaces, options.probe) as populated:
+            environment = populated.environment(options.probe)
+            if options.watch:
+                watch(populated, event, environment)
+            else:
+                _one_cycle(populated, event, environment, title=f"{options.event.name}, probe {options.probe}")
+    except InvocationError as error:
+        say()
+        say(styled(f"The cycle failed: {error.last_line}", "red"))
+        return _FAILED
+    except KeyboardInterrupt:
+        say()
+        say("Interrupted; nothing is left behind.")
+        return _INTERRUPTED
+    return 0
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="make demo", description="One cycle of the reconciler on a made-up fleet, on this machine alone."
+    )
+    parser.add_argument("--probe", choices=["ec2", "control_plane"], default="ec2", help="the source of truth (ec2)")
+    parser.add_argument(
+        "--event",
+        type=_event,
+        default=_EVENTS / "scheduled.json",
+        metavar="FILE",
+        help="what to send to the handler (events/scheduled.json)",
+    )
+    parser.add_argument("--workspaces", type=_count, default=24, metavar="N", help="how many workspaces (24)")
+    parser.add_argument("--watch", action="store_true", help="go on, while instances die, until Ctrl-C")
+    return parser.parse_args(arguments)
+
+
+def _event(text: str) -> Path:
+    path = Path(text)
+    try:
+        json.loads(path.read_text())
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{text}: {error.strerror}") from error
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text} is not JSON: {error}") from error
+    return path
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+    return int(text)
+
+
+def _terminated(*_: object) -> NoReturn:
+    """End by an exception, so that everything that was started is ended first."""
+    sys.exit(_TERMINATED)
+
+
+@contextmanager
+def _populated_world(number: int, probe: str) -> Iterator[World]:
+    roles = cast.roles(number)
+    with world(step) as populated:
+        with step(f"{number} workspaces, their instances launched through EC2's API"):
+            populated.populate(roles)
+        for place, role in enumerate(roles, start=1):
+            if role.reprovisioned:
+                populated.reprovision_while_probed(cast.workspace_id(place), probe)
+        yield populated
+
+
+def _one_cycle(populated: World, event: Any, environment: Mapping[str, str], *, title: str) -> None:
+    """Show the fleet, one cycle over it, and what became of it. Raises InvocationError."""
+    before = Snapshot.of(populated)
+    show.fleet_before(before)
+    headline(f"The cycle ({title}), as it logs itself")
+    lines: list[Mapping[str, Any]] = []
+    with Invocation(event, environment) as invocation:
+        for line in invocation:
+            show.log_line(line)
+            if isinstance(line, dict):
+                lines.append(line)
+        report = invocation.wait()
+    populated.platform.settle()
+    explanations = Explanations(lines)
+    fates = {
+        row["id"]: explanations.of(row, before.states[row["id"]], in_cycle=_is_asked_for(event, row))
+        for row in before.rows
+    }
+    show.fleet_after(before, Snapshot.of(populated), fates)
+    show.report(report)
+    show.metrics(lines)
+    show.story(report, restarted=len(populated.platform.restarts))
+
+
+def _is_asked_for(event: Any, row: Mapping[str, Any]) -> bool:
+    wanted = event.get("workspace_ids") if isinstance(event, dict) else None
+    return not isinstance(wanted, list) or row["id"] in wanted
+
+
+if __name__ == "__main__":
+    sys.exit(main())

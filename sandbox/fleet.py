@@ -1,0 +1,157 @@
+"""The rows of the platform's tables and of the reconciler's own: put there, changed, and read back."""
+
+import json
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from sandbox.postgres import Database
+
+# What `add` writes unless it is told otherwise: a workspace that is a candidate, with a heartbeat that vetoes nothing.
+_HEARTBEAT_AGE_S = 300.0
+
+_INSERT = """
+    INSERT INTO workspaces (id, name, status, runtime, instance_id, parent_id, last_heartbeat_at, updated_at)
+    SELECT id, COALESCE(name, 'workspace ' || place), status, runtime, instance_id, parent_id,
+           now() - make_interval(secs => heartbeat_age_s), now() - make_interval(secs => updated_age_s)
+    FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS new (
+        place integer, id uuid, name text, status {status_type}, runtime text, instance_id text, parent_id uuid,
+        heartbeat_age_s float, updated_age_s float
+    )
+"""
+
+
+class Fleet:
+    """The workspaces of one database, as their owner sees them. Ids are strings."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self._status_type = self._type_of_status()
+        self._added = 0
+
+    def add(self, instance_id: str | None, **columns: Any) -> str:
+        """Add one workspace; return its id. `columns` are those of `add_all`."""
+        return self.add_all([instance_id], **columns)[0]
+
+    def add_all(
+        self,
+        instance_ids: Sequence[str | None],
+        *,
+        status: str | None = "online",
+        runtime: str | None = "langgraph",
+        parent_id: str | None = None,
+        heartbeat_age_s: float | None = _HEARTBEAT_AGE_S,
+        updated_age_s: float = 0.0,
+        id: str | None = None,  # noqa: A002 - the column's name
+        name: str | None = None,
+    ) -> list[str]:
+        """Add a workspace for each instance; return their ids, in that order. A heartbeat's age of None: none yet."""
+        ids = [id or str(uuid.uuid4()) for _ in instance_ids]
+        rows = [
+            {
+                "place": self._added + number,
+                "id": workspace_id,
+                "name": name,
+                "status": status,
+                "runtime": runtime,
+                "instance_id": instance_id,
+                "parent_id": parent_id,
+                "heartbeat_age_s": heartbeat_age_s,
+                "updated_age_s": updated_age_s,
+            }
+            for number, (workspace_id, instance_id) in enumerate(zip(ids, instance_ids, strict=True), start=1)
+        ]
+        self.database.query(_INSERT.format(status_type=self._status_type), rows=json.dumps(rows))
+        self._added += len(rows)
+        return ids
+
+    def row(self, workspace_id: str) -> dict[str, Any]:
+        """Return a workspace's row. Raises KeyError if there is none."""
+        rows = self.database.query("SELECT * FROM workspaces WHERE id = CAST(:id AS uuid)", id=workspace_id)
+        if not rows:
+            raise KeyError(workspace_id)
+        return {name: _plain(value) for name, value in rows[0].items()}
+
+    def statuses(self) -> dict[str, str]:
+        """Return every workspace's status by its id."""
+        rows = self.database.query("SELECT id::text AS id, status::text AS status FROM workspaces")
+        return {row["id"]: row["status"] for row in rows}
+
+    def update(self, workspace_id: str, **columns: Any) -> None:
+        """Set columns of one row, such as `status` or `instance_id`, and `updated_at`, as the platform does."""
+        types = {"status": self._status_type, "parent_id": "uuid", "last_heartbeat_at": "timestamptz"}
+        assignments = [f"{name} = CAST(:{name} AS {types.get(name, 'text')})" for name in columns]
+        self.database.query(
+            f"UPDATE workspaces SET {', '.join([*assignments, 'updated_at = now()'])} WHERE id = CAST(:id AS uuid)",  # noqa: S608 - column names
+            id=workspace_id,
+            **columns,
+        )
+
+    def heartbeat(self, workspace_id: str, *, age_s: float = 0.0) -> None:
+        """Record a heartbeat that came `age_s` seconds ago."""
+        self.database.query(
+            "UPDATE workspaces SET last_heartbeat_at = now() - make_interval(secs => CAST(:age_s AS float)), "
+            "updated_at = now() WHERE id = CAST(:id AS uuid)",
+            id=workspace_id,
+            age_s=age_s,
+        )
+
+    def delete(self, workspace_id: str) -> None:
+        """Delete a workspace's row."""
+        self.database.query("DELETE FROM workspaces WHERE id = CAST(:id AS uuid)", id=workspace_id)
+
+    @contextmanager
+    def locked(self, *workspace_ids: str) -> Iterator[None]:
+        """Hold the locks of these rows, as a transaction of the platform's would."""
+        connection = self.database.connect()
+        try:
+            connection.run("BEGIN")
+            for workspace_id in workspace_ids:
+                connection.run("SELECT 1 FROM workspaces WHERE id = CAST(:id AS uuid) FOR UPDATE", id=workspace_id)
+            yield
+            connection.run("ROLLBACK")
+        finally:
+            connection.close()
+
+    def events(self, workspace_id: str | None = None) -> list[dict[str, Any]]:
+        """Return the platform's events, of one workspace or all, oldest first."""
+        return self._of("structure_events", "created_at", workspace_id)
+
+    def debts(self, workspace_id: str | None = None) -> list[dict[str, Any]]:
+        """Return the restarts that are or were owed, to one workspace or all, oldest first."""
+        return self._of("reconciler.restarts", "id", workspace_id)
+
+    def absences(self, workspace_id: str | None = None) -> list[dict[str, Any]]:
+        """Return what is remembered of absent instances, of one workspace or all."""
+        return self._of("reconciler.absences", "workspace_id", workspace_id)
+
+    def age_everything(self, seconds: float) -> None:
+        """Move the reconciler's own times that far into the past, so that a test need not wait."""
+        for table, columns in {
+            "absences": ("first_seen_at", "last_seen_at"),
+            "restarts": ("flipped_at", "asked_at", "next_attempt_at", "closed_at"),
+            "sweep": ("began_at", "pass_completed_at"),
+            "lease": ("acquired_at", "expires_at"),
+        }.items():
+            assignments = ", ".join(f"{one} = {one} - make_interval(secs => CAST(:age AS float))" for one in columns)
+            self.database.query(f"UPDATE reconciler.{table} SET {assignments}", age=seconds)  # noqa: S608 - names from above
+
+    def _of(self, table: str, order: str, workspace_id: str | None) -> list[dict[str, Any]]:
+        rows = self.database.query(
+            f"SELECT * FROM {table} WHERE workspace_id = COALESCE(CAST(:id AS uuid), workspace_id) ORDER BY {order}",  # noqa: S608 - names from above
+            id=workspace_id,
+        )
+        return [{name: _plain(value) for name, value in row.items()} for row in rows]
+
+    def _type_of_status(self) -> str:
+        rows = self.database.query(
+            "SELECT format_type(atttypid, NULL) AS type FROM pg_attribute "
+            "WHERE attrelid = 'workspaces'::regclass AND attname = 'status'"
+        )
+        return str(rows[0]["type"])
+
+
+def _plain(value: Any) -> Any:
+    """Return an id as the string that it is everywhere else."""
+    return str(value) if isinstance(value, uuid.UUID) else value

@@ -1,0 +1,269 @@
+"""The base of the HTTP stand-ins: a small server that can answer well, badly, slowly or not at all."""
+
+import os
+import socket
+import struct
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler
+from socketserver import TCPServer, ThreadingMixIn
+from typing import Any, ClassVar, Self, cast
+from urllib.parse import parse_qsl, urlsplit
+
+_STOP_POLL_S = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a client sent. Header names are in lower case; `received_at` is a monotonic time in seconds."""
+
+    method: str
+    path: str
+    query: Mapping[str, str]
+    headers: Mapping[str, str]
+    body: bytes
+    received_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole and well-formed HTTP answer, after `delay_s` seconds. The connection is kept alive."""
+
+    status: int = 200
+    body: bytes = b""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    delay_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Raw:
+    """Bytes put on the wire as they are, after `delay_s` seconds; then the connection is closed."""
+
+    data: bytes
+    delay_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Drip:
+    """`head` at once, then the bytes of `tail` one by one, each `interval_s` seconds after the last; then an end."""
+
+    head: bytes
+    tail: bytes
+    interval_s: float = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Hang:
+    """Silence for `seconds`, or until the client or the server goes away; then the connection is closed."""
+
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reset:
+    """A TCP reset in place of an answer, after `delay_s` seconds."""
+
+    delay_s: float = 0.0
+
+
+Reply = Answer | Raw | Drip | Hang | Reset
+
+
+def drip_headers(interval_s: float = 0.1) -> Drip:
+    """Return an answer whose header lines trickle in and hardly ever end."""
+    return Drip(b"", b"HTTP/1.1 200 OK\r\n" + b"X-Padding: 0123456789\r\n" * 1_000, interval_s)
+
+
+def drip_body(body: bytes, interval_s: float = 0.1) -> Drip:
+    """Return an answer whose headers come at once and whose body comes byte by byte."""
+    return Drip(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body), body, interval_s)
+
+
+class HttpStandIn(ABC):
+    """A server on 127.0.0.1 and a free port, from `__enter__` or `start` to `__exit__` or `stop`.
+
+    A subclass says what to answer in `handle`, which is called on a thread per connection. Connections are kept alive.
+    An exception from `handle` is answered with 500 and raised again by `stop`, so that a broken stand-in, or a failed
+    assertion in a test's hook, is never mistaken for a broken client.
+    """
+
+    def __init__(self) -> None:
+        self.peak_in_flight = 0
+        self.connections = 0
+        self._in_flight = 0
+        self._counting = threading.Lock()
+        self._errors: list[Exception] = []
+        self._server: _Server | None = None
+        self._thread: threading.Thread | None = None
+
+    @abstractmethod
+    def handle(self, request: Request) -> Reply:
+        """Return the reply to one request."""
+
+    @property
+    def url(self) -> str:
+        """The base URL, without a slash at its end. Raises RuntimeError while the server is not running."""
+        if self._server is None:
+            raise RuntimeError(f"{type(self).__name__} is not running")
+        return f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def start(self) -> Self:
+        """Listen and answer until `stop`; return the stand-in itself."""
+        self._server = _Server(self)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(_STOP_POLL_S,), name=type(self).__name__, daemon=True
+        )
+        self._thread.start()
+        return self
+
+    def stop(self) -> None:
+        """Cut every connection and end every thread; raise what went wrong inside `handle`, if anything did."""
+        if self._server is None or self._thread is None:
+            return
+        self._server.shutdown()
+        self._thread.join()
+        self._server.cut_connections()
+        self._server.server_close()
+        self._server = self._thread = None
+        if self._errors:
+            raise ExceptionGroup(f"{type(self).__name__} failed while answering", self._errors)
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def reply_to(self, request: Request) -> Reply:
+        """Return what `handle` returns, or a 500 for what it raises. Called by the connection's thread."""
+        try:
+            return self.handle(request)
+        except Exception as error:  # noqa: BLE001 - whatever it is, `stop` raises it
+            self._errors.append(error)
+            return Answer(HTTPStatus.INTERNAL_SERVER_ERROR)
+
+    def count(self, *, connections: int = 0, in_flight: int = 0) -> None:
+        """Add to the counters. Called by the connections' threads."""
+        with self._counting:
+            self.connections += connections
+            self._in_flight += in_flight
+            self.peak_in_flight = max(self.peak_in_flight, self._in_flight)
+
+
+class _Server(ThreadingMixIn, TCPServer):
+    """A thread per connection, each of which can be cut; unlike HTTPServer, it asks no DNS for its own name."""
+
+    allow_reuse_address = True
+    request_queue_size = 1_024  # hundreds of clients may connect at once; a full queue costs them a second each
+
+    def __init__(self, stand_in: HttpStandIn) -> None:
+        self.stand_in = stand_in
+        self._live: dict[threading.Thread, socket.socket] = {}
+        super().__init__(("127.0.0.1", 0), _Connection)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        thread = threading.Thread(target=self.process_request_thread, args=(request, client_address), daemon=True)
+        self._live[thread] = request
+        thread.start()
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._live.pop(threading.current_thread(), None)
+
+    def cut_connections(self) -> None:
+        for thread, connection in list(self._live.items()):
+            with suppress(OSError):  # the client may have been faster
+                connection.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+
+class _Connection(BaseHTTPRequestHandler):
+    """One client's connection: reads requests, asks the stand-in, and puts its reply on the wire."""
+
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    _phrases: ClassVar[dict[int, str]] = {status.value: status.phrase for status in HTTPStatus}
+
+    def handle(self) -> None:
+        self._stand_in = cast("_Server", self.server).stand_in
+        self._stand_in.count(connections=1)
+        with suppress(OSError):  # the client hung up, or `stop` cut the connection
+            super().handle()
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing: a stand-in keeps its own record of calls."""
+
+    def _serve(self) -> None:
+        received_at = time.monotonic()
+        target = urlsplit(self.path)
+        request = Request(
+            method=self.command,
+            path=target.path,
+            query=dict(parse_qsl(target.query, keep_blank_values=True)),
+            headers={name.lower(): value for name, value in self.headers.items()},
+            body=self.rfile.read(int(self.headers.get("Content-Length") or 0)),
+            received_at=received_at,
+        )
+        self._stand_in.count(in_flight=1)
+        try:
+            self._send(self._stand_in.reply_to(request))
+        finally:
+            self._stand_in.count(in_flight=-1)
+
+    do_GET = do_POST = do_PUT = do_DELETE = do_HEAD = _serve  # noqa: N815 - the names that the base class looks for
+
+    def _send(self, reply: Reply) -> None:
+        match reply:
+            case Answer():
+                self._pause(reply.delay_s)
+                self.connection.sendall(self._rendered(reply))
+            case Raw():
+                self._pause(reply.delay_s)
+                self.connection.sendall(reply.data)
+                self.close_connection = True
+            case Drip():
+                self.connection.sendall(reply.head)
+                for byte in reply.tail:
+                    self._pause(reply.interval_s)
+                    self.connection.sendall(bytes((byte,)))
+                self.close_connection = True
+            case Hang():
+                self._pause(reply.seconds)
+                self.close_connection = True
+            case Reset():
+                self._pause(reply.delay_s)
+                self._reset()
+
+    def _rendered(self, answer: Answer) -> bytes:
+        headers = {"Content-Type": "application/json", "Content-Length": str(len(answer.body)), **answer.headers}
+        lines = [f"HTTP/1.1 {answer.status} {self._phrases.get(answer.status, 'Unknown')}"]
+        lines += [f"{name}: {value}" for name, value in headers.items()]
+        return "\r\n".join([*lines, "", ""]).encode("latin-1") + answer.body
+
+    def _pause(self, seconds: float | None) -> None:
+        """Wait that long (None: for ever); raise ConnectionAbortedError once either end has cut the connection."""
+        if seconds == 0:
+            return
+        self.connection.settimeout(seconds)
+        try:
+            # A client that waits for its answer sends nothing, so that only a closed connection wakes this up early.
+            self.connection.recv(1, socket.MSG_PEEK)
+        except TimeoutError:
+            return
+        finally:
+            self.connection.settimeout(None)
+        raise ConnectionAbortedError
+
+    def _reset(self) -> None:
+        """Close at once, with a reset instead of an orderly end."""
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        # detach: the files around the socket would keep it open, and the base class would end it in good order.
+        os.close(self.connection.detach())
+        self.close_connection = True

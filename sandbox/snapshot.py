@@ -1,0 +1,24 @@
+"""The fleet at one moment."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sandbox.world import World
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The rows in the order of their ids, and EC2's word for each recorded instance, by the workspace's id."""
+
+    rows: list[Mapping[str, Any]]
+    states: Mapping[str, str | None]
+
+    @classmethod
+    def of(cls, world: World) -> "Snapshot":
+        """Take one."""
+        rows = world.database.query(
+            "SELECT id::text AS id, name, status::text AS status, runtime, instance_id FROM workspaces ORDER BY id"
+        )
+        states = {row["id"]: world.ec2.state_of(row["instance_id"]) if row["instance_id"] else None for row in rows}
+        return cls(list(rows), states)

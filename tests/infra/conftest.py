@@ -1,0 +1,74 @@
+"""The template, translated and resolved for every combination of parameters that matters."""
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.support.cloudformation import ACCOUNT, REGION, Stack
+from tests.support.tools import run, tool
+
+
+def secret(name: str) -> str:
+    return f"arn:aws:secretsmanager:{REGION}:{ACCOUNT}:secret:{name}-AbCdEf"
+
+
+DATABASE = {"DatabaseSecretArn": secret("database")}
+KEYS = [f"arn:aws:kms:{REGION}:{ACCOUNT}:key/{number:08}" for number in (1, 2)]
+
+COMBINATIONS: dict[str, dict[str, str]] = {
+    "the first deploy": DATABASE,
+    "applying": DATABASE | {"Mode": "apply"},
+    "applying by hand": DATABASE | {"Mode": "apply", "ScheduleState": "DISABLED"},
+    "control plane": DATABASE
+    | {"Probe": "control_plane", "CpBaseUrl": "https://cp.example", "CpSecretArn": secret("cp")},
+    "control plane without a secret": DATABASE | {"Probe": "control_plane", "CpBaseUrl": "https://cp.example"},
+    "platform": DATABASE
+    | {
+        "PlatformBaseUrl": "https://platform.example",
+        "PlatformSecretArn": secret("platform"),
+        "PlatformOrgId": "org-1",
+    },
+    "VPC": DATABASE
+    | {"VpcSubnetIds": "subnet-0123456789abcdef0,subnet-0123456789abcdef1", "VpcSecurityGroupIds": "sg-01234567"},
+    "IAM authentication": DATABASE
+    | {"DatabaseAuth": "iam", "DatabaseResourceId": "cluster-ABC", "DatabaseRole": "rec"},
+    "alarms by mail": DATABASE | {"Mode": "apply", "AlarmEmail": "ops@example.com"},
+    "alarms to a topic": DATABASE | {"Mode": "apply", "AlarmTopicArn": f"arn:aws:sns:{REGION}:{ACCOUNT}:ops"},
+}
+COMBINATIONS["everything"] = {
+    name: value
+    for combination in COMBINATIONS.values()
+    for name, value in combination.items()
+    if name not in ("AlarmEmail", "ScheduleState")
+} | {
+    "InstallerSecretArn": secret("owner"),
+    "SecretsKmsKeyArns": ",".join(KEYS),
+    "LogsKmsKeyArn": KEYS[0],
+    "PermissionsBoundaryArn": f"arn:aws:iam::{ACCOUNT}:policy/boundary",
+    "ReservedConcurrency": "2",
+    "DatabaseHost": "db.example",
+    "DatabaseName": "workspaces",
+    "DatabaseCaFile": "infra/ca/global-bundle.pem",
+    "LogLevel": "DEBUG",
+}
+
+
+@pytest.fixture(scope="session")
+def templates() -> dict[str, Any]:
+    """The template that CloudFormation gets for each combination of parameters, by its name."""
+    command = [tool("deploy", "python"), "tests/infra/tools/translate.py"]
+    translated = json.loads(run(command, stdin=json.dumps(list(COMBINATIONS.values()))))
+    return dict(zip(COMBINATIONS, translated, strict=True))
+
+
+@pytest.fixture(scope="session")
+def template(templates: dict[str, Any]) -> Any:
+    """The template itself, for what does not depend on the parameters: declarations, metadata, rules."""
+    return templates["the first deploy"]
+
+
+@pytest.fixture(scope="session")
+def stacks(templates: dict[str, Any]) -> dict[str, Stack]:
+    """The stack that each combination of parameters makes, by its name."""
+    return {name: Stack(template, COMBINATIONS[name]) for name, template in templates.items()}

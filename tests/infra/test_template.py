@@ -1,0 +1,449 @@
+"""What the translated template says, for each combination of parameters that matters."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from handler.aws import MODELS
+from handler.settings import Settings
+from tests.infra.conftest import COMBINATIONS, DATABASE, KEYS, secret
+from tests.support.cloudformation import ACCOUNT, REGION, STACK, Stack
+
+TRACES = {"xray:PutTraceSegments", "xray:PutTelemetryRecords"}
+DESCRIBES = {"ec2:DescribeAvailabilityZones", "ec2:DescribeInstances", "ec2:DescribeInstanceStatus"}
+NETWORK_INTERFACES = {
+    "ec2:AssignPrivateIpAddresses",
+    "ec2:CreateNetworkInterface",
+    "ec2:DeleteNetworkInterface",
+    "ec2:DescribeNetworkInterfaces",
+    "ec2:DescribeSubnets",
+    "ec2:UnassignPrivateIpAddresses",
+}
+
+# What the handler reads besides its own settings.
+POWERTOOLS = {"POWERTOOLS_SERVICE_NAME", "POWERTOOLS_METRICS_NAMESPACE", "POWERTOOLS_LOG_LEVEL"}
+
+every_combination = pytest.mark.parametrize("name", COMBINATIONS)
+
+
+def as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def statements(stack: Stack, role: str) -> Iterator[dict[str, Any]]:
+    """Yield what a role allows and denies, in its own policies and those attached to it."""
+    properties = stack.properties(role)
+    documents = [policy["PolicyDocument"] for policy in properties["Policies"]]
+    attached = [policy.strip("<>") for policy in properties.get("ManagedPolicyArns", [])]
+    documents += [stack.properties(policy)["PolicyDocument"] for policy in attached]
+    for document in documents:
+        yield from document["Statement"]
+
+
+def allowed(stack: Stack, role: str) -> dict[str, set[str]]:
+    """Return the actions that a role allows, by resource."""
+    found: dict[str, set[str]] = {}
+    for statement in statements(stack, role):
+        if statement["Effect"] == "Allow":
+            for resource in as_list(statement["Resource"]):
+                found.setdefault(resource, set()).update(as_list(statement["Action"]))
+    return found
+
+
+@every_combination
+def test_the_rules_accept_the_parameters(name: str, stacks: dict[str, Stack]) -> None:
+    assert stacks[name].refusals() == []
+
+
+@pytest.mark.parametrize(
+    ("parameters", "refusal"),
+    [
+        ({"Probe": "control_plane"}, "Probe=control_plane needs CpBaseUrl."),
+        ({"DatabaseAuth": "iam"}, "DatabaseAuth=iam needs DatabaseResourceId."),
+        (
+            {"DatabaseAuth": "iam", "DatabaseResourceId": "db-A", "DatabaseSslMode": "prefer"},
+            "DatabaseAuth=iam needs a DatabaseSslMode of require or stronger.",
+        ),
+        ({"VpcSubnetIds": "subnet-01234567"}, "VpcSubnetIds needs VpcSecurityGroupIds."),
+        ({"VpcSecurityGroupIds": "sg-01234567"}, "VpcSecurityGroupIds needs VpcSubnetIds."),
+        (
+            {"AlarmEmail": "ops@example.com", "AlarmTopicArn": "arn:aws:sns:eu-central-1:123456789012:ops"},
+            "Give AlarmEmail or AlarmTopicArn, not both.",
+        ),
+    ],
+)
+def test_the_rules_refuse_half_a_configuration(parameters: dict[str, str], refusal: str, template: Any) -> None:
+    assert Stack(template, DATABASE | parameters).refusals() == [refusal]
+
+
+# ── Rights ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@every_combination
+def test_on_everything_only_describes_network_interfaces_and_traces_are_allowed(
+    name: str, stacks: dict[str, Stack]
+) -> None:
+    stack = stacks[name]
+    expected = set(TRACES)
+    if stack.parameters["Probe"] == "ec2":
+        expected |= DESCRIBES
+    if stack.parameters["VpcSubnetIds"]:
+        expected |= NETWORK_INTERFACES
+    assert allowed(stack, "ReconcilerRole")["*"] == expected
+    assert "*" not in allowed(stack, "ScheduleRole")
+    if "InstallerRole" in stack.resources:
+        assert allowed(stack, "InstallerRole")["*"] == expected - DESCRIBES
+
+
+@every_combination
+def test_no_right_is_a_pattern_and_no_policy_is_aws_s_own(name: str, stacks: dict[str, Stack]) -> None:
+    stack = stacks[name]
+    for role in stack.of_type("AWS::IAM::Role"):
+        for statement in statements(stack, role):
+            assert statement.keys() <= {
+                "Sid",
+                "Effect",
+                "Action",
+                "Resource",
+                "Condition",
+            }  # no NotAction, no NotResource
+            assert not [action for action in as_list(statement["Action"]) if "*" in action]
+            assert not [resource for resource in as_list(statement["Resource"]) if "*" in resource and resource != "*"]
+    for role in stack.of_type("AWS::IAM::Role").values():
+        assert set(role.get("ManagedPolicyArns", [])) <= {"<NetworkPolicy>"}
+
+
+@every_combination
+def test_the_translation_adds_no_role_of_its_own(name: str, stacks: dict[str, Stack]) -> None:
+    roles = {"ScheduleRole", "ReconcilerRole", "InstallerRole"}
+    assert stacks[name].of_type("AWS::IAM::Role").keys() <= roles
+    for function in stacks[name].of_type("AWS::Lambda::Function").values():
+        assert function["Role"].removesuffix(".Arn>").removeprefix("<") in roles
+
+
+def test_the_describes_are_those_that_the_handler_can_call() -> None:
+    (model,) = MODELS.glob("ec2/*/service-2.json")
+    assert {f"ec2:{operation}" for operation in json.loads(model.read_text())["operations"]} == DESCRIBES
+
+
+def test_describes_are_confined_to_the_stack_s_region(stacks: dict[str, Stack]) -> None:
+    (describes,) = (
+        statement
+        for statement in statements(stacks["the first deploy"], "ReconcilerRole")
+        if "ec2:DescribeInstances" in statement["Action"]
+    )
+    assert describes["Condition"] == {"StringEquals": {"aws:RequestedRegion": REGION}}
+
+
+@pytest.mark.parametrize(
+    ("name", "secrets"),
+    [
+        ("the first deploy", {"database"}),
+        ("control plane", {"database", "cp"}),
+        ("control plane without a secret", {"database"}),
+        ("platform", {"database", "platform"}),
+        ("everything", {"database", "cp", "platform"}),
+    ],
+)
+def test_the_reconciler_may_read_its_own_secrets_only(name: str, secrets: set[str], stacks: dict[str, Stack]) -> None:
+    rights = allowed(stacks[name], "ReconcilerRole")
+    readable = {resource for resource, actions in rights.items() if "secretsmanager:GetSecretValue" in actions}
+    assert readable == {secret(one) for one in secrets}
+    assert {resource for resource in rights if ":secretsmanager:" in resource} == readable
+
+
+def test_the_installer_may_read_the_owner_s_secret_only_and_the_reconciler_may_not(stacks: dict[str, Stack]) -> None:
+    stack = stacks["everything"]
+    assert allowed(stack, "InstallerRole")[secret("owner")] == {"secretsmanager:GetSecretValue"}
+    assert secret("database") not in allowed(stack, "InstallerRole")
+    assert secret("owner") not in allowed(stack, "ReconcilerRole")
+
+
+@pytest.mark.parametrize(
+    ("role", "secrets"), [("ReconcilerRole", ["database", "cp", "platform"]), ("InstallerRole", ["owner"])]
+)
+def test_keys_open_the_role_s_own_secrets_only(role: str, secrets: list[str], stacks: dict[str, Stack]) -> None:
+    (decrypt,) = (one for one in statements(stacks["everything"], role) if one["Action"] == "kms:Decrypt")
+    assert decrypt["Resource"] == KEYS
+    conditions = decrypt["Condition"]["StringEquals"]
+    assert conditions["kms:ViaService"] == f"secretsmanager.{REGION}.amazonaws.com"
+    assert as_list(conditions["kms:EncryptionContext:SecretARN"]) == [secret(one) for one in secrets]
+
+
+def test_no_key_is_opened_unless_one_is_named(stacks: dict[str, Stack]) -> None:
+    actions = set().union(*allowed(stacks["platform"], "ReconcilerRole").values())
+    assert "kms:Decrypt" not in actions
+
+
+def test_the_database_login_is_for_the_named_role_and_with_iam_authentication_only(stacks: dict[str, Stack]) -> None:
+    login = f"arn:aws:rds-db:{REGION}:{ACCOUNT}:dbuser:cluster-ABC/rec"
+    assert allowed(stacks["IAM authentication"], "ReconcilerRole")[login] == {"rds-db:connect"}
+    for name in ("the first deploy", "VPC"):
+        assert "rds-db:connect" not in set().union(*allowed(stacks[name], "ReconcilerRole").values())
+
+
+def test_the_functions_own_code_may_not_touch_network_interfaces(stacks: dict[str, Stack]) -> None:
+    (denied,) = (one for one in statements(stacks["VPC"], "ReconcilerRole") if one["Effect"] == "Deny")
+    assert set(denied["Action"]) == NETWORK_INTERFACES
+    assert denied["Condition"] == {
+        "ArnLike": {"lambda:SourceFunctionArn": f"arn:aws:lambda:{REGION}:{ACCOUNT}:function:*"}
+    }
+
+
+def test_the_logs_go_to_the_stack_s_own_group_only(stacks: dict[str, Stack]) -> None:
+    stack = stacks["everything"]
+    for function, role, group in (
+        ("Reconciler", "ReconcilerRole", "LogGroup"),
+        ("Installer", "InstallerRole", "InstallerLogGroup"),
+    ):
+        assert stack.properties(function)["LoggingConfig"]["LogGroup"] == f"<{group}>"
+        rights = {resource: actions for resource, actions in allowed(stack, role).items() if "log" in resource.lower()}
+        assert rights == {f"<{group}.Arn>": {"logs:CreateLogStream", "logs:PutLogEvents"}}
+
+
+def test_the_schedule_may_invoke_the_reconciler_and_fill_its_queue_only(stacks: dict[str, Stack]) -> None:
+    assert allowed(stacks["everything"], "ScheduleRole") == {
+        "<Reconciler.Arn>": {"lambda:InvokeFunction"},
+        "<UndeliveredQueue.Arn>": {"sqs:SendMessage"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "boundary"),
+    [("the first deploy", None), ("everything", f"arn:aws:iam::{ACCOUNT}:policy/boundary")],
+)
+def test_every_role_has_the_boundary_when_there_is_one(
+    name: str, boundary: str | None, stacks: dict[str, Stack]
+) -> None:
+    for role in stacks[name].of_type("AWS::IAM::Role").values():
+        assert role.get("PermissionsBoundary") == boundary
+
+
+# ── Functions ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@every_combination
+def test_the_functions_run_the_deployed_python_on_arm64_with_json_logs_and_traces(
+    name: str, stacks: dict[str, Stack]
+) -> None:
+    for function in stacks[name].of_type("AWS::Lambda::Function").values():
+        assert function["Runtime"] == "python3.13"
+        assert function["Architectures"] == ["arm64"]
+        assert function["TracingConfig"] == {"Mode": "Active"}
+        assert function["LoggingConfig"]["LogFormat"] == "JSON"
+        # Above INFO, Lambda's filter would swallow the metrics.
+        assert function["LoggingConfig"].get("ApplicationLogLevel", "INFO") in ("DEBUG", "INFO")
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("the first deploy", set()), ("everything", {"Installer", "InstallerRole", "InstallerLogGroup"})],
+)
+def test_there_is_an_installer_only_with_a_secret_for_it(
+    name: str, expected: set[str], stacks: dict[str, Stack]
+) -> None:
+    assert {one for one in stacks[name].resources if one.startswith("Installer")} == expected
+
+
+def test_both_functions_run_the_same_artifact(stacks: dict[str, Stack]) -> None:
+    stack = stacks["everything"]
+    assert stack.properties("Reconciler")["Code"] == stack.properties("Installer")["Code"]
+
+
+def test_nothing_can_invoke_the_installer_but_a_person(stacks: dict[str, Stack]) -> None:
+    stack = stacks["everything"]
+    assert stack.of_type("AWS::Lambda::Permission") == {}
+    (schedule,) = stack.of_type("AWS::Scheduler::Schedule").values()
+    assert schedule["Target"]["Arn"] == "<Reconciler.Arn>"
+
+
+@every_combination
+def test_a_failed_event_is_not_retried_and_is_kept_with_its_error(name: str, stacks: dict[str, Stack]) -> None:
+    (config,) = stacks[name].of_type("AWS::Lambda::EventInvokeConfig").values()
+    assert config["FunctionName"] == "<Reconciler>"
+    assert config["MaximumRetryAttempts"] == 0
+    assert config["MaximumEventAgeInSeconds"] == 60
+    assert config["DestinationConfig"] == {"OnFailure": {"Destination": "<FailedQueue.Arn>"}}
+    assert allowed(stacks[name], "ReconcilerRole")["<FailedQueue.Arn>"] == {"sqs:SendMessage"}
+
+
+@every_combination
+def test_the_queues_are_encrypted_and_keep_messages_for_two_weeks(name: str, stacks: dict[str, Stack]) -> None:
+    queues = stacks[name].of_type("AWS::SQS::Queue")
+    assert queues.keys() == {"FailedQueue", "UndeliveredQueue"}
+    for queue in queues.values():
+        assert queue == {"SqsManagedSseEnabled": True, "MessageRetentionPeriod": 14 * 24 * 3600}
+
+
+@pytest.mark.parametrize(("name", "state"), [("the first deploy", "ENABLED"), ("applying by hand", "DISABLED")])
+def test_the_schedule_fires_every_minute_and_keeps_what_it_cannot_deliver(
+    name: str, state: str, stacks: dict[str, Stack]
+) -> None:
+    (schedule,) = stacks[name].of_type("AWS::Scheduler::Schedule").values()
+    assert schedule["ScheduleExpression"] == "rate(1 minute)"
+    assert schedule["State"] == state
+    assert schedule["FlexibleTimeWindow"] == {"Mode": "OFF"}
+    assert "Name" not in schedule  # two stacks would collide on it
+    target = schedule["Target"]
+    assert target["RoleArn"] == "<ScheduleRole.Arn>"
+    assert target["RetryPolicy"] == {"MaximumRetryAttempts": 2, "MaximumEventAgeInSeconds": 60}
+    assert target["DeadLetterConfig"] == {"Arn": "<UndeliveredQueue.Arn>"}
+    assert "Input" not in target  # Scheduler's own event is what the handler takes for a full cycle
+
+
+def test_the_cycle_ends_before_the_function_is_stopped_and_that_before_the_minute(
+    stacks: dict[str, Stack], template: Any
+) -> None:
+    timeout = stacks["the first deploy"].properties("Reconciler")["Timeout"]
+    deadline = template["Parameters"]["CycleDeadlineSeconds"]
+    assert deadline["Default"] < deadline["MaxValue"] < timeout < 60
+
+
+@pytest.mark.parametrize(("name", "reserved"), [("the first deploy", None), ("everything", "2")])
+def test_concurrency_is_reserved_only_when_asked_for(name: str, reserved: str | None, stacks: dict[str, Stack]) -> None:
+    assert stacks[name].properties("Reconciler").get("ReservedConcurrentExecutions") == reserved
+
+
+@every_combination
+def test_the_functions_are_in_the_vpc_when_there_is_one(name: str, stacks: dict[str, Stack]) -> None:
+    stack = stacks[name]
+    expected = None
+    if stack.parameters["VpcSubnetIds"]:
+        expected = {
+            "SubnetIds": ["subnet-0123456789abcdef0", "subnet-0123456789abcdef1"],
+            "SecurityGroupIds": ["sg-01234567"],
+        }
+    for function in stack.of_type("AWS::Lambda::Function").values():
+        assert function.get("VpcConfig") == expected
+
+
+@pytest.mark.parametrize(("name", "key"), [("the first deploy", None), ("everything", KEYS[0])])
+def test_the_log_groups_are_kept_for_a_year_under_the_key_that_is_given(
+    name: str, key: str | None, stacks: dict[str, Stack]
+) -> None:
+    for group in stacks[name].of_type("AWS::Logs::LogGroup").values():
+        assert group["RetentionInDays"] in (365, "365")
+        assert group.get("KmsKeyId") == key
+
+
+@every_combination
+def test_no_name_is_fixed(name: str, stacks: dict[str, Stack]) -> None:
+    names = {
+        f"{logical_id}.{key}": value
+        for logical_id, resource in stacks[name].resources.items()
+        for key, value in resource.get("Properties", {}).items()
+        if key.endswith("Name") and key not in ("MetricName", "FunctionName")  # those name something else
+    }
+    assert names
+    assert [key for key, value in names.items() if STACK not in value] == []
+
+
+# ── Settings ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Recorder(dict[str, str]):
+    """An environment that notes which variables are asked for."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        super().__init__(environment)
+        self.asked: set[str] = set()
+
+    def get(self, name: str, default: Any = None) -> Any:
+        self.asked.add(name)
+        return super().get(name, default)
+
+
+def known_variables() -> set[str]:
+    recorder = Recorder({"DATABASE_SECRET_ARN": secret("database")})
+    Settings.from_env(recorder)
+    return recorder.asked | POWERTOOLS
+
+
+@every_combination
+def test_every_setting_is_in_the_environment_or_has_a_reason_not_to_be(
+    name: str, stacks: dict[str, Stack], template: Any
+) -> None:
+    given = stacks[name].environment("Reconciler").keys()
+    left_out = template["Metadata"]["SettingsNotSet"].keys()
+    assert given | left_out == known_variables()
+    assert not given & left_out
+
+
+@every_combination
+def test_the_handler_accepts_the_environment(
+    name: str, stacks: dict[str, Stack], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "infra" / "ca").mkdir(parents=True)
+    (tmp_path / "infra" / "ca" / "global-bundle.pem").touch()
+    settings = Settings.from_env(stacks[name].environment("Reconciler"))
+    assert settings.mode == COMBINATIONS[name].get("Mode", "dry-run")
+    assert settings.probe == COMBINATIONS[name].get("Probe", "ec2")
+    assert settings.database.sslmode == "verify-full"
+
+
+def test_the_template_s_defaults_are_the_handler_s_but_for_the_dry_run(stacks: dict[str, Stack]) -> None:
+    of_template = Settings.from_env(stacks["the first deploy"].environment("Reconciler"))
+    of_handler = Settings.from_env({"DATABASE_SECRET_ARN": secret("database"), "MODE": "dry-run"})
+    assert of_template == of_handler
+
+
+@pytest.mark.parametrize("bound", ["MinValue", "MaxValue"])
+def test_the_handler_accepts_every_number_that_the_template_does(bound: str, template: Any) -> None:
+    bounds = {
+        name: str(parameter[bound])
+        for name, parameter in template["Parameters"].items()
+        if parameter["Type"] == "Number" and bound in parameter
+    }
+    Settings.from_env(Stack(template, DATABASE | bounds).environment("Reconciler"))
+
+
+def test_the_installer_has_the_owner_s_secret_and_the_database_and_nothing_else(stacks: dict[str, Stack]) -> None:
+    environment = stacks["everything"].environment("Installer")
+    assert environment["DATABASE_SECRET_ARN"] == secret("owner")
+    assert environment["DATABASE_ROLE"] == "rec"
+    assert environment.keys() - POWERTOOLS == {
+        *("DATABASE_SECRET_ARN", "DATABASE_ROLE", "DATABASE_HOST", "DATABASE_PORT", "DATABASE_NAME"),
+        *("DATABASE_SSLMODE", "DATABASE_CA_FILE"),
+    }
+
+
+# ── Parameters ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_every_parameter_is_described_and_in_one_group(template: Any) -> None:
+    groups = template["Metadata"]["AWS::CloudFormation::Interface"]["ParameterGroups"]
+    grouped = [parameter for group in groups for parameter in group["Parameters"]]
+    assert sorted(grouped) == sorted(template["Parameters"])
+    for name, parameter in template["Parameters"].items():
+        assert parameter["Description"], name
+        assert name == "DatabaseSecretArn" or "Default" in parameter, name
+
+
+@pytest.mark.parametrize(
+    ("parameter", "good", "bad"),
+    [
+        ("DatabaseSecretArn", [secret("a/b"), secret("rds!db-1")], ["", "name", secret("a")[:-7], secret("a") + " "]),
+        ("InstallerSecretArn", ["", secret("a")], ["password"]),
+        ("VpcSubnetIds", ["", "subnet-01234567", "subnet-01234567,subnet-0a"], ["vpc-1", "subnet-1, subnet-2", ","]),
+        ("VpcSecurityGroupIds", ["", "sg-01234567,sg-0a"], ["default", "sg-1,"]),
+        ("SecretsKmsKeyArns", ["", ",".join(KEYS)], ["alias/aws/secretsmanager", f"{KEYS[0]},"]),
+        ("DatabaseResourceId", ["", "db-ABC", "cluster-ABC", "prx-0a1b"], ["database-1"]),
+        ("DatabaseCaFile", ["", "infra/ca/global-bundle.pem"], ["/etc/ssl/cert.pem", "infra/ca/../../x.pem"]),
+        ("CpBaseUrl", ["", "https://cp.example/base"], ["cp.example", "https://user@cp.example", "https://cp/?a=b"]),
+        ("DatabaseRole", ["reconciler", "Rec-1"], ["", "rec oncil", 'a"b', "1st"]),
+        ("ReservedConcurrency", ["", "2"], ["-1", "two"]),
+        ("AlarmEmail", ["", "ops@example.com"], ["ops"]),
+        ("PermissionsBoundaryArn", ["", f"arn:aws:iam::{ACCOUNT}:policy/a/b"], ["boundary"]),
+    ],
+)
+def test_patterns_take_what_is_right_and_refuse_what_is_not(
+    parameter: str, good: list[str], bad: list[str], template: Any
+) -> None:
+    pattern = re.compile(template["Parameters"][parameter]["AllowedPattern"])
+    assert [value for value in good if not pattern.search(value)] == []
+    assert [value for value in bad if pattern.search(value)] == []

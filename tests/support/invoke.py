@@ -1,0 +1,50 @@
+"""Invoking the handler: in this process, warm or cold, or in one of its own."""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+from handler import app
+from sandbox.invocation import Invocation
+from sandbox.lambda_context import LambdaContext
+from tests.support.events import APPLY
+
+# What a process needs to run at all.
+_KEPT = ("PATH", "HOME", "TMPDIR", "LANG")
+
+
+class Invoke:
+    """`invoke(event, NAME="value")` calls the handler and returns its report.
+
+    The environment is complete and clean: `environment`, the call's own variables (None takes one away), and nothing of
+    the machine's. Calls with the same variables find the process warm, as in Lambda; `cold` makes a fresh start.
+    """
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self.environment = dict(environment)
+
+    def __call__(self, event: Any = APPLY, *, remaining_s: float = 55.0, **changes: str | None) -> dict[str, Any]:
+        with self._in_environment(changes):
+            return app.lambda_handler(event, LambdaContext(remaining_s))
+
+    def in_process(self, event: Any = APPLY, *, remaining_s: float = 55.0, **changes: str | None) -> Invocation:
+        """Start the same in a process of its own, that can be killed or run beside others."""
+        return Invocation(event, self._changed(changes), remaining_s=remaining_s)
+
+    def cold(self) -> None:
+        """Forget what stays from one invocation to the next."""
+        if app._warm is not None:  # noqa: SLF001 - what a new process would begin without
+            app._warm.close()  # noqa: SLF001
+            app._warm = None  # noqa: SLF001
+
+    def _changed(self, changes: Mapping[str, str | None]) -> dict[str, str]:
+        merged = {**self.environment, **changes}
+        return {name: value for name, value in merged.items() if value is not None}
+
+    @contextmanager
+    def _in_environment(self, changes: Mapping[str, str | None]) -> Iterator[None]:
+        kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
+        with patch.dict(os.environ, {**kept, **self._changed(changes)}, clear=True):
+            yield

@@ -1,0 +1,49 @@
+"""Values to test with, and a clock that only moves when it is told to."""
+
+import threading
+from uuid import UUID
+
+from handler.model import Debt, Sighting, Workspace, sighting_of
+
+
+def uuid(number: int) -> str:
+    """Return the id of workspace `number`; ids sort like their numbers."""
+    return str(UUID(int=number))
+
+
+def instance(number: int) -> str:
+    """Return the id of instance `number`."""
+    return f"i-{number:017x}"
+
+
+def workspace(number: int = 1, instance_id: str | None = None) -> Workspace:
+    """Return workspace `number`, which records the instance of the same number unless told otherwise."""
+    return Workspace(uuid(number), instance(number) if instance_id is None else instance_id, None)
+
+
+def saw(state: str, number: int = 1, instance_id: str | None = None) -> Sighting:
+    """Return the sighting of workspace `number`'s instance in a state; a word that EC2 has not is UNKNOWN."""
+    return sighting_of(workspace(number, instance_id), state)
+
+
+def debt(number: int = 1, *, attempts: int = 0, refusals: int = 0) -> Debt:
+    """Return the restart that is owed to workspace `number`."""
+    return Debt(number, uuid(number), instance(number), attempts, refusals, of_this_cycle=True)
+
+
+class Clock:
+    """A clock, and the only sleep that there is: it moves the clock on."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.slept: list[float] = []
+        self._moving = threading.Lock()
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        """Let `seconds` go by."""
+        with self._moving:
+            self.now += seconds
+            self.slept.append(seconds)

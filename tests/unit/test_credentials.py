@@ -1,0 +1,239 @@
+"""Secrets: fetched when needed, kept for a while, never shown."""
+
+import json
+import traceback
+from typing import Any
+
+import botocore.exceptions
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from handler.credentials import KEPT_SECONDS, Secrets, Tokens, text_field
+from handler.deadline import Deadline
+from handler.errors import SecretError
+from handler.settings import Remote
+from handler.transport import TransportError
+from tests.unit.builders import Clock
+
+ARN, OTHER = "arn:of-one", "arn:of-another"
+SOON = Deadline(10, clock=Clock())
+
+
+class Vault:
+    """Holds the texts of secrets, or what goes wrong when they are fetched, and notes who asked."""
+
+    def __init__(self, **texts: object) -> None:
+        self.texts: dict[str, object] = {ARN: '{"token": "first"}', OTHER: '{"token": "another"}', **texts}
+        self.fetched: list[tuple[str, Deadline]] = []
+
+    def fetch(self, arn: str, deadline: Deadline) -> str:
+        self.fetched.append((arn, deadline))
+        text = self.texts[arn]
+        if isinstance(text, Exception):
+            raise text
+        return str(text)
+
+
+@pytest.fixture
+def vault() -> Vault:
+    return Vault()
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def secrets(vault: Vault, clock: Clock) -> Secrets:
+    return Secrets(vault.fetch, clock)
+
+
+def token(secrets: Secrets, arn: str = ARN, *, fresh: bool = False) -> Any:
+    return secrets.read(arn, "CP_SECRET_ARN", SOON, fresh=fresh)["token"]
+
+
+# --- how long a secret is kept ---
+
+
+def test_a_secret_is_fetched_when_it_is_first_needed_within_the_deadline(secrets: Secrets, vault: Vault) -> None:
+    assert vault.fetched == []
+    assert token(secrets) == "first"
+    assert vault.fetched == [(ARN, SOON)]
+
+
+def test_a_secret_is_kept_for_five_minutes_and_not_longer(secrets: Secrets, vault: Vault, clock: Clock) -> None:
+    assert KEPT_SECONDS == 300
+    token(secrets)
+    vault.texts[ARN] = '{"token": "rotated"}'
+    clock.sleep(299)
+    assert token(secrets) == "first"
+    clock.sleep(1)
+    assert token(secrets) == "rotated"
+    assert len(vault.fetched) == 2
+
+
+def test_using_a_secret_does_not_make_it_younger(secrets: Secrets, vault: Vault, clock: Clock) -> None:
+    for _ in range(4):
+        token(secrets)
+        clock.sleep(100)
+    assert len(vault.fetched) == 2
+
+
+def test_whoever_was_refused_gets_it_fresh_and_so_does_everybody_after(secrets: Secrets, vault: Vault) -> None:
+    token(secrets)
+    vault.texts[ARN] = '{"token": "rotated"}'
+    assert token(secrets, fresh=True) == "rotated"
+    assert token(secrets) == "rotated"
+    assert len(vault.fetched) == 2
+
+
+def test_each_secret_is_kept_by_itself(secrets: Secrets, vault: Vault) -> None:
+    assert [token(secrets, ARN), token(secrets, OTHER), token(secrets, ARN)] == ["first", "another", "first"]
+    assert [arn for arn, _ in vault.fetched] == [ARN, OTHER]
+
+
+def test_a_failure_is_not_kept(secrets: Secrets, vault: Vault) -> None:
+    vault.texts[ARN] = TransportError("timeout", sent=True)
+    with pytest.raises(SecretError):
+        token(secrets)
+    vault.texts[ARN] = '{"token": "back"}'
+    assert token(secrets) == "back"
+
+
+def test_a_secret_that_cannot_be_fetched_fresh_is_an_error_and_the_old_one_stays(secrets: Secrets, vault: Vault) -> None:
+    token(secrets)
+    vault.texts[ARN] = TransportError("timeout", sent=True)
+    with pytest.raises(SecretError):
+        token(secrets, fresh=True)
+    assert token(secrets) == "first"
+
+
+# --- what goes wrong ---
+
+
+def refusal_of_aws(code: object) -> botocore.exceptions.ClientError:
+    return botocore.exceptions.ClientError({"Error": {"Code": code, "Message": "s3cret"}}, "GetSecretValue")  # type: ignore[typeddict-item]
+
+
+@pytest.mark.parametrize(
+    ("trouble", "why"),
+    [
+        pytest.param(refusal_of_aws("AccessDeniedException"), "'AccessDeniedException'", id="AWS refuses"),
+        pytest.param(botocore.exceptions.ClientError({}, "GetSecretValue"), "nothing", id="AWS refuses without a code"),
+        pytest.param(refusal_of_aws("x" * 500), "xxx", id="AWS refuses in many words"),
+        pytest.param(botocore.exceptions.NoCredentialsError(), "NoCredentialsError", id="no credentials"),
+        pytest.param(TransportError("timeout", sent=True), "timeout", id="no answer"),
+        pytest.param("", "JSON object", id="an empty or binary secret"),
+        pytest.param("s3cret", "JSON object", id="a bare password"),
+        pytest.param('{"token": "s3cret"', "JSON object", id="half an object"),
+        pytest.param('["s3cret"]', "JSON object", id="a list"),
+        pytest.param('"s3cret"', "JSON object", id="a string"),
+        pytest.param("null", "JSON object", id="null"),
+        pytest.param("[" * 100_000, "JSON object", id="a very deep list"),
+        pytest.param("1" * 5000, "JSON object", id="a very long number"),
+    ],
+)
+def test_an_error_names_the_variable_and_nothing_of_the_content(trouble: object, why: str) -> None:
+    with pytest.raises(SecretError) as refusal:
+        token(Secrets(Vault(**{ARN: trouble}).fetch, Clock()))
+    message = str(refusal.value)
+    assert message.startswith("CP_SECRET_ARN: ")
+    assert why in message
+    assert "s3cret" not in "".join(traceback.format_exception(refusal.value))
+    assert len(message) < 200
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(st.text() | values.map(json.dumps) | st.dictionaries(st.sampled_from(["token", "x"]), values).map(json.dumps))
+def test_any_secret_is_either_read_or_refused(text: str) -> None:
+    tokens = Tokens(
+        Remote("https://platform.example", ARN, ("token",), {}),
+        "PLATFORM_SECRET_ARN",
+        Secrets(Vault(**{ARN: text}).fetch, Clock()),
+    )
+    try:
+        read = tokens.read(SOON)
+    except SecretError as refusal:
+        assert str(refusal).startswith("PLATFORM_SECRET_ARN: ")
+    else:
+        assert read.keys() <= {"token"}
+        assert all(value.isascii() and value.isprintable() and " " not in value for value in read.values())
+
+
+# --- fields ---
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [("x", "x"), (5432, "5432"), (0, "0"), ("", None), (None, None), (" ", " ")],
+    ids=repr,
+)
+def test_a_field_is_a_string_or_a_whole_number_and_empty_counts_as_missing(value: object, text: str | None) -> None:
+    assert text_field({"field": value}, "field", "V") == text
+
+
+def test_a_field_that_is_not_there_is_missing() -> None:
+    assert text_field({}, "field", "V") is None
+
+
+@pytest.mark.parametrize("value", [True, False, 1.5, ["s3cret"], {"s3cret": 1}], ids=repr)
+def test_a_field_of_another_type_is_refused_by_its_name_and_not_shown(value: object) -> None:
+    with pytest.raises(SecretError) as refusal:
+        text_field({"password": value}, "password", "DATABASE_SECRET_ARN")
+    assert str(refusal.value) == "DATABASE_SECRET_ARN: the field password of the secret is not a string"
+
+
+# --- tokens ---
+
+
+def tokens_of(secrets: Secrets, arn: str | None = ARN, **given_tokens: str) -> Tokens:
+    fields = ("shared_secret", "admin_token")
+    return Tokens(Remote("https://cp.example", arn, fields, given_tokens), "CP_SECRET_ARN", secrets)
+
+
+def test_tokens_that_stand_in_variables_need_no_fetching(secrets: Secrets, vault: Vault) -> None:
+    tokens = tokens_of(secrets, None, shared_secret="one")
+    assert tokens.read(SOON) == tokens.read(SOON, fresh=True) == {"shared_secret": "one"}
+    assert vault.fetched == []
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        pytest.param('{"shared_secret": "a", "admin_token": "b"}', {"shared_secret": "a", "admin_token": "b"}, id="both"),
+        pytest.param('{"shared_secret": "a", "admin_token": ""}', {"shared_secret": "a"}, id="one empty"),
+        pytest.param('{"shared_secret": null, "admin_token": "b"}', {"admin_token": "b"}, id="one null"),
+        pytest.param('{"shared_secret": "a", "other": "s3cret"}', {"shared_secret": "a"}, id="others are left out"),
+        pytest.param("{}", {}, id="none"),
+    ],
+)
+def test_tokens_come_from_the_secret_without_the_empty_ones(
+    secrets: Secrets, vault: Vault, text: str, expected: dict[str, str]
+) -> None:
+    vault.texts[ARN] = text
+    assert tokens_of(secrets).read(SOON) == expected
+
+
+@pytest.mark.parametrize("value", ["s3cret\n", "s3 cret", "s3cret\r\nX: 1", "s3cr\u00e9t"], ids=ascii)
+def test_a_token_that_no_header_may_hold_is_refused_and_not_shown(secrets: Secrets, vault: Vault, value: str) -> None:
+    vault.texts[ARN] = json.dumps({"admin_token": value})
+    with pytest.raises(SecretError, match="CP_SECRET_ARN: the field admin_token .* HTTP header") as refusal:
+        tokens_of(secrets).read(SOON)
+    assert "s3" not in str(refusal.value)
+
+
+def test_fresh_tokens_come_from_a_fresh_secret(secrets: Secrets, vault: Vault) -> None:
+    tokens = tokens_of(secrets)
+    vault.texts[ARN] = '{"admin_token": "old"}'
+    tokens.read(SOON)
+    vault.texts[ARN] = '{"admin_token": "new"}'
+    assert tokens.read(SOON) == {"admin_token": "old"}
+    assert tokens.read(SOON, fresh=True) == {"admin_token": "new"}

@@ -1,0 +1,389 @@
+"""What to do about what was seen."""
+
+from collections.abc import Iterable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from handler.decide import Absence, Action, Plan, Policy, confirms, decide, objection
+from handler.model import VERDICT_OF_STATE, CurrentRow, Sighting, SkipReason, Verdict
+from tests.unit.builders import instance, saw, uuid, workspace
+
+NO_ANSWER = "a word that EC2 does not have"
+
+
+def policy(
+    fraction: float = 0.5, least: int = 3, sightings: int = 3, age_s: float = 120, *, override: bool = False
+) -> Policy:
+    return Policy(fraction, least, sightings, age_s, override)
+
+
+def planned(
+    sightings: Iterable[Sighting],
+    absences: dict[str, Absence] | None = None,
+    flipped: Iterable[int] = (),
+    by: Policy | None = None,
+) -> Plan:
+    return decide(sightings, absences or {}, frozenset(uuid(number) for number in flipped), by or policy())
+
+
+def fleet(**states: int) -> list[Sighting]:
+    """Return that many sightings of each state; `_` stands for EC2's hyphen, `unknown` for no answer."""
+    words = {"unknown": NO_ANSWER, "not_found": "not_found"}
+    names = [words.get(state, state.replace("_", "-")) for state, count in states.items() for _ in range(count)]
+    return [saw(state, number) for number, state in enumerate(names, start=1)]
+
+
+def actions(plan: Plan) -> dict[int, Action]:
+    return {int(one.sighting.workspace.id[-12:], 16): one.action for one in plan.decisions}
+
+
+# --- verdicts ---
+
+
+@pytest.mark.parametrize("state", ["stopped", "terminated"])
+def test_the_dead_are_flipped_and_the_reason_repeats_ec2s_word(state: str) -> None:
+    (decision,) = planned([saw(state), *fleet(running=3)[1:]]).decisions
+    assert decision.action is Action.FLIP
+    assert state in decision.reason
+
+
+@pytest.mark.parametrize("state", ["running", "pending", "stopping", "shutting-down", NO_ANSWER, ""])
+def test_nothing_is_decided_about_any_other_state(state: str) -> None:
+    remembered = {uuid(1): Absence(instance(1), 1000, 3000)}
+    assert planned([saw(state)], remembered).decisions == ()
+
+
+def test_a_cycle_that_saw_nothing_decides_nothing() -> None:
+    assert planned([]) == Plan((), planned([]).breaker, (), ())
+    assert not planned([]).breaker.open
+
+
+states = st.sampled_from([*VERDICT_OF_STATE, NO_ANSWER])
+sighted = st.lists(states, max_size=12).map(lambda words: [saw(word, n) for n, word in enumerate(words, start=1)])
+remembered = st.dictionaries(
+    st.integers(1, 12), st.tuples(st.integers(1, 12), st.integers(1, 9), st.floats(0, 3600)), max_size=12
+).map(lambda known: {uuid(n): Absence(instance(of), seen, age) for n, (of, seen, age) in known.items()})
+policies = st.builds(
+    Policy, st.floats(0, 1), st.integers(1, 5), st.integers(1, 5), st.floats(0, 3600), override_breaker=st.booleans()
+)
+
+
+@given(sighted, remembered, st.frozensets(st.integers(1, 20).map(uuid)), policies)
+def test_every_doubt_ends_in_not_flipping(
+    sightings: list[Sighting], absences: dict[str, Absence], flipped: frozenset[str], by: Policy
+) -> None:
+    plan = decide(sightings, absences, flipped, by)
+    verdicts = [one.verdict for one in sightings]
+    for decision in plan.decisions:
+        verdict = decision.sighting.verdict
+        assert verdict in (Verdict.DEAD, Verdict.ABSENT)
+        if decision.action is Action.FLIP:
+            assert not plan.breaker.open
+            if verdict is Verdict.ABSENT:
+                assert {Verdict.RUNNING, Verdict.TRANSITION, Verdict.DEAD} & set(verdicts)
+                known = absences.get(decision.sighting.workspace.id)
+                recorded = decision.sighting.workspace.instance_id
+                if known is None or known.instance_id != recorded:
+                    known = Absence(recorded, 0, 0.0)
+                assert known.sightings + 1 >= by.absent_sightings
+                assert known.age_s >= by.absent_min_age_s
+    decided = [one.sighting for one in plan.decisions]
+    assert decided == [one for one in sightings if one.verdict in (Verdict.DEAD, Verdict.ABSENT)]
+
+
+@given(sighted, remembered, policies)
+def test_an_answer_that_did_not_come_changes_nothing_for_the_others(
+    sightings: list[Sighting], absences: dict[str, Absence], by: Policy
+) -> None:
+    answered = [one for one in sightings if one.verdict is not Verdict.UNKNOWN]
+    assert decide(sightings, absences, frozenset(), by) == decide(answered, absences, frozenset(), by)
+
+
+# --- the breaker ---
+
+
+@pytest.mark.parametrize(
+    ("seen", "is_open"),
+    [
+        pytest.param(fleet(stopped=2), False, id="all dead, but fewer than the least"),
+        pytest.param(fleet(stopped=3), True, id="all dead, and the least"),
+        pytest.param(fleet(stopped=3, running=3), False, id="exactly the fraction"),
+        pytest.param(fleet(stopped=3, running=2), True, id="more than the fraction"),
+        pytest.param(fleet(stopped=2, not_found=1, running=2), True, id="the absent look dead too"),
+        pytest.param(fleet(not_found=3), True, id="nothing but the absent"),
+        pytest.param(fleet(stopped=3, running=2, unknown=95), True, id="no answer does not count as alive"),
+        pytest.param(fleet(stopped=3, running=3, unknown=95), False, id="no answer does not count as dead"),
+        pytest.param(fleet(stopped=3, pending=1, stopping=1, shutting_down=1), False, id="transitions are alive"),
+        pytest.param(fleet(running=5), False, id="all alive"),
+        pytest.param(fleet(unknown=5), False, id="no answer at all"),
+    ],
+)
+def test_the_breaker_opens_when_too_much_looks_dead(seen: list[Sighting], is_open: bool) -> None:  # noqa: FBT001 - a table
+    plan = planned(seen)
+    assert plan.breaker.open is is_open
+    dead = [one for one in plan.decisions if one.sighting.verdict is Verdict.DEAD]
+    assert {one.action for one in dead} <= {Action.HOLD if is_open else Action.FLIP}
+
+
+def test_an_open_breaker_says_how_many_of_how_many_look_dead() -> None:
+    plan = planned(fleet(terminated=3, running=1, unknown=9))
+    assert (plan.breaker.dead, plan.breaker.answered) == (3, 4)
+    assert all("3 of 4" in one.reason and "terminated" in one.reason for one in plan.decisions)
+
+
+def test_an_open_breaker_leaves_the_absent_waiting_and_remembered() -> None:
+    plan = planned(fleet(stopped=3, not_found=1))
+    assert actions(plan) == {1: Action.HOLD, 2: Action.HOLD, 3: Action.HOLD, 4: Action.WAIT}
+    assert [one.id for one in plan.absent] == [uuid(4)]
+
+
+def test_an_open_breaker_holds_an_absence_that_would_be_due() -> None:
+    due = {uuid(4): Absence(instance(4), 2, 500)}
+    assert actions(planned(fleet(stopped=3, not_found=1), due))[4] is Action.HOLD
+
+
+@pytest.mark.parametrize(
+    ("fraction", "seen", "is_open"),
+    [
+        pytest.param(0, fleet(stopped=3, running=97), True, id="no share at all is allowed"),
+        pytest.param(1, fleet(stopped=9), False, id="the whole fleet is allowed"),
+    ],
+)
+def test_the_breakers_fraction_goes_from_nothing_to_everything(
+    fraction: float,
+    seen: list[Sighting],
+    is_open: bool,  # noqa: FBT001 - a table
+) -> None:
+    assert planned(seen, by=policy(fraction)).breaker.open is is_open
+
+
+def test_the_override_lifts_the_breaker_and_the_dead_are_flipped() -> None:
+    plan = planned(fleet(stopped=5), by=policy(override=True))
+    assert not plan.breaker.open
+    assert set(actions(plan).values()) == {Action.FLIP}
+
+
+def test_the_override_does_not_hasten_an_absence() -> None:
+    assert actions(planned(fleet(running=1, not_found=1), by=policy(override=True))) == {2: Action.WAIT}
+
+
+def test_flips_within_the_window_count_as_dead_though_their_rows_are_no_candidates_any_more() -> None:
+    plan = planned(fleet(stopped=1, running=2), flipped=[101, 102, 103])
+    assert (plan.breaker.dead, plan.breaker.answered, plan.breaker.open) == (4, 6, True)
+
+
+def test_flips_within_the_window_keep_the_share_what_it_would_have_been_in_one_cycle() -> None:
+    one_cycle = planned(fleet(stopped=6, running=4)).breaker
+    after_two_flips = planned(fleet(stopped=4, running=4), flipped=[101, 102]).breaker
+    assert one_cycle == after_two_flips
+
+
+def test_a_workspace_that_was_flipped_and_lives_again_counts_once_and_as_dead() -> None:
+    plan = planned(fleet(running=4), flipped=[1, 2])
+    assert (plan.breaker.dead, plan.breaker.answered) == (2, 4)
+
+
+def test_a_workspace_that_was_flipped_and_is_dead_again_counts_once() -> None:
+    plan = planned(fleet(stopped=2, running=2), flipped=[1])
+    assert (plan.breaker.dead, plan.breaker.answered) == (2, 4)
+
+
+def test_a_workspace_that_was_flipped_and_gave_no_answer_counts_once_and_as_dead() -> None:
+    plan = planned(fleet(unknown=1, running=2), flipped=[1])
+    assert (plan.breaker.dead, plan.breaker.answered) == (1, 3)
+
+
+def test_half_the_fleet_cannot_go_in_small_steps() -> None:
+    alive, flipped = set(range(1, 101)), set[int]()
+    for _ in range(20):  # each cycle finds ten more dead; nothing leaves the window
+        dead = set(sorted(alive)[:10])
+        plan = planned([saw("stopped" if n in dead else "running", n) for n in alive], flipped=flipped)
+        gone = {n for n, action in actions(plan).items() if action is Action.FLIP}
+        alive, flipped = alive - gone, flipped | gone
+    assert len(flipped) == 50
+
+
+# --- absences ---
+
+
+class Memory:
+    """Keeps absences from cycle to cycle as the database does, by a clock of its own."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self._known: dict[str, tuple[str, int, float]] = {}
+
+    def cycle(self, at: float, *sightings: Sighting) -> Plan:
+        self.now = at
+        plan = planned(sightings, self.absences())
+        for workspace_id in plan.found_again:
+            del self._known[workspace_id]
+        for absent in plan.absent:
+            recorded, count, since = self._known.get(absent.id, (absent.instance_id, 0, at))
+            if recorded != absent.instance_id:
+                count, since = 0, at
+            self._known[absent.id] = (absent.instance_id, count + 1, since)
+        return plan
+
+    def absences(self) -> dict[str, Absence]:
+        return {id_: Absence(of, count, self.now - since) for id_, (of, count, since) in self._known.items()}
+
+
+GONE = saw("not_found", 1)
+WITNESS = saw("running", 99)
+
+
+def test_an_absence_is_waited_for_until_it_was_seen_often_and_long_enough() -> None:
+    memory = Memory()
+    assert actions(memory.cycle(0, GONE, WITNESS)) == {1: Action.WAIT}
+    assert actions(memory.cycle(60, GONE, WITNESS)) == {1: Action.WAIT}
+    assert actions(memory.cycle(120, GONE, WITNESS)) == {1: Action.FLIP}
+
+
+def test_often_is_not_enough_when_it_was_not_long() -> None:
+    memory = Memory()
+    for at in range(10):
+        assert actions(memory.cycle(at, GONE, WITNESS)) == {1: Action.WAIT}
+
+
+def test_long_is_not_enough_when_it_was_not_often() -> None:
+    memory = Memory()
+    memory.cycle(0, GONE, WITNESS)
+    assert actions(memory.cycle(1000, GONE, WITNESS)) == {1: Action.WAIT}
+
+
+def test_the_reason_says_how_often_and_for_how_long_it_was_not_found() -> None:
+    memory = Memory()
+    memory.cycle(0, GONE, WITNESS)
+    (decision,) = memory.cycle(60, GONE, WITNESS).decisions
+    assert "2 times of 3" in decision.reason
+    assert "60 s of 120 s" in decision.reason
+
+
+@pytest.mark.parametrize("state", ["running", "pending", "stopping", "shutting-down", "stopped"])
+def test_a_sighting_of_the_instance_forgets_its_absences(state: str) -> None:
+    memory = Memory()
+    memory.cycle(0, GONE, WITNESS)
+    memory.cycle(60, GONE, WITNESS)
+    memory.cycle(90, saw(state, 1), WITNESS)
+    assert memory.absences() == {}
+    assert actions(memory.cycle(120, GONE, WITNESS)) == {1: Action.WAIT}
+
+
+def test_another_instance_begins_anew() -> None:
+    memory = Memory()
+    memory.cycle(0, GONE, WITNESS)
+    memory.cycle(60, GONE, WITNESS)
+    other = saw("not_found", 1, instance(2))
+    assert actions(memory.cycle(120, other, WITNESS)) == {1: Action.WAIT}
+    assert actions(memory.cycle(180, other, WITNESS)) == {1: Action.WAIT}
+    assert actions(memory.cycle(240, other, WITNESS)) == {1: Action.FLIP}
+
+
+def test_no_answer_in_between_neither_counts_nor_forgets() -> None:
+    memory = Memory()
+    memory.cycle(0, GONE, WITNESS)
+    memory.cycle(30, saw(NO_ANSWER, 1), WITNESS)
+    assert actions(memory.cycle(60, GONE, WITNESS)) == {1: Action.WAIT}
+    assert actions(memory.cycle(120, GONE, WITNESS)) == {1: Action.FLIP}
+
+
+def test_nothing_is_believed_counted_or_forgotten_when_nothing_at_all_is_found() -> None:
+    memory = Memory()
+    memory.cycle(0, GONE, WITNESS)
+    for at in (60, 120, 180):
+        plan = memory.cycle(at, GONE, saw("not_found", 2), saw(NO_ANSWER, 3))
+        assert set(actions(plan).values()) == {Action.WAIT}
+        assert all("account, Region or credentials" in one.reason for one in plan.decisions)
+        assert plan.absent == ()
+    assert memory.absences() == {uuid(1): Absence(instance(1), 1, 180)}
+    assert actions(memory.cycle(240, GONE, WITNESS)) == {1: Action.WAIT}
+
+
+@pytest.mark.parametrize("state", ["running", "pending", "stopping", "shutting-down", "stopped", "terminated"])
+def test_any_other_instance_that_is_found_makes_an_absence_credible(state: str) -> None:
+    due = {uuid(1): Absence(instance(1), 2, 120)}
+    assert actions(planned([GONE, saw(state, 2)], due))[1] is Action.FLIP
+
+
+def test_only_those_that_were_remembered_are_forgotten() -> None:
+    plan = planned(fleet(running=3), {uuid(2): Absence(instance(2), 1, 10)})
+    assert plan.found_again == (uuid(2),)
+
+
+def test_one_sighting_is_enough_when_the_policy_says_so() -> None:
+    assert actions(planned([GONE, WITNESS], by=policy(sightings=1, age_s=0))) == {1: Action.FLIP}
+
+
+# --- the second probe ---
+
+ONE_OF_EACH = {
+    Verdict.RUNNING: "running",
+    Verdict.TRANSITION: "stopping",
+    Verdict.DEAD: "stopped",
+    Verdict.ABSENT: "not_found",
+    Verdict.UNKNOWN: NO_ANSWER,
+}
+
+
+@pytest.mark.parametrize("second", Verdict)
+@pytest.mark.parametrize("first", [Verdict.DEAD, Verdict.ABSENT])
+def test_a_second_probe_confirms_what_is_still_dead_or_gone_and_nothing_else(first: Verdict, second: Verdict) -> None:
+    confirmed = confirms(saw(ONE_OF_EACH[first]), saw(ONE_OF_EACH[second]))
+    assert confirmed is ((first, second) in CONFIRMED)
+
+
+CONFIRMED = {(Verdict.DEAD, Verdict.DEAD), (Verdict.ABSENT, Verdict.DEAD), (Verdict.ABSENT, Verdict.ABSENT)}
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("stopped", "terminated"), ("terminated", "stopped"), ("not_found", "terminated")],
+)
+def test_a_second_probe_may_find_it_dead_in_another_way(first: str, second: str) -> None:
+    assert confirms(saw(first), saw(second))
+
+
+# --- the locked row ---
+
+
+def row(
+    status: str | None = "online",
+    instance_id: str | None = instance(1),
+    runtime: str | None = "langgraph",
+    *,
+    fresh: bool = False,
+) -> CurrentRow:
+    return CurrentRow(status, instance_id, runtime, fresh)
+
+
+@pytest.mark.parametrize("runtime", ["langgraph", "", None], ids=repr)
+@pytest.mark.parametrize("status", ["online", "degraded"])
+def test_nothing_is_said_against_the_row_that_was_probed(status: str, runtime: str | None) -> None:
+    assert objection(row(status, runtime=runtime), workspace(1)) is None
+
+
+@pytest.mark.parametrize(
+    ("current", "reason"),
+    [
+        pytest.param(None, SkipReason.ROW_GONE, id="the row is gone"),
+        *(
+            pytest.param(row(status), SkipReason.STATUS_MOVED, id=f"the row is {status}")
+            for status in (
+                *("provisioning", "offline", "failed", "removed", "paused", "hibernated", "hibernating"),
+                *("awaiting_agent", "Online", "a status of tomorrow", "", None),
+            )
+        ),
+        pytest.param(row(runtime="external"), SkipReason.STATUS_MOVED, id="the runtime became external"),
+        pytest.param(row(instance_id=None), SkipReason.INSTANCE_CLEARED, id="the instance is NULL"),
+        pytest.param(row(instance_id=""), SkipReason.INSTANCE_CLEARED, id="the instance is empty"),
+        pytest.param(row(instance_id=instance(2)), SkipReason.INSTANCE_CHANGED, id="another instance"),
+        pytest.param(row(instance_id=f"{instance(1)} "), SkipReason.INSTANCE_CHANGED, id="nearly the instance"),
+        pytest.param(row(fresh=True), SkipReason.FRESH_HEARTBEAT, id="a heartbeat came"),
+        pytest.param(row("paused", None, fresh=True), SkipReason.STATUS_MOVED, id="everything at once"),
+    ],
+)
+def test_a_row_that_moved_on_is_not_flipped(current: CurrentRow | None, reason: SkipReason) -> None:
+    assert objection(current, workspace(1)) is reason

@@ -1,0 +1,554 @@
+"""EC2's answers, whole, broken and in pages, and what they prove."""
+
+import itertools
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import botocore.exceptions
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from handler.deadline import Deadline
+from handler.model import VERDICT_OF_STATE, Sighting, Verdict, Workspace
+from handler.probes import ec2
+from handler.probes.ec2 import BISECTING_CALLS, SWEEP_ABOVE, Ec2Probe
+from handler.probes.ec2_api import ATTEMPTS, Ec2Api
+from handler.transport import TransportError
+from tests.unit.builders import Clock, instance, uuid, workspace
+
+Trouble = Callable[[], BaseException]
+
+
+def refusal(code: str, status: int = 400) -> Trouble:
+    answer: Any = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    return lambda: botocore.exceptions.ClientError(answer, "Describe")
+
+
+def broken(cause: str) -> Trouble:
+    return lambda: TransportError(cause, sent=True)
+
+
+THROTTLED = refusal("RequestLimitExceeded", 503)
+SERVER_ERROR = refusal("InternalError", 500)
+DENIED = refusal("UnauthorizedOperation", 403)
+
+
+class Account:
+    """Answers describe calls for the instances it has, in pages; goes wrong as it is told to."""
+
+    def __init__(self, states: dict[str, str], *, page: int = 1000, clock: Clock | None = None) -> None:
+        self.states = states
+        self.page = page
+        self.clock = clock or Clock()
+        self.takes_s = 0.0
+        self.calls: list[tuple[str, dict[str, Any]]] = []
+        self.deadlines: list[float] = []
+        self.troubles: list[Trouble | None] = []
+        self.trouble: Callable[[str, dict[str, Any]], Trouble | None] = lambda *_: None
+        self.zones: list[str] = ["a", "b"]
+        self._lock = threading.Lock()
+
+    def __call__(self, operation: str, deadline: Deadline, **query: Any) -> Any:
+        with self._lock:
+            self.calls.append((operation, query))
+            self.deadlines.append(deadline.remaining())
+            if self.takes_s >= deadline.remaining():
+                self.clock.sleep(deadline.remaining())
+                raise TransportError("timeout", sent=True)
+            self.clock.sleep(self.takes_s)
+            trouble = self.troubles.pop(0) if self.troubles else self.trouble(operation, query)
+            if trouble is not None:
+                raise trouble()
+            return getattr(self, f"_{operation}")(**query)
+
+    def asked(self, operation: str = "describe_instances") -> list[dict[str, Any]]:
+        return [query for called, query in self.calls if called == operation]
+
+    def _describe_instances(self, *, Filters: Any, MaxResults: int, NextToken: str = "0") -> Any:  # noqa: N803 - AWS's
+        ((name, ids),) = [(one["Name"], one["Values"]) for one in Filters]
+        assert name == "instance-id"
+        assert len(ids) <= 200
+        found = [
+            {"InstanceId": one, "State": {"Name": self.states[one]}} for one in ids if one in self.states
+        ]
+        page, rest = self._cut(found, MaxResults, NextToken)
+        return {"Reservations": [{"Instances": [one]} for one in page], **rest}
+
+    def _describe_instance_status(self, *, MaxResults: int, Filters: Any = (), NextToken: str = "0") -> Any:  # noqa: N803
+        zone = [value for one in Filters for value in one["Values"]]
+        running = [
+            {"InstanceId": one, "InstanceState": {"Name": state}}
+            for number, (one, state) in enumerate(self.states.items())
+            if state == "running" and (not zone or self.zones[number % len(self.zones)] in zone)
+        ]
+        page, rest = self._cut(running, MaxResults, NextToken)
+        return {"InstanceStatuses": page, **rest}
+
+    def _describe_availability_zones(self) -> Any:
+        return {"AvailabilityZones": [{"ZoneName": zone} for zone in self.zones]}
+
+    def _cut(self, rows: Sequence[Any], most: int, token: str) -> tuple[Sequence[Any], dict[str, str]]:
+        begin, end = int(token), int(token) + min(most, self.page)
+        return rows[begin:end], {"NextToken": str(end)} if end < len(rows) else {}
+
+
+class Answers:
+    """Gives the same answers in turn whatever is asked, the last one for ever."""
+
+    def __init__(self, *answers: Any) -> None:
+        self.answers = list(answers)
+
+    def __call__(self, *_: Any, **__: Any) -> Any:
+        return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(ec2, "time", SimpleNamespace(monotonic=clock))
+    return clock
+
+
+def probe(call: Callable[..., Any], clock: Clock, *, timeout_s: float = 10) -> Ec2Probe:
+    return Ec2Probe(Ec2Api(call, timeout_s=timeout_s, clock=clock, sleep=clock.sleep), timeout_s=timeout_s)
+
+
+def look(
+    call: Callable[..., Any], clock: Clock, workspaces: Sequence[Workspace], seconds: float = 30
+) -> dict[str, Sighting]:
+    """Return the sightings by workspace id; nobody is seen twice."""
+    seen = list(probe(call, clock).sightings(workspaces, Deadline(seconds, clock=clock)))
+    assert max(Counter(one.workspace.id for one in seen).values(), default=0) <= 1
+    return {one.workspace.id: one for one in seen}
+
+
+def found(seen: dict[str, Sighting]) -> dict[int, str]:
+    """Return the states by the workspace's number, or why there is none."""
+    return {int(id_[-12:], 16): one.state or one.cause for id_, one in seen.items()}
+
+
+def some(count: int) -> list[Workspace]:
+    return [workspace(number) for number in range(1, count + 1)]
+
+
+def all_of(count: int, state: str = "running") -> dict[str, str]:
+    return {instance(number): state for number in range(1, count + 1)}
+
+
+# --- whole answers ---
+
+
+def test_each_instance_is_seen_in_its_state_and_one_that_is_not_listed_is_not_found(clock: Clock) -> None:
+    states = {instance(number): state for number, state in enumerate(VERDICT_OF_STATE, start=1) if state != "not_found"}
+    seen = look(Account(states), clock, some(len(states) + 1))
+    assert found(seen) == {**dict(enumerate(states.values(), start=1)), len(states) + 1: "not_found"}
+
+
+def test_a_state_that_ec2_did_not_have_yesterday_is_unknown(clock: Clock) -> None:
+    seen = look(Account({instance(1): "hovering"}), clock, some(1))
+    assert found(seen) == {1: "unrecognised_state"}
+
+
+def test_ids_are_asked_for_two_hundred_at_a_time_by_a_filter_and_each_once(clock: Clock) -> None:
+    account = Account(all_of(450))
+    seen = look(account, clock, some(450))
+    assert len(seen) == 450
+    assert sorted(len(query["Filters"][0]["Values"]) for query in account.asked()) == [50, 200, 200]
+    asked = Counter(one for query in account.asked() for one in query["Filters"][0]["Values"])
+    assert asked == Counter(all_of(450).keys())
+    assert all(query["MaxResults"] <= 1000 and "InstanceIds" not in query for query in account.asked())
+
+
+def test_a_listing_is_read_to_its_last_page(clock: Clock) -> None:
+    account = Account(all_of(10, "stopped"), page=3)
+    assert found(look(account, clock, some(10))) == dict.fromkeys(range(1, 11), "stopped")
+    assert len(account.asked()) == 4
+
+
+def test_two_workspaces_that_record_one_instance_are_both_seen_and_it_is_asked_for_once(clock: Clock) -> None:
+    account = Account({instance(1): "stopped"})
+    seen = look(account, clock, [workspace(1), workspace(2, instance(1))])
+    assert found(seen) == {1: "stopped", 2: "stopped"}
+    assert account.asked()[0]["Filters"][0]["Values"] == [instance(1)]
+
+
+@pytest.mark.parametrize(
+    "instance_id",
+    [
+        *("x", "i-", "i-123", "i-*", "i-0123456?", "I-01234567", "i-0123456G", "i-0123456789abcde", "*", "mi-01234567"),
+        *("i-01234567\n", " i-01234567", "i-01234567,i-89abcdef", "i-0123456789abcdef01", "i-٠١٢٣٤٥٦٧"),
+    ],
+    ids=ascii,
+)
+def test_an_id_that_is_none_is_unknown_and_never_asked_for(clock: Clock, instance_id: str) -> None:
+    account = Account({instance(2): "stopped"})
+    seen = look(account, clock, [workspace(1, instance_id), workspace(2)])
+    assert found(seen) == {1: "malformed_instance_id", 2: "stopped"}
+    assert account.asked()[0]["Filters"][0]["Values"] == [instance(2)]
+
+
+def test_an_old_short_id_is_asked_for_too(clock: Clock) -> None:
+    assert found(look(Account({"i-0123abcd": "running"}), clock, [workspace(1, "i-0123abcd")])) == {1: "running"}
+
+
+def test_nothing_to_look_at_is_nothing_asked(clock: Clock) -> None:
+    account = Account({})
+    assert look(account, clock, []) == {}
+    assert account.calls == []
+
+
+def instances(*states: tuple[int, Any]) -> dict[str, Any]:
+    listed = [{"InstanceId": instance(number), "State": {"Name": state}} for number, state in states]
+    return {"Reservations": [{"Instances": listed}]}
+
+
+def test_an_instance_that_nobody_asked_for_is_passed_over(clock: Clock) -> None:
+    answer = instances((99, "terminated"), (1, "running"), (98, "stopped"))
+    assert found(look(Answers(answer), clock, some(2))) == {1: "running", 2: "not_found"}
+
+
+# --- broken answers ---
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pytest.param(None, id="nothing"),
+        pytest.param([], id="a list"),
+        pytest.param("<xml/>", id="text"),
+        pytest.param({}, id="no reservations"),
+        pytest.param({"Reservations": None}, id="reservations of null"),
+        pytest.param({"Reservations": [None]}, id="a reservation of null"),
+        pytest.param({"Reservations": [{}]}, id="no instances"),
+        pytest.param({"Reservations": [{"Instances": None}]}, id="instances of null"),
+        pytest.param({"Reservations": [{"Instances": [{}]}]}, id="an instance without an id"),
+        pytest.param({"Reservations": [{"Instances": [{"InstanceId": instance(1)}]}]}, id="no state"),
+        pytest.param({"Reservations": [{"Instances": [{"InstanceId": instance(1), "State": {}}]}]}, id="no name"),
+        pytest.param({"Reservations": [{"Instances": [{"InstanceId": instance(1), "State": None}]}]}, id="null for a state"),
+        pytest.param({"Reservations": [{"Instances": [{"InstanceId": [1], "State": {"Name": "stopped"}}]}]}, id="a list for an id"),
+        pytest.param(instances((1, None)), id="null for a state's name"),
+        pytest.param(instances((1, "")), id="an empty name"),
+        pytest.param(instances((1, 80)), id="a state's number"),
+        pytest.param(instances((1, ["stopped"])), id="a list of states"),
+    ],
+)
+def test_an_answer_that_makes_no_sense_proves_nothing(clock: Clock, answer: Any) -> None:
+    seen = look(Answers(answer), clock, some(1))
+    assert [one.verdict for one in seen.values()] == [Verdict.UNKNOWN]
+
+
+def test_what_an_answer_said_before_it_stopped_making_sense_still_holds(clock: Clock) -> None:
+    answer = instances((1, "stopped"))
+    answer["Reservations"].append({"Instances": [{"InstanceId": instance(2)}]})
+    assert found(look(Answers(answer), clock, some(3))) == {
+        1: "stopped",
+        2: "garbled_answer",
+        3: "garbled_answer",
+    }
+
+
+def test_a_listing_that_goes_in_circles_proves_nothing_for_those_it_has_not_named(clock: Clock) -> None:
+    page = instances((1, "running")) | {"NextToken": "again"}
+    assert found(look(Answers(page), clock, some(2))) == {1: "running", 2: "garbled_answer"}
+
+
+def test_a_listing_that_goes_in_a_larger_circle_ends_with_the_time_and_nobody_is_absent(clock: Clock) -> None:
+    pages = itertools.cycle([instances((1, "running")) | {"NextToken": token} for token in "AB"])
+    seen = look(lambda *_, **__: next(pages), clock, some(2))
+    assert found(seen)[1] == "running"
+    assert seen.get(uuid(2)) is None or seen[uuid(2)].verdict is Verdict.UNKNOWN
+    assert sum(clock.slept) < 31
+
+
+# --- failures ---
+
+
+@pytest.mark.parametrize(
+    ("trouble", "cause"),
+    [
+        pytest.param(DENIED, "refused_UnauthorizedOperation", id="denied"),
+        pytest.param(refusal("AuthFailure", 401), "refused_AuthFailure", id="wrong credentials"),
+        pytest.param(refusal("InvalidInstanceID.NotFound"), "refused_InvalidInstanceID.NotFound", id="unknown id"),
+        pytest.param(refusal("s3cret: " + "x" * 100), "refused", id="a code that is no code"),
+        pytest.param(refusal(""), "refused", id="no code"),
+        pytest.param(lambda: botocore.exceptions.ClientError({}, "Describe"), "refused", id="an empty refusal"),
+        pytest.param(broken("timeout"), "timeout", id="a timeout"),
+        pytest.param(broken("tls_failed"), "tls_failed", id="TLS"),
+        pytest.param(botocore.exceptions.NoCredentialsError, "aws_NoCredentialsError", id="no credentials"),
+        pytest.param(lambda: RuntimeError("s3cret"), "garbled_answer", id="a surprise"),
+    ],
+)
+def test_a_failure_that_will_not_pass_is_not_tried_again_and_nobody_is_absent(
+    clock: Clock, trouble: Trouble, cause: str
+) -> None:
+    account = Account({}, clock=clock)
+    account.trouble = lambda *_: trouble
+    assert found(look(account, clock, some(3))) == dict.fromkeys([1, 2, 3], cause)
+    assert len(account.calls) == 1
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        pytest.param(broken("broken_connection"), id="a broken connection"),
+        pytest.param(broken("connection_refused"), id="a refused connection"),
+        pytest.param(SERVER_ERROR, id="a server error"),
+        pytest.param(THROTTLED, id="throttling"),
+    ],
+)
+def test_a_failure_that_may_pass_is_tried_again_after_a_pause(clock: Clock, trouble: Trouble) -> None:
+    account = Account(all_of(3), clock=clock)
+    account.troubles = [trouble, trouble]
+    assert found(look(account, clock, some(3))) == dict.fromkeys([1, 2, 3], "running")
+    assert len(account.calls) == 3
+    assert [pause for pause in clock.slept if pause > 0.4][0] < sum(clock.slept)
+
+
+def test_a_broken_connection_is_tried_again_so_often_and_no_more(clock: Clock) -> None:
+    account = Account(all_of(3), clock=clock)
+    account.trouble = lambda *_: broken("broken_connection")
+    assert found(look(account, clock, some(3))) == dict.fromkeys([1, 2, 3], "broken_connection")
+    assert len(account.calls) == ATTEMPTS
+
+
+def test_a_failed_page_takes_nothing_from_the_pages_before_it(clock: Clock) -> None:
+    account = Account(all_of(6, "stopped"), page=2, clock=clock)
+    account.troubles = [None, None, DENIED]
+    cause = "refused_UnauthorizedOperation"
+    expected = {**dict.fromkeys([1, 2, 3, 4], "stopped"), 5: cause, 6: cause}
+    assert found(look(account, clock, some(6))) == expected
+
+
+def test_a_page_that_was_tried_again_goes_on_where_it_was(clock: Clock) -> None:
+    account = Account(all_of(6, "stopped"), page=2, clock=clock)
+    account.troubles = [None, THROTTLED, broken("broken_connection")]
+    assert found(look(account, clock, some(6))) == dict.fromkeys(range(1, 7), "stopped")
+    assert [query.get("NextToken") for query in account.asked()] == [None, "2", "2", "2", "4"]
+
+
+def test_a_failed_batch_costs_only_its_own_ids(clock: Clock) -> None:
+    account = Account(all_of(600), clock=clock)
+    account.trouble = lambda _, query: DENIED if instance(300) in query["Filters"][0]["Values"] else None
+    states = found(look(account, clock, some(600)))
+    assert Counter(states.values()) == {"running": 400, "refused_UnauthorizedOperation": 200}
+    assert states[300] == "refused_UnauthorizedOperation"
+
+
+# --- one id that makes its whole batch fail ---
+
+
+@pytest.mark.parametrize("poison", [1, 2, 100, 199, 200])
+def test_one_id_on_which_ec2_stumbles_costs_only_itself(clock: Clock, poison: int) -> None:
+    account = Account(all_of(200), clock=clock)
+    account.trouble = lambda _, query: SERVER_ERROR if instance(poison) in query["Filters"][0]["Values"] else None
+    states = found(look(account, clock, some(200), seconds=60))
+    assert states.pop(poison) == "server_error"
+    assert Counter(states.values()) == {"running": 199}
+
+
+def test_the_search_for_those_to_blame_has_a_limit(clock: Clock) -> None:
+    account = Account(all_of(200), clock=clock)
+    account.trouble = lambda *_: SERVER_ERROR
+    states = found(look(account, clock, some(200), seconds=600))
+    assert Counter(states.values()) == {"server_error": 200}
+    assert len(account.calls) <= ATTEMPTS + BISECTING_CALLS
+
+
+def test_a_batch_that_was_searched_for_long_enough_counts_as_reached_though_the_deadline_cut_the_search_off(
+    clock: Clock,
+) -> None:
+    account = Account(all_of(200), clock=clock)
+    account.takes_s = 8
+    account.trouble = lambda *_: SERVER_ERROR
+    states = found(look(account, clock, some(200), seconds=30))
+    assert len(states) == 200
+
+
+# --- throttling, pace and time ---
+
+
+def test_throttling_is_waited_out_as_long_as_there_is_time(clock: Clock) -> None:
+    account = Account(all_of(3), clock=clock)
+    account.trouble = lambda *_: THROTTLED if clock.now < 1020 else None
+    assert found(look(account, clock, some(3))) == dict.fromkeys([1, 2, 3], "running")
+
+
+def test_throttling_without_end_is_unknown_once_there_was_time_enough(clock: Clock) -> None:
+    account = Account({}, clock=clock)
+    account.trouble = lambda *_: THROTTLED
+    assert found(look(account, clock, some(3))) == dict.fromkeys([1, 2, 3], "throttled")
+    assert sum(clock.slept) <= 30
+
+
+@pytest.mark.parametrize(
+    ("took_s", "expected"),
+    [
+        pytest.param(10, {1: "timeout", 2: "timeout"}, id="as long as a call may take"),
+        pytest.param(9.9, {}, id="hardly less"),
+    ],
+)
+def test_a_call_that_the_deadline_cuts_off_counts_if_it_had_its_time_and_else_is_left_to_the_next_cycle(
+    clock: Clock, took_s: float, expected: dict[int, str]
+) -> None:
+    deadline = Deadline(30, clock=clock)
+
+    def call(*_: Any, **__: Any) -> Any:
+        clock.sleep(took_s)
+        deadline.shorten(0)
+        raise TransportError("timeout", sent=True)
+
+    seen = probe(call, clock).sightings(some(2), deadline)
+    assert found({one.workspace.id: one for one in seen}) == expected
+
+
+def test_when_half_of_the_time_is_shorter_than_a_call_may_take_it_is_enough(clock: Clock) -> None:
+    account = Account(all_of(3), clock=clock)
+    account.takes_s = 1000
+    assert found(look(account, clock, some(3), seconds=8)) == dict.fromkeys([1, 2, 3], "timeout")
+
+
+def test_every_call_is_bounded_by_its_own_timeout_and_by_the_deadline(clock: Clock) -> None:
+    account = Account(all_of(3), clock=clock)
+    account.troubles = [THROTTLED] * 8
+    look(account, clock, some(3), seconds=30)
+    assert max(account.deadlines) <= 10
+    assert account.deadlines[-1] < 10
+
+
+def test_after_the_deadline_nothing_is_asked_and_nobody_is_seen(clock: Clock) -> None:
+    account = Account(all_of(3), clock=clock)
+    assert look(account, clock, some(3), seconds=0) == {}
+    assert account.calls == []
+
+
+def pages(api: Ec2Api, deadline: Deadline) -> None:
+    for _ in api.pages("describe_availability_zones", deadline):
+        pass
+
+
+def test_a_burst_of_calls_goes_out_at_once_and_the_rest_ten_a_second(clock: Clock) -> None:
+    api = Ec2Api(Account({}, clock=clock), timeout_s=10, clock=clock, sleep=clock.sleep)
+    deadline = Deadline(600, clock=clock)
+    for _ in range(50):
+        pages(api, deadline)
+    assert sum(clock.slept) == 0
+    for _ in range(100):
+        pages(api, deadline)
+    assert sum(clock.slept) == pytest.approx(10, abs=0.2)
+
+
+def test_a_throttled_call_ends_the_burst_for_all(clock: Clock) -> None:
+    account = Account({}, clock=clock)
+    api = Ec2Api(account, timeout_s=10, clock=clock, sleep=clock.sleep)
+    account.troubles = [THROTTLED]
+    pages(api, Deadline(600, clock=clock))
+    clock.slept.clear()
+    for _ in range(50):
+        pages(api, Deadline(600, clock=clock))
+    assert sum(clock.slept) >= 3
+
+
+# --- very many ---
+
+MANY = SWEEP_ABOVE + 1
+
+
+def test_up_to_a_thousand_instances_are_asked_for_by_their_ids(clock: Clock) -> None:
+    account = Account(all_of(SWEEP_ABOVE), clock=clock)
+    assert len(look(account, clock, some(SWEEP_ABOVE))) == SWEEP_ABOVE
+    assert account.asked("describe_instance_status") == []
+
+
+def test_of_more_what_runs_is_listed_zone_by_zone_and_only_the_rest_is_asked_for(clock: Clock) -> None:
+    states = all_of(MANY) | {instance(1): "stopped", instance(2): "terminated"}
+    del states[instance(3)]
+    account = Account(states, page=100, clock=clock)
+    seen = found(look(account, clock, some(MANY)))
+    assert {number: seen.pop(number) for number in (1, 2, 3)} == {1: "stopped", 2: "terminated", 3: "not_found"}
+    assert Counter(seen.values()) == {"running": MANY - 3}
+    zones = {query["Filters"][0]["Values"][0] for query in account.asked("describe_instance_status")}
+    assert zones == {"a", "b"}
+    assert [one for query in account.asked() for one in query["Filters"][0]["Values"]] != []
+
+
+def test_two_workspaces_that_record_one_running_instance_are_both_seen_in_a_sweep(clock: Clock) -> None:
+    account = Account(all_of(MANY), clock=clock)
+    seen = look(account, clock, [*some(MANY), workspace(MANY + 1, instance(1))])
+    assert len(seen) == MANY + 1
+    assert {one.state for one in seen.values()} == {"running"}
+
+
+@pytest.mark.parametrize("operation", ["describe_availability_zones", "describe_instance_status"])
+@pytest.mark.parametrize("trouble", [DENIED, SERVER_ERROR, broken("timeout"), THROTTLED], ids=["denied", "500", "timeout", "throttled"])
+def test_a_sweep_that_fails_costs_nobody_anything(clock: Clock, operation: str, trouble: Trouble) -> None:
+    account = Account(all_of(MANY, "stopped"), clock=clock)
+    account.trouble = lambda called, _: trouble if called == operation else None
+    seen = found(look(account, clock, some(MANY), seconds=60))
+    assert Counter(seen.values()) == {"stopped": MANY}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pytest.param({}, id="empty"),
+        pytest.param({"InstanceStatuses": [{}]}, id="no id"),
+        pytest.param({"InstanceStatuses": [{"InstanceId": instance(1), "InstanceState": {}}]}, id="no state"),
+        pytest.param({"InstanceStatuses": None}, id="statuses of null"),
+        pytest.param(None, id="nothing"),
+    ],
+)
+def test_a_sweep_that_makes_no_sense_costs_nobody_anything(clock: Clock, answer: Any) -> None:
+    account = Account(all_of(MANY, "stopped"), clock=clock)
+    account._describe_instance_status = lambda **_: answer  # type: ignore[method-assign]  # noqa: SLF001
+    seen = found(look(account, clock, some(MANY), seconds=60))
+    assert Counter(seen.values()) == {"stopped": MANY}
+
+
+def test_a_sweep_believes_only_that_an_instance_runs(clock: Clock) -> None:
+    account = Account(all_of(MANY, "running"), clock=clock)
+    listed = [{"InstanceId": instance(number), "InstanceState": {"Name": "terminated"}} for number in range(1, 10)]
+    account._describe_instance_status = lambda **_: {"InstanceStatuses": listed}  # type: ignore[method-assign]  # noqa: SLF001
+    assert Counter(found(look(account, clock, some(MANY), seconds=60)).values()) == {"running": MANY}
+
+
+def test_a_sweep_through_an_account_that_is_mostly_foreign_is_left_after_as_many_pages_as_it_could_save(
+    clock: Clock,
+) -> None:
+    foreign = {instance(number): "running" for number in range(100_000, 120_000)}
+    account = Account(foreign | all_of(MANY, "stopped"), clock=clock)
+    assert Counter(found(look(account, clock, some(MANY), seconds=60)).values()) == {"stopped": MANY}
+    assert len(account.asked("describe_instance_status")) <= MANY // 200 + len(account.zones)
+
+
+# --- whatever happens ---
+
+troubles = st.sampled_from(
+    [
+        *(THROTTLED, SERVER_ERROR, DENIED, broken("timeout"), broken("broken_connection"), broken("connection_refused")),
+        lambda: RuntimeError("surprise"),
+    ]
+)
+states_of_20 = st.dictionaries(st.integers(1, 20).map(instance), st.sampled_from([*list(VERDICT_OF_STATE)[:-1], "hovering"]))
+
+
+@given(
+    states_of_20,
+    st.lists(st.none() | troubles, max_size=30),
+    st.integers(1, 8),
+    st.floats(0, 3),
+    st.floats(0, 40),
+)
+def test_nobody_is_seen_otherwise_than_ec2_has_it_whatever_fails(
+    states: dict[str, str], to_come: Iterable[Trouble | None], page: int, takes_s: float, seconds: float
+) -> None:
+    clock = Clock()
+    account = Account(states, page=page, clock=clock)
+    account.troubles, account.takes_s = list(to_come), takes_s
+    for id_, sighting in look(account, clock, some(20), seconds).items():
+        truth = states.get(instance(int(id_[-12:], 16)), "not_found")
+        assert sighting.verdict in (VERDICT_OF_STATE.get(truth), Verdict.UNKNOWN)
+    assert clock.now - 1000 <= seconds + 0.001

@@ -1,0 +1,46 @@
+"""What an error shows of what was found."""
+
+import inspect
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from handler import errors
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        (None, "nothing"),
+        ("a word", "'a word'"),
+        ("", "''"),
+        ("line\nbreak\x1b[31m", "'line\\nbreak\\x1b[31m'"),
+        ("é", "'\\xe9'"),
+        (5, "5"),
+        (1.5, "1.5"),
+        (True, "True"),
+        (float("nan"), "nan"),
+        (10**5000, "a huge number"),
+        ({"password": "x"}, "a dict"),
+        (["x"], "a list"),
+        (b"x", "a bytes"),
+    ],
+    ids=errors.shown,
+)
+def test_a_scalar_is_shown_and_of_anything_else_only_the_type(found: object, expected: str) -> None:
+    assert errors.shown(found) == expected
+
+
+@given(st.text() | st.integers() | st.floats() | st.binary() | st.lists(st.text()))
+def test_what_is_shown_is_short_and_stands_on_one_line(found: object) -> None:
+    text = errors.shown(found)
+    assert len(text) <= 61
+    assert text.isprintable()
+
+
+def test_every_error_of_the_project_is_in_one_tree_and_in_its_drawing() -> None:
+    assert errors.__doc__ is not None
+    for name, kind in inspect.getmembers(errors, inspect.isclass):
+        assert issubclass(kind, errors.ReconcilerError)
+        assert name in errors.__doc__

@@ -1,0 +1,301 @@
+"""Nobody is left out: cycle after cycle over fleets that come and go."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import ceil
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from handler.fairness import Progress, Sweep, advance
+from tests.unit.builders import uuid
+
+NO_LIMIT = 1_000
+
+
+def selected(candidates: set[int], sweep: Sweep, limit: int) -> list[str]:
+    """Return what the cycle's SELECT would, in its order."""
+    ids = sorted(uuid(number) for number in candidates)
+    return sorted(ids, key=lambda one: (one not in sweep.first, one <= sweep.cursor, one))[:limit]
+
+
+@dataclass
+class Simulation:
+    """Full cycles over a fleet, each of which checks the first `capacity` that were selected."""
+
+    candidates: set[int]
+    sweep: Sweep = field(default_factory=Sweep)
+    limit: int = NO_LIMIT
+    most_first: int = 64
+
+    def cycle(self, capacity: int = NO_LIMIT, *, left: Sequence[int] = (), late: Sequence[int] = ()) -> list[int]:
+        """Run one; `left` are not reached although it would be their turn, `late` have no time left to be acted on.
+
+        Return who was checked.
+        """
+        turn = selected(self.candidates, self.sweep, self.limit)
+        checked = [one for one in turn[:capacity] if one not in map(uuid, left)]
+        self.progress = advance(
+            self.sweep,
+            turn,
+            all_selected=len(self.candidates) <= self.limit,
+            checked=checked,
+            out_of_time=[one for one in checked if one in map(uuid, late)],
+            most_first=self.most_first,
+        )
+        self.sweep = self.progress.sweep
+        return [int(one[-12:], 16) for one in checked]
+
+
+# --- the cursor ---
+
+
+def test_what_a_cycle_did_not_reach_comes_first_in_the_next_one() -> None:
+    fleet = Simulation({1, 2, 3, 4, 5})
+    assert [fleet.cycle(2) for _ in range(4)] == [[1, 2], [3, 4], [5, 1], [2, 3]]
+
+
+def test_a_limit_cuts_the_fleet_into_turns_just_like_a_deadline() -> None:
+    fleet = Simulation({1, 2, 3, 4, 5}, limit=2)
+    assert [fleet.cycle() for _ in range(4)] == [[1, 2], [3, 4], [5, 1], [2, 3]]
+
+
+def test_a_candidate_in_the_midst_that_was_not_reached_is_where_the_next_cycle_begins() -> None:
+    fleet = Simulation({1, 2, 3, 4, 5})
+    assert fleet.cycle(left=[2, 4]) == [1, 3, 5]
+    assert fleet.cycle() == [2, 3, 4, 5, 1]
+
+
+def test_a_cycle_that_reached_nobody_leaves_the_next_one_where_it_was() -> None:
+    fleet = Simulation({1, 2, 3})
+    fleet.cycle(1)
+    before = fleet.sweep
+    fleet.cycle(0)
+    assert fleet.sweep == before
+    assert not fleet.progress.completed_pass
+
+
+def test_the_cursor_goes_on_though_the_row_that_it_stands_on_is_gone() -> None:
+    fleet = Simulation({1, 2, 3, 4})
+    fleet.cycle(2)
+    fleet.candidates -= {2}
+    assert fleet.cycle(2) == [3, 4]
+
+
+# --- those for whom there was no time left to act ---
+
+
+def test_those_that_ran_out_of_time_come_first_of_all() -> None:
+    fleet = Simulation({1, 2, 3, 4, 5, 6})
+    fleet.cycle(3, late=[2])
+    assert fleet.cycle(3) == [2, 4, 5]
+
+
+def test_having_come_first_they_fall_back_into_line() -> None:
+    fleet = Simulation({1, 2, 3, 4, 5, 6})
+    fleet.cycle(3, late=[2])
+    fleet.cycle(3)
+    assert fleet.cycle(6) == [6, 1, 2, 3, 4, 5]
+
+
+def test_those_that_ran_out_of_time_again_come_first_again() -> None:
+    fleet = Simulation({1, 2, 3, 4, 5, 6})
+    fleet.cycle(3, late=[2])
+    fleet.cycle(3, late=[2])
+    assert fleet.cycle(3) == [2, 6, 1]
+
+
+def test_those_brought_forward_stay_first_until_they_are_reached() -> None:
+    fleet = Simulation({1, 2, 3, 4, 5, 6})
+    fleet.cycle(3, late=[2])
+    fleet.cycle(0)
+    assert fleet.cycle(1) == [2]
+
+
+def test_one_brought_forward_that_is_no_candidate_any_more_is_forgotten() -> None:
+    fleet = Simulation({1, 2, 3})
+    fleet.cycle(late=[2])
+    fleet.candidates -= {2}
+    fleet.cycle()
+    assert fleet.sweep.first == ()
+
+
+def test_of_very_many_that_ran_out_of_time_the_cursor_waits_for_those_that_are_not_remembered() -> None:
+    fleet = Simulation(set(range(1, 11)), most_first=2)
+    fleet.cycle(8, late=[3, 5, 6, 7])
+    assert fleet.sweep.first == (uuid(3), uuid(5))
+    assert fleet.cycle(4) == [3, 5, 6, 7]
+
+
+# --- a pass ---
+
+
+def test_a_pass_is_complete_when_one_cycle_reaches_everybody() -> None:
+    fleet = Simulation({1, 2, 3})
+    for _ in range(3):
+        fleet.cycle()
+        assert fleet.progress.completed_pass
+
+
+def test_an_empty_fleet_is_a_complete_pass() -> None:
+    fleet = Simulation(set())
+    fleet.cycle()
+    assert fleet.progress.completed_pass
+
+
+def test_a_pass_takes_as_many_cycles_as_the_fleet_needs_and_the_next_begins_where_it_ended() -> None:
+    fleet = Simulation({1, 2, 3, 4, 5})
+    completed = []
+    for _ in range(6):
+        fleet.cycle(2)
+        completed.append(fleet.progress.completed_pass)
+    assert completed == [False, False, True, False, False, True]
+
+
+def test_a_pass_is_not_complete_while_one_brought_forward_was_not_reached() -> None:
+    fleet = Simulation({1, 2, 3})
+    fleet.cycle(late=[1])
+    fleet.cycle(left=[1])
+    assert not fleet.progress.completed_pass
+
+
+# --- over many cycles ---
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What happens around one cycle: who appears and disappears before it, and how far it gets."""
+
+    appear: frozenset[int]
+    disappear: frozenset[int]
+    capacity: int
+    left: frozenset[int]
+    late: frozenset[int]
+
+
+numbers = st.frozensets(st.integers(1, 30), max_size=4)
+fleets = st.frozensets(st.integers(1, 30), max_size=20).map(set)
+nobody = st.just(frozenset[int]())
+
+
+def turns(
+    capacity: st.SearchStrategy[int],
+    left: st.SearchStrategy[frozenset[int]] = nobody,
+    late: st.SearchStrategy[frozenset[int]] = nobody,
+    moves: st.SearchStrategy[frozenset[int]] = numbers,
+) -> st.SearchStrategy[list[Turn]]:
+    """Return cycles to come."""
+    return st.lists(st.builds(Turn, moves, moves, capacity, left, late), min_size=1, max_size=30)
+
+
+@given(fleets, st.integers(1, 8), st.data(), st.booleans())
+def test_every_candidate_is_checked_within_the_cycles_that_the_fleet_needs_and_one_more(
+    candidates: set[int],
+    capacity: int,
+    data: st.DataObject,
+    by_limit: bool,  # noqa: FBT001 - drawn
+) -> None:
+    fleet = Simulation(candidates, limit=capacity if by_limit else NO_LIMIT)
+    waited: dict[int, int] = {}  # the cycles since a candidate was checked last, or appeared
+    met: dict[int, set[int]] = {}  # all that were candidates meanwhile
+    for turn in data.draw(turns(st.just(capacity))):
+        fleet.candidates = (fleet.candidates | turn.appear) - turn.disappear
+        waited = {one: waited.get(one, 0) + 1 for one in fleet.candidates}
+        met = {one: met.get(one, set()) | fleet.candidates for one in fleet.candidates}
+        for one in fleet.cycle(capacity):
+            waited[one], met[one] = 0, set()
+        for one, cycles in waited.items():
+            assert cycles <= ceil(len(met[one]) / capacity), f"{one} was not checked for {cycles} cycles"
+
+
+@given(fleets, st.integers(2, 8), st.data())
+def test_rows_that_can_never_be_acted_on_take_their_own_share_of_the_capacity_and_no_more(
+    candidates: set[int], capacity: int, data: st.DataObject
+) -> None:
+    late = data.draw(st.frozensets(st.integers(1, 30), max_size=capacity - 1))
+    fleet = Simulation(candidates, most_first=capacity)
+    cycles = ceil(len(candidates) / (capacity - len(late))) + 1
+    assert {one for _ in range(cycles) for one in fleet.cycle(capacity, late=tuple(late))} == candidates
+
+
+@given(fleets, turns(st.integers(0, 30), moves=nobody))
+def test_a_pass_is_complete_exactly_when_everybody_was_checked_since_the_last_one(
+    candidates: set[int], to_come: list[Turn]
+) -> None:
+    fleet, checked = Simulation(candidates), set[int]()
+    for turn in to_come:
+        checked.update(fleet.cycle(turn.capacity))
+        assert fleet.progress.completed_pass is (checked >= candidates)
+        if fleet.progress.completed_pass:
+            checked = set()
+
+
+@given(fleets, st.integers(1, 30), turns(st.integers(0, 30), moves=nobody))
+def test_a_limit_does_not_put_off_the_end_of_a_pass(candidates: set[int], limit: int, to_come: list[Turn]) -> None:
+    fleet, checked = Simulation(candidates, limit=limit), set[int]()
+    for turn in to_come:
+        checked.update(fleet.cycle(turn.capacity))
+        assert fleet.progress.completed_pass is (checked >= candidates)
+        if fleet.progress.completed_pass:
+            checked = set()
+
+
+@given(
+    fleets,
+    turns(st.integers(0, 30), left=st.frozensets(st.integers(1, 30)), late=st.frozensets(st.integers(1, 30))),
+    st.integers(1, 30),
+    st.integers(0, 5),
+)
+def test_no_pass_is_called_complete_while_somebody_who_was_there_all_along_is_unchecked(
+    candidates: set[int], to_come: list[Turn], limit: int, most_first: int
+) -> None:
+    fleet = Simulation(candidates, limit=limit, most_first=most_first)
+    unchecked = set(candidates)
+    for turn in to_come:
+        fleet.candidates = (fleet.candidates | turn.appear) - turn.disappear
+        unchecked &= fleet.candidates
+        unchecked -= set(fleet.cycle(turn.capacity, left=tuple(turn.left), late=tuple(turn.late)))
+        if fleet.progress.completed_pass:
+            assert not unchecked
+            unchecked = set(fleet.candidates)
+
+
+@given(fleets, turns(st.integers(0, 30), late=st.frozensets(st.integers(1, 30))), st.integers(1, 30))
+def test_whoever_ran_out_of_time_is_among_the_first_to_be_checked_next(
+    candidates: set[int], to_come: list[Turn], most_first: int
+) -> None:
+    fleet, owed = Simulation(candidates, most_first=most_first), set[int]()
+    for turn in to_come:
+        fleet.candidates = (fleet.candidates | turn.appear) - turn.disappear
+        remembered = fleet.candidates & {int(one[-12:], 16) for one in fleet.sweep.first}
+        assert remembered <= owed
+        if len(owed) <= most_first:
+            assert remembered == owed & fleet.candidates
+        checked = fleet.cycle(turn.capacity, late=tuple(turn.late))
+        assert set(checked[: len(remembered)]) <= remembered
+        owed = ((owed & fleet.candidates) - set(checked)) | (set(checked) & turn.late)
+
+
+@pytest.mark.parametrize("most_first", [0, 1, 5])
+@given(fleets, turns(st.integers(0, 30), left=numbers, late=st.frozensets(st.integers(1, 30))))
+def test_never_more_are_remembered_by_name_than_was_agreed(
+    most_first: int, candidates: set[int], to_come: list[Turn]
+) -> None:
+    fleet = Simulation(candidates, most_first=most_first)
+    for turn in to_come:
+        fleet.cycle(turn.capacity, left=tuple(turn.left), late=tuple(turn.late))
+        assert len(fleet.sweep.first) <= most_first
+        assert len(set(fleet.sweep.first)) == len(fleet.sweep.first)
+
+
+def test_the_progress_of_a_first_cycle_in_full() -> None:
+    progress = advance(
+        Sweep(),
+        [uuid(1), uuid(2), uuid(3)],
+        all_selected=True,
+        checked={uuid(1), uuid(2)},
+        out_of_time=[uuid(1)],
+        most_first=64,
+    )
+    assert progress == Progress(Sweep(uuid(2), Sweep().pass_began_at, (uuid(1),)), completed_pass=False)

@@ -1,0 +1,121 @@
+"""How many checks may be in flight."""
+
+import threading
+
+import pytest
+
+from handler.deadline import Deadline
+from handler.probes.gate import PAUSE_S, Gate
+from tests.unit.builders import Clock
+
+OVER = Deadline(0, clock=Clock())
+
+
+def room(gate: Gate) -> int:
+    """Return how many checks the gate lets through at once."""
+    soon = Deadline(100, clock=Clock())
+    entered = 0
+    while gate._in_flight < gate._allowed:  # noqa: SLF001 - else a full gate would have to be waited for
+        assert gate.enter(soon)
+        entered += 1
+    for _ in range(entered):
+        gate.leave(answered=None)
+    return entered
+
+
+def checks(gate: Gate, *answered: bool) -> None:
+    for one in answered:
+        assert gate.enter(Deadline(100, clock=Clock()))
+        gate.leave(answered=one)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def gate(clock: Clock) -> Gate:
+    return Gate(8, sleep=clock.sleep)
+
+
+def test_as_many_as_was_agreed_are_let_through_at_once(gate: Gate) -> None:
+    assert room(gate) == 8
+
+
+def test_nobody_is_let_through_after_the_deadline(gate: Gate) -> None:
+    assert not gate.enter(OVER)
+    assert room(gate) == 8
+
+
+def test_nobody_waits_at_a_full_gate_past_the_deadline() -> None:
+    gate = Gate(1)
+    assert gate.enter(Deadline(100, clock=Clock()))
+    assert not gate.enter(OVER)
+
+
+def test_whoever_waits_is_let_through_when_another_leaves() -> None:
+    gate, entered = Gate(1), threading.Event()
+    assert gate.enter(Deadline(100))
+    waiting = threading.Thread(target=lambda: gate.enter(Deadline(100)) and entered.set())
+    waiting.start()
+    assert not entered.is_set()
+    gate.leave(answered=True)
+    assert entered.wait(10)
+    waiting.join()
+
+
+def test_half_as_many_are_let_through_when_more_than_half_of_a_round_fails(gate: Gate) -> None:
+    checks(gate, *[False] * 5, *[True] * 3)
+    assert room(gate) == 4
+    checks(gate, *[False] * 3, True)
+    assert room(gate) == 2
+
+
+def test_half_a_round_may_fail(gate: Gate) -> None:
+    checks(gate, *[False] * 4, *[True] * 4)
+    assert room(gate) == 8
+
+
+def test_a_round_is_judged_at_its_end_and_not_before(gate: Gate) -> None:
+    checks(gate, *[False] * 7)
+    assert room(gate) == 8
+
+
+def test_one_is_always_let_through(gate: Gate) -> None:
+    checks(gate, *[False] * 100)
+    assert room(gate) == 1
+
+
+def test_twice_as_many_are_let_through_when_a_round_succeeds_up_to_what_was_agreed(gate: Gate) -> None:
+    checks(gate, *[False] * 100)
+    widths = []
+    for _ in range(5):
+        checks(gate, *[True] * room(gate))
+        widths.append(room(gate))
+    assert widths == [2, 4, 8, 8, 8]
+
+
+def test_a_check_of_which_nothing_can_be_said_does_not_count(gate: Gate) -> None:
+    for _ in range(100):
+        gate.enter(Deadline(100, clock=Clock()))
+        gate.leave(answered=None)
+    assert room(gate) == 8
+
+
+def test_a_remote_that_fails_even_one_by_one_is_given_a_pause(gate: Gate, clock: Clock) -> None:
+    checks(gate, *[False] * (8 + 4 + 2))
+    assert clock.slept == []
+    checks(gate, False)
+    assert clock.slept == [PAUSE_S]
+
+
+def test_the_pause_is_never_longer_than_the_time_that_is_left(gate: Gate, clock: Clock) -> None:
+    checks(gate, *[False] * 14)
+    assert gate.enter(Deadline(0.01, clock=clock))
+    assert clock.slept == [0.01]
+
+
+def test_who_asks_one_by_one_anyway_is_not_slowed_down(clock: Clock) -> None:
+    checks(Gate(1, sleep=clock.sleep), *[False] * 10)
+    assert clock.slept == []

@@ -1,0 +1,234 @@
+"""What an invocation asks for, and what is refused."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from handler.errors import RequestError
+from handler.request import Request, parse
+from tests.unit.builders import uuid
+
+EVENTS = Path(__file__).parents[2] / "events"
+SCHEDULED = {"source": "aws.events", "detail-type": "Scheduled Event", "detail": {}}
+SCHEDULER = {"source": "aws.scheduler", "detail-type": "Scheduled Event", "detail": "{}"}
+STATE_CHANGE = {
+    "source": "aws.ec2",
+    "detail-type": "EC2 Instance State-change Notification",
+    "detail": {"instance-id": "i-0123456789abcdef0", "state": "terminated"},
+}
+
+
+# --- what is understood ---
+
+
+@pytest.mark.parametrize(
+    ("event", "request_made"),
+    [
+        pytest.param(SCHEDULED, Request("apply"), id="a rule of EventBridge"),
+        pytest.param(SCHEDULER, Request("apply"), id="EventBridge Scheduler"),
+        pytest.param(SCHEDULED | {"detail": "{}"}, Request("apply"), id="a rule, its detail a string"),
+        pytest.param(SCHEDULER | {"detail": {}}, Request("apply"), id="Scheduler, its detail an object"),
+        pytest.param(SCHEDULED | {"id": "1", "resources": [], "region": "x"}, Request("apply"), id="all that a bus adds"),
+        pytest.param({}, Request("dry-run"), id="nothing"),
+        pytest.param({"mode": "dry-run"}, Request("dry-run"), id="a dry run"),
+        pytest.param({"mode": "apply"}, Request("apply"), id="an applying cycle"),
+        pytest.param({"limit": 1}, Request("dry-run", None, 1), id="a limit alone is a dry run"),
+        pytest.param({"mode": "apply", "limit": 10**9}, Request("apply", None, 10**9), id="a huge limit"),
+        pytest.param({"override_breaker": True}, Request("dry-run", override_breaker=True), id="the breaker lifted"),
+        pytest.param({"override_breaker": False}, Request("dry-run"), id="the breaker not lifted"),
+        pytest.param(
+            {"mode": "apply", "workspace_ids": [uuid(1), uuid(2)], "limit": 5, "override_breaker": True},
+            Request("apply", (uuid(1), uuid(2)), 5, override_breaker=True),
+            id="everything at once",
+        ),
+    ],
+)
+def test_an_event_that_is_understood_makes_a_request(event: dict[str, Any], request_made: Request) -> None:
+    assert parse(event) == request_made
+
+
+@pytest.mark.parametrize(
+    ("name", "request_made"),
+    [
+        ("scheduled.json", Request("apply")),
+        ("scheduled-rule.json", Request("apply")),
+        ("apply.json", Request("apply")),
+        ("dry-run.json", Request("dry-run")),
+        ("one-workspace.json", Request("dry-run", ("00000000-0000-4000-8000-000000000001",))),
+        ("override-breaker.json", Request("apply", override_breaker=True)),
+    ],
+)
+def test_the_events_that_come_with_the_project_ask_for_what_their_names_say(name: str, request_made: Request) -> None:
+    assert parse(json.loads((EVENTS / name).read_text())) == request_made
+
+
+def test_ids_are_taken_in_lower_case_and_once_in_the_order_given() -> None:
+    upper = "ABCDEF01-2345-6789-ABCD-EF0123456789"
+    event = {"workspace_ids": [upper, uuid(2), upper.lower(), uuid(2), uuid(1)]}
+    assert parse(event).workspace_ids == (upper.lower(), uuid(2), uuid(1))
+
+
+@pytest.mark.parametrize(
+    ("event", "narrowed"),
+    [
+        pytest.param(SCHEDULED, False, id="a scheduled event"),
+        pytest.param({"mode": "apply"}, False, id="apply"),
+        pytest.param({"override_breaker": True}, False, id="the breaker lifted"),
+        pytest.param({"limit": 1_000_000}, True, id="a limit, however large"),
+        pytest.param({"workspace_ids": [uuid(1)]}, True, id="chosen workspaces"),
+    ],
+)
+def test_a_request_for_a_part_of_the_fleet_is_narrowed(event: dict[str, Any], narrowed: bool) -> None:  # noqa: FBT001 - a table
+    assert parse(event).narrowed is narrowed
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        pytest.param(SCHEDULED, id="a scheduled event"),
+        pytest.param({"mode": "apply"}, id="apply"),
+        pytest.param({"mode": "dry-run"}, id="dry-run"),
+    ],
+)
+def test_under_the_ceiling_every_event_is_a_dry_run(event: dict[str, Any]) -> None:
+    assert parse(event, ceiling="dry-run").mode == "dry-run"
+
+
+def test_the_ceiling_leaves_the_rest_of_the_request_as_it_is() -> None:
+    event = {"mode": "apply", "workspace_ids": [uuid(1)], "limit": 5, "override_breaker": True}
+    assert parse(event, ceiling="dry-run") == Request("dry-run", (uuid(1),), 5, override_breaker=True)
+
+
+def test_a_ceiling_that_allows_applying_makes_no_dry_run_apply() -> None:
+    assert parse({}, ceiling="apply").mode == "dry-run"
+
+
+# --- what is refused: field, what was found, what was expected ---
+
+
+@pytest.mark.parametrize(
+    ("event", "field", "found", "expected"),
+    [
+        pytest.param(None, "event", "nothing", "JSON object", id="no event"),
+        pytest.param([], "event", "a list", "JSON object", id="a list"),
+        pytest.param("apply", "event", "'apply'", "JSON object", id="a string"),
+        pytest.param(3, "event", "3", "JSON object", id="a number"),
+        pytest.param({"mode": "Apply"}, "mode", "'Apply'", "apply or dry-run", id="a mode in capitals"),
+        pytest.param({"mode": ""}, "mode", "''", "apply or dry-run", id="an empty mode"),
+        pytest.param({"mode": None}, "mode", "nothing", "apply or dry-run", id="a mode of null"),
+        pytest.param({"mode": True}, "mode", "True", "apply or dry-run", id="a mode of true"),
+        pytest.param({"mode": ["apply"]}, "mode", "a list", "apply or dry-run", id="a mode in a list"),
+        pytest.param({"mode": {"a": 1}}, "mode", "a dict", "apply or dry-run", id="a mode of an object"),
+        pytest.param({"limit": 0}, "limit", "0", "1 or more", id="a limit of zero"),
+        pytest.param({"limit": -1}, "limit", "-1", "1 or more", id="a negative limit"),
+        pytest.param({"limit": 1.0}, "limit", "1.0", "whole number", id="a limit with a fraction"),
+        pytest.param({"limit": True}, "limit", "True", "whole number", id="a limit of true"),
+        pytest.param({"limit": "5"}, "limit", "'5'", "whole number", id="a limit in a string"),
+        pytest.param({"limit": None}, "limit", "nothing", "whole number", id="a limit of null"),
+        pytest.param({"limit": -(10**5000)}, "limit", "a huge number", "1 or more", id="a limit of 5000 digits"),
+        pytest.param({"override_breaker": 1}, "override_breaker", "1", "true or false", id="an override of 1"),
+        pytest.param({"override_breaker": "true"}, "override_breaker", "'true'", "true or false", id="an override's word"),
+        pytest.param({"override_breaker": None}, "override_breaker", "nothing", "true or false", id="an override of null"),
+        pytest.param({"workspace_ids": []}, "workspace_ids", "a list", "one or more UUIDs", id="no ids"),
+        pytest.param({"workspace_ids": uuid(1)}, "workspace_ids", uuid(1), "list", id="an id without a list"),
+        pytest.param({"workspace_ids": None}, "workspace_ids", "nothing", "list", id="ids of null"),
+        pytest.param({"workspace_ids": {uuid(1): 1}}, "workspace_ids", "a dict", "list", id="ids in an object"),
+        pytest.param({"workspace_ids": [uuid(1), 5]}, "workspace_ids[1]", "5", "UUID", id="a number among the ids"),
+        pytest.param({"workspace_ids": ["x"]}, "workspace_ids[0]", "'x'", "UUID", id="an id that is none"),
+        pytest.param({"workspace_ids": [f"{uuid(1)}\n"]}, "workspace_ids[0]", "", "UUID", id="a line break after an id"),
+        pytest.param({"workspace_ids": [uuid(1).replace("-", "")]}, "workspace_ids[0]", "", "UUID", id="an id without dashes"),
+        pytest.param({"workspace_ids": [f"{{{uuid(1)}}}"]}, "workspace_ids[0]", "", "UUID", id="an id in braces"),
+        pytest.param({"workspace_ids": [None]}, "workspace_ids[0]", "nothing", "UUID", id="null among the ids"),
+        pytest.param({"source": "aws.s3"}, "source", "'aws.s3'", "aws.events or aws.scheduler", id="another source"),
+        pytest.param({"source": None}, "source", "nothing", "aws.events", id="a source of null"),
+        pytest.param({"source": ["aws.events"]}, "source", "a list", "aws.events", id="a source in a list"),
+        pytest.param({"detail-type": "Scheduled Event"}, "source", "nothing", "aws.events", id="no source"),
+        pytest.param({"source": "aws.events"}, "detail-type", "nothing", "Scheduled Event", id="no detail-type"),
+        pytest.param(SCHEDULED | {"detail-type": "x"}, "detail-type", "'x'", "Scheduled Event", id="another detail-type"),
+        pytest.param(SCHEDULED | {"detail": "{ }"}, "detail", "'{ }'", "object", id="a detail that is another string"),
+        pytest.param(SCHEDULED | {"detail": None}, "detail", "nothing", "object", id="a detail of null"),
+        pytest.param(SCHEDULED | {"detail": []}, "detail", "a list", "object", id="a detail in a list"),
+    ],
+)
+def test_a_bad_event_is_refused_with_the_field_what_was_found_and_what_was_expected(
+    event: object, field: str, found: str, expected: str
+) -> None:
+    with pytest.raises(RequestError) as refusal:
+        parse(event)
+    message = str(refusal.value)
+    subject, _, rest = message.partition(": ")
+    assert subject == (f"event field {field}")
+    told_found, told_expected = rest.split("; expected ")
+    assert found in told_found
+    assert expected in told_expected
+
+
+@pytest.mark.parametrize("field", ["Mode", "dryrun", "workspace_id", "", "source ", "x" * 500])
+def test_an_unknown_field_is_refused_by_its_name_and_the_known_ones_are_listed(field: str) -> None:
+    with pytest.raises(RequestError) as refusal:
+        parse({field: "apply"})
+    message = str(refusal.value)
+    assert ascii(field)[:50] in message
+    assert all(known in message for known in ("mode", "workspace_ids", "limit", "override_breaker"))
+    assert len(message) < 250
+
+
+@pytest.mark.parametrize("field", ["mode", "workspace_ids", "limit", "override_breaker", "shard", "shards"])
+def test_an_option_beside_a_scheduled_event_is_refused_for_the_cycle_would_apply_in_full(field: str) -> None:
+    with pytest.raises(RequestError, match=f"event field {field}: .* scheduled event"):
+        parse(SCHEDULED | {field: "dry-run"})
+
+
+@pytest.mark.parametrize("field", ["shard", "shards"])
+def test_shards_are_refused_by_name(field: str) -> None:
+    with pytest.raises(RequestError, match=f"event field {field}: found 1; .*not supported yet"):
+        parse({"mode": "apply", field: 1})
+
+
+def test_a_state_change_of_ec2_is_refused_by_its_source() -> None:
+    with pytest.raises(RequestError, match="event field source: found 'aws.ec2'; .*not supported yet"):
+        parse(STATE_CHANGE)
+
+
+# --- whatever comes ---
+
+scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
+names = st.sampled_from(["mode", "workspace_ids", "limit", "override_breaker", "source", "detail-type", "detail"])
+words = st.sampled_from(["apply", "dry-run", "aws.events", "aws.scheduler", "Scheduled Event", "{}", uuid(1)])
+anything = st.recursive(
+    scalars | words,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names | st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(anything | st.dictionaries(names, words | anything, max_size=5))
+def test_any_event_is_either_understood_or_refused(event: object) -> None:
+    try:
+        request = parse(event)
+    except RequestError as refusal:
+        message = str(refusal)
+        assert re.match(r"event field .+: .+; expected .+", message)
+        assert message.isascii() or "…" in message
+        assert message.isprintable()
+        assert len(message) < 300
+    else:
+        assert isinstance(event, dict)
+        assert request.mode in ("apply", "dry-run")
+        if request.mode == "apply":
+            assert event.get("mode") == "apply" or event.get("detail-type") == "Scheduled Event"
+        assert request.limit is None or request.limit >= 1
+        assert request.workspace_ids is None or len(request.workspace_ids) >= 1
+
+
+@given(anything | st.dictionaries(names, words | anything, max_size=5))
+def test_nothing_applies_under_the_ceiling(event: object) -> None:
+    try:
+        assert parse(event, ceiling="dry-run").mode == "dry-run"
+    except RequestError:
+        pass

@@ -1,0 +1,381 @@
+"""The environment, read and checked."""
+
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from handler.errors import SettingsError
+from handler.settings import Database, Server, Settings, database_from, header_safe
+
+ARN = "arn:aws:secretsmanager:eu-central-1:123456789012:secret:name-AbCdEf"
+URL = "postgresql://reconciler:s3cret@db.example:6432/workspaces?sslmode=require"
+BASE = {"DATABASE_URL": URL}
+
+
+def read(**variables: str) -> Settings:
+    return Settings.from_env(BASE | variables)
+
+
+def refused(variables: Mapping[str, str]) -> str:
+    with pytest.raises(SettingsError) as refusal:
+        Settings.from_env(variables)
+    return str(refusal.value)
+
+
+# --- defaults, and what is understood ---
+
+NUMBERS = {
+    "CYCLE_DEADLINE_SECONDS": (45, 1, 900),
+    "PROBE_TIMEOUT_SECONDS": (10, 0.01, 900),
+    "RECONFIRM_TIMEOUT_SECONDS": (5, 0.01, 900),
+    "BREAKER_MAX_DEAD_FRACTION": (0.5, 0, 1),
+    "BREAKER_WINDOW_SECONDS": (600, 0, 86_400),
+    "ABSENT_MIN_AGE_SECONDS": (120, 0, 3600),
+    "HEARTBEAT_FRESH_SECONDS": (60, 0, 86_400),
+    "RESTART_RETRY_SECONDS": (60, 0, 86_400),
+    "RESTART_UNCERTAIN_SECONDS": (300, 1, 86_400),
+}
+WHOLE_NUMBERS = {
+    "PROBE_CONCURRENCY": (64, 1, 1024),
+    "CANDIDATE_LIMIT": (100_000, 1, 10_000_000),
+    "BREAKER_MIN_DEAD": (3, 1, 10_000_000),
+    "ABSENT_SIGHTINGS": (3, 1, 1000),
+    "RESTARTS_PER_CYCLE": (100, 0, 100_000),
+}
+ALL_NUMBERS = NUMBERS | WHOLE_NUMBERS
+
+
+@pytest.mark.parametrize("name", ALL_NUMBERS)
+@pytest.mark.parametrize("unset", ["missing", "empty"])
+def test_a_number_that_is_not_set_has_its_default(name: str, unset: str) -> None:
+    settings = read() if unset == "missing" else read(**{name: ""})
+    assert getattr(settings, name.lower()) == ALL_NUMBERS[name][0]
+
+
+@pytest.mark.parametrize("name", ALL_NUMBERS)
+def test_a_number_may_be_as_small_and_as_large_as_its_bounds(name: str) -> None:
+    _, least, most = ALL_NUMBERS[name]
+    for value in (least, most):
+        assert getattr(read(**{name: str(value)}), name.lower()) == value
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_a_time_or_share_may_have_a_fraction(name: str) -> None:
+    assert getattr(read(**{name: "1.0e0"}), name.lower()) == 1
+
+
+def test_the_words_that_are_not_set_have_their_defaults() -> None:
+    settings = read()
+    assert (settings.probe, settings.mode) == ("ec2", "apply")
+    assert settings.control_plane is settings.platform is settings.platform_org_id is None
+
+
+def test_an_empty_variable_counts_as_unset() -> None:
+    empty = ("PROBE", "MODE", "DATABASE_SECRET_ARN", "DATABASE_HOST", "DATABASE_PORT", "DATABASE_SSLMODE", "DATABASE_AUTH")
+    remotes = ("CP_BASE_URL", "CP_SECRET_ARN", "CP_SHARED_SECRET", "PLATFORM_BASE_URL", "PLATFORM_TOKEN", "PLATFORM_ORG_ID")
+    assert read(**dict.fromkeys((*empty, *remotes, "DATABASE_CA_FILE", "DATABASE_NAME"), "")) == read()
+
+
+def test_a_variable_of_somebody_else_is_nobodys_business() -> None:
+    assert read(PATH="/bin", PROBE_TIMEOUT="x", cycle_deadline_seconds="x") == read()
+
+
+def test_the_ceiling_and_the_control_plane_are_taken() -> None:
+    settings = read(MODE="dry-run", PROBE="control_plane", CP_BASE_URL="https://cp.example/")
+    assert (settings.mode, settings.probe) == ("dry-run", "control_plane")
+    assert settings.control_plane is not None
+    assert settings.control_plane.base_url == "https://cp.example"
+
+
+@pytest.mark.parametrize(
+    ("address", "base_url"),
+    [
+        ("https://cp.example", "https://cp.example"),
+        ("http://cp.example:8080", "http://cp.example:8080"),
+        ("https://cp.example/api/v1//", "https://cp.example/api/v1"),
+        ("http://127.0.0.1:9/", "http://127.0.0.1:9"),
+        ("http://[::1]:9", "http://[::1]:9"),
+    ],
+)
+def test_an_address_may_have_a_port_and_a_path_and_loses_its_last_slash(address: str, base_url: str) -> None:
+    platform = read(PLATFORM_BASE_URL=address).platform
+    assert platform is not None
+    assert platform.base_url == base_url
+
+
+def test_tokens_come_from_variables_without_the_empty_ones() -> None:
+    settings = read(CP_BASE_URL="https://cp.example", CP_SHARED_SECRET="one", CP_ADMIN_TOKEN="")
+    assert settings.control_plane is not None
+    assert settings.control_plane.tokens == {"shared_secret": "one"}
+    assert settings.control_plane.secret_arn is None
+
+
+def test_tokens_come_from_a_secret_with_the_fields_that_it_is_to_have() -> None:
+    settings = read(
+        **{"CP_BASE_URL": "https://cp.example", "CP_SECRET_ARN": ARN},
+        **{"PLATFORM_BASE_URL": "https://platform.example", "PLATFORM_SECRET_ARN": ARN, "PLATFORM_ORG_ID": "org-1"},
+    )
+    assert settings.control_plane is not None
+    assert settings.platform is not None
+    assert settings.control_plane.fields == ("shared_secret", "admin_token")
+    assert settings.platform.fields == ("token",)
+    assert settings.control_plane.secret_arn == settings.platform.secret_arn == ARN
+    assert settings.platform_org_id == "org-1"
+
+
+# --- the database ---
+
+
+@pytest.mark.parametrize(
+    ("url", "server", "user", "password", "sslmode"),
+    [
+        pytest.param(URL, Server("db.example", 6432, "workspaces"), "reconciler", "s3cret", "require", id="all parts"),
+        pytest.param("postgres://u@h/n", Server("h", 5432, "n"), "u", None, "verify-full", id="the least"),
+        pytest.param("postgresql://u:@h/n", Server("h", 5432, "n"), "u", "", "verify-full", id="an empty password"),
+        pytest.param(
+            "postgresql://u%40x:p%2F%3A%40%25@h/n%20m",
+            Server("h", 5432, "n m"),
+            *("u@x", "p/:@%", "verify-full"),
+            id="percent-encoding",
+        ),
+        pytest.param("postgresql://u:p@[::1]:5/n", Server("::1", 5, "n"), "u", "p", "verify-full", id="an IPv6 address"),
+    ],
+)
+def test_a_database_url_is_taken_apart(
+    url: str, server: Server, user: str, password: str | None, sslmode: str
+) -> None:
+    database = database_from({"DATABASE_URL": url})
+    assert database == Database(server, user, password, None, "password", sslmode, None)
+
+
+@pytest.mark.parametrize("sslmode", ["disable", "allow", "prefer", "require", "verify-ca", "verify-full"])
+def test_libpqs_words_are_taken_and_the_one_in_the_url_wins(sslmode: str) -> None:
+    plain = "postgresql://u:p@h/n"
+    assert database_from({"DATABASE_URL": plain, "DATABASE_SSLMODE": sslmode}).sslmode == sslmode
+    both = {"DATABASE_URL": f"{plain}?sslmode={sslmode}", "DATABASE_SSLMODE": "require"}
+    assert database_from(both).sslmode == sslmode
+
+
+def test_a_secret_holds_the_login_and_the_variables_say_what_it_does_not() -> None:
+    variables = {"DATABASE_SECRET_ARN": ARN, "DATABASE_HOST": "h", "DATABASE_PORT": "6432", "DATABASE_NAME": "n"}
+    assert database_from(variables) == Database(Server("h", 6432, "n"), None, None, ARN, "password", "verify-full", None)
+    assert database_from({"DATABASE_SECRET_ARN": ARN}).server == Server(None, 5432, None)
+
+
+def test_a_file_of_authorities_is_taken_when_it_is_there(tmp_path: Path) -> None:
+    file = tmp_path / "authorities.pem"
+    file.touch()
+    assert read(DATABASE_CA_FILE=str(file)).database.ca_file == str(file)
+
+
+@pytest.mark.parametrize("sslmode", ["require", "verify-ca", "verify-full"])
+def test_an_iam_token_travels_encrypted(sslmode: str) -> None:
+    variables = {"DATABASE_URL": f"postgresql://u@h/n?sslmode={sslmode}", "DATABASE_AUTH": "iam"}
+    assert database_from(variables).auth == "iam"
+
+
+# --- what is refused: variable, what was found, what was expected ---
+
+
+@pytest.mark.parametrize("name", ALL_NUMBERS)
+@pytest.mark.parametrize("value", ["x", " ", "nan", "inf", "-inf", "-1", "1e9", "0x10", "1,5", "5s", "None", "1 2"])
+def test_a_number_that_is_none_or_out_of_bounds_is_refused(name: str, value: str) -> None:
+    _, least, most = ALL_NUMBERS[name]
+    message = refused(BASE | {name: value})
+    assert message.startswith(f"{name}: found {value!r}; expected a ")
+    assert message.endswith(f"number from {least} to {most}")
+
+
+@pytest.mark.parametrize("name", ALL_NUMBERS)
+def test_a_number_just_out_of_bounds_is_refused(name: str) -> None:
+    _, least, most = ALL_NUMBERS[name]
+    for value in (least - 1, most + 1, least - 0.001, most + 0.001):
+        assert refused(BASE | {name: str(value)}).startswith(f"{name}: found '{value}'; expected a ")
+
+
+@pytest.mark.parametrize("name", WHOLE_NUMBERS)
+@pytest.mark.parametrize("value", ["2.0", "1e1", "+2", " 2", "2 ", "1_0", "2\n", "٣"], ids=ascii)
+def test_a_count_is_a_whole_number_in_plain_digits(name: str, value: str) -> None:
+    assert refused(BASE | {name: value}).startswith(f"{name}: found {value!a}; expected a whole number")
+
+
+@pytest.mark.parametrize("name", ALL_NUMBERS)
+def test_a_number_of_very_many_digits_is_refused_in_few_words(name: str) -> None:
+    message = refused(BASE | {name: "1" * 5000})
+    assert message.startswith(f"{name}: found '111")
+    assert len(message) < 200
+
+
+@pytest.mark.parametrize(
+    ("variables", "subject", "expected"),
+    [
+        pytest.param({"PROBE": "EC2"}, "PROBE: found 'EC2'", "ec2 or control_plane", id="the probe in capitals"),
+        pytest.param({"PROBE": " "}, "PROBE: found ' '", "ec2 or control_plane", id="a blank probe"),
+        pytest.param({"PROBE": "control_plane"}, "CP_BASE_URL: not set", "http(s) address", id="no control plane"),
+        pytest.param({"MODE": "dry_run"}, "MODE: found 'dry_run'", "apply or dry-run", id="nearly a mode"),
+        pytest.param({"DATABASE_SSLMODE": "on"}, "DATABASE_SSLMODE: found 'on'", "verify-full", id="no word of libpq's"),
+        pytest.param({"DATABASE_AUTH": "IAM"}, "DATABASE_AUTH: found 'IAM'", "password or iam", id="auth in capitals"),
+        pytest.param({"DATABASE_PORT": "0"}, "DATABASE_PORT: found '0'", "from 1 to 65535", id="port zero"),
+        pytest.param({"DATABASE_PORT": "65536"}, "DATABASE_PORT: found '65536'", "from 1 to 65535", id="a high port"),
+        pytest.param({"DATABASE_PORT": "tcp"}, "DATABASE_PORT: found 'tcp'", "whole number", id="a port of letters"),
+        pytest.param(
+            {"DATABASE_CA_FILE": "/nowhere/ca.pem"}, "DATABASE_CA_FILE: found '/nowhere/ca.pem'", "a file", id="no file"
+        ),
+        pytest.param({"DATABASE_CA_FILE": "/"}, "DATABASE_CA_FILE: found '/'", "a file", id="a directory"),
+        pytest.param({"DATABASE_CA_FILE": "\0"}, "DATABASE_CA_FILE: found", "a file", id="a NUL for a file"),
+        pytest.param(
+            {"DATABASE_CA_FILE": "-----BEGIN CERTIFICATE-----\n" + "MIIB" * 500},
+            *("DATABASE_CA_FILE: found", "a file"),
+            id="the certificates themselves",
+        ),
+        pytest.param({"DATABASE_URL": ""}, "DATABASE_URL, DATABASE_SECRET_ARN: neither", "exactly one", id="no login"),
+        pytest.param(
+            {"DATABASE_SECRET_ARN": ARN}, "DATABASE_URL, DATABASE_SECRET_ARN: both", "exactly one", id="two logins"
+        ),
+        pytest.param({"DATABASE_SECRET_ARN": "x"}, "DATABASE_SECRET_ARN: not the ARN", "arn:aws", id="no ARN"),
+        pytest.param(
+            {"DATABASE_AUTH": "iam", "DATABASE_URL": "postgresql://u@h/n?sslmode=prefer"},
+            *("DATABASE_SSLMODE: found prefer with DATABASE_AUTH=iam", "verify-full"),
+            id="an IAM token in the clear",
+        ),
+        pytest.param(
+            {"CP_SECRET_ARN": ARN, "CP_ADMIN_TOKEN": "x"},
+            *("CP_SECRET_ARN, CP_ADMIN_TOKEN: both are set", "one of the two"),
+            id="the control plane's tokens twice",
+        ),
+        pytest.param(
+            {"PLATFORM_SECRET_ARN": ARN, "PLATFORM_TOKEN": "x"},
+            *("PLATFORM_SECRET_ARN, PLATFORM_TOKEN: both are set", "one of the two"),
+            id="the platform's token twice",
+        ),
+        pytest.param({"PLATFORM_SECRET_ARN": "x"}, "PLATFORM_SECRET_ARN: not the ARN", "arn:aws", id="no platform ARN"),
+        pytest.param({"CP_SECRET_ARN": f"{ARN} "}, "CP_SECRET_ARN: not the ARN", "arn:aws", id="a blank after an ARN"),
+        pytest.param({"CP_SECRET_ARN": ARN.replace("secretsmanager", "ssm")}, "CP_SECRET_ARN: not", "arn:aws", id="SSM"),
+    ],
+)
+def test_a_bad_setting_is_refused_by_its_name(variables: dict[str, str], subject: str, expected: str) -> None:
+    message = refused(BASE | variables)
+    assert message.startswith(subject)
+    assert expected in message.partition("expected")[2]
+    assert len(message) < 250
+
+
+@pytest.mark.parametrize(
+    "name", ["CP_SHARED_SECRET", "CP_ADMIN_TOKEN", "PLATFORM_TOKEN", "PLATFORM_ORG_ID"]
+)
+@pytest.mark.parametrize("value", ["with a blank", "line\r\nX-Injected: 1", "tab\t", "é", "\x7f", "a\0"], ids=ascii)
+def test_a_token_that_no_header_may_hold_is_refused_and_not_shown(name: str, value: str) -> None:
+    message = refused(BASE | {name: value, "CP_BASE_URL": "https://cp.example"})
+    assert message.startswith(f"{name}: ")
+    assert "HTTP header" in message
+    assert value not in message
+
+
+@pytest.mark.parametrize("name", ["CP_BASE_URL", "PLATFORM_BASE_URL"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("cp.example", "ftp://cp.example", "https://", "https:///path", "https://cp.example:0", "https://cp.example:x"),
+        *("https://cp.example:99999", "https://user:s3cret@cp.example", "https://cp.example?token=s3cret"),
+        *("https://cp.example#s3cret", "https://cp example", "https://cp.example/\n", "https://[::1", "//cp.example", " "),
+    ],
+    ids=ascii,
+)
+def test_an_address_that_is_none_or_holds_more_than_one_is_refused_and_not_shown(name: str, value: str) -> None:
+    message = refused(BASE | {name: value})
+    assert message.startswith(f"{name}: not usable; expected an address like https://host/path")
+    assert "s3cret" not in message
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        pytest.param("x", "not a PostgreSQL address", id="a word"),
+        pytest.param("mysql://u:s3cret@h/n", "not a PostgreSQL address", id="another database"),
+        pytest.param("postgresql://u:s3cret@h/n#f", "not a PostgreSQL address", id="a fragment"),
+        pytest.param("postgresql://u:s3cret@h:0/n", "not a PostgreSQL address", id="port zero"),
+        pytest.param("postgresql://u:s3cret@h:99999/n", "not a valid address", id="a high port"),
+        pytest.param("postgresql://u:s3cret@h:port/n", "not a valid address", id="a port of letters"),
+        pytest.param("postgresql://u:s3cret@[::1/n", "not a valid address", id="half an IPv6 address"),
+        pytest.param("postgresql://u:s3cret@h/n?sslmode", "not a valid address", id="an option without a value"),
+        pytest.param("postgresql://h/n", "no user", id="no user"),
+        pytest.param("postgresql://:s3cret@h/n", "no user", id="a password without a user"),
+        pytest.param("postgresql://u:s3cret@/n", "no host", id="no host"),
+        pytest.param("postgresql://u:s3cret@h", "no database name", id="no name"),
+        pytest.param("postgresql://u:s3cret@h/", "no database name", id="an empty name"),
+        pytest.param("postgresql://u:s3cret@h/n?ssl=1", "option other than sslmode", id="another option"),
+        pytest.param("postgresql://u:s3cret@h/n?sslmode=s3cret", "sslmode is unknown", id="another sslmode"),
+        pytest.param("postgresql://u:s3cret@h/n?sslmode=", "sslmode is unknown", id="an empty sslmode"),
+        pytest.param("postgresql://u:s3/cret@h/n", "", id="a slash in the password"),
+        pytest.param("postgresql://u:1#s3cret@h/n", "", id="a hash in the password"),
+        pytest.param("postgresql://u:1?s3cret@h/n", "", id="a question mark in the password"),
+    ],
+)
+def test_a_bad_database_url_is_refused_and_nothing_of_it_is_shown(url: str, why: str) -> None:
+    message = refused({"DATABASE_URL": url})
+    assert message.startswith("DATABASE_URL: ")
+    assert why in message
+    assert "expected postgresql://user:password@host:port/name" in message or "expected one of" in message
+    assert "s3" not in message
+
+
+# --- whatever the environment says ---
+
+TOKENS = ("CP_SHARED_SECRET", "CP_ADMIN_TOKEN", "PLATFORM_TOKEN", "PLATFORM_ORG_ID")
+ADDRESSES = ("CP_BASE_URL", "PLATFORM_BASE_URL")
+ARNS = ("DATABASE_SECRET_ARN", "CP_SECRET_ARN", "PLATFORM_SECRET_ARN")
+WORDS = ("PROBE", "MODE", "DATABASE_SSLMODE", "DATABASE_AUTH", "DATABASE_PORT", "DATABASE_CA_FILE", "DATABASE_HOST")
+EVERY_VARIABLE = (*ALL_NUMBERS, *WORDS, *ARNS, *ADDRESSES, *TOKENS, "DATABASE_URL", "DATABASE_NAME")
+SECRET = "Zq7Wx9"
+
+texts = st.text() | st.sampled_from(["1", "ec2", "control_plane", "iam", "dry-run", "require", ARN, URL, "https://x.example"])
+environments = st.dictionaries(st.sampled_from(EVERY_VARIABLE), texts)
+
+
+@given(environments)
+def test_any_environment_is_either_read_or_refused_by_a_variables_name(environment: dict[str, str]) -> None:
+    for base in ({}, BASE, {"DATABASE_SECRET_ARN": ARN}):
+        try:
+            Settings.from_env(base | environment)
+        except SettingsError as refusal:
+            message = str(refusal)
+            assert message.partition(":")[0].partition(",")[0] in EVERY_VARIABLE
+            assert len(message) < 300
+            assert "\n" not in message
+
+
+around = st.text(st.sampled_from("postgresql://u:p@h/n?sslmode=requie#&%[]: \n\té0"), max_size=30)
+
+
+@given(st.sampled_from([*TOKENS, *ADDRESSES, *ARNS, "DATABASE_URL"]), around, around, environments)
+def test_no_error_shows_anything_of_a_secret(name: str, before: str, after: str, others: dict[str, str]) -> None:
+    try:
+        Settings.from_env(BASE | others | {name: before + SECRET + after})
+    except SettingsError as refusal:
+        assert SECRET.lower() not in "".join(traceback.format_exception(refusal)).lower()
+
+
+@given(st.text(min_size=1))
+def test_only_visible_ascii_is_safe_in_a_header(value: str) -> None:
+    assert header_safe(value) is all("!" <= character <= "~" for character in value)
+
+
+def test_an_empty_value_is_not_safe_in_a_header() -> None:
+    assert not header_safe("")
+
+
+@pytest.mark.parametrize("show", [repr, str], ids=["repr", "str"])
+def test_settings_can_be_shown_without_their_secrets(show: type[str]) -> None:
+    settings = read(
+        CP_BASE_URL="https://cp.example",
+        CP_SHARED_SECRET="s3cret",
+        CP_ADMIN_TOKEN="s3cret",
+        PLATFORM_BASE_URL="https://platform.example",
+        PLATFORM_TOKEN="s3cret",
+    )
+    assert "s3cret" not in show(settings)
+    assert "cp.example" in show(settings)
