@@ -19,6 +19,8 @@ from handler.telemetry import Story
 
 # More are looked at than may be asked for, since some turn out void or have to be left.
 LOOKED_AT_FACTOR = 2
+# Looking again at old debts must not eat the time to pay any.
+PROBING_SHARE = 0.5
 # A call that would be cut off at once is not begun: it would only make its debt uncertain.
 SHORTEST_CALL_SECONDS = 0.5
 _A_MOMENT_S = 0.2
@@ -67,7 +69,8 @@ class Payments:
         due = list(due)
         old = {debt.workspace_id: debt for debt in due if debt.attempts or not debt.of_this_cycle}
         dead = set()
-        for sighting in self._probe.sightings([debt.as_candidate() for debt in old.values()], deadline):
+        probing = deadline.within(deadline.remaining() * PROBING_SHARE)
+        for sighting in self._probe.sightings([debt.as_candidate() for debt in old.values()], probing):
             debt = old[sighting.workspace.id]
             if sighting.verdict in (Verdict.DEAD, Verdict.ABSENT):
                 dead.add(debt.id)

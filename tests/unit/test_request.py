@@ -1,5 +1,6 @@
 """What an invocation asks for, and what is refused."""
 
+import contextlib
 import json
 import re
 from pathlib import Path
@@ -33,7 +34,9 @@ STATE_CHANGE = {
         pytest.param(SCHEDULER, Request("apply"), id="EventBridge Scheduler"),
         pytest.param(SCHEDULED | {"detail": "{}"}, Request("apply"), id="a rule, its detail a string"),
         pytest.param(SCHEDULER | {"detail": {}}, Request("apply"), id="Scheduler, its detail an object"),
-        pytest.param(SCHEDULED | {"id": "1", "resources": [], "region": "x"}, Request("apply"), id="all that a bus adds"),
+        pytest.param(
+            SCHEDULED | {"id": "1", "resources": [], "region": "x"}, Request("apply"), id="all that a bus adds"
+        ),
         pytest.param({}, Request("dry-run"), id="nothing"),
         pytest.param({"mode": "dry-run"}, Request("dry-run"), id="a dry run"),
         pytest.param({"mode": "apply"}, Request("apply"), id="an applying cycle"),
@@ -132,16 +135,24 @@ def test_a_ceiling_that_allows_applying_makes_no_dry_run_apply() -> None:
         pytest.param({"limit": None}, "limit", "nothing", "whole number", id="a limit of null"),
         pytest.param({"limit": -(10**5000)}, "limit", "a huge number", "1 or more", id="a limit of 5000 digits"),
         pytest.param({"override_breaker": 1}, "override_breaker", "1", "true or false", id="an override of 1"),
-        pytest.param({"override_breaker": "true"}, "override_breaker", "'true'", "true or false", id="an override's word"),
-        pytest.param({"override_breaker": None}, "override_breaker", "nothing", "true or false", id="an override of null"),
+        pytest.param(
+            {"override_breaker": "true"}, "override_breaker", "'true'", "true or false", id="an override's word"
+        ),
+        pytest.param(
+            {"override_breaker": None}, "override_breaker", "nothing", "true or false", id="an override of null"
+        ),
         pytest.param({"workspace_ids": []}, "workspace_ids", "a list", "one or more UUIDs", id="no ids"),
         pytest.param({"workspace_ids": uuid(1)}, "workspace_ids", uuid(1), "list", id="an id without a list"),
         pytest.param({"workspace_ids": None}, "workspace_ids", "nothing", "list", id="ids of null"),
         pytest.param({"workspace_ids": {uuid(1): 1}}, "workspace_ids", "a dict", "list", id="ids in an object"),
         pytest.param({"workspace_ids": [uuid(1), 5]}, "workspace_ids[1]", "5", "UUID", id="a number among the ids"),
         pytest.param({"workspace_ids": ["x"]}, "workspace_ids[0]", "'x'", "UUID", id="an id that is none"),
-        pytest.param({"workspace_ids": [f"{uuid(1)}\n"]}, "workspace_ids[0]", "", "UUID", id="a line break after an id"),
-        pytest.param({"workspace_ids": [uuid(1).replace("-", "")]}, "workspace_ids[0]", "", "UUID", id="an id without dashes"),
+        pytest.param(
+            {"workspace_ids": [f"{uuid(1)}\n"]}, "workspace_ids[0]", "", "UUID", id="a line break after an id"
+        ),
+        pytest.param(
+            {"workspace_ids": [uuid(1).replace("-", "")]}, "workspace_ids[0]", "", "UUID", id="an id without dashes"
+        ),
         pytest.param({"workspace_ids": [f"{{{uuid(1)}}}"]}, "workspace_ids[0]", "", "UUID", id="an id in braces"),
         pytest.param({"workspace_ids": [None]}, "workspace_ids[0]", "nothing", "UUID", id="null among the ids"),
         pytest.param({"source": "aws.s3"}, "source", "'aws.s3'", "aws.events or aws.scheduler", id="another source"),
@@ -149,7 +160,9 @@ def test_a_ceiling_that_allows_applying_makes_no_dry_run_apply() -> None:
         pytest.param({"source": ["aws.events"]}, "source", "a list", "aws.events", id="a source in a list"),
         pytest.param({"detail-type": "Scheduled Event"}, "source", "nothing", "aws.events", id="no source"),
         pytest.param({"source": "aws.events"}, "detail-type", "nothing", "Scheduled Event", id="no detail-type"),
-        pytest.param(SCHEDULED | {"detail-type": "x"}, "detail-type", "'x'", "Scheduled Event", id="another detail-type"),
+        pytest.param(
+            SCHEDULED | {"detail-type": "x"}, "detail-type", "'x'", "Scheduled Event", id="another detail-type"
+        ),
         pytest.param(SCHEDULED | {"detail": "{ }"}, "detail", "'{ }'", "object", id="a detail that is another string"),
         pytest.param(SCHEDULED | {"detail": None}, "detail", "nothing", "object", id="a detail of null"),
         pytest.param(SCHEDULED | {"detail": []}, "detail", "a list", "object", id="a detail in a list"),
@@ -191,7 +204,7 @@ def test_shards_are_refused_by_name(field: str) -> None:
 
 
 def test_a_state_change_of_ec2_is_refused_by_its_source() -> None:
-    with pytest.raises(RequestError, match="event field source: found 'aws.ec2'; .*not supported yet"):
+    with pytest.raises(RequestError, match=r"event field source: found 'aws.ec2'; .*not supported yet"):
         parse(STATE_CHANGE)
 
 
@@ -228,7 +241,5 @@ def test_any_event_is_either_understood_or_refused(event: object) -> None:
 
 @given(anything | st.dictionaries(names, words | anything, max_size=5))
 def test_nothing_applies_under_the_ceiling(event: object) -> None:
-    try:
+    with contextlib.suppress(RequestError):
         assert parse(event, ceiling="dry-run").mode == "dry-run"
-    except RequestError:
-        pass

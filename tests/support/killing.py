@@ -1,0 +1,181 @@
+"""Invocations that are killed: at a step of their own, after a time, or by whoever watches them.
+
+A server process imports the handler once and forks for each invocation, which costs milliseconds instead of a second.
+It is one of its own since a process with threads, such as the tests', cannot fork safely.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, Self
+
+import pg8000.native
+import urllib3.connection
+
+from handler import app
+from sandbox.lambda_context import LambdaContext
+from tests.support.tools import ROOT
+
+_START_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How an invocation ended: killed, or with its report after `steps` steps in `took_s` seconds."""
+
+    report: dict[str, Any] | None
+    steps: int = 0
+    took_s: float = 0.0
+
+    @property
+    def killed(self) -> bool:
+        """Whether it was killed before it had returned its report."""
+        return self.report is None
+
+
+class Invocations:
+    """Runs invocations, one at a time, each in a process of its own, cold but with the handler imported."""
+
+    def __init__(self) -> None:
+        self._pid: Future[int] = Future()
+        self._server = subprocess.Popen(
+            [sys.executable, "-m", "tests.support.killing"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            cwd=ROOT,
+            env={"PATH": os.environ.get("PATH", os.defpath)},
+            start_new_session=True,  # Ctrl-C at the terminal is for whoever started it to handle
+            text=True,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.communicate()  # closes its stdin, whereupon it ends
+
+    def run(
+        self,
+        event: Any,
+        environment: Mapping[str, str],
+        *,
+        kill_at_step: int | None = None,
+        kill_after_s: float | None = None,
+    ) -> Ending:
+        """Run one invocation to its end.
+
+        It ends by SIGKILL right before its step number `kill_at_step` (the first is 1), or `kill_after_s` seconds
+        after its beginning. Raises AssertionError with the handler's traceback if the handler raises.
+        """
+        self._pid = Future()
+        self._write(event=event, environment=dict(environment), at_step=kill_at_step, after_s=kill_after_s)
+        self._pid.set_result(self._read()["pid"])
+        ending = self._read()
+        assert "error" not in ending, ending["error"]
+        return Ending(**ending)
+
+    def kill(self) -> None:
+        """End the invocation under way at once (SIGKILL). For hooks, which run while `run` waits."""
+        os.kill(self._pid.result(_START_TIMEOUT_S), signal.SIGKILL)
+
+    def _write(self, **order: Any) -> None:
+        assert self._server.stdin is not None
+        self._server.stdin.write(json.dumps(order) + "\n")
+        self._server.stdin.flush()
+
+    def _read(self) -> dict[str, Any]:
+        assert self._server.stdout is not None
+        line = self._server.stdout.readline()
+        assert line, "the server of invocations is gone"
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+
+# --- the server's side ---
+
+
+class _Steps:
+    """Counts the moments between which an invocation can be killed, and kills it at one of them."""
+
+    def __init__(self, kill_at: int | None) -> None:
+        self.taken = 0
+        self._kill_at = kill_at
+        self._taking = threading.Lock()
+
+    def take(self) -> None:
+        with self._taking:
+            self.taken += 1
+            if self.taken == self._kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return the function with a step before it, and one after it."""
+
+        def stepped(*arguments: Any, **options: Any) -> Any:
+            self.take()
+            result = function(*arguments, **options)
+            self.take()
+            return result
+
+        return stepped
+
+
+def _invoke(order: Mapping[str, Any]) -> dict[str, Any]:
+    """Run the handler, with steps around every statement to the database, every HTTP request and every answer."""
+    os.environ.clear()
+    os.environ.update(order["environment"])
+    steps = _Steps(order["at_step"])
+    for owner, name in (
+        (pg8000.native.Connection, "run"),
+        (urllib3.connection.HTTPConnection, "request"),
+        (urllib3.connection.HTTPConnection, "getresponse"),
+    ):
+        setattr(owner, name, steps.around(getattr(owner, name)))
+    if order["after_s"] is not None:
+        # In the kernel: it waits for no lock of Python's, and like SIGKILL it lets nothing be put in order.
+        signal.setitimer(signal.ITIMER_REAL, order["after_s"])
+    began_at = time.monotonic()
+    report = app.lambda_handler(order["event"], LambdaContext())
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    return {"report": report, "steps": steps.taken, "took_s": time.monotonic() - began_at}
+
+
+def _child(order: Mapping[str, Any], answering: int) -> None:
+    """Run one invocation and write how it ended; its logs and metrics go nowhere. Never returns."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        try:
+            answer = _invoke(order)
+        except BaseException:  # noqa: BLE001 - whatever it is, it is the answer
+            answer = {"error": traceback.format_exc()}
+        with os.fdopen(answering, "w") as pipe:
+            json.dump(answer, pipe)
+    finally:
+        os._exit(0)
+
+
+def _serve() -> None:
+    """Run what each line of stdin orders, until its end."""
+    for line in sys.stdin:
+        reading, answering = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            _child(json.loads(line), answering)
+        os.close(answering)
+        print(json.dumps({"pid": pid}), flush=True)  # noqa: T201 - the answer
+        with os.fdopen(reading) as pipe:
+            answer = pipe.read()
+        os.waitpid(pid, 0)
+        print(answer or json.dumps({"report": None}), flush=True)  # noqa: T201 - the answer
+
+
+if __name__ == "__main__":
+    _serve()

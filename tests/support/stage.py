@@ -1,0 +1,224 @@
+"""A fleet with everything around it, and what a cycle did to it: rows, events, debts, restarts and words."""
+
+import contextlib
+import io
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from handler.telemetry import logger
+from sandbox.control_plane import ControlPlane
+from sandbox.fleet import Fleet
+from sandbox.http_server import Answer
+from sandbox.limited_ec2 import LimitedEc2
+from sandbox.platform import Platform, RestartCall
+from sandbox.postgres import Database, PostgresServer, StatusType
+from tests.support.events import APPLY
+from tests.support.invoke import Invoke
+
+SOURCE = "instance-state-reconciler"
+
+_ROWS = """
+    SELECT id::text, name, tier, status::text, runtime, instance_id, url, parent_id::text, last_heartbeat_at, created_at,
+           updated_at, xmin::text
+    FROM workspaces
+"""
+_EVENTS = "SELECT event_type, workspace_id::text, payload, created_at FROM structure_events ORDER BY created_at, id"
+_DEBTS = "SELECT id, workspace_id::text, instance_id, outcome FROM reconciler.restarts ORDER BY id"
+
+Row = dict[str, Any]
+
+
+@dataclass(slots=True)
+class Snapshot:
+    """The rows by their ids, with the transaction that wrote each (`xmin`); the events and the debts in their order."""
+
+    rows: dict[str, Row]
+    events: list[Row]
+    debts: list[Row]
+
+    @classmethod
+    def of(cls, database: Database) -> "Snapshot":
+        """Take one."""
+        with contextlib.closing(database.connect()) as connection:
+            rows, events, debts = (_selected(connection, query) for query in (_ROWS, _EVENTS, _DEBTS))
+        return cls({row["id"]: row for row in rows}, events, debts)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one cycle did. `events`, `debts` and `calls` are those that came with it; `output` is all that it printed."""
+
+    report: dict[str, Any]
+    before: Snapshot
+    after: Snapshot
+    calls: list[RestartCall]
+    output: str
+    log: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def flipped(self) -> set[str]:
+        """The workspaces whose row the cycle changed to offline."""
+        rows = self.after.rows.items()
+        return {one for one, row in rows if row["status"] == "offline" and self.before.rows[one]["status"] != "offline"}
+
+    @property
+    def reasons(self) -> dict[str, str]:
+        """Why each workspace that looked dead was not flipped, as the log says."""
+        return {line["workspace_id"]: line["reason"] for line in self.lines("flip skipped")}
+
+    @property
+    def causes(self) -> dict[str, str]:
+        """Why each workspace is unknown, as the log says."""
+        return {line["workspace_id"]: line["reason"] for line in self.lines("instance unknown")}
+
+    @property
+    def skips(self) -> dict[str, int]:
+        """The report's reasons for not flipping, without the zeros."""
+        return {reason: count for reason, count in self.report["skipped"].items() if count}
+
+    def lines(self, message: str) -> list[dict[str, Any]]:
+        """Return the log lines with that message."""
+        return [line for line in self.log if line.get("message") == message]
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Return the EMF lines."""
+        return [line for line in self.log if "_aws" in line]
+
+    def traces(self, workspace_id: str) -> list[Any]:
+        """Return the events, debts and restarts that the cycle left for one workspace."""
+        events = [one for one in self.after.events[len(self.before.events) :] if one["workspace_id"] == workspace_id]
+        debts = [one for one in self.after.debts[len(self.before.debts) :] if one["workspace_id"] == workspace_id]
+        return [*events, *debts, *(call for call in self.calls if call.workspace_id == workspace_id)]
+
+    def assert_flipped(self, workspace_id: str, state: str) -> None:
+        """Fail unless exactly that became of a workspace which a flip is to do, once, and nothing else."""
+        before, after = self.before.rows[workspace_id], self.after.rows[workspace_id]
+        written = {"status": "offline", "updated_at": after["updated_at"], "xmin": after["xmin"]}
+        assert after == before | written
+        assert after["updated_at"] > before["updated_at"]
+        event, debt, call = self.traces(workspace_id)
+        assert event["event_type"] == "WORKSPACE_OFFLINE"
+        assert event["payload"].items() >= {
+            ("instance_id", before["instance_id"]),
+            ("instance_state", state),
+            ("source", SOURCE),
+        }
+        assert (debt["instance_id"], debt["outcome"]) == (before["instance_id"], "paid")
+        assert call.expected_instance_id == before["instance_id"]
+        flip = {"workspace_id": workspace_id, "instance_id": before["instance_id"], "instance_state": state}
+        assert self.report["flips"].count(flip) == 1
+
+    def assert_untouched(self, *workspace_ids: str) -> None:
+        """Fail if the cycle wrote to these rows, even the same values, or left anything else for them."""
+        for one in workspace_ids:
+            assert self.after.rows.get(one) == self.before.rows.get(one)
+            assert self.traces(one) == []
+
+    def assert_only_flipped(self, states: dict[str, str]) -> None:
+        """Fail unless exactly these workspaces were flipped, each for its instance's state."""
+        for workspace_id, state in states.items():
+            self.assert_flipped(workspace_id, state)
+        self.assert_untouched(*(self.before.rows.keys() | self.after.rows.keys()) - states.keys())
+        assert self.report["flipped"] == len(states)
+
+
+class Stage:
+    """A database with its fleet, EC2 behind its limits, a control plane that answers from it, and a platform.
+
+    The platform takes every restart and does nothing, so that a row stays as the reconciler left it.
+    """
+
+    def __init__(self, database: Database, ec2: LimitedEc2, control_plane: ControlPlane, platform: Platform) -> None:
+        self.database = database
+        self.fleet = Fleet(database)
+        self.ec2 = ec2
+        self.control_plane = control_plane
+        self.platform = platform
+        self.invoke = Invoke({**ec2.environment, **platform.environment, "DATABASE_URL": database.url})
+        self._before = Snapshot({}, [], [])
+
+    def settings(self, probe: str) -> dict[str, str]:
+        """Return the settings that make `ec2` or `control_plane` the source of truth."""
+        return self.control_plane.environment if probe == "control_plane" else {}
+
+    def add(self, state: str | None, **columns: Any) -> str:
+        """Add a workspace whose instance is in that state, or is unknown to EC2 (None); return the workspace's id."""
+        return self.add_all(1, state, **columns)[0]
+
+    def add_all(self, count: int, state: str | None, **columns: Any) -> list[str]:
+        """Add that many; return their ids."""
+        return self.fleet.add_all(self.instances(count, state), **columns)
+
+    def instances(self, count: int, state: str | None) -> list[str]:
+        """Add that many instances in a state to EC2, or (None) make up ids that it does not know; return their ids."""
+        ids = self.ec2.add(count, state=state or "terminated")
+        if state is None:
+            for one in ids:
+                self.ec2.forget(one)
+        return ids
+
+    def instance_of(self, workspace_id: str) -> str:
+        """Return the instance that a workspace records."""
+        return str(self.fleet.row(workspace_id)["instance_id"])
+
+    def mark(self) -> None:
+        """Have the cycle under way compared with the database as it is now."""
+        self._before = Snapshot.of(self.database)
+
+    def cycle(self, event: Any = APPLY, **settings: str | None) -> Outcome:
+        """Run one cycle and return what it did. Whatever the cycle raises passes, too."""
+        self.mark()
+        calls = len(self.platform.calls)
+        with recorded() as output:
+            report = self.invoke(event, **settings)
+        text = output.getvalue()
+        after = Snapshot.of(self.database)
+        return Outcome(report, self._before, after, self.platform.calls[calls:], text, list(_parsed(text)))
+
+
+@contextmanager
+def opened(postgres: PostgresServer, status_type: StatusType = "enum") -> Iterator[Stage]:
+    """Set a stage, for a test or for all of a module."""
+    database = postgres.create_database(status_type)
+    with ExitStack() as parts:
+        parts.callback(database.drop)
+        ec2 = parts.enter_context(LimitedEc2())
+        control_plane = parts.enter_context(ControlPlane(ec2.state_of))
+        platform = parts.enter_context(Platform(database, terminate=_never, launch=_never))
+        platform.instead.reply(Answer(body=b"{}"))
+        stage = Stage(database, ec2, control_plane, platform)
+        parts.callback(stage.invoke.cold)
+        yield stage
+
+
+@contextmanager
+def recorded() -> Iterator[io.StringIO]:
+    """Catch what the handler writes to stdout, where its logs and metrics go."""
+    output = io.StringIO()
+    handler = logger.registered_handler
+    stream = handler.stream  # type: ignore[attr-defined]  # Powertools declares the handler as the plain kind
+    handler.stream = output  # type: ignore[attr-defined]
+    try:
+        with contextlib.redirect_stdout(output):
+            yield output
+    finally:
+        handler.stream = stream  # type: ignore[attr-defined]
+
+
+def _selected(connection: Any, query: str) -> list[Row]:
+    rows = connection.run(query)
+    names = [column["name"] for column in connection.columns]
+    return [dict(zip(names, row, strict=True)) for row in rows]
+
+
+def _parsed(text: str) -> Iterator[dict[str, Any]]:
+    """Yield the lines; one that is not JSON, which CloudWatch could not filter, is an error."""
+    for line in text.splitlines():
+        yield json.loads(line)
+
+
+def _never(*_: object) -> str:
+    raise AssertionError("the platform is asked to do something")

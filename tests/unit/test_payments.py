@@ -1,0 +1,260 @@
+"""What becomes of the restarts that are owed, when parts of the world fail meanwhile."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, cast
+
+import pytest
+
+from handler.deadline import Deadline
+from handler.errors import ConnectionLostError, SecretError
+from handler.model import Debt, Report, Sighting, Workspace, sighting_of
+from handler.payments import Payments
+from handler.restarts import CALLS_AT_ONCE, Answer, Platform, Reply
+from handler.settings import Settings
+from handler.telemetry import Story
+from tests.unit.builders import Clock, debt
+
+if TYPE_CHECKING:
+    from handler.registry import Debts
+
+PAID = Reply(Answer.PAID, "http_202")
+
+
+@dataclass
+class Books:
+    """Stands in for the debts in the database; `claims` says what becomes of each debt's claim, by its id."""
+
+    owed: list[Debt]
+    claims: dict[int, str | Exception] = field(default_factory=dict)
+    claimed: list[int] = field(default_factory=list)
+    closed: dict[int, str] = field(default_factory=dict)
+    postponed: dict[int, tuple[str, float | None]] = field(default_factory=dict)
+    trouble_at_closing: Exception | None = None
+
+    def due(self, _: Deadline, *, limit: int, own_only: bool) -> list[Debt]:
+        return [one for one in self.owed if one.of_this_cycle or not own_only][:limit]
+
+    def claim(self, _: Deadline, owed: Debt, *, uncertain_s: float) -> str:
+        assert uncertain_s == 300
+        claim = self.claims.get(owed.id, "claimed")
+        if isinstance(claim, Exception):
+            raise claim
+        if claim == "claimed":
+            self.claimed.append(owed.id)
+        return claim
+
+    def close(self, _: Deadline, owed: Debt, outcome: str) -> None:
+        if self.trouble_at_closing is not None:
+            raise self.trouble_at_closing
+        self.closed[owed.id] = outcome
+
+    def postpone(self, _: Deadline, owed: Debt, answer: str, *, pause_s: float | None) -> None:
+        self.postponed[owed.id] = (answer, pause_s)
+
+
+@dataclass
+class States:
+    """Stands in for the probe."""
+
+    states: dict[str, str] = field(default_factory=dict)
+    asked: list[str] = field(default_factory=list)
+
+    def sightings(self, workspaces: Sequence[Workspace], _: Deadline) -> Iterator[Sighting]:
+        for workspace in workspaces:
+            self.asked.append(workspace.instance_id)
+            if workspace.instance_id in self.states:
+                yield sighting_of(workspace, self.states[workspace.instance_id])
+
+
+Answers = Callable[[Debt], Reply]
+
+
+@dataclass
+class Desk:
+    """Stands in for the platform."""
+
+    answers: Answers
+    asked: list[int] = field(default_factory=list)
+
+    def restart(self, owed: Debt, _: Deadline) -> Reply:
+        self.asked.append(owed.id)
+        return self.answers(owed)
+
+
+def pay(
+    books: Books,
+    answers: Answers = lambda _: PAID,
+    states: States | None = None,
+    *,
+    own_only: bool = False,
+    seconds: float = 20,
+    **variables: str,
+) -> tuple[Report, Desk]:
+    desk, report = Desk(answers), Report("apply", "ec2")
+    settings = Settings.from_env({"DATABASE_URL": "postgresql://u@h/n"} | variables)
+    payments = Payments(cast("Debts", books), states or States(), settings, report, Story())
+    deadline = Deadline(seconds, clock=Clock())
+    payments.pay(lambda _: cast("Platform", desk), deadline, deadline, own_only=own_only)
+    return report, desk
+
+
+def fresh(count: int) -> list[Debt]:
+    return [debt(number) for number in range(1, count + 1)]
+
+
+def old(number: int) -> Debt:
+    return debt(number, attempts=1)
+
+
+# --- what is asked for ---
+
+
+def test_each_debt_is_claimed_asked_for_and_paid_once() -> None:
+    books = Books(fresh(20))
+    report, desk = pay(books)
+    assert sorted(desk.asked) == sorted(books.claimed) == list(range(1, 21))
+    assert books.closed == dict.fromkeys(range(1, 21), "paid")
+    assert (report.restarts.requested, report.restarts.failed) == (20, 0)
+
+
+def test_no_more_are_asked_for_than_one_cycle_may() -> None:
+    books = Books(fresh(20))
+    report, desk = pay(books, RESTARTS_PER_CYCLE="5")
+    assert sorted(desk.asked) == books.claimed == [1, 2, 3, 4, 5]
+    assert report.restarts.requested == 5
+
+
+def test_what_turns_out_void_or_taken_leaves_room_for_others() -> None:
+    books = Books(fresh(4), claims={1: "void", 2: "taken"})
+    report, desk = pay(books, RESTARTS_PER_CYCLE="2")
+    assert sorted(desk.asked) == [3, 4]
+    assert (report.restarts.void, report.restarts.requested) == (1, 2)
+
+
+def test_without_a_platform_nothing_is_claimed() -> None:
+    books, report = Books(fresh(3)), Report("apply", "ec2")
+    settings = Settings.from_env({"DATABASE_URL": "postgresql://u@h/n"})
+    deadline = Deadline(20, clock=Clock())
+    Payments(cast("Debts", books), States(), settings, report, Story()).pay(None, deadline, deadline, own_only=False)
+    assert books.claimed == []
+
+
+@pytest.mark.parametrize("seconds", [0, 0.4], ids=["no time", "too little for a call"])
+def test_a_call_that_would_be_cut_off_at_once_is_not_begun(seconds: float) -> None:
+    books = Books(fresh(3))
+    pay(books, seconds=seconds)
+    assert books.claimed == []
+
+
+# --- what a second look says, before anything is asked for again ---
+
+
+@pytest.mark.parametrize(
+    ("state", "asked", "void"),
+    [
+        *[("terminated", True, 0), ("stopped", True, 0), ("not_found", True, 0)],
+        *[("running", False, 1), ("pending", False, 0), ("stopping", False, 0), ("no such word", False, 0)],
+    ],
+)
+def test_a_debt_of_earlier_is_asked_for_only_if_its_instance_is_still_dead(
+    state: str,
+    asked: bool,  # noqa: FBT001 - a table
+    void: int,
+) -> None:
+    books = Books([old(1)])
+    report, desk = pay(books, states=States({old(1).instance_id: state}))
+    assert (desk.asked == [1], report.restarts.void) == (asked, void)
+    assert books.closed.get(1) == ("paid" if asked else "void" if void else None)
+
+
+def test_a_debt_of_earlier_whose_instance_was_not_reached_is_left() -> None:
+    books = Books([old(1)])
+    _, desk = pay(books, states=States({}))
+    assert desk.asked == []
+    assert books.closed == {}
+
+
+def test_a_debt_of_this_cycle_was_seen_dead_a_moment_ago_and_is_not_probed_again() -> None:
+    states = States({})
+    _, desk = pay(Books(fresh(1)), states=states)
+    assert (states.asked, desk.asked) == ([], [1])
+
+
+# --- what the answers do ---
+
+
+@pytest.mark.parametrize(
+    ("reply", "noted", "counted"),
+    [
+        pytest.param(Reply(Answer.REFUSED, "http_500"), ("refused", 60), "failed", id="refused"),
+        pytest.param(Reply(Answer.REFUSED, "http_429", 7.0), ("refused", 7), "failed", id="told to wait"),
+        pytest.param(Reply(Answer.UNCERTAIN, "timeout"), ("uncertain", None), "uncertain", id="no answer"),
+        pytest.param(Reply(Answer.BLOCKED, "http_409"), ("blocked", 60), None, id="an ancestor is paused"),
+    ],
+)
+def test_a_debt_that_was_not_paid_is_put_off(
+    reply: Reply, noted: tuple[str, float | None], counted: str | None
+) -> None:
+    books = Books(fresh(1))
+    report, _ = pay(books, lambda _: reply)
+    assert books.postponed == {1: noted}
+    assert books.closed == {}
+    counts = {name: getattr(report.restarts, name) for name in ("requested", "failed", "uncertain")}
+    assert counts == {name: int(name == counted) for name in counts}
+
+
+def test_the_pause_grows_with_the_refusals_that_came_before() -> None:
+    books = Books([debt(1, refusals=3)])
+    pay(books, lambda _: Reply(Answer.REFUSED, "http_500"))
+    assert books.postponed == {1: ("refused", 480)}
+
+
+def test_once_told_to_wait_nothing_more_is_asked_for_in_this_cycle() -> None:
+    books = Books(fresh(100))
+    _, desk = pay(books, lambda _: Reply(Answer.REFUSED, "http_429", 30.0))
+    assert len(desk.asked) <= 2 * CALLS_AT_ONCE
+
+
+# --- what fails meanwhile ---
+
+
+def test_a_platform_without_a_token_leaves_the_debts_for_the_next_cycle() -> None:
+    books, report = Books(fresh(3)), Report("apply", "ec2")
+    settings = Settings.from_env({"DATABASE_URL": "postgresql://u@h/n"})
+    deadline = Deadline(20, clock=Clock())
+
+    def no_token(_: Deadline) -> Platform:
+        raise SecretError("PLATFORM_SECRET_ARN: the secret cannot be fetched")
+
+    payments = Payments(cast("Debts", books), States(), settings, report, Story())
+    payments.pay(no_token, deadline, deadline, own_only=False)
+    assert books.claimed == []
+
+
+def test_an_answer_that_cannot_be_noted_costs_the_others_nothing() -> None:
+    books = Books(fresh(3), trouble_at_closing=ConnectionLostError("gone"))
+    report, desk = pay(books)
+    assert sorted(desk.asked) == [1, 2, 3]
+    assert report.restarts.requested == 3
+
+
+def test_answers_to_what_was_asked_are_noted_though_a_later_claim_fails() -> None:
+    books = Books(fresh(4), claims={3: ConnectionLostError("gone")})
+    report, desk = pay(books)
+    assert sorted(desk.asked) == [1, 2]
+    assert books.closed == {1: "paid", 2: "paid"}
+    assert report.restarts.requested == 2
+
+
+def test_a_call_that_fails_in_an_unforeseen_way_is_uncertain_and_costs_the_others_nothing() -> None:
+    def surprise(owed: Debt) -> Reply:
+        if owed.id == 2:
+            raise OverflowError("s3cret")
+        return PAID
+
+    books = Books(fresh(3))
+    report, _ = pay(books, surprise)
+    assert books.closed == {1: "paid", 3: "paid"}
+    assert books.postponed[2][0] == "uncertain"
+    assert (report.restarts.requested, report.restarts.uncertain) == (2, 1)
