@@ -123,8 +123,10 @@ def _absent(
     if earlier is None or earlier.instance_id != workspace.instance_id:
         earlier = Absence(workspace.instance_id, 0, 0.0)
     count = earlier.sightings + 1
-    history = f"not found {count} times of {policy.absent_sightings}, over {earlier.age_s:.0f} s of "
-    history += f"{policy.absent_min_age_s:.0f} s"
+    history = (
+        f"not found: sighting {count} of {policy.absent_sightings},"
+        f" for {earlier.age_s:.0f} of {policy.absent_min_age_s:.0f} s"
+    )
     if count < policy.absent_sightings or earlier.age_s < policy.absent_min_age_s:
         return Action.WAIT, history
     return Action.FLIP, history

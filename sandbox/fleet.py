@@ -2,69 +2,60 @@
 
 import json
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from sandbox.postgres import Database
 
-# What `add` writes unless it is told otherwise: a workspace that is a candidate, with a heartbeat that vetoes nothing.
+# A heartbeat so old that it vetoes nothing.
 _HEARTBEAT_AGE_S = 300.0
+
+_DEFAULTS: Mapping[str, Any] = {
+    "name": "workspace",
+    "status": "online",
+    "runtime": "langgraph",
+    "instance_id": None,
+    "parent_id": None,
+    "heartbeat_age_s": _HEARTBEAT_AGE_S,
+    "updated_age_s": 0.0,
+}
 
 _INSERT = """
     INSERT INTO workspaces (id, name, status, runtime, instance_id, parent_id, last_heartbeat_at, updated_at)
-    SELECT id, COALESCE(name, 'workspace ' || place), status, runtime, instance_id, parent_id,
+    SELECT id, name, status, runtime, instance_id, parent_id,
            now() - make_interval(secs => heartbeat_age_s), now() - make_interval(secs => updated_age_s)
     FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS new (
-        place integer, id uuid, name text, status {status_type}, runtime text, instance_id text, parent_id uuid,
+        id uuid, name text, status {status_type}, runtime text, instance_id text, parent_id uuid,
         heartbeat_age_s float, updated_age_s float
     )
 """
 
 
 class Fleet:
-    """The workspaces of one database, as their owner sees them. Ids are strings."""
+    """The workspaces of one database, as their owner sees them. Ids are strings.
+
+    A new workspace is a candidate unless the columns given for it say otherwise. Two of these are ages in seconds:
+    `heartbeat_age_s` (None: no heartbeat yet) and `updated_age_s`.
+    """
 
     def __init__(self, database: Database) -> None:
         self.database = database
         self._status_type = self._type_of_status()
-        self._added = 0
 
     def add(self, instance_id: str | None, **columns: Any) -> str:
-        """Add one workspace; return its id. `columns` are those of `add_all`."""
-        return self.add_all([instance_id], **columns)[0]
+        """Add one workspace; return its id."""
+        return self.insert([{"instance_id": instance_id, **columns}])[0]
 
-    def add_all(
-        self,
-        instance_ids: Sequence[str | None],
-        *,
-        status: str | None = "online",
-        runtime: str | None = "langgraph",
-        parent_id: str | None = None,
-        heartbeat_age_s: float | None = _HEARTBEAT_AGE_S,
-        updated_age_s: float = 0.0,
-        id: str | None = None,  # noqa: A002 - the column's name
-        name: str | None = None,
-    ) -> list[str]:
-        """Add a workspace for each instance; return their ids, in that order. A heartbeat's age of None: none yet."""
-        ids = [id or str(uuid.uuid4()) for _ in instance_ids]
-        rows = [
-            {
-                "place": self._added + number,
-                "id": workspace_id,
-                "name": name,
-                "status": status,
-                "runtime": runtime,
-                "instance_id": instance_id,
-                "parent_id": parent_id,
-                "heartbeat_age_s": heartbeat_age_s,
-                "updated_age_s": updated_age_s,
-            }
-            for number, (workspace_id, instance_id) in enumerate(zip(ids, instance_ids, strict=True), start=1)
-        ]
-        self.database.query(_INSERT.format(status_type=self._status_type), rows=json.dumps(rows))
-        self._added += len(rows)
-        return ids
+    def add_all(self, instance_ids: Iterable[str | None], **columns: Any) -> list[str]:
+        """Add a workspace for each instance, with the same columns otherwise; return their ids, in that order."""
+        return self.insert({"instance_id": instance_id, **columns} for instance_id in instance_ids)
+
+    def insert(self, rows: Iterable[Mapping[str, Any]]) -> list[str]:
+        """Add a workspace for each set of columns, in one statement; return their ids, in that order."""
+        complete = [{"id": str(uuid.uuid4()), **_DEFAULTS, **row} for row in rows]
+        self.database.query(_INSERT.format(status_type=self._status_type), rows=json.dumps(complete))
+        return [row["id"] for row in complete]
 
     def row(self, workspace_id: str) -> dict[str, Any]:
         """Return a workspace's row. Raises KeyError if there is none."""

@@ -134,15 +134,15 @@ class HttpStandIn(ABC):
             raise ExceptionGroup(f"{type(self).__name__} failed while answering", self._errors)
 
     def drain(self, timeout_s: float = 10.0) -> None:
-        """Wait until what was sent so far, by clients that may be gone, has been handled and every connection has ended.
+        """Wait until all that was sent so far, by clients that may be gone, is handled and every connection has ended.
 
         Raises TimeoutError if one has not in that time.
         """
         if self._server is None:
             return
-        # Connections are accepted in the order in which they were made: once this one is answered, all earlier ones are
-        # among the live ones.
-        with socket.create_connection(self._server.server_address) as latest:
+        # Connections are accepted in the order in which they were made: once this one is answered, all earlier ones
+        # are among the live ones.
+        with socket.create_connection(("127.0.0.1", self._server.server_address[1])) as latest:
             latest.sendall(b"DRAIN / HTTP/1.0\r\n\r\n")
             while latest.recv(1024):
                 pass

@@ -102,30 +102,28 @@ def _sentences(values: Mapping[str, Any], restarted: int) -> list[str]:
     if values["outcome"] != "completed":
         return ["Another cycle was under way, so this one left everything to it."]
     meanings = {
-        "running": "run",
-        "dead": "are dead",
-        "transition": "are on their way from one state to another",
-        "absent": "are not known to EC2",
-        "unknown": "gave no usable answer",
+        "running": "running",
+        "dead": "dead",
+        "transition": "on the way from one state to another",
+        "absent": "not known to EC2",
+        "unknown": "without a usable answer",
     }
     counted = [f"{values[name]} {meaning}" for name, meaning in meanings.items() if values[name]]
-    sentences = [
-        f"{values['candidates']} workspaces claim to be up. Of their instances, {', '.join(counted) or 'none'}."
-    ]
+    sentences = [f"Workspaces that claim to be up: {values['candidates']}; their instances: {', '.join(counted)}."]
     if values["breaker_open"]:
         sentences.append("So many look dead that the breaker opened: nothing was flipped, for the probe may be wrong.")
     elif values["mode"] != "apply":
         sentences.append(
-            f"This was a dry run: {len(values['flips'])} would have been taken offline; nothing was written."
+            f"A dry run, so nothing was written. An applied cycle would take offline: {len(values['flips'])}."
         )
     else:
         sentences += [
-            f"{values['flipped']} were taken offline, each in one transaction with its event and the restart it is owed.",
-            f"The platform has reprovisioned {restarted} of them already.",
+            f"Taken offline: {values['flipped']}, each in one transaction with its event and the restart it is owed.",
+            f"Reprovisioned by the platform since: {restarted}.",
         ]
     spared = [SKIPPED[reason] for reason, number in values["skipped"].items() if number]
     if spared:
-        sentences.append(f"Others looked dead and were spared: {'; '.join(spared)}.")
+        sentences.append(f"Spared, though their instance is dead: {'; '.join(spared)}.")
     return sentences
 
 

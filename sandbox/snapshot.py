@@ -20,5 +20,5 @@ class Snapshot:
         rows = world.database.query(
             "SELECT id::text AS id, name, status::text AS status, runtime, instance_id FROM workspaces ORDER BY id"
         )
-        states = {row["id"]: world.ec2.state_of(row["instance_id"]) if row["instance_id"] else None for row in rows}
-        return cls(list(rows), states)
+        states = world.ec2.states()
+        return cls(list(rows), {row["id"]: states.get(row["instance_id"]) for row in rows})

@@ -1,5 +1,6 @@
 """All parts of the sandbox together, with a fleet on them."""
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -38,17 +39,23 @@ class World:
         """Launch an instance for each role, bring it to its state, and record it in a row."""
         launched = iter(self.ec2.launch(sum(role.instance != cast.NONE for role in roles)))
         instance_ids = [None if role.instance == cast.NONE else next(launched) for role in roles]
-        for number, (role, instance_id) in enumerate(zip(roles, instance_ids, strict=True), start=1):
+        in_state: dict[str, list[str]] = defaultdict(list)
+        for role, instance_id in zip(roles, instance_ids, strict=True):
             if instance_id is not None:
-                self._bring_to(instance_id, role.instance)
-            self.fleet.add(
-                instance_id,
-                id=cast.workspace_id(number),
-                name=role.name,
-                status=role.status,
-                runtime=role.runtime,
-                heartbeat_age_s=role.heartbeat_age_s,
-            )
+                in_state[role.instance].append(instance_id)
+        for state, ids in in_state.items():
+            self._bring_to(state, ids)
+        self.fleet.insert(
+            {
+                "id": cast.workspace_id(number),
+                "name": role.name,
+                "status": role.status,
+                "runtime": role.runtime,
+                "instance_id": instance_id,
+                "heartbeat_age_s": role.heartbeat_age_s,
+            }
+            for number, (role, instance_id) in enumerate(zip(roles, instance_ids, strict=True), start=1)
+        )
 
     def reprovision_while_probed(self, workspace_id: str, probe: str) -> None:
         """Have a workspace get a new instance after the next cycle's SELECT, and before the old one is told of."""
@@ -62,18 +69,20 @@ class World:
         else:
             self.ec2.script.before(reprovision, nth=1, service="ec2")
 
-    def _bring_to(self, instance_id: str, state: str) -> None:
+    def _bring_to(self, state: str, instance_ids: list[str]) -> None:
         match state:
             case "running":
                 pass
-            case cast.UNKNOWN:
-                self.ec2.forget(instance_id)
             case "stopped":
-                self.ec2.stop_instances([instance_id])
+                self.ec2.stop_instances(instance_ids)
             case "terminated":
-                self.ec2.terminate([instance_id])
+                self.ec2.terminate(instance_ids)
+            case cast.UNKNOWN:
+                for one in instance_ids:
+                    self.ec2.forget(one)
             case _:
-                self.ec2.set_state(instance_id, state)
+                for one in instance_ids:
+                    self.ec2.set_state(one, state)
 
 
 @contextmanager

@@ -103,42 +103,53 @@ class Invocations:
 
 
 class _Steps:
-    """Counts the moments between which an invocation can be killed, and kills it at one of them."""
+    """Counts the moments at which an invocation can be killed, and kills it at one of them."""
 
     def __init__(self, kill_at: int | None) -> None:
         self.taken = 0
         self._kill_at = kill_at
         self._taking = threading.Lock()
 
-    def take(self) -> None:
+    def before(self, owner: Any, name: str) -> None:
+        """Make a step of the moment before each call of a function."""
+        self._replace(owner, name, self._take, _nothing)
+
+    def after(self, owner: Any, name: str) -> None:
+        """Make a step of the moment after each call of a function."""
+        self._replace(owner, name, _nothing, self._take)
+
+    def _replace(self, owner: Any, name: str, before: Callable[[], None], after: Callable[[], None]) -> None:
+        function = getattr(owner, name)
+
+        def stepped(*arguments: Any, **options: Any) -> Any:
+            before()
+            result = function(*arguments, **options)
+            after()
+            return result
+
+        setattr(owner, name, stepped)
+
+    def _take(self) -> None:
         with self._taking:
             self.taken += 1
             if self.taken == self._kill_at:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return the function with a step before it, and one after it."""
 
-        def stepped(*arguments: Any, **options: Any) -> Any:
-            self.take()
-            result = function(*arguments, **options)
-            self.take()
-            return result
-
-        return stepped
+def _nothing() -> None:
+    pass
 
 
 def _invoke(order: Mapping[str, Any]) -> dict[str, Any]:
-    """Run the handler, with steps around every statement to the database, every HTTP request and every answer."""
+    """Run the handler, with a step before and after whatever it has others do."""
     os.environ.clear()
     os.environ.update(order["environment"])
     steps = _Steps(order["at_step"])
-    for owner, name in (
-        (pg8000.native.Connection, "run"),
-        (urllib3.connection.HTTPConnection, "request"),
-        (urllib3.connection.HTTPConnection, "getresponse"),
-    ):
-        setattr(owner, name, steps.around(getattr(owner, name)))
+    # After a statement nothing is different until the next statement or request, so that one step serves for both.
+    steps.before(pg8000.native.Connection, "run")
+    steps.before(urllib3.connection.HTTPConnection, "request")
+    steps.after(urllib3.connection.HTTPConnection, "request")
+    steps.after(urllib3.connection.HTTPConnection, "getresponse")
     if order["after_s"] is not None:
         # In the kernel: it waits for no lock of Python's, and like SIGKILL it lets nothing be put in order.
         signal.setitimer(signal.ITIMER_REAL, order["after_s"])

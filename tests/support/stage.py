@@ -10,6 +10,7 @@ from typing import Any
 
 from handler.telemetry import logger
 from sandbox.control_plane import ControlPlane
+from sandbox.ec2 import MotoEc2
 from sandbox.fleet import Fleet
 from sandbox.http_server import Answer
 from sandbox.limited_ec2 import LimitedEc2
@@ -18,11 +19,12 @@ from sandbox.postgres import Database, PostgresServer, StatusType
 from tests.support.events import APPLY
 from tests.support.invoke import Invoke
 
+LAMBDA_TIMEOUT_S = 55.0
 SOURCE = "instance-state-reconciler"
 
 _ROWS = """
-    SELECT id::text, name, tier, status::text, runtime, instance_id, url, parent_id::text, last_heartbeat_at, created_at,
-           updated_at, xmin::text
+    SELECT id::text, name, tier, status::text, runtime, instance_id, url, parent_id::text,
+           last_heartbeat_at, created_at, updated_at, xmin::text
     FROM workspaces
 """
 _EVENTS = "SELECT event_type, workspace_id::text, payload, created_at FROM structure_events ORDER BY created_at, id"
@@ -49,7 +51,7 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What one cycle did. `events`, `debts` and `calls` are those that came with it; `output` is all that it printed."""
+    """What one cycle did. `calls` are the restarts that it asked for, `output` is all that it printed."""
 
     report: dict[str, Any]
     before: Snapshot
@@ -128,16 +130,27 @@ class Outcome:
 class Stage:
     """A database with its fleet, EC2 behind its limits, a control plane that answers from it, and a platform.
 
-    The platform takes every restart and does nothing, so that a row stays as the reconciler left it.
+    The platform takes every restart and does nothing, so that a row stays as the reconciler left it. With `moto` the
+    instances are launched there, and the EC2 probe asks it. What enters `meanwhile` is left when a cycle ends.
     """
 
-    def __init__(self, database: Database, ec2: LimitedEc2, control_plane: ControlPlane, platform: Platform) -> None:
+    def __init__(
+        self,
+        database: Database,
+        ec2: LimitedEc2,
+        control_plane: ControlPlane,
+        platform: Platform,
+        moto: MotoEc2 | None = None,
+    ) -> None:
         self.database = database
         self.fleet = Fleet(database)
         self.ec2 = ec2
+        self.moto = moto
         self.control_plane = control_plane
         self.platform = platform
-        self.invoke = Invoke({**ec2.environment, **platform.environment, "DATABASE_URL": database.url})
+        account = ec2.environment if moto is None else moto.environment
+        self.invoke = Invoke({**account, **platform.environment, "DATABASE_URL": database.url})
+        self.meanwhile = ExitStack()
         self._before = Snapshot({}, [], [])
 
     def settings(self, probe: str) -> dict[str, str]:
@@ -154,33 +167,42 @@ class Stage:
 
     def instances(self, count: int, state: str | None) -> list[str]:
         """Add that many instances in a state to EC2, or (None) make up ids that it does not know; return their ids."""
-        ids = self.ec2.add(count, state=state or "terminated")
-        if state is None:
-            for one in ids:
-                self.ec2.forget(one)
+        ids = self.ec2.add(count) if self.moto is None else self.moto.launch(count)
+        account = self.moto or self.ec2
+        for one in ids:
+            if state is None:
+                account.forget(one)
+            else:
+                account.set_state(one, state)
         return ids
 
     def instance_of(self, workspace_id: str) -> str:
         """Return the instance that a workspace records."""
         return str(self.fleet.row(workspace_id)["instance_id"])
 
-    def mark(self) -> None:
-        """Have the cycle under way compared with the database as it is now."""
-        self._before = Snapshot.of(self.database)
+    def mark(self, *workspace_ids: str) -> None:
+        """Have the cycle under way compared with these rows as they are now, since something else changed them."""
+        now = Snapshot.of(self.database)
+        for one in workspace_ids:
+            self._before.rows.pop(one, None)
+            if one in now.rows:
+                self._before.rows[one] = now.rows[one]
 
     def cycle(self, event: Any = APPLY, **settings: str | None) -> Outcome:
         """Run one cycle and return what it did. Whatever the cycle raises passes, too."""
-        self.mark()
+        self._before = Snapshot.of(self.database)
         calls = len(self.platform.calls)
-        with recorded() as output:
-            report = self.invoke(event, **settings)
+        with recorded() as output, self.meanwhile:
+            report = self.invoke(event, remaining_s=LAMBDA_TIMEOUT_S, **settings)
         text = output.getvalue()
         after = Snapshot.of(self.database)
         return Outcome(report, self._before, after, self.platform.calls[calls:], text, list(_parsed(text)))
 
 
 @contextmanager
-def opened(postgres: PostgresServer, status_type: StatusType = "enum") -> Iterator[Stage]:
+def opened(
+    postgres: PostgresServer, status_type: StatusType = "enum", *, moto: MotoEc2 | None = None
+) -> Iterator[Stage]:
     """Set a stage, for a test or for all of a module."""
     database = postgres.create_database(status_type)
     with ExitStack() as parts:
@@ -189,8 +211,10 @@ def opened(postgres: PostgresServer, status_type: StatusType = "enum") -> Iterat
         control_plane = parts.enter_context(ControlPlane(ec2.state_of))
         platform = parts.enter_context(Platform(database, terminate=_never, launch=_never))
         platform.instead.reply(Answer(body=b"{}"))
-        stage = Stage(database, ec2, control_plane, platform)
+        stage = Stage(database, ec2, control_plane, platform, moto)
         parts.callback(stage.invoke.cold)
+        if moto is not None:
+            parts.callback(moto.reset)
         yield stage
 
 

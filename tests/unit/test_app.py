@@ -3,7 +3,7 @@
 import contextlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -28,10 +28,12 @@ def context(seconds_left: float, request_id: str = "r-1") -> Any:
 
 
 @pytest.fixture(autouse=True)
-def environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Begin with a cold process in which nothing but the least is set."""
+def environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Begin with a cold process in which nothing but the least is set, and leave no key to the log lines of others."""
     monkeypatch.setattr(os, "environ", dict(ENVIRONMENT))
     monkeypatch.setattr(app, "_warm", None)
+    yield
+    logger.remove_keys(["cycle_id", "mode", "function_request_id"])
 
 
 @dataclass

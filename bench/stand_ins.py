@@ -1,0 +1,172 @@
+"""EC2, the control plane and the platform, each in a process of its own, so that no contestant pays for them."""
+
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import get_context
+from multiprocessing.managers import BaseManager
+from typing import Any
+
+from sandbox.control_plane import ControlPlane
+from sandbox.http_server import Answer, HttpStandIn, Reply, Request
+from sandbox.limited_ec2 import DescribeCall, LimitedEc2
+
+
+def instance_id(number: int) -> str:
+    """Return the id of the account's nth instance (the first is 1), as LimitedEc2 numbers them."""
+    return f"i-{number:017x}"
+
+
+class Ec2:
+    """An account behind EC2's limits: 100 calls at once, then 20 a second."""
+
+    def __init__(self, latency_s: float) -> None:
+        self._server = LimitedEc2(latency_s=latency_s).start()
+        self._others: _OtherTools | None = None
+
+    def environment(self) -> dict[str, str]:
+        """Return the variables that have a process call this API."""
+        return self._server.environment
+
+    def fill(self, ours: int, *, foreign: int = 0, dead_every: int = 0) -> None:
+        """Add instances for our workspaces, every nth of them terminated, and then foreign ones."""
+        ids = self._server.add(ours)
+        for one in ids[dead_every - 1 :: dead_every] if dead_every else ():
+            self._server.set_state(one, "terminated")
+        self._server.add(foreign)
+
+    def begin(self, *, others_per_s: float = 0.0) -> None:
+        """Start a new log with a full bucket, from which other tools take that many calls a second."""
+        self._server.calls.clear()
+        self._server.throttled = 0
+        self._server.bucket._tokens = self._server.bucket.capacity  # noqa: SLF001 - as if nobody had called for a while
+        self._others = _OtherTools(self._server, others_per_s) if others_per_s else None
+
+    def figures(self) -> dict[str, Any]:
+        """Return what was called since `begin`."""
+        calls: list[DescribeCall] = list(self._server.calls)
+        figures = {
+            "calls": len(calls),
+            "throttled": self._server.throttled,
+            "by_action": dict(Counter(call.action for call in calls)),
+            "span_s": calls[-1].at - calls[0].at if calls else 0.0,
+        }
+        if self._others is not None:
+            figures |= self._others.stop()
+        return figures
+
+
+class _OtherTools:
+    """The account's other tools, which take from the same bucket, whether there is enough for them or not."""
+
+    def __init__(self, server: LimitedEc2, calls_per_s: float) -> None:
+        self._server = server
+        self._pause_s = 1 / calls_per_s
+        self._served = self._refused = 0
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._call, daemon=True)
+        self._thread.start()
+
+    def _call(self) -> None:
+        while not self._stopping.wait(self._pause_s):
+            if self._server.bucket.take():
+                self._served += 1
+            else:
+                self._refused += 1
+
+    def stop(self) -> dict[str, int]:
+        self._stopping.set()
+        self._thread.join()
+        return {"others_served": self._served, "others_refused": self._refused}
+
+
+class Cp:
+    """A control plane for which every instance runs."""
+
+    def __init__(self, latency_s: float) -> None:
+        self._server = ControlPlane(lambda _: "running", latency_s=latency_s).start()
+
+    def environment(self) -> dict[str, str]:
+        """Return the settings that have the reconciler ask this control plane."""
+        return self._server.environment
+
+    def fail_after(self, answers: int) -> None:
+        """Answer that many checks well, and every later one with 503, as slowly."""
+        served = iter(range(answers))
+        failure = Answer(503, delay_s=self._server.latency_s)
+        self._server.script.reply(lambda _: None if next(served, None) is not None else failure)
+
+    def figures(self) -> dict[str, Any]:
+        """Return how much was asked for, how much of it at once, and when: seconds since the first check."""
+        times = [request.at for request in self._server.requests]
+        return {
+            "calls": len(times),
+            "peak_in_flight": self._server.peak_in_flight,
+            "at_s": [round(at - times[0], 3) for at in times],
+        }
+
+
+class Platform:
+    """A platform that takes every restart, each in a while, and carries none out."""
+
+    def __init__(self, latency_s: float) -> None:
+        self._server = _TakesAll(latency_s).start()
+
+    def environment(self) -> dict[str, str]:
+        """Return the settings that have the reconciler pay this platform."""
+        return {"PLATFORM_BASE_URL": self._server.url, "PLATFORM_TOKEN": "bench"}
+
+    def figures(self) -> dict[str, Any]:
+        """Return how many restarts were asked for since the last look, and how many at once."""
+        figures = {"restarts": self._server.taken, "peak_in_flight": self._server.peak_in_flight}
+        self._server.taken = 0
+        return figures
+
+
+class _TakesAll(HttpStandIn):
+    def __init__(self, latency_s: float) -> None:
+        super().__init__()
+        self._answer = Answer(delay_s=latency_s)
+        self.taken = 0
+
+    def handle(self, request: Request) -> Reply:  # noqa: ARG002 - whatever it is
+        self.taken += 1
+        return self._answer
+
+
+class _Manager(BaseManager):
+    """Starts a process and makes one of these in it; calls go there and their results come back."""
+
+
+_OFFERED = {
+    Ec2: ("environment", "fill", "begin", "figures"),
+    Cp: ("environment", "fail_after", "figures"),
+    Platform: ("environment", "figures"),
+}
+for kind, methods in _OFFERED.items():
+    _Manager.register(kind.__name__, kind, exposed=methods)
+
+
+@contextmanager
+def hosted(kind: type, latency_s: float) -> Iterator[Any]:
+    """Make a stand-in in a process of its own, and yield what calls its methods there."""
+    manager = _Manager(ctx=get_context("spawn"))
+    manager.start(_end_with, (os.getpid(),))
+    try:
+        yield getattr(manager, kind.__name__)(latency_s)
+    finally:
+        manager.shutdown()
+
+
+def _end_with(parent: int) -> None:
+    """End this process when its parent is gone, however it went."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -1,0 +1,117 @@
+"""A stretch of network between a client and PostgreSQL, that can go silent, drip, or stop at a statement."""
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Self
+from urllib.parse import urlsplit
+
+from sandbox.postgres import Database
+
+_CHUNK = 65536
+
+
+@dataclass(slots=True)
+class _Order:
+    words: bytes
+    nth: int
+    hook: Callable[[], object]
+    seen: int = 0
+
+
+class PostgresProxy:
+    """Listens on 127.0.0.1, within its `with` block, and passes on to a database's server.
+
+    While it is frozen it takes connections and bytes, and passes nothing on, as a network that loses every packet.
+    Leaving the block cuts every connection.
+    """
+
+    def __init__(self, database: Database) -> None:
+        address = urlsplit(database.url)
+        self._behind = ("127.0.0.1", address.port or 0)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = database.url.replace(f":{address.port}/", f":{self._listener.getsockname()[1]}/")
+        self._flowing = threading.Event()
+        self._flowing.set()
+        self._interval_s = 0.0
+        self._orders: list[_Order] = []
+        self._sockets = ExitStack()
+        self._threads: list[threading.Thread] = []
+
+    def __enter__(self) -> Self:
+        self._start(self._accept)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._sockets.close()
+        self.thaw()
+        for thread in self._threads:
+            thread.join()
+        self._listener.close()
+
+    def freeze(self) -> None:
+        """Pass nothing on any more, in either direction, on any connection."""
+        self._flowing.clear()
+
+    def thaw(self) -> None:
+        """Pass on what came meanwhile, and what comes."""
+        self._flowing.set()
+
+    def drip(self, interval_s: float) -> None:
+        """Pass the server's bytes on one by one, each so many seconds after the last (0: as they come)."""
+        self._interval_s = interval_s
+
+    def before(self, words: bytes, hook: Callable[[], object], *, nth: int = 1) -> None:
+        """Run `hook` before the nth piece with these words, of all that clients send, is passed on."""
+        self._orders.append(_Order(words, nth, hook))
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):  # closed
+            while True:
+                client, _ = self._listener.accept()
+                server = socket.create_connection(self._behind)
+                for one in (client, server):
+                    self._sockets.callback(_cut, one)
+                self._start(self._ask, client, server)
+                self._start(self._answer, server, client)
+
+    def _start(self, target: Callable[..., None], *sockets: socket.socket) -> None:
+        thread = threading.Thread(target=target, args=sockets, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _ask(self, client: socket.socket, server: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := client.recv(_CHUNK):
+                for order in self._orders:
+                    if order.words in data:
+                        order.seen += 1
+                        if order.seen == order.nth:
+                            order.hook()
+                self._flowing.wait()
+                server.sendall(data)
+        self._flowing.wait()
+        _cut(server)
+
+    def _answer(self, server: socket.socket, client: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := server.recv(_CHUNK):
+                self._flowing.wait()
+                if not self._interval_s:
+                    client.sendall(data)
+                    continue
+                for byte in data:
+                    time.sleep(self._interval_s)
+                    client.sendall(bytes((byte,)))
+        self._flowing.wait()
+        _cut(client)
+
+
+def _cut(connection: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
