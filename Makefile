@@ -121,6 +121,7 @@ $(STAMP): requirements/dev.txt
 	      /^(Collecting|Processing) / { printf "\r  %2d of %d packages", ++n, total; fflush() } \
 	      /^Installing / { printf "\r  writing %d packages   ", n; fflush() } \
 	      END { printf "\r%40s\r", "" }'
+	@test -f $(STAMP).complete || { echo 'error: the packages could not be installed; pip says why above' >&2; exit 1; }
 	@mv $(STAMP).complete $(STAMP)
 
 # --- the tools that cannot share .venv, each set in an environment of its own ---------------------------------------

@@ -151,7 +151,7 @@ def _progress(
     return advance(
         selection.sweep,
         [workspace.id for workspace in selection.workspaces],
-        all_selected=selection.all_selected,
+        next_unselected=selection.next_unselected,
         checked={sighting.workspace.id for sighting in sightings},
         out_of_time=out_of_time,
         most_first=settings.probe_concurrency,

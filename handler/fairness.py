@@ -33,40 +33,40 @@ def advance(
     sweep: Sweep,
     selected: Sequence[str],
     *,
-    all_selected: bool,
+    next_unselected: str | None,
     checked: Collection[str],
     out_of_time: Sequence[str],
     most_first: int,
 ) -> Progress:
     """Return how far a full cycle got.
 
-    `selected` are the cycle's candidates in their fair order, `all_selected` tells that no limit
-    cut them short. `checked` got a verdict; `out_of_time` of those looked dead and were not acted
-    on. At most `most_first` of these are remembered by name, so that they cannot crowd out the
-    rest; from the first one beyond that the cursor starts again.
+    `selected` are the cycle's candidates in their fair order, and `next_unselected` the one that a
+    limit left out first. `checked` got a verdict; `out_of_time` of those looked dead and were not
+    acted on. At most `most_first` of these are remembered by name, so that they cannot crowd out
+    the rest; from the first one beyond that the cursor starts again.
     """
     brought_forward = set(sweep.first)
     unchecked = set(selected).difference(checked)
-    first = [one for one in sweep.first if one in unchecked]
-    first += [one for one in out_of_time if one not in first]
-    undone = set(first[most_first:])
-    done, left = [], None
+    if next_unselected in brought_forward:  # the limit is so low that not even these were all selected
+        unchecked |= brought_forward.difference(selected)
+    still_first = [one for one in sweep.first if one in unchecked]
+    first = still_first + [one for one in out_of_time if one not in unchecked]
+    undone = unchecked.union(first[most_first:])
+
+    cursor, left = sweep.cursor, next_unselected
     for one in selected:
         if one in brought_forward:
             continue
-        if one in unchecked or one in undone:
+        if one in undone:
             left = one
             break
-        done.append(one)
-    cursor = done[-1] if done else sweep.cursor
+        cursor = one
 
     def place(one: str) -> tuple[bool, str]:
         """Return its place in the circle that begins behind the old cursor."""
         return one <= sweep.cursor, one
 
-    if left is not None:
-        completed = place(left) > place(sweep.pass_began_at)
-    else:
-        completed = all_selected or (bool(done) and place(cursor) >= place(sweep.pass_began_at))
+    all_passed = left is None or place(left) > place(sweep.pass_began_at)
+    completed = all_passed and not still_first
     began_at = cursor if completed else sweep.pass_began_at
     return Progress(Sweep(cursor, began_at, tuple(first[:most_first])), completed)

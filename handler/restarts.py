@@ -112,7 +112,7 @@ def _retry_after(value: str) -> float | None:
         return min(float(value), LONGEST_RETRY_AFTER_SECONDS)
     try:
         wait_s = (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds()
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return None
     return min(max(wait_s, 0.0), LONGEST_RETRY_AFTER_SECONDS)
 

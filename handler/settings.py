@@ -21,7 +21,7 @@ _ENCRYPTED = ("require", "verify-ca", "verify-full")
 
 _SECRET_ARN = re.compile(r"arn:aws[a-z-]*:secretsmanager:[a-z0-9-]+:\d{12}:secret:[\w/+=.@!-]+")
 _HEADER_VALUE = re.compile(r"[\x21-\x7e]+")
-_WHOLE_NUMBER = re.compile(r"\d{1,15}")
+_WHOLE_NUMBER = re.compile(r"[0-9]{1,15}")
 
 
 @dataclass(frozen=True, slots=True)

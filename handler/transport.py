@@ -185,12 +185,12 @@ def _read(response: urllib3.BaseHTTPResponse, limit: int) -> bytes:
 
 def _cause(error: Exception) -> str:
     match error:
-        case urllib3.exceptions.TimeoutError() | TimeoutError():
-            return "timeout"
         case urllib3.exceptions.NameResolutionError():
             return "name_lookup_failed"
-        case urllib3.exceptions.NewConnectionError():
+        case urllib3.exceptions.NewConnectionError():  # to urllib3 a kind of timeout
             return "connection_refused"
+        case urllib3.exceptions.TimeoutError() | TimeoutError():
+            return "timeout"
         case urllib3.exceptions.SSLError():
             return "tls_failed"
         case ValueError(args=("oversize",)):

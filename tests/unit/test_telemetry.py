@@ -112,7 +112,7 @@ def test_each_kind_of_line_has_a_hundred_of_its_own(log: Log) -> None:
     story = Story()
     for number in range(100):
         story.tell_some("instance unknown", saw(NO_ANSWER, number), "timeout")
-        story.tell_some("instance absent", saw("not_found", number), "not found 1 times of 3")
+        story.tell_some("instance absent", saw("not_found", number), "not found: sighting 1 of 3")
     assert len(log.lines()) == 200
     story.tell_the_rest()
     assert log.lines() == []

@@ -1,0 +1,47 @@
+"""A database whose connections are kept: for tests that ask it for little, thousands of times."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from sandbox.postgres import OWNER_ROLE, Database
+
+
+class _Kept:
+    """A connection that is put aside instead of being closed."""
+
+    def __init__(self, connection: Any, idle: "list[_Kept]") -> None:
+        self.run = connection.run
+        self.hang_up = connection.close
+        self._connection = connection
+        self._idle = idle
+
+    @property
+    def columns(self) -> Any:
+        return self._connection.columns
+
+    def close(self) -> None:
+        self._idle.append(self)
+
+
+@dataclass(frozen=True, slots=True)
+class _KeepingDatabase(Database):
+    idle: list[_Kept] = field(default_factory=list)
+
+    def connect(self) -> Any:
+        try:
+            return self.idle.pop()
+        except IndexError:
+            return _Kept(self._server.connect(self.name, user=OWNER_ROLE), self.idle)
+
+
+@contextmanager
+def kept_connections(database: Database) -> Iterator[Database]:
+    """Yield the same database, whose owner logs in no more often than it has statements under way at once."""
+    keeping = _KeepingDatabase(database.name, database.url, database.owner_url, database._server)  # noqa: SLF001 - it stays the same
+    try:
+        yield keeping
+    finally:
+        for connection in keeping.idle:
+            connection.hang_up()
