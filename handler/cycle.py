@@ -74,6 +74,7 @@ def _cycle(
 
     sightings = _observe(probe, selection, probing, deadline, story)
     _count(report, selection, sightings)
+    probing_was_cut = probing.over()
 
     memory = registry.fleet.recall(flipping, breaker_window_s=settings.breaker_window_seconds)
     plan = decide(sightings, memory.absences, memory.recently_flipped, _policy(order, settings))
@@ -89,7 +90,7 @@ def _cycle(
     else:
         flips.rehearse(plan, flipping)
 
-    report.deadline_hit = probing.over() or report.deferred > 0 or report.skipped[SkipReason.OUT_OF_TIME] > 0
+    report.deadline_hit = probing_was_cut or report.deferred > 0 or report.skipped[SkipReason.OUT_OF_TIME] > 0
     if not order.narrowed:
         progress = _progress(selection, sightings, flips.out_of_time, settings)
         report.completed_pass = progress.completed_pass

@@ -16,7 +16,7 @@ from handler.credentials import Secrets
 from handler.database import Session, Transaction
 from handler.deadline import Deadline
 from handler.errors import RegistryError, RequestError, RightsMissingError, SchemaMissingError, SettingsError, shown
-from handler.registry.rights import RIGHTS_TO_APPLY as RIGHTS_TO_APPLY
+from handler.registry.rights import RIGHTS_TO_APPLY
 from handler.settings import database_from
 from handler.telemetry import logger
 from handler.transport import Transport

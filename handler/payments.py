@@ -92,7 +92,7 @@ class Payments:
                 if not ended:  # all is done, or what is left hangs in a name lookup, which obeys no timeout
                     break
                 for call in ended:
-                    self._settle(under_way.pop(call), call.result(), closing)
+                    self._settle(under_way.pop(call), _reply(call), closing)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
         for debt in under_way.values():
@@ -105,7 +105,11 @@ class Payments:
             full = calls >= self._settings.restarts_per_cycle
             if full or self._told_to_wait or deadline.remaining() < SHORTEST_CALL_SECONDS:
                 return
-            claim = self._debts.claim(deadline, debt, uncertain_s=self._settings.restart_uncertain_seconds)
+            try:
+                claim = self._debts.claim(deadline, debt, uncertain_s=self._settings.restart_uncertain_seconds)
+            except RegistryError as error:
+                self._story.trouble("restarts left for the next cycle", error)
+                return
             if claim == "claimed":
                 calls += 1
                 yield debt
@@ -141,3 +145,10 @@ class Payments:
     def _void(self, debt: Debt, reason: str) -> None:
         self._report.restarts.void += 1
         self._story.restart("restart void", debt, reason, attempt=debt.attempts)
+
+
+def _reply(call: Future[Reply]) -> Reply:
+    error = call.exception()
+    if error is None:
+        return call.result()
+    return Reply(Answer.UNCERTAIN, f"unexpected_{type(error).__name__}")

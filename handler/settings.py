@@ -213,7 +213,11 @@ class _Environment:
 
     def file(self, name: str) -> str | None:
         value = self.text(name)
-        if value is not None and not Path(value).is_file():
+        try:
+            usable = value is None or Path(value).is_file()
+        except (OSError, ValueError):  # no path at all
+            usable = False
+        if not usable:
             raise SettingsError(f"{name}: found {shown(value)}; expected a file of certificates (PEM)")
         return value
 

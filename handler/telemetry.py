@@ -1,5 +1,6 @@
 """Powertools' Logger and Metrics, and the names that dashboards, alarms and queries rest on."""
 
+import logging
 import os
 from collections import Counter
 from typing import Any
@@ -44,8 +45,12 @@ LOG_KEYS = (
     *("what", "count", "dead", "answered"),
     *("probe", "outcome", "candidates", "checked", "running", "transition", "absent", "unknown"),
     *("flipped", "completed_pass", "skipped", "deferred", "deadline_hit", "breaker_open", "restarts"),
-    "duration_ms",
+    *("duration_ms", "report"),
 )
+
+# They tell of credentials found and connections dropped, without a cycle's keys.
+for _library in ("botocore", "urllib3"):
+    logging.getLogger(_library).setLevel(logging.WARNING)
 
 logger = Logger(service=os.environ.get("POWERTOOLS_SERVICE_NAME") or SERVICE)
 

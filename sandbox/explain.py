@@ -34,7 +34,7 @@ _CANDIDATE_STATUSES = ("online", "degraded")
 
 @dataclass(frozen=True, slots=True)
 class Fate:
-    """What became of a workspace, in a word (flipped, spared, watched, fine or ignored), and why."""
+    """What became of a workspace, in a word (flipped, doomed, spared, watched, fine or ignored), and why."""
 
     word: str
     why: str
@@ -68,7 +68,7 @@ class Explanations:
                 restart = self._restarts.get(workspace_id, "its restart is owed")
                 return Fate("flipped", f"{reason}; {restart}")
             case "would flip":
-                return Fate("flipped", f"{reason}; a dry run leaves it at that")
+                return Fate("doomed", f"{reason}; an applied cycle would flip it")
             case "flip skipped":
                 return Fate("spared", SKIPPED.get(reason, reason))
             case "instance unknown":

@@ -8,7 +8,7 @@ from sandbox.snapshot import Snapshot
 from sandbox.terminal import headline, pairs, say, styled, table
 
 _SHOWN_IN_FULL = 40
-_STYLES = {"flipped": "red", "spared": "yellow", "watched": "cyan", "fine": "green", "ignored": "dim"}
+_STYLES = {"flipped": "red", "doomed": "red", "spared": "yellow", "watched": "cyan", "fine": "green", "ignored": "dim"}
 
 
 def fleet_before(before: Snapshot) -> None:

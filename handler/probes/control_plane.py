@@ -54,12 +54,14 @@ class ControlPlaneProbe:
             while self._gate.enter(deadline):
                 with taking:
                     workspace = next(todo, None)
-                sighting = None if workspace is None else self._check(transport, workspace, deadline, enough_s)
+                if workspace is None:
+                    self._gate.leave(answered=None)
+                    break
+                self._gate.pause(deadline)
+                sighting = self._check(transport, workspace, deadline, enough_s)
                 self._gate.leave(answered=None if sighting is None else sighting.verdict is not Verdict.UNKNOWN)
                 if sighting is not None:
                     done.put(sighting)
-                if workspace is None:
-                    break
             done.put(None)
 
         for _ in range(workers):

@@ -36,10 +36,12 @@ class Gate:
             if deadline.over():
                 return False
             self._in_flight += 1
-            slow = self._allowed == 1 < self._most
-        if slow:
-            self._sleep(min(PAUSE_S, deadline.remaining()))
         return True
+
+    def pause(self, deadline: Deadline) -> None:
+        """Wait a moment if the remote fails even when it is asked one thing at a time."""
+        if self._allowed == 1 < self._most:
+            self._sleep(min(PAUSE_S, deadline.remaining()))
 
     def leave(self, *, answered: bool | None) -> None:
         """Give the place back, and say whether there was an answer; None: nothing can be said."""

@@ -3,14 +3,14 @@
 import gzip
 import json
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count
 
 import pytest
 
 from handler.errors import SecretError
-from sandbox.control_plane import state_answer
+from sandbox.control_plane import StatusRequest, state_answer
 from sandbox.ec2 import MotoEc2
 from sandbox.http_server import Answer, Drip, Hang, HttpStandIn, Raw, Reply, Request, Reset, drip_body, drip_headers
 from sandbox.postgres import PostgresServer
@@ -205,14 +205,20 @@ class Asked:
     broken: int
 
 
+def from_question(number: int, answer: Reply) -> Callable[[StatusRequest], Reply | None]:
+    """Return an order for that answer to each question from that one on."""
+    questions = count(1)
+    return lambda _: answer if next(questions) >= number else None
+
+
 def asked(stage: Stage, broken: Mapping[str, Reply], *, at_probe: int, timeout_s: float) -> Asked:
     """Run a cycle with these answers at the first or, where the first ones say stopped, at the second probe."""
     answers = {**broken, **CLEAN}
     running = stage.add_all(30, "running")
     workspaces = dict(zip(answers, stage.add_all(len(answers), "stopped"), strict=True))
     for name, answer in answers.items():
-        nth = at_probe if name in broken else None
-        stage.control_plane.script.reply(answer, nth=nth, workspace_id=workspaces[name])
+        begins_at = at_probe if name in broken else 1
+        stage.control_plane.script.reply(from_question(begins_at, answer), workspace_id=workspaces[name])
     settings = {**stage.settings("control_plane"), "PROBE_TIMEOUT_SECONDS": str(timeout_s)}
     outcome = stage.cycle(APPLY | {"override_breaker": True}, **settings)
     return Asked(outcome, workspaces, len(running), len(broken))
@@ -348,6 +354,14 @@ def test_an_answer_that_comes_too_late_is_not_taken_for_the_next_workspaces(stag
     outcome = stage.cycle(**stage.settings("control_plane"), PROBE_CONCURRENCY="1", PROBE_TIMEOUT_SECONDS="0.5")
     outcome.assert_only_flipped({})
     assert (outcome.report["running"], list(outcome.causes.values())) == (3, ["timeout"])
+
+
+def test_a_kept_alive_connection_that_the_control_plane_gives_up_costs_nobody_an_answer(stage: Stage) -> None:
+    stage.add_all(6, "running")
+    stage.control_plane.script.reply(Raw(b""), nth=3)
+    stage.control_plane.script.reply(Reset(), nth=6)
+    outcome = stage.cycle(**stage.settings("control_plane"), PROBE_CONCURRENCY="1")
+    assert (outcome.report["running"], outcome.report["unknown"]) == (6, 0)
 
 
 # --- its credentials are rotated ---

@@ -5,7 +5,6 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Self
 from urllib.parse import urlsplit
@@ -21,6 +20,12 @@ class _Order:
     nth: int
     hook: Callable[[], object]
     seen: int = 0
+
+    def see(self, data: bytes) -> None:
+        if self.words in data:
+            self.seen += 1
+            if self.seen == self.nth:
+                self.hook()
 
 
 class PostgresProxy:
@@ -39,7 +44,7 @@ class PostgresProxy:
         self._flowing.set()
         self._interval_s = 0.0
         self._orders: list[_Order] = []
-        self._sockets = ExitStack()
+        self._live: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
 
     def __enter__(self) -> Self:
@@ -48,7 +53,8 @@ class PostgresProxy:
 
     def __exit__(self, *_: object) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)
-        self._sockets.close()
+        for connection in list(self._live):
+            _cut(connection)
         self.thaw()
         for thread in self._threads:
             thread.join()
@@ -74,11 +80,15 @@ class PostgresProxy:
         with contextlib.suppress(OSError):  # closed
             while True:
                 client, _ = self._listener.accept()
-                server = socket.create_connection(self._behind)
-                for one in (client, server):
-                    self._sockets.callback(_cut, one)
-                self._start(self._ask, client, server)
-                self._start(self._answer, server, client)
+                self._live.append(client)
+                self._start(self._serve, client)
+
+    def _serve(self, client: socket.socket) -> None:
+        with client, contextlib.suppress(OSError), socket.create_connection(self._behind) as server:
+            answering = threading.Thread(target=self._answer, args=(server, client), daemon=True)
+            answering.start()
+            self._ask(client, server)
+            answering.join()
 
     def _start(self, target: Callable[..., None], *sockets: socket.socket) -> None:
         thread = threading.Thread(target=target, args=sockets, daemon=True)
@@ -89,10 +99,7 @@ class PostgresProxy:
         with contextlib.suppress(OSError):
             while data := client.recv(_CHUNK):
                 for order in self._orders:
-                    if order.words in data:
-                        order.seen += 1
-                        if order.seen == order.nth:
-                            order.hook()
+                    order.see(data)
                 self._flowing.wait()
                 server.sendall(data)
         self._flowing.wait()

@@ -67,7 +67,7 @@ class World:
 
     def select(self, _: Deadline, *, limit: int, workspace_ids: Sequence[str] | None) -> Selection:
         chosen = [workspace(n) for n in sorted(self.states) if workspace_ids is None or uuid(n) in workspace_ids]
-        return Selection(chosen[:limit], "now", len(chosen) <= limit, Sweep())
+        return Selection(chosen[:limit], "now", next((one.id for one in chosen[limit:]), None), Sweep())
 
     def recall(self, _: Deadline, *, breaker_window_s: float) -> Memory:
         assert breaker_window_s == 600

@@ -259,7 +259,7 @@ def test_the_reason_says_how_often_and_for_how_long_it_was_not_found() -> None:
     memory.cycle(0, GONE, WITNESS)
     (decision,) = memory.cycle(60, GONE, WITNESS).decisions
     assert "sighting 2 of 3" in decision.reason
-    assert "60 s of 120 s" in decision.reason
+    assert "60 of 120 s" in decision.reason
 
 
 @pytest.mark.parametrize("state", ["running", "pending", "stopping", "shutting-down", "stopped"])

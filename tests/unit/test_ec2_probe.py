@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from handler.deadline import Deadline
 from handler.model import VERDICT_OF_STATE, Sighting, Verdict, Workspace
 from handler.probes import ec2
-from handler.probes.ec2 import BISECTING_CALLS, SWEEP_ABOVE, Ec2Probe
+from handler.probes.ec2 import BISECTING_CALLS, SWEEP_ABOVE, ZONES_ABOVE, Ec2Probe
 from handler.probes.ec2_api import ATTEMPTS, Ec2Api
 from handler.transport import TransportError
 from tests.unit.builders import Clock, instance, uuid, workspace
@@ -152,9 +152,8 @@ def test_a_state_that_ec2_did_not_have_yesterday_is_unknown(clock: Clock) -> Non
 
 
 def test_ids_are_asked_for_two_hundred_at_a_time_by_a_filter_and_each_once(clock: Clock) -> None:
-    account = Account(all_of(450))
-    seen = look(account, clock, some(450))
-    assert len(seen) == 450
+    account = Account(all_of(450, "stopped"))
+    assert found(look(account, clock, some(450))) == dict.fromkeys(range(1, 451), "stopped")
     assert sorted(len(query["Filters"][0]["Values"]) for query in account.asked()) == [50, 200, 200]
     asked = Counter(one for query in account.asked() for one in query["Filters"][0]["Values"])
     assert asked == Counter(all_of(450).keys())
@@ -335,10 +334,12 @@ def test_a_page_that_was_tried_again_goes_on_where_it_was(clock: Clock) -> None:
 
 
 def test_a_failed_batch_costs_only_its_own_ids(clock: Clock) -> None:
-    account = Account(all_of(600), clock=clock)
-    account.trouble = lambda _, query: DENIED if instance(300) in query["Filters"][0]["Values"] else None
+    account = Account(all_of(600, "stopped"), clock=clock)
+    account.trouble = lambda operation, query: (
+        DENIED if operation == "describe_instances" and instance(300) in query["Filters"][0]["Values"] else None
+    )
     states = found(look(account, clock, some(600)))
-    assert Counter(states.values()) == {"running": 400, "refused_UnauthorizedOperation": 200}
+    assert Counter(states.values()) == {"stopped": 400, "refused_UnauthorizedOperation": 200}
     assert states[300] == "refused_UnauthorizedOperation"
 
 
@@ -459,24 +460,41 @@ def test_a_throttled_call_ends_the_burst_for_all(clock: Clock) -> None:
 # --- very many ---
 
 MANY = SWEEP_ABOVE + 1
+VERY_MANY = ZONES_ABOVE + 1
+STATUS = "describe_instance_status"
+TROUBLE_NAMES = ["denied", "server error", "timeout", "throttled"]
 
 
-def test_up_to_a_thousand_instances_are_asked_for_by_their_ids(clock: Clock) -> None:
+def test_a_few_instances_are_asked_for_by_their_ids(clock: Clock) -> None:
     account = Account(all_of(SWEEP_ABOVE), clock=clock)
     assert len(look(account, clock, some(SWEEP_ABOVE))) == SWEEP_ABOVE
-    assert account.asked("describe_instance_status") == []
+    assert account.asked(STATUS) == []
 
 
-def test_of_more_what_runs_is_listed_zone_by_zone_and_only_the_rest_is_asked_for(clock: Clock) -> None:
-    states = all_of(MANY) | {instance(1): "stopped", instance(2): "terminated"}
+@pytest.mark.parametrize(
+    ("count", "zones"),
+    [pytest.param(MANY, [None], id="in one listing"), pytest.param(VERY_MANY, ["a", "b"], id="zone by zone")],
+)
+def test_of_more_what_runs_is_listed_and_only_the_rest_is_asked_for(
+    clock: Clock, count: int, zones: list[str | None]
+) -> None:
+    states = all_of(count) | {instance(1): "stopped", instance(2): "terminated"}
     del states[instance(3)]
-    account = Account(states, page=100, clock=clock)
-    seen = found(look(account, clock, some(MANY)))
+    account = Account(states, clock=clock)
+    seen = found(look(account, clock, some(count)))
     assert {number: seen.pop(number) for number in (1, 2, 3)} == {1: "stopped", 2: "terminated", 3: "not_found"}
-    assert Counter(seen.values()) == {"running": MANY - 3}
-    zones = {query["Filters"][0]["Values"][0] for query in account.asked("describe_instance_status")}
-    assert zones == {"a", "b"}
-    assert [one for query in account.asked() for one in query["Filters"][0]["Values"]] != []
+    assert Counter(seen.values()) == {"running": count - 3}
+    listed = {one.get("Filters", [{"Values": [None]}])[0]["Values"][0] for one in account.asked(STATUS)}
+    assert listed == set(zones)
+    asked = {one for query in account.asked() for one in query["Filters"][0]["Values"]}
+    assert asked == {instance(1), instance(2), instance(3)}
+
+
+def test_a_listing_of_what_runs_is_read_page_by_page(clock: Clock) -> None:
+    account = Account(all_of(MANY), page=150, clock=clock)
+    look(account, clock, some(MANY))
+    assert [one.get("NextToken") for one in account.asked(STATUS)] == [None, "150"]
+    assert account.asked() == []
 
 
 def test_two_workspaces_that_record_one_running_instance_are_both_seen_in_a_sweep(clock: Clock) -> None:
@@ -486,15 +504,21 @@ def test_two_workspaces_that_record_one_running_instance_are_both_seen_in_a_swee
     assert {one.state for one in seen.values()} == {"running"}
 
 
-@pytest.mark.parametrize("operation", ["describe_availability_zones", "describe_instance_status"])
-@pytest.mark.parametrize(
-    "trouble", [DENIED, SERVER_ERROR, broken("timeout"), THROTTLED], ids=["denied", "500", "timeout", "throttled"]
-)
-def test_a_sweep_that_fails_costs_nobody_anything(clock: Clock, operation: str, trouble: Trouble) -> None:
+@pytest.mark.parametrize("trouble", [DENIED, SERVER_ERROR, broken("timeout"), THROTTLED], ids=TROUBLE_NAMES)
+def test_a_sweep_that_fails_costs_nobody_anything(clock: Clock, trouble: Trouble) -> None:
     account = Account(all_of(MANY, "stopped"), clock=clock)
-    account.trouble = lambda called, _: trouble if called == operation else None
+    account.trouble = lambda called, _: trouble if called == STATUS else None
     seen = found(look(account, clock, some(MANY), seconds=60))
     assert Counter(seen.values()) == {"stopped": MANY}
+
+
+@pytest.mark.parametrize("trouble", [DENIED, SERVER_ERROR, broken("timeout")], ids=TROUBLE_NAMES[:3])
+def test_without_the_names_of_the_zones_everything_is_one_listing(clock: Clock, trouble: Trouble) -> None:
+    account = Account(all_of(VERY_MANY), clock=clock)
+    account.troubles = [trouble]
+    seen = found(look(account, clock, some(VERY_MANY), seconds=60))
+    assert Counter(seen.values()) == {"running": VERY_MANY}
+    assert all("Filters" not in query for query in account.asked(STATUS))
 
 
 @pytest.mark.parametrize(
@@ -527,7 +551,7 @@ def test_a_sweep_through_an_account_that_is_mostly_foreign_is_left_after_as_many
     foreign = {instance(number): "running" for number in range(100_000, 120_000)}
     account = Account(foreign | all_of(MANY, "stopped"), clock=clock)
     assert Counter(found(look(account, clock, some(MANY), seconds=60)).values()) == {"stopped": MANY}
-    assert len(account.asked("describe_instance_status")) <= MANY // 200 + len(account.zones)
+    assert len(account.asked(STATUS)) <= MANY // 200 + 1
 
 
 # --- whatever happens ---

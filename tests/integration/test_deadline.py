@@ -1,0 +1,216 @@
+"""Whatever hangs, drips or is locked: the cycle ends in its time, and what it left behind never acts later."""
+
+import contextlib
+import os
+import signal
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+
+from handler.errors import ReconcilerError, RegistryError, SecretError
+from sandbox.control_plane import state_answer
+from sandbox.http_server import Answer, Hang, HttpStandIn, Raw, Reply, Request, drip_body, drip_headers
+from tests.support.events import APPLY, DRY_RUN
+from tests.support.postgres_proxy import PostgresProxy
+from tests.support.stage import Outcome, Snapshot, Stage
+
+# What a cycle may take beyond its deadline.
+TOLERANCE_S = 1.0
+# Long enough for leases to expire, for refusals to be tried again and for what is uncertain to be asked again.
+A_WHILE_S = 400.0
+SECRET_ARN = "arn:aws:secretsmanager:eu-central-1:123456789012:secret:hanging"
+
+MOSTLY_DEAD = {"BREAKER_MAX_DEAD_FRACTION": "1"}
+DEAD_S_ANSWER = b'{"state": "terminated"}'
+
+
+@contextlib.contextmanager
+def ends_within(seconds: float) -> Iterator[None]:
+    """Fail unless what is done inside ends in that time, or in the second that a cycle may take more."""
+    began_at = time.monotonic()
+    yield
+    took_s = time.monotonic() - began_at
+    assert took_s <= seconds + TOLERANCE_S
+
+
+def timed_cycle(stage: Stage, deadline_s: float, event: Any = APPLY, **settings: str | None) -> Outcome:
+    """Run a cycle that has to end within its deadline."""
+    before = Snapshot.of(stage.database)
+    calls = len(stage.platform.calls)
+    with ends_within(deadline_s):
+        report = stage.invoke(event, CYCLE_DEADLINE_SECONDS=str(deadline_s), **settings)
+    return Outcome(report, before, Snapshot.of(stage.database), stage.platform.calls[calls:], "")
+
+
+def timed_failure(
+    stage: Stage, deadline_s: float, error: type[ReconcilerError] = RegistryError, **settings: str | None
+) -> str:
+    """Run a cycle that cannot be run, which has to be known within its deadline; return what it says."""
+    with ends_within(deadline_s), pytest.raises(error) as raised:
+        stage.invoke(CYCLE_DEADLINE_SECONDS=str(deadline_s), **settings)
+    return str(raised.value)
+
+
+def assert_each_once(stage: Stage, workspaces: list[str]) -> None:
+    """Fail unless each of these, and nobody else, is offline with one event and one debt that one call has paid."""
+    once = dict.fromkeys(workspaces, 1)
+    offline = [one for one, status in stage.fleet.statuses().items() if status == "offline"]
+    assert sorted(offline) == sorted(workspaces)
+    assert Counter(event["workspace_id"] for event in stage.fleet.events()) == once
+    assert Counter(call.workspace_id for call in stage.platform.calls) == once
+    assert Counter(debt["workspace_id"] for debt in stage.fleet.debts() if debt["outcome"] == "paid") == once
+
+
+def in_order(count: int) -> list[str]:
+    """Return ids in the order in which a first cycle takes them."""
+    return [f"00000000-0000-4000-8000-{number:012d}" for number in range(1, count + 1)]
+
+
+# --- the source of truth ---
+
+
+def test_checks_that_hang_or_drip_are_unknown_and_the_dead_beside_them_are_flipped_and_restarted(stage: Stage) -> None:
+    faults: list[Reply] = [
+        Hang(),
+        Answer(body=DEAD_S_ANSWER, delay_s=30),
+        drip_headers(0.02),
+        drip_body(DEAD_S_ANSWER, 0.2),
+        Raw(b"HTTP/1.1 200 OK\r\nContent-Length: 23\r\n\r\n" + DEAD_S_ANSWER, delay_s=30),
+    ]
+    hanging = stage.add_all(len(faults), "terminated")
+    for workspace, fault in zip(hanging, faults, strict=True):
+        stage.control_plane.script.reply(fault, workspace_id=workspace)
+    running, dead = stage.add("running"), stage.add("terminated")
+    outcome = timed_cycle(stage, 3, **stage.settings("control_plane"), **MOSTLY_DEAD)
+    outcome.assert_only_flipped({dead: "terminated"})
+    outcome.assert_untouched(running, *hanging)
+    report = outcome.report
+    assert (report["checked"], report["running"], report["unknown"], report["deferred"]) == (7, 1, 5, 0)
+    assert report["deadline_hit"]
+
+
+@pytest.fixture
+def silent_port() -> Iterator[int]:
+    """A port on which connections are made, by the kernel, and nobody ever reads."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield int(listener.getsockname()[1])
+
+
+@pytest.mark.parametrize("probe", ["ec2", "control_plane"])
+def test_a_source_that_takes_connections_and_never_reads_leaves_every_row_as_it_was(
+    stage: Stage, probe: str, silent_port: int
+) -> None:
+    stage.add_all(3, "terminated")
+    silent = f"http://127.0.0.1:{silent_port}"
+    address = {"AWS_ENDPOINT_URL_EC2": silent} if probe == "ec2" else {"CP_BASE_URL": silent}
+    outcome = timed_cycle(stage, 1, **stage.settings(probe) | address, **MOSTLY_DEAD)
+    outcome.assert_only_flipped({})
+    assert (outcome.report["unknown"], outcome.report["deadline_hit"]) == (3, True)
+
+
+EC2_FAULTS = {
+    "hangs": Hang(),
+    "drips its headers": drip_headers(0.02),
+    "drips its body": drip_body(b"<DescribeInstancesResponse>" + b" " * 1_000, 0.02),
+}
+
+
+@pytest.mark.parametrize("fault", EC2_FAULTS.values(), ids=EC2_FAULTS.keys())
+def test_an_ec2_call_that_never_ends_costs_only_its_own_instances(stage: Stage, fault: Reply) -> None:
+    """More instances than one call may name, so that there are two calls at least."""
+    stage.add_all(220, "running")
+    dead = stage.add_all(20, "terminated")
+    instance_of = {one: row["instance_id"] for one, row in Snapshot.of(stage.database).rows.items()}
+    stage.ec2.script.reply(fault, nth=1)
+    outcome = timed_cycle(stage, 2)
+    hung = stage.ec2.calls[0].filters["instance-id"]
+    assert outcome.flipped == {one for one in dead if instance_of[one] not in hung}
+    assert 0 < outcome.report["unknown"] == len(hung) < 240
+    assert outcome.report["checked"] == 240
+
+
+# --- the database ---
+
+
+def lock_table(stage: Stage, table: str, locks: ExitStack) -> None:
+    """Lock a table as a migration of the platform's would, until `locks` is left."""
+    connection = locks.enter_context(contextlib.closing(stage.database.connect()))
+    connection.run(f"BEGIN; LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
+
+
+def test_rows_that_are_all_locked_are_passed_over_without_waiting(stage: Stage) -> None:
+    dead = stage.add_all(20, "terminated")
+    with stage.fleet.locked(*dead):
+        outcome = timed_cycle(stage, 2, **MOSTLY_DEAD)
+    outcome.assert_only_flipped({})
+    assert outcome.skips == {"row_locked": 20}
+    assert not outcome.report["deadline_hit"]
+    timed_cycle(stage, 5, **MOSTLY_DEAD).assert_only_flipped(dict.fromkeys(dead, "terminated"))
+
+
+def test_a_table_that_is_locked_from_the_start_ends_the_cycle_with_an_error_in_time(stage: Stage) -> None:
+    stage.add("terminated")
+    with ExitStack() as locks:
+        lock_table(stage, "workspaces", locks)
+        message = timed_failure(stage, 1)
+    assert "timeout" in message
+    assert Snapshot.of(stage.database).events == []
+
+
+@pytest.mark.parametrize("table", ["workspaces", "structure_events", "reconciler.restarts"])
+def test_a_table_that_is_locked_right_before_the_flip_costs_the_flips_and_not_the_deadline(
+    stage: Stage, table: str
+) -> None:
+    dead = stage.add_all(2, "terminated")
+    settings = stage.settings("control_plane") | MOSTLY_DEAD
+    with ExitStack() as locks:
+        stage.control_plane.script.before(lambda _: lock_table(stage, table, locks), nth=3)
+        with ends_within(1), contextlib.suppress(RegistryError):
+            stage.invoke(CYCLE_DEADLINE_SECONDS="1", **settings)
+    assert set(stage.fleet.statuses().values()) == {"online"}
+    assert stage.fleet.events() == stage.fleet.debts() == stage.platform.calls == []
+    stage.fleet.age_everything(A_WHILE_S)
+    stage.cycle(**settings).assert_only_flipped(dict.fromkeys(dead, "terminated"))
+
+
+FREEZES = {
+    "at its first words": (b"BEGIN", 1),
+    "as the lease is taken": (b"reconciler.lease AS held", 1),
+    "as the candidates are selected": (b"instance_id <> ", 1),
+    "as a row is locked": (b"FOR NO KEY UPDATE", 2),
+    "as a flip is committed": (b"COMMIT", 6),
+    "as a restart is claimed": (b"claimed_by = ", 1),
+    "as the cursor is saved": (b"SET cursor", 1),
+    "as the lease is given back": (b"DELETE FROM reconciler.lease", 1),
+}
+
+
+@pytest.mark.parametrize(("words", "nth"), FREEZES.values(), ids=FREEZES.keys())
+def test_a_database_that_falls_silent_holds_no_cycle_and_leaves_nothing_half_done(
+    stage: Stage, words: bytes, nth: int
+) -> None:
+    dead = stage.add_all(2, "terminated")
+    settings = stage.settings("control_plane") | MOSTLY_DEAD
+    frozen = threading.Event()
+    with PostgresProxy(stage.database) as proxy:
+        stage.cycle(DRY_RUN, **settings, DATABASE_URL=proxy.url)  # a warm process meets it
+
+        def freeze() -> None:
+            proxy.freeze()
+            frozen.set()
+
+        proxy.before(words, freeze, nth=nth)
+        with ends_within(2), contextlib.suppress(RegistryError):
+            stage.invoke(CYCLE_DEADLINE_SECONDS="2", **settings, DATABASE_URL=proxy.url)
+        assert frozen.is_set()
+        proxy.thaw()
+        for _ in range(2):
+            stage.fleet.age_everything(A_WHILE_S)
+            stage.cycle(**settings, DATABASE_URL=proxy.url)
+    assert_each_once(stage, dead)
