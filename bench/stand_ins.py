@@ -15,11 +15,6 @@ from sandbox.http_server import Answer, HttpStandIn, Reply, Request
 from sandbox.limited_ec2 import DescribeCall, LimitedEc2
 
 
-def instance_id(number: int) -> str:
-    """Return the id of the account's nth instance (the first is 1), as LimitedEc2 numbers them."""
-    return f"i-{number:017x}"
-
-
 class Ec2:
     """An account behind EC2's limits: 100 calls at once, then 20 a second."""
 

@@ -5,13 +5,13 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
 from bench.child import PROJECT
-from bench.stand_ins import Ec2, hosted, instance_id
+from bench.stand_ins import Ec2, hosted
 from sandbox.postgres import Database, PostgresServer
 
 CHECKOUT = Path(__file__).parent.parent
@@ -55,10 +55,10 @@ class Fleet:
 class Process:
     """A contestant's process, from `with` to its end; `log` is what it printed."""
 
-    def __init__(self, contestant: str, environment: Mapping[str, str], *, wrapper: Sequence[str] = ()) -> None:
+    def __init__(self, contestant: str, environment: Mapping[str, str]) -> None:
         self._log = tempfile.NamedTemporaryFile(prefix="bench-")  # noqa: SIM115 - closed by `__exit__`
         self._process = subprocess.Popen(
-            [*wrapper, sys.executable, "-m", "bench.child", contestant, self._log.name],
+            [sys.executable, "-m", "bench.child", contestant, self._log.name],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd=CHECKOUT,
@@ -70,6 +70,10 @@ class Process:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End it."""
         self._process.communicate()
         self._log.close()
 
@@ -137,5 +141,3 @@ def ec2_world(
         yield Ec2World(fleet, ec2)
     fleet.database.drop()
 
-
-__all__ = ["CHECKOUT", "Ec2World", "Fleet", "Process", "ec2_world", "instance_id"]

@@ -111,18 +111,21 @@ class Ec2Probe:
         """Yield what EC2 says of each id; nothing of one that the deadline came too early for."""
         every = iter(tuple(ids))
         batches = iter(lambda: list(islice(every, IDS_PER_CALL)), [])
-        for learnt in _in_parallel(lambda batch: self._ask(batch, deadline, enough_s, ATTEMPTS), batches, deadline):
+
+        def ask(batch: Sequence[str]) -> dict[str, Learnt]:
+            return self._ask(batch, deadline, enough_at=time.monotonic() + enough_s, attempts=ATTEMPTS)
+
+        for learnt in _in_parallel(ask, batches, deadline):
             yield from learnt.items()
 
-    def _ask(self, ids: Sequence[str], deadline: Deadline, enough_s: float, attempts: int) -> dict[str, Learnt]:
-        started = time.monotonic()
+    def _ask(self, ids: Sequence[str], deadline: Deadline, *, enough_at: float, attempts: int) -> dict[str, Learnt]:
         states: dict[str, str] = {}
         query: dict[str, Any] = {"MaxResults": PAGE, "Filters": [{"Name": "instance-id", "Values": list(ids)}]}
         try:
             for page in self._api.pages("describe_instances", deadline, attempts=attempts, **query):
                 for reservation in page["Reservations"]:
                     for instance in reservation["Instances"]:
-                        states[instance["InstanceId"]] = instance["State"]["Name"]
+                        states[instance["InstanceId"]] = str(instance["State"]["Name"])
         except Ec2Error as error:
             cause, cut_off = error.cause, error.cut_off
         except Exception:  # noqa: BLE001 - an answer that makes no sense proves nothing
@@ -132,12 +135,12 @@ class Ec2Probe:
         # A page that came before the failure is proof for the ids on it, and for no other.
         learnt = {one: Learnt(states[one]) for one in ids if one in states}
         missing = [one for one in ids if one not in states]
-        if cut_off and time.monotonic() - started < enough_s:
+        if cut_off and time.monotonic() < enough_at:
             return learnt
         if cause == "server_error" and len(missing) > 1 and self._may_bisect():
             half = len(missing) // 2
             for part in (missing[:half], missing[half:]):
-                learnt |= self._ask(part, deadline, enough_s, attempts=1)
+                learnt |= self._ask(part, deadline, enough_at=enough_at, attempts=1)
             return learnt
         return learnt | {one: Learnt("", cause) for one in missing}
 

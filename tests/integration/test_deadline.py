@@ -129,6 +129,7 @@ def test_an_ec2_call_that_never_ends_costs_only_its_own_instances(stage: Stage, 
     instance_of = {one: row["instance_id"] for one, row in Snapshot.of(stage.database).rows.items()}
     stage.ec2.script.reply(fault, nth=1)
     outcome = timed_cycle(stage, 2)
+    print([(c.action, list(c.parameters)[:6], c.filters.keys()) for c in stage.ec2.calls])
     hung = stage.ec2.calls[0].filters["instance-id"]
     assert outcome.flipped == {one for one in dead if instance_of[one] not in hung}
     assert 0 < outcome.report["unknown"] == len(hung) < 240

@@ -29,6 +29,8 @@ A_MINUTE_S, A_DAY_S = 61.0, 86_400.0
 CLOCK_SLACK_S = 10.0
 CALLS_AT_ONCE = 8
 MANY = 20
+# So long that other calls are refused meanwhile.
+SLOW_SECRET_S = 0.3
 # Most of some fleets is dead here, and not by a fault of the probe's.
 NO_BREAKER = {"BREAKER_MAX_DEAD_FRACTION": "1"}
 UNPAYABLE: dict[str, str | None] = {"PLATFORM_BASE_URL": None}
@@ -598,15 +600,14 @@ def test_a_cycle_whose_lease_ran_out_while_it_looked_asks_for_no_restart(stage: 
 
 
 def test_restarts_that_have_to_wait_keep_no_other_one_waiting(stage: Stage) -> None:
-    settings = {"RESTARTS_PER_CYCLE": "1"}
+    settings = {**NO_BREAKER, "RESTARTS_PER_CYCLE": "1"}
     waiting = stage.add_all(2, "terminated")
     assert restarts(stage.cycle(**settings, **UNPAYABLE)) == {"pending": 2}
     for workspace in waiting:
         stage.ec2.set_state(stage.instance_of(workspace), "stopping")
     dead = stage.add("terminated")
     always(stage, TAKEN)
-    for _ in range(3):
-        stage.cycle(**settings)
+    assert [stage.cycle(**settings).report["restarts"]["requested"] for _ in range(2)] == [1, 0]
     assert [call.workspace_id for call in stage.platform.calls] == [dead]
 
 
@@ -676,10 +677,11 @@ def test_a_warm_process_pays_on_in_the_cycle_that_finds_the_token_rotated(
 ) -> None:
     always(stage, TAKEN)
     stage.add("terminated")
-    assert restarts(stage.cycle(**secret)) == {"requested": 1}
+    assert restarts(stage.cycle(**secret, **NO_BREAKER)) == {"requested": 1}
     stage.platform.token = "rotated"
     ec2.put_secret("platform", {"token": "rotated"})
     ec2.calls.clear()
+    ec2.script.before(lambda _: threading.Event().wait(SLOW_SECRET_S), action="GetSecretValue")
     stage.add_all(count, "terminated")
     assert restarts(stage.cycle(**secret, **NO_BREAKER)) == {"requested": count}
     assert fetches(ec2) == 1

@@ -14,7 +14,10 @@ from handler import app, cycle
 from handler.deadline import Deadline
 from handler.errors import ConnectionLostError, RequestError, SettingsError
 from handler.model import Flip, Gauges, Report
+from handler.probes.control_plane import ControlPlaneProbe
+from handler.probes.ec2 import Ec2Probe
 from handler.request import Request
+from handler.restarts import Platform
 from handler.settings import Settings
 from handler.telemetry import logger
 from tests.unit.builders import instance, uuid
@@ -46,9 +49,11 @@ class Cycles:
     settings: list[Settings] = field(default_factory=list)
     deadlines: list[Deadline] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
+    parts: list[cycle.Parts] = field(default_factory=list)
 
-    def run(self, order: Request, settings: Settings, _: cycle.Parts, deadline: Deadline) -> tuple[Report, Gauges]:
+    def run(self, order: Request, settings: Settings, parts: cycle.Parts, deadline: Deadline) -> tuple[Report, Gauges]:
         self.orders.append(order)
+        self.parts.append(parts)
         self.settings.append(settings)
         self.deadlines.append(deadline)
         self.seconds.append(deadline.remaining())
@@ -137,6 +142,29 @@ def test_with_the_ceiling_a_scheduled_event_is_a_dry_run(cycles: Cycles) -> None
     os.environ["MODE"] = "dry-run"
     app.lambda_handler(SCHEDULED, context(60))
     assert [order.mode for order in cycles.orders] == ["dry-run"]
+
+
+# --- what a cycle gets ---
+
+
+@pytest.mark.parametrize(("probe", "kind"), [("ec2", Ec2Probe), ("control_plane", ControlPlaneProbe)])
+def test_the_cycle_gets_the_probe_that_the_setting_names(cycles: Cycles, probe: str, kind: type) -> None:
+    os.environ.update({"PROBE": probe, "CP_BASE_URL": "https://cp.example", "CP_SHARED_SECRET": "one"})
+    app.lambda_handler({}, context(60))
+    assert isinstance(cycles.parts[0].probe(Deadline(10)), kind)
+
+
+def test_the_cycle_gets_the_platform_that_the_setting_names(cycles: Cycles) -> None:
+    os.environ.update({"PLATFORM_BASE_URL": "https://platform.example", "PLATFORM_TOKEN": "one"})
+    app.lambda_handler({}, context(60))
+    platform = cycles.parts[0].platform
+    assert platform is not None
+    assert isinstance(platform(Deadline(10)), Platform)
+
+
+def test_without_an_address_there_is_no_platform(cycles: Cycles) -> None:
+    app.lambda_handler({}, context(60))
+    assert cycles.parts[0].platform is None
 
 
 # --- what is answered ---

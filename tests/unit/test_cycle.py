@@ -9,7 +9,7 @@ import pytest
 from handler import cycle
 from handler.deadline import Deadline
 from handler.decide import Absence
-from handler.errors import ConnectionLostError, LeaseLostError
+from handler.errors import ConnectionLostError, LeaseLostError, RowLockedError
 from handler.fairness import Sweep
 from handler.model import Debt, Gauges, Report, Sighting, SkipReason, Workspace, sighting_of
 from handler.registry import Memory, Registry, Selection
@@ -200,6 +200,7 @@ def test_the_lease_is_given_back_though_the_cycle_fails() -> None:
     [
         pytest.param(SkipReason.FRESH_HEARTBEAT, "fresh_heartbeat", id="a heartbeat"),
         pytest.param(SkipReason.INSTANCE_CHANGED, "instance_changed", id="another instance"),
+        pytest.param(RowLockedError("held"), "row_locked", id="somebody else holds the row"),
         pytest.param(ConnectionLostError("gone"), "reconfirm_error", id="the database fails"),
         pytest.param(LeaseLostError("gone"), "out_of_time", id="the lease is lost"),
     ],
@@ -278,6 +279,12 @@ def test_what_there_is_no_time_left_to_act_on_comes_first_in_the_next_cycle() ->
     assert skipped(report) == {"out_of_time": 7}
     assert report.deadline_hit
     assert world.saved[0][0].first == tuple(uuid(n) for n in range(14, 21))
+
+
+def test_a_flip_that_failed_because_the_time_was_over_comes_first_in_the_next_cycle() -> None:
+    world = World(fleet(6, _2="stopped"), flips={2: ConnectionLostError("gone")}, flip_takes_s=100)
+    assert skipped(run(world)) == {"out_of_time": 1}
+    assert world.saved[0][0].first == (uuid(2),)
 
 
 def test_restarts_that_take_their_time_are_not_the_deadline_cutting_something_off() -> None:

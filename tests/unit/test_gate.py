@@ -25,7 +25,9 @@ def room(gate: Gate) -> int:
 
 def checks(gate: Gate, *answered: bool) -> None:
     for one in answered:
-        assert gate.enter(Deadline(100, clock=Clock()))
+        deadline = Deadline(100, clock=Clock())
+        assert gate.enter(deadline)
+        gate.pause(deadline)
         gate.leave(answered=one)
 
 
@@ -117,7 +119,7 @@ def test_a_remote_that_fails_even_one_by_one_is_given_a_pause(gate: Gate, clock:
 
 def test_the_pause_is_never_longer_than_the_time_that_is_left(gate: Gate, clock: Clock) -> None:
     checks(gate, *[False] * 14)
-    assert gate.enter(Deadline(0.01, clock=clock))
+    gate.pause(Deadline(0.01, clock=clock))
     assert clock.slept == [pytest.approx(0.01)]
 
 

@@ -1,0 +1,275 @@
+"""The scenarios, each of which lets the contestants take turns in one world."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from bench import importing
+from bench.child import PROJECT
+from bench.stand_ins import Cp, Platform, hosted
+from bench.world import CHECKOUT, DEAD_EVERY, EC2_LATENCY_S, FOREIGN, Fleet, Process, ec2_world
+from sandbox.postgres import PostgresServer
+from sandbox.terminal import step
+
+Scenario = dict[str, Any]
+
+APPLY = {"mode": "apply"}
+LARGE = 100_000
+GROWTH = (100, 1_000, 10_000)
+PEERS = ("batches", "batches_at_once")
+# What a peer would need minutes for is measured on this many rows, and scaled.
+PEER_ROWS = 10_000
+LOOP_ROWS = 50
+CP_LATENCIES_S = (8.0, 4.0, 2.0, 1.0, 0.1)
+CP_ROWS = (10, 100, 1_000)
+COLD_RUNS = 11
+WARM_RUNS = 7
+ALLOWED_BURST, ALLOWED_PER_S = 100, 20
+
+
+def figures(contestant: str, rows: int, runs: Sequence[Mapping[str, Any]], *, share: float = 1.0) -> dict[str, Any]:
+    """Return what a contestant came to, run by run; `share` is the part of the rows that it was measured on."""
+    return {
+        "contestant": contestant,
+        "rows": rows,
+        "share": share,
+        "wall_s": [round(run["wall_s"], 4) for run in runs],
+        "cpu_s": [round(run["cpu_s"], 4) for run in runs],
+        "peak_mib": [round(run["peak_mib"], 1) for run in runs],
+        "checked": [run["answer"]["checked"] for run in runs],
+        "flipped": [run["answer"]["flipped"] for run in runs],
+        "calls": [run["ec2"]["calls"] for run in runs if "ec2" in run],
+    }
+
+
+def large_fleet(server: PostgresServer) -> Scenario:
+    """100,000 workspaces in one cycle; then the same while other tools drain EC2's bucket."""
+    share = PEER_ROWS / LARGE
+    with ec2_world(server, LARGE) as world:
+        own: list[Any] = []
+        others: dict[str, list[Any]] = {name: [] for name in PEERS}
+        for _ in range(3):
+            own.append(world.run(PROJECT, APPLY))
+            for name, runs in others.items():
+                runs.append(world.run(name, {"limit": PEER_ROWS}))
+        loop = [world.run("loop_ec2", {"limit": LOOP_ROWS})]
+        drained = world.run(PROJECT, APPLY, others_per_s=2 * ALLOWED_PER_S, CYCLE_DEADLINE_SECONDS="30")
+    rows = [figures(PROJECT, LARGE, own)]
+    rows += [figures(name, LARGE, runs, share=share) for name, runs in others.items()]
+    rows.append(figures("loop_ec2", 200, loop, share=LOOP_ROWS / 200))
+    report = own[0]["answer"]
+    ec2 = drained["ec2"]
+    return {
+        "conditions": f"{EC2_LATENCY_S} s a call, bucket of {ALLOWED_BURST} calls and {ALLOWED_PER_S}/s, "
+        f"1 in {DEAD_EVERY} dead, {FOREIGN:,} foreign instances, in three zones",
+        "rows": rows,
+        "report": {name: report[name] for name in ("candidates", "checked", "dead", "flipped", "deferred")},
+        "by_action": own[0]["ec2"]["by_action"],
+        "plan": _said(own[0], "plan chosen")[-1],
+        "drained": {
+            "conditions": f"other tools try {2 * ALLOWED_PER_S} calls a second; deadline of 30 s",
+            "wall_s": round(drained["wall_s"], 2),
+            "checked": drained["answer"]["checked"],
+            "deferred": drained["answer"]["deferred"],
+            "flipped": drained["answer"]["flipped"],
+            "calls": ec2["calls"],
+            "throttled": ec2["throttled"],
+            "others_served": ec2["others_served"],
+            "allowance": round(ALLOWED_BURST + ALLOWED_PER_S * drained["wall_s"]),
+        },
+    }
+
+
+def small_account(server: PostgresServer) -> Scenario:
+    """50 workspaces among 10,000 foreign instances."""
+    with ec2_world(server, 50, dead_every=0) as world:
+        runs = [world.run(PROJECT, APPLY) for _ in range(3)]
+    return {
+        "conditions": f"50 workspaces, {FOREIGN:,} foreign instances",
+        "rows": [figures(PROJECT, 50, runs)],
+        "plan": _said(runs[0], "plan chosen")[-1],
+    }
+
+
+def growth(server: PostgresServer) -> Scenario:
+    """The same cycle on ever larger fleets (the largest one is in `large_fleet`)."""
+    rows = []
+    for size in GROWTH:
+        with ec2_world(server, size) as world:
+            runs: dict[str, list[Any]] = {name: [] for name in (PROJECT, *PEERS)}
+            for _ in range(3):
+                for name, done in runs.items():
+                    done.append(world.run(name, APPLY if name == PROJECT else {"limit": PEER_ROWS}))
+        rows += [figures(name, size, done) for name, done in runs.items()]
+    return {"conditions": f"as above: {EC2_LATENCY_S} s a call, {FOREIGN:,} foreign instances", "rows": rows}
+
+
+def bulk(server: PostgresServer) -> Scenario:
+    """2,000 dead of 10,000, the breaker lifted, and a platform that takes restarts."""
+    lifted = APPLY | {"override_breaker": True}
+    restarts = []
+    with ec2_world(server, 10_000, dead_every=5) as world, hosted(Platform, 0.05) as platform:
+        own, peer = [], []
+        for _ in range(3):
+            own.append(world.run(PROJECT, lifted, **platform.environment()))
+            restarts.append(platform.figures())
+            peer.append(world.run("batches_at_once", {}))
+        rows = [figures(PROJECT, 10_000, own), figures("batches_at_once", 10_000, peer)]
+        events = world.fleet.database.query("SELECT count(*) AS count FROM structure_events")[0]["count"]
+        world.run(PROJECT, lifted)
+        events = world.fleet.database.query("SELECT count(*) AS count FROM structure_events")[0]["count"]
+    return {
+        "conditions": "10,000 workspaces, 2,000 of them dead; the platform takes a restart in 0.05 s",
+        "rows": rows,
+        "events": events,
+        "restarts": restarts[0]["restarts"],
+        "restarts_at_once": max(one["peak_in_flight"] for one in restarts),
+    }
+
+
+def warm(server: PostgresServer) -> Scenario:
+    """1,000 running workspaces in a process that has done it before, beside the bare SELECT and calls."""
+    rows = []
+    for latency_s in (0.0, EC2_LATENCY_S):
+        names = (PROJECT, "bare_calls", "bare_call")
+        runs: dict[str, list[Any]] = {name: [] for name in names}
+        with ec2_world(server, 1_000, dead_every=0, latency_s=latency_s) as world:
+            environments = {name: {**world.ec2.environment(), **world.fleet.environment(name)} for name in names}
+            processes = {name: Process(name, environments[name]) for name in names}
+            for turn in range(1 + WARM_RUNS):
+                for name, process in processes.items():
+                    world.ec2.begin()
+                    measured = process.handle(APPLY if name == PROJECT else {}) | {"ec2": world.ec2.figures()}
+                    runs[name] += [measured] if turn else []
+            for process in processes.values():
+                process.close()
+        rows += [figures(name, 1_000, done) | {"latency_s": latency_s} for name, done in runs.items()]
+    return {"conditions": f"1,000 workspaces, all running; median of {WARM_RUNS} in a warm process", "rows": rows}
+
+
+def control_plane(server: PostgresServer) -> Scenario:
+    """CP mode at every size and latency, beside the loop; then a CP that begins to fail."""
+    grid = [(rows, latency_s) for latency_s in CP_LATENCIES_S for rows in CP_ROWS]
+    grid.append((200, 8.0))
+    jobs = [(PROJECT, *cell) for cell in grid] + [("loop", 1_000, latency_s) for latency_s in CP_LATENCIES_S]
+    # What mostly waits may wait side by side; what computes has the machine for itself.
+    waiting = [job for job in jobs if job[2] >= 1 or job[0] == "loop"]
+    computing = [job for job in jobs if job not in waiting]
+    with ThreadPoolExecutor(len(waiting)) as pool:
+        rows = list(pool.map(lambda job: _control_plane_cycle(server, *job), waiting))
+    rows += [_control_plane_cycle(server, *job) for job in computing]
+    failing = _control_plane_cycle(server, PROJECT, 1_000, 0.1, fail_after=300)
+    return {
+        "conditions": "PROBE_CONCURRENCY 64, CYCLE_DEADLINE_SECONDS 45, every instance running",
+        "rows": rows,
+        "failing": {
+            "conditions": "1,000 workspaces; the CP answers in 0.1 s, and from the 301st check on with 503",
+            "calls_each_second": _each_second(failing["at_s"]),
+            "said": failing["said"],
+            "wall_s": failing["wall_s"][0],
+            "checked": failing["checked"][0],
+        },
+    }
+
+
+def _control_plane_cycle(
+    server: PostgresServer, contestant: str, rows: int, latency_s: float, *, fail_after: int | None = None
+) -> dict[str, Any]:
+    fleet = Fleet(server, rows)
+    with hosted(Cp, latency_s) as cp:
+        if fail_after is not None:
+            cp.fail_after(fail_after)
+        with Process(contestant, {**cp.environment(), **fleet.environment(contestant), **_OFFLINE}) as process:
+            measured = process.handle(APPLY)
+            said = [{"count": line["count"], "reason": line["reason"]} for line in process.log() if _eased(line)]
+        asked = cp.figures()
+    fleet.database.drop()
+    return figures(contestant, rows, [measured]) | {
+        "latency_s": latency_s,
+        "calls": [asked["calls"]],
+        "peak_in_flight": asked["peak_in_flight"],
+        "at_s": asked["at_s"] if fail_after is not None else [],
+        "said": said,
+    }
+
+
+# The settings that keep a process without an EC2 API from asking AWS.
+_OFFLINE = {"AWS_REGION": "eu-central-1", "AWS_EC2_METADATA_DISABLED": "true"}
+
+
+def _eased(line: Mapping[str, Any]) -> bool:
+    return line.get("message") == "checks in flight changed"
+
+
+def _each_second(times: Iterable[float]) -> list[int]:
+    seconds = [int(at) for at in times]
+    return [seconds.count(second) for second in range(max(seconds) + 1)] if seconds else []
+
+
+def _said(measured: Mapping[str, Any], message: str) -> list[str]:
+    return [line["reason"] for line in measured["log"] if line.get("message") == message]
+
+
+def cold(server: PostgresServer) -> Scenario:
+    """A one-row cycle in a new process, beside the least script; where its time goes; what it imports."""
+    scripts = {PROJECT: "bench.cold.cycle", "least": "bench.cold.least"}
+    taken: dict[str, list[float]] = {name: [] for name in scripts}
+    with ec2_world(server, 1, dead_every=0, latency_s=0.0) as world:
+        environment = {
+            "PATH": os.environ.get("PATH", os.defpath),
+            **world.ec2.environment(),
+            **world.fleet.environment(PROJECT),
+        }
+
+        def start(name: str, *options: str, **variables: str) -> tuple[float, str]:
+            world.fleet.reset()
+            world.ec2.begin()
+            began_at = time.perf_counter()
+            done = subprocess.run(
+                [sys.executable, *options, "-m", scripts[name]],
+                cwd=CHECKOUT,
+                env=environment | variables,
+                check=True,
+                capture_output=True,
+                text=True,
+            )
+            return time.perf_counter() - began_at, done.stderr
+
+        for name in scripts:
+            start(name)  # which writes the bytecode
+        for _ in range(COLD_RUNS):
+            for name in scripts:
+                taken[name].append(round(start(name)[0], 4))
+        phases = {name: importing.phases([start(name, BENCH_PHASES="1") for _ in range(5)]) for name in scripts}
+        imports = {name: importing.profile([start(name, "-X", "importtime")[1] for _ in range(5)]) for name in scripts}
+    return {
+        "conditions": f"no latency, bytecode present; medians of {COLD_RUNS} processes each, taken in turn",
+        "wall_s": taken,
+        "phases": phases,
+        "imports": imports,
+    }
+
+
+SCENARIOS: Mapping[str, tuple[str, Callable[[PostgresServer], Scenario]]] = {
+    "cold": ("cold start", cold),
+    "warm": ("warm cycle of 1,000", warm),
+    "small_account": ("a small account", small_account),
+    "growth": ("growth", growth),
+    "large_fleet": ("100,000 workspaces", large_fleet),
+    "bulk": ("2,000 flips", bulk),
+    "control_plane": ("control plane", control_plane),
+}
+
+
+def run(server: PostgresServer, names: Iterable[str]) -> dict[str, Scenario]:
+    """Run scenarios by name, showing each as a step."""
+    results = {}
+    for name in names:
+        title, scenario = SCENARIOS[name]
+        with step(title):
+            results[name] = scenario(server)
+    return results
