@@ -1,5 +1,6 @@
 """The process dies in mid-cycle: each dead workspace still gets one event and one restart, never none and never two."""
 
+import itertools
 import random
 import threading
 from collections import Counter
@@ -24,8 +25,8 @@ from tests.support.killing import Ending, Invocations
 A_WHILE_S = 400.0
 # Long enough for a lease to expire, and too short for what is uncertain.
 A_LITTLE_S = 120.0
-# Between these is the number of steps of a cycle with three restarts: two statements at least for each thing it does.
-FEWEST_STEPS, MOST_STEPS = 60, 1_000
+# A cycle with three restarts takes more steps than this, or most of them were not counted.
+FEWEST_STEPS = 60
 RANDOM_KILLS = 15
 # Most of these fleets is dead, and not by a fault of the probe's.
 NO_BREAKER = {"BREAKER_MAX_DEAD_FRACTION": "1"}
@@ -166,15 +167,14 @@ def scene_on_ec2(
 def test_a_kill_between_any_two_steps_of_a_cycle_neither_loses_nor_doubles_a_restart(
     scene: Scene, first_step: int
 ) -> None:
-    for step in range(first_step, MOST_STEPS, 2):
+    for step in itertools.count(first_step, 2):
         scene.begin()
         ending = scene.doomed_cycle(kill_at_step=step)
         scene.go_on()
         scene.assert_each_restarted_once(f"killed at step {step}")
         if not ending.killed:
+            assert ending.steps > FEWEST_STEPS
             break
-    assert not ending.killed
-    assert ending.steps > FEWEST_STEPS
 
 
 def test_kills_at_random_moments_neither_lose_nor_double_a_restart(scene: Scene) -> None:

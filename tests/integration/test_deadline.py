@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -124,16 +125,21 @@ EC2_FAULTS = {
 @pytest.mark.parametrize("fault", EC2_FAULTS.values(), ids=EC2_FAULTS.keys())
 def test_an_ec2_call_that_never_ends_costs_only_its_own_instances(stage: Stage, fault: Reply) -> None:
     """More instances than one call may name, so that there are two calls at least."""
-    stage.add_all(220, "running")
-    dead = stage.add_all(20, "terminated")
-    instance_of = {one: row["instance_id"] for one, row in Snapshot.of(stage.database).rows.items()}
-    stage.ec2.script.reply(fault, nth=1)
+    states = ["terminated" if number % 20 == 0 else "stopping" for number in range(240)]
+    instances = [stage.instances(1, state)[0] for state in states]
+    workspaces = stage.fleet.insert(
+        {"id": one, "instance_id": instance} for one, instance in zip(in_order(240), instances, strict=True)
+    )
+    stage.ec2.script.reply(fault, nth=1, action="DescribeInstances")
     outcome = timed_cycle(stage, 2)
-    print([(c.action, list(c.parameters)[:6], c.filters.keys()) for c in stage.ec2.calls])
-    hung = stage.ec2.calls[0].filters["instance-id"]
-    assert outcome.flipped == {one for one in dead if instance_of[one] not in hung}
-    assert 0 < outcome.report["unknown"] == len(hung) < 240
-    assert outcome.report["checked"] == 240
+    hung = next(call.filters["instance-id"] for call in stage.ec2.calls if call.action == "DescribeInstances")
+    reached = {
+        workspace: state
+        for workspace, instance, state in zip(workspaces, instances, states, strict=True)
+        if state == "terminated" and instance not in hung
+    }
+    assert outcome.flipped == reached.keys() != set()
+    assert (outcome.report["unknown"], outcome.report["checked"]) == (len(hung), 240)
 
 
 # --- the database ---
@@ -168,50 +174,62 @@ def test_a_table_that_is_locked_from_the_start_ends_the_cycle_with_an_error_in_t
 def test_a_table_that_is_locked_right_before_the_flip_costs_the_flips_and_not_the_deadline(
     stage: Stage, table: str
 ) -> None:
-    dead = stage.add_all(2, "terminated")
+    dead = stage.add("terminated")
     settings = stage.settings("control_plane") | MOSTLY_DEAD
     with ExitStack() as locks:
-        stage.control_plane.script.before(lambda _: lock_table(stage, table, locks), nth=3)
+        stage.control_plane.script.before(lambda _: lock_table(stage, table, locks), nth=2)
         with ends_within(1), contextlib.suppress(RegistryError):
             stage.invoke(CYCLE_DEADLINE_SECONDS="1", **settings)
-    assert set(stage.fleet.statuses().values()) == {"online"}
+    assert stage.fleet.statuses() == {dead: "online"}
     assert stage.fleet.events() == stage.fleet.debts() == stage.platform.calls == []
     stage.fleet.age_everything(A_WHILE_S)
-    stage.cycle(**settings).assert_only_flipped(dict.fromkeys(dead, "terminated"))
+    stage.cycle(**settings).assert_only_flipped({dead: "terminated"})
+
+
+@dataclass(frozen=True, slots=True)
+class Freeze:
+    """Where the database falls silent: before the nth piece with these words; and how long the cycle is to last."""
+
+    words: bytes
+    nth: int = 1
+    deadline_s: float = 2
 
 
 FREEZES = {
-    "at its first words": (b"BEGIN", 1),
-    "as the lease is taken": (b"reconciler.lease AS held", 1),
-    "as the candidates are selected": (b"instance_id <> ", 1),
-    "as a row is locked": (b"FOR NO KEY UPDATE", 2),
-    "as a flip is committed": (b"COMMIT", 6),
-    "as a restart is claimed": (b"claimed_by = ", 1),
-    "as the cursor is saved": (b"SET cursor", 1),
-    "as the lease is given back": (b"DELETE FROM reconciler.lease", 1),
+    "at its first words": Freeze(b"BEGIN", deadline_s=1),
+    "as the lease is taken": Freeze(b"reconciler.lease AS held", deadline_s=1),
+    "as the candidates are selected": Freeze(b"instance_id <> ", deadline_s=1),
+    "as the second flip is committed": Freeze(b"COMMIT", nth=7),
+    "as a restart is claimed": Freeze(b"claimed_by = "),
+    "as the cursor is saved": Freeze(b"SET cursor"),
+    "as the lease is given back": Freeze(b"DELETE FROM reconciler.lease"),
 }
 
 
-@pytest.mark.parametrize(("words", "nth"), FREEZES.values(), ids=FREEZES.keys())
-def test_a_database_that_falls_silent_holds_no_cycle_and_leaves_nothing_half_done(
-    stage: Stage, words: bytes, nth: int
-) -> None:
+@pytest.mark.parametrize("freeze", FREEZES.values(), ids=FREEZES.keys())
+def test_a_database_that_falls_silent_holds_no_cycle_and_leaves_nothing_half_done(stage: Stage, freeze: Freeze) -> None:
     dead = stage.add_all(2, "terminated")
-    settings = stage.settings("control_plane") | MOSTLY_DEAD
-    frozen = threading.Event()
     with PostgresProxy(stage.database) as proxy:
-        stage.cycle(DRY_RUN, **settings, DATABASE_URL=proxy.url)  # a warm process meets it
-
-        def freeze() -> None:
-            proxy.freeze()
-            frozen.set()
-
-        proxy.before(words, freeze, nth=nth)
-        with ends_within(2), contextlib.suppress(RegistryError):
-            stage.invoke(CYCLE_DEADLINE_SECONDS="2", **settings, DATABASE_URL=proxy.url)
-        assert frozen.is_set()
+        settings = stage.settings("control_plane") | MOSTLY_DEAD | {"DATABASE_URL": proxy.url}
+        settings["CYCLE_DEADLINE_SECONDS"] = str(freeze.deadline_s)
+        stage.cycle(DRY_RUN, **settings)  # the process is warm when it happens
+        proxy.before(freeze.words, proxy.freeze, nth=freeze.nth)
+        with ends_within(freeze.deadline_s), contextlib.suppress(RegistryError):
+            stage.invoke(**settings)
+        assert proxy.frozen
         proxy.thaw()
         for _ in range(2):
             stage.fleet.age_everything(A_WHILE_S)
-            stage.cycle(**settings, DATABASE_URL=proxy.url)
+            stage.cycle(**settings)
     assert_each_once(stage, dead)
+
+
+def test_a_database_that_drips_its_answers_holds_no_cycle(stage: Stage) -> None:
+    dead = stage.add("terminated")
+    with PostgresProxy(stage.database) as proxy:
+        settings = {"DATABASE_URL": proxy.url, "CYCLE_DEADLINE_SECONDS": "1"}
+        stage.cycle(DRY_RUN, **settings)
+        proxy.drip(0.03)
+        with ends_within(1), pytest.raises(RegistryError):
+            stage.invoke(**settings)
+    assert stage.fleet.statuses() == {dead: "online"}

@@ -22,7 +22,7 @@ from sandbox.postgres import PostgresServer
 from sandbox.script import Script
 from tests.support.events import DRY_RUN
 from tests.support.invoke import Invoke
-from tests.support.stage import Outcome, Stage, opened
+from tests.support.stage import LAMBDA_TIMEOUT_S, Outcome, Stage, opened
 
 A_MINUTE_S, A_DAY_S = 61.0, 86_400.0
 # How far a moment that is reckoned from the test's clock may lie from the one that was reckoned within a cycle.
@@ -41,12 +41,24 @@ REFUSED = Answer(503)
 both_probes = pytest.mark.parametrize("probe", ["ec2", "control_plane"])
 
 
-@pytest.fixture
-def stage(postgres: PostgresServer) -> Iterator[Stage]:
-    """A stage whose platform answers as the test orders, and takes any further call for a mistake."""
+@pytest.fixture(scope="module")
+def used_stage(postgres: PostgresServer) -> Iterator[Stage]:
     with opened(postgres) as stage:
-        stage.platform.instead.clear()
         yield stage
+
+
+@pytest.fixture
+def stage(used_stage: Stage) -> Iterator[Stage]:
+    """An empty stage whose platform answers as the test orders."""
+    platform = used_stage.platform
+    token = platform.token
+    platform.instead.clear()
+    yield used_stage
+    platform.calls.clear()
+    platform.token, platform.org_id, platform.peak_in_flight = token, None, 0
+    used_stage.ec2.script.clear()
+    used_stage.control_plane.script.clear()
+    used_stage.database.query("TRUNCATE workspaces, structure_events, reconciler.restarts, reconciler.lease")
 
 
 def order(stage: Stage, *replies: Reply) -> None:
@@ -127,7 +139,7 @@ def test_a_dead_workspace_is_online_again_on_a_new_instance(
     dead, running = ec2.launch(2)
     workspace, other = fleet.add_all([dead, running])
     ec2.terminate([dead])
-    report = invoke(**probe)
+    report = invoke(remaining_s=LAMBDA_TIMEOUT_S, **probe)
     platform.settle()
     (restart,) = platform.restarts
     row = fleet.row(workspace)
@@ -386,7 +398,7 @@ def test_a_platform_that_takes_half_a_minute_to_answer_is_not_asked_twice(stage:
 
 def test_a_platform_that_hangs_or_drips_does_not_hold_the_cycle_past_its_deadline(stage: Stage) -> None:
     stage.add_all(MANY, "terminated")
-    replies = itertools.cycle([Hang(), drip_headers()])
+    replies: Iterator[Reply] = itertools.cycle([Hang(), drip_headers()])
     stage.platform.instead.reply(lambda _: next(replies))
     hanging = stage.cycle(**NO_BREAKER, CYCLE_DEADLINE_SECONDS="3")
     assert hanging.report["duration_ms"] <= 4_000

@@ -5,6 +5,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import pg8000.exceptions
+
 from sandbox.postgres import OWNER_ROLE, Database
 
 
@@ -22,7 +24,12 @@ class _Kept:
         return self._connection.columns
 
     def close(self) -> None:
-        self._idle.append(self)
+        try:
+            self.run("ROLLBACK")
+        except (pg8000.exceptions.Error, OSError):
+            self.hang_up()
+        else:
+            self._idle.append(self)
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,6 +60,11 @@ class PostgresProxy:
             thread.join()
         self._listener.close()
 
+    @property
+    def frozen(self) -> bool:
+        """Whether nothing is passed on."""
+        return not self._flowing.is_set()
+
     def freeze(self) -> None:
         """Pass nothing on any more, in either direction, on any connection."""
         self._flowing.clear()

@@ -18,6 +18,7 @@ from sandbox.platform import Platform, RestartCall
 from sandbox.postgres import Database, PostgresServer, StatusType
 from tests.support.events import APPLY
 from tests.support.invoke import Invoke
+from tests.support.kept_connections import kept_connections
 
 LAMBDA_TIMEOUT_S = 55.0
 SOURCE = "instance-state-reconciler"
@@ -207,6 +208,7 @@ def opened(
     database = postgres.create_database(status_type)
     with ExitStack() as parts:
         parts.callback(database.drop)
+        database = parts.enter_context(kept_connections(database))
         ec2 = parts.enter_context(LimitedEc2())
         control_plane = parts.enter_context(ControlPlane(ec2.state_of))
         platform = parts.enter_context(Platform(database, terminate=_never, launch=_never))

@@ -121,6 +121,13 @@ def test_one_brought_forward_that_is_no_candidate_any_more_is_forgotten() -> Non
     assert fleet.sweep.first == ()
 
 
+def test_those_brought_forward_are_not_forgotten_when_a_lower_limit_leaves_some_of_them_out() -> None:
+    fleet = Simulation({1, 2, 3, 4, 5, 6})
+    fleet.cycle(3, late=[1, 2, 3])
+    fleet.limit = 2
+    assert [fleet.cycle() for _ in range(3)] == [[1, 2], [3, 4], [5, 6]]
+
+
 def test_of_very_many_that_ran_out_of_time_the_cursor_waits_for_those_that_are_not_remembered() -> None:
     fleet = Simulation(set(range(1, 11)), most_first=2)
     fleet.cycle(8, late=[3, 5, 6, 7])
