@@ -25,6 +25,8 @@ PAYING_ENDS = 0.98
 # A dead instance has to be probed twice. When answers are slow, probing ends early enough for that.
 SECOND_PROBE_FACTOR = 1.25
 LONGEST_RESERVE = 0.5
+# Those that ran out of time come first in the next cycle, but not so many that nobody else has a turn.
+MOST_FIRST = 1000
 # What is left to say at the end is short, and is said even when the cycle's time is over.
 CLOSING_SECONDS = 0.7
 
@@ -92,7 +94,7 @@ def _cycle(
 
     report.deadline_hit = probing_was_cut or report.deferred > 0 or report.skipped[SkipReason.OUT_OF_TIME] > 0
     if not order.narrowed:
-        progress = _progress(selection, sightings, flips.out_of_time, settings)
+        progress = _progress(selection, sightings, flips.out_of_time)
         report.completed_pass = progress.completed_pass
         if order.mode == APPLY:
             registry.fleet.save_sweep(closing, progress.sweep, completed_pass=progress.completed_pass)
@@ -146,16 +148,14 @@ def _tell(plan: Plan, report: Report, story: Story) -> None:
     story.tell_the_rest()
 
 
-def _progress(
-    selection: Selection, sightings: Sequence[Sighting], out_of_time: Sequence[str], settings: Settings
-) -> Progress:
+def _progress(selection: Selection, sightings: Sequence[Sighting], out_of_time: Sequence[str]) -> Progress:
     return advance(
         selection.sweep,
         [workspace.id for workspace in selection.workspaces],
         next_unselected=selection.next_unselected,
         checked={sighting.workspace.id for sighting in sightings},
         out_of_time=out_of_time,
-        most_first=settings.probe_concurrency,
+        most_first=min(len(sightings) // 2, MOST_FIRST),
     )
 
 

@@ -43,7 +43,7 @@ def advance(
     `selected` are the cycle's candidates in their fair order, and `next_unselected` the one that a
     limit left out first. `checked` got a verdict; `out_of_time` of those looked dead and were not
     acted on. At most `most_first` of these are remembered by name, so that they cannot crowd out
-    the rest; from the first one beyond that the cursor starts again.
+    the rest; the others have their turn again in the next pass.
     """
     brought_forward = set(sweep.first)
     unchecked = set(selected).difference(checked)
@@ -51,13 +51,13 @@ def advance(
         unchecked |= brought_forward.difference(selected)
     still_first = [one for one in sweep.first if one in unchecked]
     first = still_first + [one for one in out_of_time if one not in unchecked]
-    undone = unchecked.union(first[most_first:])
+    first = first[: max(most_first, len(still_first))]
 
     cursor, left = sweep.cursor, next_unselected
     for one in selected:
         if one in brought_forward:
             continue
-        if one in undone:
+        if one in unchecked:
             left = one
             break
         cursor = one
@@ -69,4 +69,4 @@ def advance(
     all_passed = left is None or place(left) > place(sweep.pass_began_at)
     completed = all_passed and not still_first
     began_at = cursor if completed else sweep.pass_began_at
-    return Progress(Sweep(cursor, began_at, tuple(first[:most_first])), completed)
+    return Progress(Sweep(cursor, began_at, tuple(first)), completed)

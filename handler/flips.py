@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from handler.deadline import Deadline
 from handler.decide import Action, Plan, confirms
-from handler.errors import LeaseLostError, RegistryError, RowLockedError
+from handler.errors import LeaseLostError, ReconcilerError, RowLockedError
 from handler.model import Flip, Report, Sighting, SkipReason
 from handler.probes import Probe
 from handler.registry import Fleet
@@ -71,7 +71,7 @@ class Flips:
             reason = SkipReason.ROW_LOCKED
         except LeaseLostError:
             reason = SkipReason.OUT_OF_TIME
-        except RegistryError as error:
+        except ReconcilerError as error:
             reason = SkipReason.OUT_OF_TIME if deadline.over() else SkipReason.RECONFIRM_ERROR
             self._story.trouble("re-read or flip failed", error)
         if reason is not None:
@@ -102,7 +102,7 @@ class Flips:
 
     def _note(self, message: str, sighting: Sighting) -> None:
         self._report.flips.append(Flip(sighting.workspace.id, sighting.workspace.instance_id, sighting.state))
-        self._story.tell(message, sighting, f"EC2 said {sighting.state} twice")
+        self._story.tell(message, sighting, f"{sighting.state}, confirmed by a second probe")
 
     def _skip(self, sighting: Sighting, reason: SkipReason) -> None:
         self._report.skipped[reason] += 1

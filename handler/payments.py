@@ -24,6 +24,7 @@ PROBING_SHARE = 0.5
 # A call that would be cut off at once is not begun: it would only make its debt uncertain.
 SHORTEST_CALL_SECONDS = 0.5
 _A_MOMENT_S = 0.2
+_MOVED_ON = "the row has moved on"
 
 _WORDS = {
     Answer.PAID: "requested",
@@ -57,6 +58,8 @@ class Payments:
         if platform is None or deadline.over():
             return
         try:
+            for debt in self._debts.void_moved_on(deadline, own_only=own_only):
+                self._void(debt, _MOVED_ON)
             most = self._settings.restarts_per_cycle * LOOKED_AT_FACTOR
             due = self._debts.due(deadline, limit=most, own_only=own_only)
             if due:
@@ -68,15 +71,19 @@ class Payments:
         """Return the debts whose instance is dead for all that is known; void those of the living."""
         due = list(due)
         old = {debt.workspace_id: debt for debt in due if debt.attempts or not debt.of_this_cycle}
-        dead = set()
+        dead, voided = set(), set()
         probing = deadline.within(deadline.remaining() * PROBING_SHARE)
         for sighting in self._probe.sightings([debt.as_candidate() for debt in old.values()], probing):
             debt = old[sighting.workspace.id]
             if sighting.verdict in (Verdict.DEAD, Verdict.ABSENT):
                 dead.add(debt.id)
             elif sighting.verdict is Verdict.RUNNING:
+                voided.add(debt.id)
                 self._debts.close(closing, debt, "void")
                 self._void(debt, "the instance is running")
+        left = [debt for debt in old.values() if debt.id not in dead | voided]
+        if left:
+            self._debts.leave(closing, left, pause_s=self._settings.restart_retry_seconds)
         return [debt for debt in due if debt.workspace_id not in old or debt.id in dead]
 
     def _ask_for(self, debts: Iterable[Debt], platform: Platform, deadline: Deadline, closing: Deadline) -> None:
@@ -114,7 +121,7 @@ class Payments:
                 calls += 1
                 yield debt
             elif claim == "void":
-                self._void(debt, "the row has moved on")
+                self._void(debt, _MOVED_ON)
 
     def _settle(self, debt: Debt, reply: Reply, closing: Deadline) -> None:
         counts = self._report.restarts

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import queue
+import re
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,13 +13,15 @@ from urllib.parse import urlencode
 from handler.credentials import Tokens
 from handler.deadline import Deadline
 from handler.errors import SecretError
-from handler.model import Sighting, Verdict, Workspace, sighting_of, unknown
+from handler.model import Sighting, Workspace, sighting_of, unknown
 from handler.probes import fair_share
 from handler.probes.gate import Gate
 from handler.transport import SUCCESS, Transport, TransportError
 
 BODY_LIMIT = 64 * 1024
 _REFUSED = (401, 403)
+# What a control plane answers, or fails to, when it is asked too much.
+_OVERLOAD = re.compile("timeout|broken_connection|connection_refused|http_429|http_5..")
 _CLOCKS_DIFFER = 0.95  # a wait of ten seconds may end a little early
 
 
@@ -55,11 +58,11 @@ class ControlPlaneProbe:
                 with taking:
                     workspace = next(todo, None)
                 if workspace is None:
-                    self._gate.leave(answered=None)
+                    self._gate.leave(overloaded=None)
                     break
                 self._gate.pause(deadline)
                 sighting = self._check(transport, workspace, deadline, enough_s)
-                self._gate.leave(answered=None if sighting is None else sighting.verdict is not Verdict.UNKNOWN)
+                self._gate.leave(overloaded=None if sighting is None else bool(_OVERLOAD.fullmatch(sighting.cause)))
                 if sighting is not None:
                     done.put(sighting)
             done.put(None)

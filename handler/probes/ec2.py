@@ -63,7 +63,6 @@ class Ec2Probe:
                 recorded_by.setdefault(workspace.instance_id, []).append(workspace)
             else:
                 yield unknown(workspace, "malformed_instance_id")
-        enough_s = fair_share(self._timeout_s, deadline)
         sweep = len(recorded_by) > SWEEP_ABOVE
         self._tell_plan(len(recorded_by), sweep=sweep)
         if sweep:
@@ -71,7 +70,7 @@ class Ec2Probe:
             for instance_id in self._running(len(recorded_by), listing):
                 for workspace in recorded_by.pop(instance_id, ()):
                     yield sighting_of(workspace, _RUNNING)
-        for instance_id, learnt in self._asked(recorded_by, deadline, enough_s):
+        for instance_id, learnt in self._asked(recorded_by, deadline, fair_share(self._timeout_s, deadline)):
             for workspace in recorded_by[instance_id]:
                 yield unknown(workspace, learnt.cause) if learnt.cause else sighting_of(workspace, learnt.state)
 

@@ -25,6 +25,7 @@ class Gate:
         self._in_flight = 0
         self._ended = 0
         self._failed = 0
+        self._told: set[bool] = set()
         self._sleep = sleep
         self._changed = threading.Condition()
 
@@ -43,13 +44,13 @@ class Gate:
         if self._allowed == 1 < self._most:
             self._sleep(min(PAUSE_S, deadline.remaining()))
 
-    def leave(self, *, answered: bool | None) -> None:
-        """Give the place back, and say whether there was an answer; None: nothing can be said."""
+    def leave(self, *, overloaded: bool | None) -> None:
+        """Give the place back, and say whether the remote seems overloaded; None: nothing can be said."""
         with self._changed:
             self._in_flight -= 1
-            if answered is not None:
+            if overloaded is not None:
                 self._ended += 1
-                self._failed += not answered
+                self._failed += overloaded
                 if self._ended >= self._allowed:
                     self._adapt()
             self._changed.notify_all()
@@ -57,7 +58,8 @@ class Gate:
     def _adapt(self) -> None:
         failing = 2 * self._failed > self._ended
         allowed = max(1, self._allowed // 2) if failing else min(self._most, self._allowed * 2)
-        if allowed != self._allowed:
+        if allowed != self._allowed and failing not in self._told:
+            self._told.add(failing)  # once each way: a remote at its limit goes up and down all the time
             reason = "more than half of the checks failed" if failing else "the checks succeed again"
             logger.warning("checks in flight changed", count=allowed, reason=reason)
         self._allowed, self._ended, self._failed = allowed, 0, 0

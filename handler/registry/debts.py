@@ -1,5 +1,7 @@
 """The restarts that are owed, from the flip until the platform has taken them or the row moved on."""
 
+from collections.abc import Sequence
+
 from handler.database import Session, Transaction
 from handler.deadline import Deadline
 from handler.model import Debt
@@ -14,6 +16,24 @@ class Debts:
         self._session = session
         self._cycle_id = cycle_id
         self._lease = lease
+
+    def void_moved_on(self, deadline: Deadline, *, own_only: bool) -> list[Debt]:
+        """Close those due whose row is gone, or no longer offline with the dead instance; return them."""
+        with self._session.transaction(deadline) as transaction:
+            self._lease.require(transaction)
+            rows = transaction.run(
+                """
+                UPDATE reconciler.restarts AS owed SET closed_at = now(), outcome = 'void'
+                WHERE closed_at IS NULL AND next_attempt_at <= now()
+                  AND (cycle_id = CAST(:cycle_id AS uuid) OR NOT :own_only)
+                  AND NOT EXISTS (SELECT FROM workspaces AS now_there WHERE now_there.id = owed.workspace_id
+                                  AND now_there.status = 'offline' AND now_there.instance_id = owed.instance_id)
+                RETURNING id, workspace_id::text, instance_id, attempts, refusals, cycle_id = CAST(:cycle_id AS uuid)
+                """,
+                cycle_id=self._cycle_id,
+                own_only=own_only,
+            )
+        return [Debt(*row) for row in rows]
 
     def due(self, deadline: Deadline, *, limit: int, own_only: bool) -> list[Debt]:
         """Return the restarts that may be asked for now, the longest due first."""
@@ -72,6 +92,18 @@ class Debts:
         """End a debt as `paid` or `void`."""
         with self._session.transaction(deadline) as transaction:
             _close(transaction, debt, outcome)
+
+    def leave(self, deadline: Deadline, debts: Sequence[Debt], *, pause_s: float) -> None:
+        """Put debts behind the others, since nothing can be said of their instances now."""
+        with self._session.transaction(deadline) as transaction:
+            transaction.run(
+                """
+                UPDATE reconciler.restarts SET next_attempt_at = now() + make_interval(secs => :pause_s)
+                WHERE id = ANY (CAST(:ids AS bigint[])) AND closed_at IS NULL AND next_attempt_at <= now()
+                """,
+                ids=[debt.id for debt in debts],
+                pause_s=pause_s,
+            )
 
     def postpone(self, deadline: Deadline, debt: Debt, answer: str, *, pause_s: float | None) -> None:
         """Note the platform's answer; the next attempt is due in `pause_s`, or as the claim said."""

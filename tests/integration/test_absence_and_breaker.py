@@ -136,8 +136,8 @@ def test_where_nothing_at_all_is_found_nobody_is_dead_however_often_one_looks(st
         outcome = stage.cycle(**AT_ONCE)
         outcome.assert_only_flipped({})
         assert (outcome.report["absent"], sightings(stage)) == (2, {})
-    for line in outcome.lines("instance absent"):
-        assert "account, Region or credentials" in line["reason"]
+        for line in outcome.lines("instance absent"):
+            assert "account, Region or credentials" in line["reason"]
 
 
 def test_a_cycle_narrowed_to_the_one_that_is_not_found_proves_nothing(stage: Stage) -> None:
@@ -192,6 +192,7 @@ def test_one_that_turns_up_dead_does_not(stage: Stage, second: str) -> None:
 # --- too many look dead ---
 
 UNKNOWN = "unknown"
+NO_ID = "no id"  # which EC2 cannot be asked for
 
 
 def populated(stage: Stage, **counts: int) -> list[str]:
@@ -199,7 +200,8 @@ def populated(stage: Stage, **counts: int) -> list[str]:
     dead = []
     for state, count in counts.items():
         if state == UNKNOWN:
-            stage.fleet.add_all(f"no id {number}" for number in range(count))
+            stage.fleet.add_all([NO_ID] * count)
+            stage.control_plane.script.reply(Answer(500), instance_id=NO_ID)
         else:
             added = stage.add_all(count, None if state == "absent" else state)
             dead += added if state in ("stopped", "absent") else []

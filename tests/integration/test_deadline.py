@@ -17,6 +17,8 @@ import pytest
 from handler.errors import ReconcilerError, RegistryError, SecretError
 from sandbox.control_plane import state_answer
 from sandbox.http_server import Answer, Hang, HttpStandIn, Raw, Reply, Request, drip_body, drip_headers
+from sandbox.invocation import Invocation, InvocationError
+from sandbox.script import Script
 from tests.support.events import APPLY, DRY_RUN
 from tests.support.postgres_proxy import PostgresProxy
 from tests.support.stage import Outcome, Snapshot, Stage
@@ -233,3 +235,203 @@ def test_a_database_that_drips_its_answers_holds_no_cycle(stage: Stage) -> None:
         with ends_within(1), pytest.raises(RegistryError):
             stage.invoke(**settings)
     assert stage.fleet.statuses() == {dead: "online"}
+
+
+# --- the platform, and the secrets ---
+
+
+def test_a_platform_that_hangs_holds_no_cycle_and_is_not_asked_again_by_the_next(stage: Stage) -> None:
+    stage.add_all(3, "running")
+    dead = stage.add_all(3, "terminated")
+    stage.platform.instead.clear()
+    stage.platform.instead.reply(Hang())
+    outcome = timed_cycle(stage, 2)
+    assert outcome.flipped == set(dead)
+    assert Counter(call.workspace_id for call in outcome.calls) == dict.fromkeys(dead, 1)
+    assert (outcome.report["restarts"]["uncertain"], outcome.report["restarts"]["pending"]) == (3, 3)
+    assert timed_cycle(stage, 2).calls == []
+
+
+class Silent(HttpStandIn):
+    """A service that reads every request and never answers."""
+
+    def handle(self, _: Request) -> Reply:
+        return Hang()
+
+
+@pytest.fixture
+def silent_secrets() -> Iterator[dict[str, str]]:
+    """The settings that lead to a Secrets Manager that never answers."""
+    with Silent() as service:
+        yield {"AWS_ENDPOINT_URL_SECRETS_MANAGER": service.url}
+
+
+@pytest.mark.parametrize("kind", ["DATABASE", "CP"])
+def test_a_secret_that_never_comes_is_named_in_time(stage: Stage, silent_secrets: dict[str, str], kind: str) -> None:
+    stage.add("terminated")
+    without = {"DATABASE": {"DATABASE_URL": None}, "CP": {"CP_SHARED_SECRET": None, "CP_ADMIN_TOKEN": None}}[kind]
+    settings = stage.settings("control_plane") | silent_secrets | {f"{kind}_SECRET_ARN": SECRET_ARN} | without
+    message = timed_failure(stage, 1, SecretError, **settings, DATABASE_HOST="127.0.0.1", DATABASE_NAME="any")
+    assert message == f"{kind}_SECRET_ARN: the secret cannot be fetched: timeout"
+
+
+def test_a_platform_secret_that_never_comes_leaves_the_restarts_owed(
+    stage: Stage, silent_secrets: dict[str, str]
+) -> None:
+    dead = stage.add("terminated")
+    settings = silent_secrets | {"PLATFORM_SECRET_ARN": SECRET_ARN}
+    outcome = timed_cycle(stage, 2, **settings, PLATFORM_TOKEN=None, **MOSTLY_DEAD)
+    assert outcome.flipped == {dead}
+    assert (outcome.report["restarts"]["pending"], outcome.calls) == (1, [])
+    stage.cycle(**MOSTLY_DEAD)
+    assert_each_once(stage, [dead])
+
+
+# --- Lambda ---
+
+
+@pytest.mark.parametrize("probe", ["ec2", "control_plane"])
+def test_what_lambda_leaves_less_a_reserve_wins_when_it_is_shorter(stage: Stage, probe: str) -> None:
+    stage.add_all(3, "terminated")
+    stage.control_plane.script.reply(Hang())
+    stage.ec2.script.reply(Hang())
+    left_s = 4.5
+    began_at = time.monotonic()
+    report = stage.invoke(remaining_s=left_s, **stage.settings(probe), **MOSTLY_DEAD)
+    assert time.monotonic() - began_at < left_s - 1, "Lambda would have no time to hand the report over"
+    assert (report["unknown"], report["deadline_hit"], report["flipped"]) == (3, True, 0)
+
+
+def test_an_invocation_without_time_says_so_and_does_nothing(stage: Stage) -> None:
+    dead = stage.add("terminated")
+    with ends_within(0), pytest.raises(RegistryError):
+        stage.invoke(remaining_s=1, **MOSTLY_DEAD)
+    assert (stage.fleet.statuses(), stage.ec2.calls) == ({dead: "online"}, [])
+
+
+# --- afterwards ---
+
+
+def test_an_answer_that_comes_after_the_cycle_changes_nothing(stage: Stage) -> None:
+    stage.add_all(3, "terminated")
+    over = threading.Event()
+    stage.control_plane.script.before(lambda _: over.wait())
+    stage.ec2.script.before(lambda _: over.wait())
+    for probe in ("ec2", "control_plane"):
+        timed_cycle(stage, 1, **stage.settings(probe), **MOSTLY_DEAD)
+    left = Snapshot.of(stage.database)
+    over.set()
+    stage.control_plane.drain()
+    stage.ec2.drain()
+    assert Snapshot.of(stage.database) == left
+    assert (left.events, left.debts, stage.platform.calls) == ([], [], [])
+
+
+@contextlib.contextmanager
+def frozen_at(stage: Stage, script: Script[Any], meanwhile: Callable[[], object], **which: Any) -> Iterator[Invocation]:
+    """Start a cycle in a process of its own, which is frozen at a call until its lease is over and `meanwhile` is done.
+
+    In the end it has been thawed, and has come to its own end.
+    """
+
+    def freeze(_: object) -> None:
+        os.kill(process.process.pid, signal.SIGSTOP)
+        stage.fleet.age_everything(A_WHILE_S)
+        meanwhile()
+        os.kill(process.process.pid, signal.SIGCONT)
+
+    with ExitStack() as processes:
+        script.before(freeze, **which)
+        process = processes.enter_context(stage.invoke.in_process(APPLY, **stage.settings("control_plane")))
+        yield process
+        with contextlib.suppress(InvocationError):  # a cycle without its lease may say so, or go home
+            process.wait()
+
+
+@pytest.mark.parametrize("look", [1, 2], ids=["at the first look", "at the second look"])
+def test_a_process_that_was_frozen_past_its_lease_flips_nothing(stage: Stage, look: int) -> None:
+    stage.add_all(2, "running")
+    dead = stage.add("terminated")
+    with frozen_at(stage, stage.control_plane.script, lambda: None, nth=look, workspace_id=dead):
+        pass
+    assert stage.fleet.statuses()[dead] == "online"
+    assert stage.fleet.events() == stage.fleet.debts() == stage.platform.calls == []
+    stage.cycle()
+    assert_each_once(stage, [dead])
+
+
+def test_a_process_that_was_frozen_while_another_cycle_did_the_work_does_nothing_more(stage: Stage) -> None:
+    stage.add_all(2, "running")
+    dead = stage.add_all(2, "terminated")
+
+    def work() -> None:
+        assert stage.cycle(**MOSTLY_DEAD).report["flipped"] == 2
+        stage.fleet.update(dead[0], status="online")  # the platform is early, and has not recorded the new instance yet
+
+    with frozen_at(stage, stage.control_plane.script, work, nth=2, workspace_id=dead[0]):
+        pass
+    assert (stage.fleet.statuses()[dead[0]], stage.fleet.statuses()[dead[1]]) == ("online", "offline")
+    assert len(stage.fleet.events()) == len(stage.fleet.debts()) == len(stage.platform.calls) == 2
+
+
+def test_a_process_that_was_frozen_among_its_restarts_leaves_the_rest_to_the_next_cycle(stage: Stage) -> None:
+    dead = stage.add_all(20, "terminated")
+    stage.invoke.environment |= MOSTLY_DEAD
+    with frozen_at(stage, stage.platform.instead, lambda: None, nth=1):
+        pass
+    assert len(stage.platform.calls) < 20
+    for _ in range(2):
+        stage.fleet.age_everything(A_WHILE_S)
+        stage.cycle()
+    assert_each_once(stage, dead)
+
+
+def test_a_process_that_was_frozen_with_a_claim_in_its_hand_asks_for_no_restart_after_its_time(stage: Stage) -> None:
+    stage.add_all(2, "running")
+    dead = stage.add("terminated")
+    with PostgresProxy(stage.database) as proxy, ExitStack() as processes:
+        committed = threading.Event()
+
+        def freeze() -> None:
+            os.kill(frozen.process.pid, signal.SIGSTOP)
+            committed.set()
+
+        proxy.before(b"claimed_by = ", lambda: proxy.before(b"COMMIT", freeze))
+        settings = stage.settings("control_plane") | {"DATABASE_URL": proxy.url, "CYCLE_DEADLINE_SECONDS": "2"}
+        frozen = processes.enter_context(stage.invoke.in_process(APPLY, **settings))
+        assert committed.wait(30)
+        stage.fleet.database.query(
+            "SELECT pg_sleep(extract(epoch FROM expires_at - clock_timestamp())) FROM reconciler.lease"
+        )
+        assert stage.fleet.debts(dead)[0]["attempts"] == 1
+        os.kill(frozen.process.pid, signal.SIGCONT)
+        with contextlib.suppress(InvocationError):
+            frozen.wait()
+    assert stage.platform.calls == []
+    stage.fleet.age_everything(A_WHILE_S)
+    stage.cycle()
+    assert_each_once(stage, [dead])
+
+
+# --- a fair share ---
+
+
+@pytest.mark.parametrize(
+    ("earlier_answers_s", "last_one"),
+    [([0.2], "unknown"), ([0.5, 0.5], "deferred")],
+    ids=["had most of the time", "was begun late"],
+)
+def test_a_check_that_the_deadline_cut_off_counts_if_it_had_its_share(
+    stage: Stage, earlier_answers_s: list[float], last_one: str
+) -> None:
+    ids = in_order(len(earlier_answers_s) + 1)
+    stage.fleet.insert(
+        {"id": one, "instance_id": instance}
+        for one, instance in zip(ids, stage.instances(len(ids), "running"), strict=True)
+    )
+    for workspace, seconds in zip(ids, earlier_answers_s, strict=False):
+        stage.control_plane.script.reply(state_answer("running", delay_s=seconds), workspace_id=workspace)
+    stage.control_plane.script.reply(Hang(), workspace_id=ids[-1])
+    report = timed_cycle(stage, 2, **stage.settings("control_plane"), PROBE_CONCURRENCY="1").report
+    assert (report["running"], report[last_one], report["unknown"] + report["deferred"]) == (len(ids) - 1, 1, 1)
+    assert report["completed_pass"] == (last_one == "unknown")

@@ -16,7 +16,7 @@ from handler.errors import LeaseLostError
 from sandbox.ec2 import MotoEc2
 from sandbox.fleet import Fleet
 from sandbox.http_server import Answer, Hang, HttpStandIn, Raw, Reply, Request, Reset, drip_headers
-from sandbox.limited_ec2 import ApiError
+from sandbox.limited_ec2 import ApiError, TokenBucket
 from sandbox.platform import Platform, RestartCall
 from sandbox.postgres import PostgresServer
 from sandbox.script import Script
@@ -44,6 +44,7 @@ both_probes = pytest.mark.parametrize("probe", ["ec2", "control_plane"])
 @pytest.fixture(scope="module")
 def used_stage(postgres: PostgresServer) -> Iterator[Stage]:
     with opened(postgres) as stage:
+        stage.ec2.bucket = TokenBucket(capacity=1_000_000, refill_per_s=0)  # it serves all the tests here
         yield stage
 
 

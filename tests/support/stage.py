@@ -127,6 +127,12 @@ class Outcome:
         self.assert_untouched(*(self.before.rows.keys() | self.after.rows.keys()) - states.keys())
         assert self.report["flipped"] == len(states)
 
+    def assert_only_owed(self, workspace_id: str) -> None:
+        """Fail unless exactly this workspace was flipped, and its restart is still owed."""
+        assert self.flipped == {workspace_id}
+        assert [(debt["workspace_id"], debt["outcome"]) for debt in self.after.debts] == [(workspace_id, None)]
+        assert self.calls == []
+
 
 class Stage:
     """A database with its fleet, EC2 behind its limits, a control plane that answers from it, and a platform.
