@@ -18,7 +18,7 @@ from handler.settings import Settings
 from handler.telemetry import Story
 
 # More are looked at than may be asked for, since some turn out void or have to be left.
-LOOKED_AT_FACTOR = 2
+LOOKED_AT_BESIDES = 100
 # Looking again at old debts must not eat the time to pay any.
 PROBING_SHARE = 0.5
 # A call that would be cut off at once is not begun: it would only make its debt uncertain.
@@ -60,7 +60,7 @@ class Payments:
         try:
             for debt in self._debts.void_moved_on(deadline, own_only=own_only):
                 self._void(debt, _MOVED_ON)
-            most = self._settings.restarts_per_cycle * LOOKED_AT_FACTOR
+            most = self._settings.restarts_per_cycle + LOOKED_AT_BESIDES
             due = self._debts.due(deadline, limit=most, own_only=own_only)
             if due:
                 self._ask_for(self._still_dead(due, deadline, closing), platform(deadline), deadline, closing)

@@ -16,7 +16,7 @@ from sandbox.http_server import Answer
 from sandbox.postgres import Database, PostgresServer
 from tests.support.events import APPLY, DRY_RUN, SCHEDULED, event
 from tests.support.invoke import Invoke
-from tests.support.stage import Stage, opened, recorded
+from tests.support.stage import LAMBDA_TIMEOUT_S, Stage, opened, recorded
 
 SCHEDULED_RULE = event("scheduled-rule")
 ID = "00000000-0000-4000-8000-000000000001"
@@ -69,9 +69,12 @@ class World:
 
     def refusal(self, event: Any, **changes: str | None) -> str:
         """Invoke the handler, and return the error; fail if there is none, or if anybody was contacted or betrayed."""
-        with recorded() as output, contextlib.redirect_stderr(io.StringIO()) as errors:
-            with pytest.raises(ReconcilerError) as refusal:
-                self.invoke(event, remaining_s=55.0, **changes)
+        with (
+            recorded() as output,
+            contextlib.redirect_stderr(io.StringIO()) as errors,
+            pytest.raises(ReconcilerError) as refusal,
+        ):
+            self.invoke(event, remaining_s=LAMBDA_TIMEOUT_S, **changes)
         assert not self.was_contacted()
         told = output.getvalue() + errors.getvalue() + "".join(traceback.format_exception(refusal.value))
         for secret in SECRETS.values():
@@ -82,7 +85,7 @@ class World:
 @pytest.fixture
 def world() -> Iterator[World]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        listener.setblocking(False)
+        listener.settimeout(0)
         world = World(listener)
         yield world
         world.invoke.cold()
@@ -331,7 +334,7 @@ def test_while_a_cycle_is_under_way_another_one_says_so_and_a_dry_run_does_not_m
 
 
 def narrowed_to(workspaces: list[str]) -> dict[str, Any]:
-    return APPLY | {"workspace_ids": workspaces}
+    return {**APPLY, "workspace_ids": workspaces}
 
 
 @pytest.mark.parametrize("probe", ["ec2", "control_plane"])
@@ -373,10 +376,12 @@ def test_a_narrowed_cycle_pays_its_own_debts_and_leaves_those_of_others_to_the_f
 
 # --- what is answered ---
 
-ZERO = {
-    **{"mode": "apply", "probe": "ec2", "outcome": "completed"},
-    **dict.fromkeys(("candidates", "checked", "running", "transition", "dead", "absent", "unknown"), 0),
-    **{"flipped": 0, "completed_pass": True, "deferred": 0, "deadline_hit": False, "breaker_open": False},
+ZERO: dict[str, Any] = {
+    "mode": "apply",
+    "probe": "ec2",
+    "outcome": "completed",
+    **dict.fromkeys(("candidates", "checked", "running", "transition", "dead", "absent", "unknown", "flipped"), 0),
+    "completed_pass": True,
     "skipped": dict.fromkeys(
         (
             *("row_gone", "status_moved", "instance_cleared", "instance_changed", "row_locked", "fresh_heartbeat"),
@@ -384,6 +389,9 @@ ZERO = {
         ),
         0,
     ),
+    "deferred": 0,
+    "deadline_hit": False,
+    "breaker_open": False,
     "restarts": dict.fromkeys(("requested", "void", "failed", "uncertain", "blocked", "pending"), 0),
     "flips": [],
 }
