@@ -15,9 +15,10 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench import readme, run, summary
+from bench import readme, run
+from bench.tables import all_tables
 from sandbox.postgres import PostgresServer
-from sandbox.terminal import headline, say, step
+from sandbox.terminal import headline, say, step, table
 
 RESULTS = Path(__file__).with_name("results.json")
 
@@ -39,7 +40,10 @@ def main() -> int:
     kept = json.loads(options.results.read_text())["scenarios"] if options.results.exists() else {}
     results = {"machine": _machine(), "took_s": round(time.monotonic() - began_at), "scenarios": kept | scenarios}
     options.results.write_text(json.dumps(results, indent=1) + "\n")
-    summary.show(results)
+    for one in all_tables(results):
+        headline(one.title)
+        say(f"  {one.conditions}")
+        table(one.header, one.rows)
     if not options.scenarios and options.results == RESULTS:
         readme.rewrite()
     say(f"\n{results['took_s']} s in all; kept in {os.path.relpath(options.results)}")

@@ -11,7 +11,7 @@ from typing import Any
 from bench import importing
 from bench.child import PROJECT
 from bench.stand_ins import Cp, Platform, hosted
-from bench.world import CHECKOUT, DEAD_EVERY, EC2_LATENCY_S, FOREIGN, Fleet, Process, ec2_world
+from bench.world import CHECKOUT, DEAD_EVERY, EC2_LATENCY_S, Fleet, Process, ec2_world
 from sandbox.postgres import PostgresServer
 from sandbox.terminal import step
 
@@ -20,9 +20,12 @@ Scenario = dict[str, Any]
 APPLY = {"mode": "apply"}
 LARGE = 100_000
 GROWTH = (100, 1_000, 10_000)
+# One foreign instance for ten of ours, or very many for very few.
+FOREIGN_SHARE = 10
+MANY_FOREIGN = 10_000
 PEERS = ("batches", "batches_at_once")
 # What a peer would need minutes for is measured on this many rows, and scaled.
-PEER_ROWS = 10_000
+PEER_ROWS = 5_000
 LOOP_ROWS = 50
 CP_LATENCIES_S = (8.0, 4.0, 2.0, 1.0, 0.1)
 CP_ROWS = (10, 100, 1_000)
@@ -49,7 +52,7 @@ def figures(contestant: str, rows: int, runs: Sequence[Mapping[str, Any]], *, sh
 def large_fleet(server: PostgresServer) -> Scenario:
     """100,000 workspaces in one cycle; then the same while other tools drain EC2's bucket."""
     share = PEER_ROWS / LARGE
-    with ec2_world(server, LARGE) as world:
+    with ec2_world(server, LARGE, foreign=LARGE // FOREIGN_SHARE) as world:
         own: list[Any] = []
         others: dict[str, list[Any]] = {name: [] for name in PEERS}
         for _ in range(3):
@@ -65,7 +68,7 @@ def large_fleet(server: PostgresServer) -> Scenario:
     ec2 = drained["ec2"]
     return {
         "conditions": f"{EC2_LATENCY_S} s a call, bucket of {ALLOWED_BURST} calls and {ALLOWED_PER_S}/s, "
-        f"1 in {DEAD_EVERY} dead, {FOREIGN:,} foreign instances, in three zones",
+        f"1 in {DEAD_EVERY:,} dead, {LARGE // FOREIGN_SHARE:,} foreign instances, three zones",
         "rows": rows,
         "report": {name: report[name] for name in ("candidates", "checked", "dead", "flipped", "deferred")},
         "by_action": own[0]["ec2"]["by_action"],
@@ -86,10 +89,10 @@ def large_fleet(server: PostgresServer) -> Scenario:
 
 def small_account(server: PostgresServer) -> Scenario:
     """50 workspaces among 10,000 foreign instances."""
-    with ec2_world(server, 50, dead_every=0) as world:
+    with ec2_world(server, 50, dead_every=0, foreign=MANY_FOREIGN) as world:
         runs = [world.run(PROJECT, APPLY) for _ in range(3)]
     return {
-        "conditions": f"50 workspaces, {FOREIGN:,} foreign instances",
+        "conditions": f"50 workspaces, {MANY_FOREIGN:,} foreign instances; {EC2_LATENCY_S} s a call",
         "rows": [figures(PROJECT, 50, runs)],
         "plan": _said(runs[0], "plan chosen")[-1],
     }
@@ -99,29 +102,28 @@ def growth(server: PostgresServer) -> Scenario:
     """The same cycle on ever larger fleets (the largest one is in `large_fleet`)."""
     rows = []
     for size in GROWTH:
-        with ec2_world(server, size) as world:
+        with ec2_world(server, size, foreign=size // FOREIGN_SHARE) as world:
             runs: dict[str, list[Any]] = {name: [] for name in (PROJECT, *PEERS)}
-            for _ in range(3):
+            for turn in range(3):
                 for name, done in runs.items():
-                    done.append(world.run(name, APPLY if name == PROJECT else {"limit": PEER_ROWS}))
+                    if name == PROJECT or size < PEER_ROWS or turn == 0:
+                        done.append(world.run(name, APPLY if name == PROJECT else {}))
         rows += [figures(name, size, done) for name, done in runs.items()]
-    return {"conditions": f"as above: {EC2_LATENCY_S} s a call, {FOREIGN:,} foreign instances", "rows": rows}
+    return {"conditions": f"{EC2_LATENCY_S} s a call, 1 in {DEAD_EVERY:,} dead, 1 in {FOREIGN_SHARE + 1} instances foreign", "rows": rows}
 
 
 def bulk(server: PostgresServer) -> Scenario:
     """2,000 dead of 10,000, the breaker lifted, and a platform that takes restarts."""
     lifted = APPLY | {"override_breaker": True}
-    restarts = []
-    with ec2_world(server, 10_000, dead_every=5) as world, hosted(Platform, 0.05) as platform:
+    restarts, events = [], 0
+    with ec2_world(server, 10_000, dead_every=5, foreign=1_000) as world, hosted(Platform, 0.05) as platform:
         own, peer = [], []
         for _ in range(3):
             own.append(world.run(PROJECT, lifted, **platform.environment()))
             restarts.append(platform.figures())
+            events = world.fleet.database.query("SELECT count(*) AS count FROM structure_events")[0]["count"]
             peer.append(world.run("batches_at_once", {}))
         rows = [figures(PROJECT, 10_000, own), figures("batches_at_once", 10_000, peer)]
-        events = world.fleet.database.query("SELECT count(*) AS count FROM structure_events")[0]["count"]
-        world.run(PROJECT, lifted)
-        events = world.fleet.database.query("SELECT count(*) AS count FROM structure_events")[0]["count"]
     return {
         "conditions": "10,000 workspaces, 2,000 of them dead; the platform takes a restart in 0.05 s",
         "rows": rows,
@@ -137,7 +139,7 @@ def warm(server: PostgresServer) -> Scenario:
     for latency_s in (0.0, EC2_LATENCY_S):
         names = (PROJECT, "bare_calls", "bare_call")
         runs: dict[str, list[Any]] = {name: [] for name in names}
-        with ec2_world(server, 1_000, dead_every=0, latency_s=latency_s) as world:
+        with ec2_world(server, 1_000, dead_every=0, foreign=100, latency_s=latency_s) as world:
             environments = {name: {**world.ec2.environment(), **world.fleet.environment(name)} for name in names}
             processes = {name: Process(name, environments[name]) for name in names}
             for turn in range(1 + WARM_RUNS):
@@ -148,7 +150,7 @@ def warm(server: PostgresServer) -> Scenario:
             for process in processes.values():
                 process.close()
         rows += [figures(name, 1_000, done) | {"latency_s": latency_s} for name, done in runs.items()]
-    return {"conditions": f"1,000 workspaces, all running; median of {WARM_RUNS} in a warm process", "rows": rows}
+    return {"conditions": f"1,000 workspaces, all running, 100 foreign instances; medians of {WARM_RUNS} cycles in warm processes", "rows": rows}
 
 
 def control_plane(server: PostgresServer) -> Scenario:
@@ -159,10 +161,11 @@ def control_plane(server: PostgresServer) -> Scenario:
     # What mostly waits may wait side by side; what computes has the machine for itself.
     waiting = [job for job in jobs if job[2] >= 1 or job[0] == "loop"]
     computing = [job for job in jobs if job not in waiting]
-    with ThreadPoolExecutor(len(waiting)) as pool:
-        rows = list(pool.map(lambda job: _control_plane_cycle(server, *job), waiting))
-    rows += [_control_plane_cycle(server, *job) for job in computing]
-    failing = _control_plane_cycle(server, PROJECT, 1_000, 0.1, fail_after=300)
+    rows = [_control_plane_cycle(server, *job) for job in computing]
+    with ThreadPoolExecutor(len(waiting) + 1) as pool:
+        failing_cycle = pool.submit(_control_plane_cycle, server, PROJECT, 1_000, 0.1, fail_after=300)
+        rows += pool.map(lambda job: _control_plane_cycle(server, *job), waiting)
+        failing = failing_cycle.result()
     return {
         "conditions": "PROBE_CONCURRENCY 64, CYCLE_DEADLINE_SECONDS 45, every instance running",
         "rows": rows,
@@ -218,7 +221,7 @@ def cold(server: PostgresServer) -> Scenario:
     """A one-row cycle in a new process, beside the least script; where its time goes; what it imports."""
     scripts = {PROJECT: "bench.cold.cycle", "least": "bench.cold.least"}
     taken: dict[str, list[float]] = {name: [] for name in scripts}
-    with ec2_world(server, 1, dead_every=0, latency_s=0.0) as world:
+    with ec2_world(server, 1, dead_every=0, foreign=0, latency_s=0.0) as world:
         environment = {
             "PATH": os.environ.get("PATH", os.defpath),
             **world.ec2.environment(),

@@ -26,12 +26,12 @@ class Ec2:
         """Return the variables that have a process call this API."""
         return self._server.environment
 
-    def fill(self, ours: int, *, foreign: int = 0, dead_every: int = 0) -> None:
-        """Add instances for our workspaces, every nth of them terminated, and then foreign ones."""
-        ids = self._server.add(ours)
-        for one in ids[dead_every - 1 :: dead_every] if dead_every else ():
+    def fill(self, ours: int, *, foreign: int, dead_every: int) -> None:
+        """Add our instances among foreign ones, every nth of ours terminated (0: none)."""
+        ids = self._server.add(ours + foreign)
+        own = [ids[number * len(ids) // ours] for number in range(ours)]
+        for one in own[dead_every - 1 :: dead_every] if dead_every else ():
             self._server.set_state(one, "terminated")
-        self._server.add(foreign)
 
     def begin(self, *, others_per_s: float = 0.0) -> None:
         """Start a new log with a full bucket, from which other tools take that many calls a second."""

@@ -16,15 +16,16 @@ from sandbox.postgres import Database, PostgresServer
 
 CHECKOUT = Path(__file__).parent.parent
 EC2_LATENCY_S = 0.2
-# Every nth instance is dead: 0.1 %.
+# Every nth of our instances is dead: 0.1 %.
 DEAD_EVERY = 1000
-FOREIGN = 10_000
 
+# The nth instance of LimitedEc2 has the id i-{n in hex}. Ours are spread evenly among the foreign ones.
 _FILL = """
     INSERT INTO workspaces (name, status, instance_id, last_heartbeat_at, updated_at)
-    SELECT 'workspace ' || n, 'online', 'i-' || lpad(to_hex(n), 17, '0'), now() - interval '5 minutes',
-           now() - n * interval '1 millisecond'
-    FROM generate_series(1, CAST(:count AS integer)) AS numbers (n)
+    SELECT 'workspace ' || n, 'online',
+           'i-' || lpad(to_hex((n - 1) * CAST(:instances AS bigint) / CAST(:count AS bigint) + 1), 17, '0'),
+           now() - interval '5 minutes', now() - n * interval '1 millisecond'
+    FROM generate_series(1, CAST(:count AS bigint)) AS numbers (n)
 """
 _RESET = (
     "UPDATE workspaces SET status = 'online' WHERE status = 'offline'",
@@ -36,10 +37,9 @@ _RESET = (
 class Fleet:
     """Workspaces on healthy instances, in a database of their own."""
 
-    def __init__(self, server: PostgresServer, size: int) -> None:
-        self.size = size
+    def __init__(self, server: PostgresServer, size: int, *, foreign: int = 0) -> None:
         self.database: Database = server.create_database()
-        self.database.query(_FILL, count=size)
+        self.database.query(_FILL, count=size, instances=size + foreign)
         self.database.query("VACUUM ANALYZE")  # which a server at work does by itself
 
     def reset(self) -> None:
@@ -131,11 +131,11 @@ def ec2_world(
     size: int,
     *,
     dead_every: int = DEAD_EVERY,
-    foreign: int = FOREIGN,
+    foreign: int,
     latency_s: float = EC2_LATENCY_S,
 ) -> Iterator[Ec2World]:
     """Make a world with that many workspaces."""
-    fleet = Fleet(server, size)
+    fleet = Fleet(server, size, foreign=foreign)
     with hosted(Ec2, latency_s) as ec2:
         ec2.fill(size, foreign=foreign, dead_every=dead_every)
         yield Ec2World(fleet, ec2)

@@ -3,7 +3,9 @@
 A secret is rotated while the process is warm, so whoever is refused with one asks for it `fresh`.
 """
 
+import contextlib
 import json
+import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -56,13 +58,27 @@ class Secrets:
 
 
 class Tokens:
-    """The tokens of an HTTP system, from its secret or from variables of their own."""
+    """The tokens of an HTTP system for one cycle, from its secret or from variables of their own."""
 
     def __init__(self, remote: Remote, variable: str, secrets: Secrets) -> None:
         """Read those of `remote`, whose secret `variable` names."""
         self._remote = remote
         self._variable = variable
         self._secrets = secrets
+        self._renewing = threading.Lock()
+        self._renewed: Mapping[str, str] | None = None
+
+    def renew(self, refused: Mapping[str, str], deadline: Deadline) -> Mapping[str, str]:
+        """Return the tokens to use in place of the refused ones, which are the same if there are no others.
+
+        The secret is fetched anew once, however many are refused at the same time.
+        """
+        with self._renewing:
+            if self._renewed is None:
+                self._renewed = refused
+                with contextlib.suppress(SecretError):
+                    self._renewed = self.read(deadline, fresh=True)
+            return self._renewed
 
     def read(self, deadline: Deadline, *, fresh: bool = False) -> Mapping[str, str]:
         """Return the tokens by field, without the empty ones. Raises SecretError."""

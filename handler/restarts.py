@@ -13,7 +13,6 @@ from enum import StrEnum
 
 from handler.credentials import Tokens
 from handler.deadline import Deadline
-from handler.errors import SecretError
 from handler.model import Debt
 from handler.transport import SUCCESS, Transport, TransportError
 
@@ -55,24 +54,20 @@ class Platform:
         self._base_url = base_url
         self._org_id = org_id
         self._tokens = tokens
-        self._token = tokens.read(deadline).get("token")
+        self._used = tokens.read(deadline)
 
     def restart(self, debt: Debt, deadline: Deadline) -> Reply:
         """Ask once for the restart that is owed, and wait for the answer by the deadline."""
-        refused = self._token
-        reply = self._ask(debt, deadline, refused)
-        if reply.reason == f"http_{_UNAUTHORIZED}":
-            try:
-                self._token = self._tokens.read(deadline, fresh=True).get("token")
-            except SecretError:
-                return reply
-            if self._token != refused and not deadline.over():
-                return self._ask(debt, deadline, self._token)
+        used = self._used
+        reply = self._ask(debt, deadline, used)
+        if reply.reason == f"http_{_UNAUTHORIZED}" and (renewed := self._tokens.renew(used, deadline)) != used:
+            self._used = renewed
+            return self._ask(debt, deadline, renewed)
         return reply
 
-    def _ask(self, debt: Debt, deadline: Deadline, token: str | None) -> Reply:
+    def _ask(self, debt: Debt, deadline: Deadline, tokens: Mapping[str, str]) -> Reply:
         headers = {"Content-Type": "application/json", "Connection": "close"}
-        if token:
+        if token := tokens.get("token"):
             headers["Authorization"] = f"Bearer {token}"
         if self._org_id:
             headers["X-Molecule-Org-Id"] = self._org_id

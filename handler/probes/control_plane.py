@@ -1,6 +1,5 @@
 """The platform's control plane (CP), asked about one workspace at a time, many at once."""
 
-import contextlib
 import json
 import queue
 import re
@@ -12,7 +11,6 @@ from urllib.parse import urlencode
 
 from handler.credentials import Tokens
 from handler.deadline import Deadline
-from handler.errors import SecretError
 from handler.model import Sighting, Workspace, sighting_of, unknown
 from handler.probes import fair_share
 from handler.probes.gate import Gate
@@ -39,9 +37,7 @@ class ControlPlaneProbe:
         self._concurrency = concurrency
         self._timeout_s = timeout_s
         self._tokens = tokens
-        self._headers = _headers(tokens.read(deadline))
-        self._renewing = threading.Lock()
-        self._renewed = False
+        self._used = tokens.read(deadline)
         self._gate = Gate(concurrency)
 
     def sightings(self, workspaces: Sequence[Workspace], deadline: Deadline) -> Iterator[Sighting]:
@@ -92,10 +88,11 @@ class ControlPlaneProbe:
     def _state(self, transport: Transport, workspace: Workspace, check: Deadline) -> str:
         query = urlencode({"instance_id": workspace.instance_id})
         url = f"{self._base_url}/cp/workspaces/{workspace.id}/status?{query}"
-        headers = self._headers
-        status, body = self._get(transport, url, headers, check)
-        if status in _REFUSED and self._renew(headers, check):
-            status, body = self._get(transport, url, self._headers, check)
+        used = self._used
+        status, body = self._get(transport, url, used, check)
+        if status in _REFUSED and (renewed := self._tokens.renew(used, check)) != used:
+            self._used = renewed
+            status, body = self._get(transport, url, renewed, check)
         if status not in SUCCESS:
             raise _NoAnswerError(f"http_{status}")
         return _parsed(body)
@@ -106,15 +103,6 @@ class ControlPlaneProbe:
         except TransportError as error:
             raise _NoAnswerError(error.cause) from error
         return answer.status, answer.body
-
-    def _renew(self, refused: Mapping[str, str], check: Deadline) -> bool:
-        """Fetch the tokens anew, once; tell whether they differ from the refused ones."""
-        with self._renewing:
-            if not self._renewed:
-                self._renewed = True
-                with contextlib.suppress(SecretError):
-                    self._headers = _headers(self._tokens.read(check, fresh=True))
-            return self._headers != refused
 
 
 class _NoAnswerError(Exception):

@@ -183,7 +183,7 @@ def test_a_table_that_is_locked_right_before_the_flip_costs_the_flips_and_not_th
         with ends_within(1), contextlib.suppress(RegistryError):
             stage.invoke(CYCLE_DEADLINE_SECONDS="1", **settings)
     assert stage.fleet.statuses() == {dead: "online"}
-    assert stage.fleet.events() == stage.fleet.debts() == stage.platform.calls == []
+    assert (stage.fleet.events(), stage.fleet.debts(), stage.platform.calls) == ([], [], [])
     stage.fleet.age_everything(A_WHILE_S)
     stage.cycle(**settings).assert_only_flipped({dead: "terminated"})
 
@@ -297,7 +297,7 @@ def test_what_lambda_leaves_less_a_reserve_wins_when_it_is_shorter(stage: Stage,
     stage.ec2.script.reply(Hang())
     left_s = 4.5
     began_at = time.monotonic()
-    report = stage.invoke(remaining_s=left_s, **stage.settings(probe), **MOSTLY_DEAD)
+    report = stage.invoke.with_remaining(left_s)(**stage.settings(probe), **MOSTLY_DEAD)
     assert time.monotonic() - began_at < left_s - 1, "Lambda would have no time to hand the report over"
     assert (report["unknown"], report["deadline_hit"], report["flipped"]) == (3, True, 0)
 
@@ -305,7 +305,7 @@ def test_what_lambda_leaves_less_a_reserve_wins_when_it_is_shorter(stage: Stage,
 def test_an_invocation_without_time_says_so_and_does_nothing(stage: Stage) -> None:
     dead = stage.add("terminated")
     with ends_within(0), pytest.raises(RegistryError):
-        stage.invoke(remaining_s=1, **MOSTLY_DEAD)
+        stage.invoke.with_remaining(1)(**MOSTLY_DEAD)
     assert (stage.fleet.statuses(), stage.ec2.calls) == ({dead: "online"}, [])
 
 
@@ -355,7 +355,7 @@ def test_a_process_that_was_frozen_past_its_lease_flips_nothing(stage: Stage, lo
     with frozen_at(stage, stage.control_plane.script, lambda: None, nth=look, workspace_id=dead):
         pass
     assert stage.fleet.statuses()[dead] == "online"
-    assert stage.fleet.events() == stage.fleet.debts() == stage.platform.calls == []
+    assert (stage.fleet.events(), stage.fleet.debts(), stage.platform.calls) == ([], [], [])
     stage.cycle()
     assert_each_once(stage, [dead])
 

@@ -16,7 +16,7 @@ from sandbox.http_server import Answer
 from sandbox.postgres import Database, PostgresServer
 from tests.support.events import APPLY, DRY_RUN, SCHEDULED, event
 from tests.support.invoke import Invoke
-from tests.support.stage import LAMBDA_TIMEOUT_S, Stage, opened, recorded
+from tests.support.stage import Stage, opened, recorded
 
 SCHEDULED_RULE = event("scheduled-rule")
 ID = "00000000-0000-4000-8000-000000000001"
@@ -74,7 +74,7 @@ class World:
             contextlib.redirect_stderr(io.StringIO()) as errors,
             pytest.raises(ReconcilerError) as refusal,
         ):
-            self.invoke(event, remaining_s=LAMBDA_TIMEOUT_S, **changes)
+            self.invoke(event, **changes)
         assert not self.was_contacted()
         told = output.getvalue() + errors.getvalue() + "".join(traceback.format_exception(refusal.value))
         for secret in SECRETS.values():

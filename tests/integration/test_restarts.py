@@ -22,7 +22,7 @@ from sandbox.postgres import PostgresServer
 from sandbox.script import Script
 from tests.support.events import DRY_RUN
 from tests.support.invoke import Invoke
-from tests.support.stage import LAMBDA_TIMEOUT_S, Outcome, Stage, opened
+from tests.support.stage import Outcome, Stage, opened
 
 A_MINUTE_S, A_DAY_S = 61.0, 86_400.0
 # How far a moment that is reckoned from the test's clock may lie from the one that was reckoned within a cycle.
@@ -140,7 +140,7 @@ def test_a_dead_workspace_is_online_again_on_a_new_instance(
     dead, running = ec2.launch(2)
     workspace, other = fleet.add_all([dead, running])
     ec2.terminate([dead])
-    report = invoke(remaining_s=LAMBDA_TIMEOUT_S, **probe)
+    report = invoke(**probe)
     platform.settle()
     (restart,) = platform.restarts
     row = fleet.row(workspace)

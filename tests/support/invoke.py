@@ -22,16 +22,21 @@ class Invoke:
     the machine's. Calls with the same variables find the process warm, as in Lambda; `cold` makes a fresh start.
     """
 
-    def __init__(self, environment: Mapping[str, str]) -> None:
+    def __init__(self, environment: Mapping[str, str], *, remaining_s: float = 55.0) -> None:
         self.environment = dict(environment)
+        self._remaining_s = remaining_s
 
-    def __call__(self, event: Any = APPLY, *, remaining_s: float = 55.0, **changes: str | None) -> dict[str, Any]:
+    def __call__(self, event: Any = APPLY, /, **changes: str | None) -> dict[str, Any]:
         with self._in_environment(changes):
-            return app.lambda_handler(event, LambdaContext(remaining_s))
+            return app.lambda_handler(event, LambdaContext(self._remaining_s))
 
-    def in_process(self, event: Any = APPLY, *, remaining_s: float = 55.0, **changes: str | None) -> Invocation:
+    def with_remaining(self, seconds: float) -> "Invoke":
+        """Return the same, with that many seconds left at its beginning until Lambda would end it."""
+        return Invoke(self.environment, remaining_s=seconds)
+
+    def in_process(self, event: Any = APPLY, /, **changes: str | None) -> Invocation:
         """Start the same in a process of its own, that can be killed or run beside others."""
-        return Invocation(event, self._changed(changes), remaining_s=remaining_s)
+        return Invocation(event, self._changed(changes), remaining_s=self._remaining_s)
 
     def cold(self) -> None:
         """Forget what stays from one invocation to the next."""

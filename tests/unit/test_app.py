@@ -207,7 +207,7 @@ def test_only_full_applied_cycles_emit_metrics(
     cycles: Cycles,
     monkeypatch: pytest.MonkeyPatch,
     event: dict[str, Any],
-    emitted: bool,  # noqa: FBT001 - a table
+    emitted: bool,
 ) -> None:
     reports: list[Report] = []
     monkeypatch.setattr(app, "emit_metrics", lambda report, _: reports.append(report))

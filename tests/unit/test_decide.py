@@ -120,7 +120,7 @@ def test_an_answer_that_did_not_come_changes_nothing_for_the_others(
         pytest.param(fleet(unknown=5), False, id="no answer at all"),
     ],
 )
-def test_the_breaker_opens_when_too_much_looks_dead(seen: list[Sighting], is_open: bool) -> None:  # noqa: FBT001 - a table
+def test_the_breaker_opens_when_too_much_looks_dead(seen: list[Sighting], is_open: bool) -> None:
     plan = planned(seen)
     assert plan.breaker.open is is_open
     dead = [one for one in plan.decisions if one.sighting.verdict is Verdict.DEAD]
@@ -154,7 +154,7 @@ def test_an_open_breaker_holds_an_absence_that_would_be_due() -> None:
 def test_the_breakers_fraction_goes_from_nothing_to_everything(
     fraction: float,
     seen: list[Sighting],
-    is_open: bool,  # noqa: FBT001 - a table
+    is_open: bool,
 ) -> None:
     assert planned(seen, by=policy(fraction)).breaker.open is is_open
 

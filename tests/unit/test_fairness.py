@@ -201,7 +201,7 @@ def test_every_candidate_is_checked_within_the_cycles_that_the_fleet_needs_and_o
     candidates: set[int],
     capacity: int,
     data: st.DataObject,
-    by_limit: bool,  # noqa: FBT001 - drawn
+    by_limit: bool,
 ) -> None:
     fleet = Simulation(candidates, limit=capacity if by_limit else NO_LIMIT)
     waited: dict[int, int] = {}  # the cycles since a candidate was checked last, or appeared

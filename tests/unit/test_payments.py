@@ -159,7 +159,7 @@ def test_a_call_that_would_be_cut_off_at_once_is_not_begun(seconds: float) -> No
 )
 def test_a_debt_of_earlier_is_asked_for_only_if_its_instance_is_still_dead(
     state: str,
-    asked: bool,  # noqa: FBT001 - a table
+    asked: bool,
     void: int,
 ) -> None:
     books = Books([old(1)])

@@ -86,7 +86,7 @@ def test_ids_are_taken_in_lower_case_and_once_in_the_order_given() -> None:
         pytest.param({"workspace_ids": [uuid(1)]}, True, id="chosen workspaces"),
     ],
 )
-def test_a_request_for_a_part_of_the_fleet_is_narrowed(event: dict[str, Any], narrowed: bool) -> None:  # noqa: FBT001 - a table
+def test_a_request_for_a_part_of_the_fleet_is_narrowed(event: dict[str, Any], narrowed: bool) -> None:
     assert parse(event).narrowed is narrowed
 
 

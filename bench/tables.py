@@ -1,0 +1,250 @@
+"""The figures as tables, for the terminal and for README."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bench.child import PROJECT
+
+Figures = Mapping[str, Any]
+
+NAMES = {
+    PROJECT: "this project",
+    "batches": "500 ids a call, one after another",
+    "batches_at_once": "1,000 ids a call, 8 at once",
+    "loop": "the loop, one check after another",
+    "loop_ec2": "the loop, one call after another",
+    "bare_calls": "bare SELECT and calls, 200 ids each, 8 at once",
+    "bare_call": "bare SELECT and one call of 1,000 ids",
+    "least": "the least script",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A heading, what its figures depend on, and cells of text."""
+
+    title: str
+    conditions: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def all_tables(results: Mapping[str, Any]) -> list[Table]:
+    """Return every table for which there are figures."""
+    scenarios = results["scenarios"]
+    makers = {
+        "large_fleet": (_large_fleet, _drained),
+        "small_account": (_small_account,),
+        "growth": (_growth,),
+        "control_plane": (_coverage, _control_plane, _failing),
+        "bulk": (_bulk,),
+        "cold": (_cold, _imports),
+        "warm": (_warm,),
+    }
+    return [make(scenarios) for name, made in makers.items() if name in scenarios for make in made]
+
+
+def scaled(figures: Figures, field: str) -> float:
+    """Return the median of a figure, scaled from the share of the rows that it was measured on."""
+    median = float(statistics.median(figures[field]))
+    return median if field == "peak_mib" else median / figures["share"]
+
+
+def of(rows: Sequence[Figures], contestant: str, **having: Any) -> Figures:
+    """Return the figures of a contestant, of which there may be several."""
+    wanted = {"contestant": contestant, **having}
+    return next(row for row in rows if all(row[name] == value for name, value in wanted.items()))
+
+
+def _comparison(rows: Sequence[Figures]) -> tuple[tuple[str, ...], ...]:
+    base = scaled(rows[0], "wall_s")
+    return tuple(
+        (
+            NAMES[row["contestant"]] + (f" (measured on {row['share']:.0%})" if row["share"] < 1 else ""),
+            f"{scaled(row, 'checked'):,.0f}",
+            _seconds(scaled(row, "wall_s")),
+            f"{scaled(row, 'wall_s') / base:.1f}",
+            _seconds(scaled(row, "cpu_s")),
+            f"{scaled(row, 'peak_mib'):.0f}",
+            f"{scaled(row, 'calls'):,.0f}",
+        )
+        for row in rows
+    )
+
+
+_COMPARED = ("", "rows checked", "time", "ratio", "CPU", "peak MiB", "EC2 calls")
+
+
+def _large_fleet(scenarios: Mapping[str, Any]) -> Table:
+    figures = scenarios["large_fleet"]
+    return Table("100,000 workspaces in one cycle", figures["conditions"], _COMPARED, _comparison(figures["rows"]))
+
+
+def _drained(scenarios: Mapping[str, Any]) -> Table:
+    figures = scenarios["large_fleet"]["drained"]
+    return Table(
+        "The same, while other tools drain EC2's bucket",
+        figures["conditions"],
+        ("rows checked", "deferred", "calls", "share of the calls that AWS allows", "throttled", "the others got"),
+        (
+            (
+                f"{figures['checked']:,}",
+                f"{figures['deferred']:,}",
+                str(figures["calls"]),
+                f"{figures['calls'] / figures['allowance']:.0%}",
+                str(figures["throttled"]),
+                str(figures["others_served"]),
+            ),
+        ),
+    )
+
+
+def _small_account(scenarios: Mapping[str, Any]) -> Table:
+    figures = scenarios["small_account"]
+    return Table("A small part of a large account", figures["conditions"], _COMPARED, _comparison(figures["rows"]))
+
+
+def _growth(scenarios: Mapping[str, Any]) -> Table:
+    rows = [*scenarios["growth"]["rows"], *scenarios.get("large_fleet", {"rows": []})["rows"]]
+    sizes = sorted({row["rows"] for row in rows if row["contestant"] == PROJECT})
+    cells = []
+    for size in sizes:
+        own = of(rows, PROJECT, rows=size)
+        peers = [of(rows, name, rows=size) for name in ("batches", "batches_at_once")]
+        cells.append(
+            (
+                f"{size:,}",
+                _seconds(scaled(own, "wall_s")),
+                _seconds(scaled(own, "cpu_s")),
+                f"{scaled(own, 'peak_mib'):.0f}",
+                f"{scaled(own, 'calls'):.0f}",
+                *(_seconds(scaled(peer, "wall_s")) for peer in peers),
+            )
+        )
+    header = ("workspaces", "time", "CPU", "peak MiB", "EC2 calls", "500 ids, in turn", "1,000 ids, 8 at once")
+    return Table("Growth", scenarios["growth"]["conditions"], header, tuple(cells))
+
+
+def _coverage(scenarios: Mapping[str, Any]) -> Table:
+    figures = scenarios["control_plane"]
+    cells = []
+    for latency_s in sorted({row["latency_s"] for row in figures["rows"]}):
+        own = of(figures["rows"], PROJECT, rows=1_000, latency_s=latency_s)
+        loop = of(figures["rows"], "loop", latency_s=latency_s)
+        cells.append(
+            (
+                f"{latency_s:g} s",
+                f"{own['checked'][0]:,}",
+                _seconds(own["wall_s"][0]),
+                str(own["peak_in_flight"]),
+                str(loop["checked"][0]),
+                f"{own['checked'][0] / loop['checked'][0]:.0f}",
+            )
+        )
+    header = ("the CP answers in", "rows covered", "cycle", "peak in flight", "the loop covers", "ratio")
+    return Table("Control plane: rows covered by one cycle, of 1,000", figures["conditions"], header, tuple(cells))
+
+
+def _control_plane(scenarios: Mapping[str, Any]) -> Table:
+    figures = scenarios["control_plane"]
+    rows = sorted(
+        (row for row in figures["rows"] if row["contestant"] == PROJECT and row["rows"] < 1_000),
+        key=lambda row: (row["rows"], row["latency_s"]),
+    )
+    cells = tuple(
+        (
+            str(row["rows"]),
+            f"{row['latency_s']:g} s",
+            str(row["checked"][0]),
+            _seconds(row["wall_s"][0]),
+            _seconds(row["cpu_s"][0]),
+        )
+        for row in rows
+    )
+    header = ("workspaces", "the CP answers in", "checked", "cycle", "CPU")
+    return Table("Control plane: smaller fleets", figures["conditions"], header, cells)
+
+
+def _failing(scenarios: Mapping[str, Any]) -> Table:
+    figures = scenarios["control_plane"]["failing"]
+    first, *later = figures["calls_each_second"]
+    return Table(
+        "A control plane that begins to fail",
+        figures["conditions"],
+        ("checks in the first second", "in each later one", "checked in all", "it said"),
+        (
+            (
+                str(first),
+                str(statistics.median(later)) if later else "-",
+                str(figures["checked"]),
+                "; ".join(f"{said['count']}: {said['reason']}" for said in figures["said"]) or "nothing",
+            ),
+        ),
+    )
+
+
+def _bulk(scenarios: Mapping[str, Any]) -> Table:
+    figures = scenarios["bulk"]
+    cells = tuple(
+        (
+            NAMES[row["contestant"]],
+            f"{scaled(row, 'flipped'):,.0f}",
+            _seconds(scaled(row, "wall_s")),
+            _seconds(scaled(row, "cpu_s")),
+            f"{figures['events']:,}" if row["contestant"] == PROJECT else "none",
+            f"{figures['restarts']} ({figures['restarts_at_once']} at once)" if row["contestant"] == PROJECT else "none",
+        )
+        for row in figures["rows"]
+    )
+    header = ("", "flipped", "time", "CPU", "events", "restarts asked for")
+    return Table("2,000 dead of 10,000", figures["conditions"], header, cells)
+
+
+def _cold(scenarios: Mapping[str, Any]) -> Table:
+    figures = scenarios["cold"]
+    medians = {name: statistics.median(taken) for name, taken in figures["wall_s"].items()}
+    cells = tuple(
+        (NAMES[name], f"{median * 1000:.0f} ms", f"{median / medians['least']:.2f}") for name, median in medians.items()
+    )
+    return Table("Cold start", figures["conditions"], ("", "from start to end", "ratio"), cells)
+
+
+def _imports(scenarios: Mapping[str, Any]) -> Table:
+    figures = scenarios["cold"]
+    columns = {name: figures["imports"][name]["groups"] for name in (PROJECT, "least")}
+    cells = [
+        ("import " + group, *(f"{column[group]:.0f} ms" for column in columns.values())) for group in columns[PROJECT]
+    ]
+    phases = {name: figures["phases"][name] for name in (PROJECT, "least")}
+    cells += [
+        (phase, *(f"{column[phase]:.0f} ms" for column in phases.values()))
+        for phase in phases["least"]
+        if phase != "imports"
+    ]
+    conditions = "imports as -X importtime tells them, which makes them slower; the rest by timers"
+    return Table("Where a cold start goes", conditions, ("", *(NAMES[name] for name in columns)), tuple(cells))
+
+
+def _warm(scenarios: Mapping[str, Any]) -> Table:
+    figures = scenarios["warm"]
+    cells = []
+    for row in figures["rows"]:
+        bare = of(figures["rows"], "bare_calls", latency_s=row["latency_s"])
+        cells.append(
+            (
+                f"{row['latency_s']:g} s",
+                NAMES[row["contestant"]],
+                _seconds(scaled(row, "wall_s")),
+                f"{scaled(row, 'wall_s') / scaled(bare, 'wall_s'):.2f}",
+                _seconds(scaled(row, "cpu_s")),
+                f"{scaled(row, 'calls'):.0f}",
+            )
+        )
+    header = ("an EC2 call takes", "", "time", "ratio", "CPU", "EC2 calls")
+    return Table("A warm cycle over 1,000 running workspaces", figures["conditions"], header, tuple(cells))
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:,.1f} s"  # noqa: PLR2004 - three digits
