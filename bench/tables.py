@@ -52,10 +52,10 @@ def scaled(figures: Figures, field: str) -> float:
     return median if field == "peak_mib" else median / figures["share"]
 
 
-def of(rows: Sequence[Figures], contestant: str, **having: Any) -> Figures:
-    """Return the figures of a contestant, of which there may be several."""
+def of(figures: Sequence[Figures], contestant: str, **having: Any) -> Figures:
+    """Return the figures of a contestant that have these values; there may be several of it."""
     wanted = {"contestant": contestant, **having}
-    return next(row for row in rows if all(row[name] == value for name, value in wanted.items()))
+    return next(one for one in figures if all(one[name] == value for name, value in wanted.items()))
 
 
 def _comparison(rows: Sequence[Figures]) -> tuple[tuple[str, ...], ...]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from handler.deadline import Deadline
 from handler.decide import Action, Plan, Policy, decide
-from handler.errors import RegistryError
+from handler.errors import ReconcilerError
 from handler.fairness import Progress, advance
 from handler.flips import Flips
 from handler.model import Gauges, Report, Sighting, SkipReason, Verdict
@@ -58,7 +58,7 @@ def run(order: Request, settings: Settings, parts: Parts, deadline: Deadline) ->
     finally:
         try:
             parts.registry.lease.release(closing)
-        except RegistryError as error:
+        except ReconcilerError as error:
             logger.warning("lease not released", reason="it expires by itself", error=str(error))
 
 

@@ -9,7 +9,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import assert_never
 
 from handler.deadline import Deadline
-from handler.errors import RegistryError, SecretError
+from handler.errors import ReconcilerError
 from handler.model import Debt, Report, Verdict
 from handler.probes import Probe
 from handler.registry import Debts
@@ -64,7 +64,7 @@ class Payments:
             due = self._debts.due(deadline, limit=most, own_only=own_only)
             if due:
                 self._ask_for(self._still_dead(due, deadline, closing), platform(deadline), deadline, closing)
-        except (RegistryError, SecretError) as error:
+        except ReconcilerError as error:
             self._story.trouble("restarts left for the next cycle", error)
 
     def _still_dead(self, due: Iterable[Debt], deadline: Deadline, closing: Deadline) -> list[Debt]:
@@ -114,7 +114,7 @@ class Payments:
                 return
             try:
                 claim = self._debts.claim(deadline, debt, uncertain_s=self._settings.restart_uncertain_seconds)
-            except RegistryError as error:
+            except ReconcilerError as error:
                 self._story.trouble("restarts left for the next cycle", error)
                 return
             if claim == "claimed":
@@ -146,7 +146,7 @@ class Payments:
                 self._debts.close(closing, debt, "paid")
             else:
                 self._debts.postpone(closing, debt, reply.answer, pause_s=pause_s)
-        except RegistryError as error:  # the claim keeps it safe
+        except ReconcilerError as error:  # the claim keeps it safe
             self._story.trouble("answer of the platform not noted", error)
 
     def _void(self, debt: Debt, reason: str) -> None:

@@ -204,7 +204,7 @@ class Stage:
         return replace(outcome, before=self._before, after=Snapshot.of(self.database))
 
     def glance(self, event: Any = APPLY, **settings: str | None) -> Outcome:
-        """Do the same, without a look at the database before and after, which takes its time when there are many rows."""
+        """Do the same without a look at the database before and after, which takes its time with many rows."""
         calls = len(self.platform.calls)
         with recorded() as output, self.meanwhile:
             report = self.invoke(event, **settings)

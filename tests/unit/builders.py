@@ -1,14 +1,24 @@
 """Values to test with, and a clock that only moves when it is told to."""
 
+import io
+import json
 import threading
+from collections.abc import Iterable
+from typing import Any
 from uuid import UUID
 
+from handler.fairness import Sweep
 from handler.model import Debt, Sighting, Workspace, sighting_of
 
 
 def uuid(number: int) -> str:
     """Return the id of workspace `number`; ids sort like their numbers."""
     return str(UUID(int=number))
+
+
+def number_of(id_: str) -> int:
+    """Return the number of the workspace with that id."""
+    return UUID(id_).int
 
 
 def instance(number: int) -> str:
@@ -26,9 +36,29 @@ def saw(state: str, number: int = 1, instance_id: str | None = None) -> Sighting
     return sighting_of(workspace(number, instance_id), state)
 
 
-def debt(number: int = 1, *, attempts: int = 0, refusals: int = 0) -> Debt:
+def debt(number: int = 1, *, attempts: int = 0, refusals: int = 0, of_this_cycle: bool = True) -> Debt:
     """Return the restart that is owed to workspace `number`."""
-    return Debt(number, uuid(number), instance(number), attempts, refusals, of_this_cycle=True)
+    return Debt(number, uuid(number), instance(number), attempts, refusals, of_this_cycle)
+
+
+def in_fair_order(ids: Iterable[str], sweep: Sweep) -> list[str]:
+    """Return the candidates' ids in the order that the cycle's SELECT brings them in."""
+    return sorted(ids, key=lambda one: (one not in sweep.first, one <= sweep.cursor, one))
+
+
+class Log:
+    """The lines that were logged since it was last read."""
+
+    def __init__(self) -> None:
+        self.stream = io.StringIO()
+
+    def lines(self, message: str | None = None) -> list[dict[str, Any]]:
+        """Return the lines, or those with a message, and begin anew."""
+        text = self.stream.getvalue()
+        self.stream.seek(0)
+        self.stream.truncate()
+        lines = [json.loads(line) for line in text.splitlines()]
+        return [line for line in lines if message in (None, line["message"])]
 
 
 class Clock:

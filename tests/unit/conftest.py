@@ -6,12 +6,15 @@ from collections.abc import Iterator
 import hypothesis
 import pytest
 
+from handler.telemetry import logger
+from tests.unit.builders import Log
+
 # The same examples in every run: a red build is red again when somebody looks at it.
 hypothesis.settings.register_profile("project", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("project")
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="package", autouse=True)
 def no_sockets() -> Iterator[None]:
     """Fail whoever opens a socket."""
 
@@ -22,3 +25,11 @@ def no_sockets() -> Iterator[None]:
         patch.setattr(socket.socket, "connect", refuse)
         patch.setattr(socket, "getaddrinfo", refuse)
         yield
+
+
+@pytest.fixture
+def log(monkeypatch: pytest.MonkeyPatch) -> Log:
+    """What is logged from here on."""
+    log = Log()
+    monkeypatch.setattr(logger.registered_handler, "stream", log.stream)
+    return log

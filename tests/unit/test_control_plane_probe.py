@@ -388,15 +388,60 @@ def test_tokens_that_cannot_be_fetched_anew_leave_the_refusal(connect: Connect, 
     assert learnt(look(clock, some(3), tokens_from(OLD, trouble))) == ["http_401"] * 3
 
 
-# --- a control plane that fails ---
+# --- a control plane that is asked too much ---
 
 
-def test_a_control_plane_that_fails_is_asked_less_and_less_at_once(connect: Connect, clock: Clock) -> None:
-    connect(says("", 503))
+@pytest.mark.parametrize(
+    ("behaviour", "cause"),
+    [
+        *[
+            pytest.param(says("", status), f"http_{status}", id=f"HTTP {status}")
+            for status in (429, 500, 502, 503, 599)
+        ],
+        pytest.param(fails(TransportError("broken_connection", sent=True)), "broken_connection", id="hangs up"),
+        pytest.param(fails(TransportError("connection_refused", sent=False)), "connection_refused", id="refuses"),
+    ],
+)
+def test_a_control_plane_that_is_overloaded_is_asked_less_and_less_at_once(
+    connect: Connect, clock: Clock, behaviour: Behaviour, cause: str
+) -> None:
+    connect(behaviour)
     sightings = look(clock, some(500), concurrency=16)
-    assert Counter(learnt(sightings)) == {"http_503": 500}
+    assert Counter(learnt(sightings)) == {cause: 500}
     assert {one.verdict for one in sightings} == {Verdict.UNKNOWN}
     assert len(clock.slept) > 400
+
+
+def test_a_control_plane_that_hangs_is_asked_less_and_less_at_once(connect: Connect, clock: Clock) -> None:
+    def hang(*_: Any) -> Answer:
+        clock.sleep(10)
+        raise TransportError("timeout", sent=True)
+
+    connect(hang)
+    sightings = look(clock, some(100), concurrency=8, deadline=Deadline(10_000, clock=clock))
+    assert learnt(sightings) == ["timeout"] * 100
+    assert len(clock.slept) > 100 + 60
+
+
+@pytest.mark.parametrize(
+    "behaviour",
+    [
+        *[pytest.param(says("", status), id=f"HTTP {status}") for status in (301, 400, 401, 404, 410)],
+        pytest.param(says("<html>"), id="no JSON"),
+        pytest.param(says({}), id="no state"),
+        pytest.param(says({"state": "hovering"}), id="a word that EC2 does not have"),
+        pytest.param(fails(TransportError("oversize", sent=True)), id="too much"),
+    ],
+)
+def test_a_control_plane_that_has_a_prompt_but_useless_answer_for_most_is_not_slowed_down(
+    connect: Connect, clock: Clock, behaviour: Behaviour
+) -> None:
+    knows = {uuid(number) for number in range(1, 501, 10)}
+    good = says({"state": "running"})
+    connect(lambda asked, headers: (good if asked in knows else behaviour)(asked, headers))
+    states = Counter(one.verdict for one in look(clock, some(500), concurrency=16))
+    assert states == {Verdict.RUNNING: 50, Verdict.UNKNOWN: 450}
+    assert clock.slept == []
 
 
 def test_when_everybody_was_asked_nobody_waits_for_a_turn_to_find_that_out(connect: Connect, clock: Clock) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from math import ceil
 from typing import Any, cast
 
 import pytest
@@ -9,14 +10,14 @@ import pytest
 from handler import cycle
 from handler.deadline import Deadline
 from handler.decide import Absence
-from handler.errors import ConnectionLostError, LeaseLostError, RowLockedError
+from handler.errors import ConnectionLostError, LeaseLostError, ReconcilerError, RowLockedError, SecretError
 from handler.fairness import Sweep
 from handler.model import Debt, Gauges, Report, Sighting, SkipReason, Workspace, sighting_of
 from handler.registry import Memory, Registry, Selection
 from handler.request import Request
 from handler.restarts import Answer, Platform, Reply
 from handler.settings import Settings
-from tests.unit.builders import Clock, debt, instance, uuid, workspace
+from tests.unit.builders import Clock, Log, debt, in_fair_order, instance, number_of, uuid, workspace
 
 APPLY, DRY_RUN = Request("apply"), Request("dry-run")
 
@@ -34,10 +35,11 @@ class World:
     flips: dict[int, SkipReason | Exception] = field(default_factory=dict)
     absences: dict[str, Absence] = field(default_factory=dict)
     lease_is_free: bool = True
-    release_fails: bool = False
+    release_fails: ReconcilerError | None = None
     debts_due: list[Debt] = field(default_factory=list)
     done: list[str] = field(default_factory=list)
     saved: list[tuple[Sweep, bool]] = field(default_factory=list)
+    probed: set[int] = field(default_factory=set)
 
     # the registry
 
@@ -62,25 +64,27 @@ class World:
 
     def release(self, _: Deadline) -> None:
         self.done.append("released")
-        if self.release_fails:
-            raise ConnectionLostError("gone")
+        if self.release_fails is not None:
+            raise self.release_fails
 
     def select(self, _: Deadline, *, limit: int, workspace_ids: Sequence[str] | None) -> Selection:
-        chosen = [workspace(n) for n in sorted(self.states) if workspace_ids is None or uuid(n) in workspace_ids]
-        return Selection(chosen[:limit], "now", next((one.id for one in chosen[limit:]), None), Sweep())
+        sweep = self.saved[-1][0] if self.saved else Sweep()
+        ids = in_fair_order((uuid(n) for n in self.states if workspace_ids is None or uuid(n) in workspace_ids), sweep)
+        chosen = [workspace(number_of(one)) for one in ids[:limit]]
+        return Selection(chosen, "now", next(iter(ids[limit:]), None), sweep)
 
     def recall(self, _: Deadline, *, breaker_window_s: float) -> Memory:
         assert breaker_window_s == 600
         return Memory(self.absences, frozenset())
 
     def remember_absences(self, _: Deadline, absent: Sequence[Workspace], found_again: Sequence[str]) -> None:
-        self.done += [f"absent {int(one.id[-12:], 16)}" for one in absent]
-        self.done += [f"found {int(one[-12:], 16)}" for one in found_again]
+        self.done += [f"absent {number_of(one.id)}" for one in absent]
+        self.done += [f"found {number_of(one)}" for one in found_again]
 
     def flip(self, deadline: Deadline, sighting: Sighting, **_: object) -> SkipReason | None:
         assert not deadline.over()
         self.clock.sleep(self.flip_takes_s)
-        number = int(sighting.workspace.id[-12:], 16)
+        number = number_of(sighting.workspace.id)
         answer = self.flips.get(number)
         if isinstance(answer, Exception):
             raise answer
@@ -89,7 +93,7 @@ class World:
         return answer
 
     def would_flip(self, _: Deadline, sighting: Sighting, **__: object) -> SkipReason | None:
-        answer = self.flips.get(int(sighting.workspace.id[-12:], 16))
+        answer = self.flips.get(number_of(sighting.workspace.id))
         assert not isinstance(answer, Exception)
         return answer
 
@@ -98,6 +102,9 @@ class World:
 
     def gauges(self, _: Deadline) -> Gauges:
         return Gauges(4, 1, 0.0, 0.0)
+
+    def void_moved_on(self, _: Deadline, **__: object) -> list[Debt]:
+        return []
 
     def due(self, _: Deadline, **__: object) -> list[Debt]:
         return self.debts_due
@@ -116,7 +123,8 @@ class World:
             if self.probe_takes_s >= deadline.remaining():
                 return
             self.clock.sleep(self.probe_takes_s)
-            number = int(one.id[-12:], 16)
+            number = number_of(one.id)
+            self.probed.add(number)
             state = self.states[number]
             self.states |= {number: self.second_states.get(number, state)}
             yield sighting_of(one, state, self.probe_takes_s)
@@ -180,8 +188,16 @@ def test_a_dry_run_does_not_mind_the_lease() -> None:
     assert run(World(fleet(3), lease_is_free=False), DRY_RUN).outcome == "completed"
 
 
-def test_a_lease_that_cannot_be_given_back_expires_by_itself() -> None:
-    assert run(World(fleet(3), release_fails=True)).outcome == "completed"
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        pytest.param(ConnectionLostError("gone"), id="the database is gone"),
+        pytest.param(SecretError("DATABASE_SECRET_ARN"), id="it has to be logged in anew, and the secret is gone"),
+    ],
+)
+def test_a_lease_that_cannot_be_given_back_expires_by_itself(trouble: ReconcilerError) -> None:
+    report = run(World(fleet(3, _2="stopped"), release_fails=trouble))
+    assert (report.outcome, report.flipped) == ("completed", 1)
 
 
 def test_the_lease_is_given_back_though_the_cycle_fails() -> None:
@@ -202,6 +218,7 @@ def test_the_lease_is_given_back_though_the_cycle_fails() -> None:
         pytest.param(SkipReason.INSTANCE_CHANGED, "instance_changed", id="another instance"),
         pytest.param(RowLockedError("held"), "row_locked", id="somebody else holds the row"),
         pytest.param(ConnectionLostError("gone"), "reconfirm_error", id="the database fails"),
+        pytest.param(SecretError("gone"), "reconfirm_error", id="the secret to log in anew cannot be fetched"),
         pytest.param(LeaseLostError("gone"), "out_of_time", id="the lease is lost"),
     ],
 )
@@ -217,6 +234,17 @@ def test_what_the_second_probe_does_not_confirm_is_not_flipped(second: str) -> N
     world = World(fleet(6, _2="stopped"), second_states={2: second})
     report = run(world)
     assert (skipped(report), report.flipped) == ({"not_confirmed": 1}, 0)
+
+
+@pytest.mark.parametrize(
+    ("order", "message"), [(APPLY, "workspace flipped"), (DRY_RUN, "would flip")], ids=["apply", "dry run"]
+)
+def test_a_flip_is_told_with_the_state_that_two_looks_agreed_on(order: Request, message: str, log: Log) -> None:
+    run(World(fleet(6, _2="terminated", _3="stopped"), second_states={2: "stopped", 3: "terminated"}), order)
+    assert [(line["workspace_id"], line["reason"]) for line in log.lines(message)] == [
+        (uuid(2), "stopped, confirmed by a second probe"),
+        (uuid(3), "terminated, confirmed by a second probe"),
+    ]
 
 
 def test_an_open_breaker_flips_nothing_and_counts_what_it_held() -> None:
@@ -279,6 +307,30 @@ def test_what_there_is_no_time_left_to_act_on_comes_first_in_the_next_cycle() ->
     assert skipped(report) == {"out_of_time": 7}
     assert report.deadline_hit
     assert world.saved[0][0].first == tuple(uuid(n) for n in range(14, 21))
+
+
+@pytest.mark.parametrize(
+    ("dead", "remembered"),
+    [
+        pytest.param(50, 25, id="half of those checked"),
+        pytest.param(2500, 1000, id="a thousand"),
+    ],
+)
+def test_there_is_an_end_to_how_many_come_first(dead: int, remembered: int) -> None:
+    world = World(dict.fromkeys(range(1, dead + 1), "stopped"), flip_takes_s=100)
+    report = run(world, Request("apply", override_breaker=True))
+    assert skipped(report) == {"out_of_time": dead - 1}
+    assert len(world.saved[0][0].first) == remembered
+
+
+def test_rows_that_run_out_of_time_cycle_after_cycle_never_starve_the_rest() -> None:
+    states = {number: "running" if number % 4 == 0 else "stopped" for number in range(1, 101)}
+    world = World(states, probe_takes_s=1, flip_takes_s=100)
+    world.flips = dict.fromkeys(states, ConnectionLostError("gone"))
+    for _ in range(ceil(100 / 7) + 1):
+        report = run(world, Request("apply", override_breaker=True), seconds=20)
+        assert (report.checked, report.flipped) == (14, 0)
+    assert world.probed == states.keys()
 
 
 def test_a_flip_that_failed_because_the_time_was_over_comes_first_in_the_next_cycle() -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from handler.decide import Absence, Action, Plan, Policy, confirms, decide, objection
 from handler.model import VERDICT_OF_STATE, CurrentRow, Sighting, SkipReason, Verdict
-from tests.unit.builders import instance, saw, uuid, workspace
+from tests.unit.builders import instance, number_of, saw, uuid, workspace
 
 NO_ANSWER = "a word that EC2 does not have"
 
@@ -36,7 +36,7 @@ def fleet(**states: int) -> list[Sighting]:
 
 
 def actions(plan: Plan) -> dict[int, Action]:
-    return {int(one.sighting.workspace.id[-12:], 16): one.action for one in plan.decisions}
+    return {number_of(one.sighting.workspace.id): one.action for one in plan.decisions}
 
 
 # --- verdicts ---

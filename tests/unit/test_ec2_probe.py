@@ -18,7 +18,7 @@ from handler.probes import ec2
 from handler.probes.ec2 import BISECTING_CALLS, SWEEP_ABOVE, ZONES_ABOVE, Ec2Probe
 from handler.probes.ec2_api import ATTEMPTS, Ec2Api
 from handler.transport import TransportError
-from tests.unit.builders import Clock, instance, uuid, workspace
+from tests.unit.builders import Clock, instance, number_of, uuid, workspace
 
 Trouble = Callable[[], BaseException]
 
@@ -126,7 +126,7 @@ def look(
 
 def found(seen: dict[str, Sighting]) -> dict[int, str]:
     """Return the states by the workspace's number, or why there is none."""
-    return {int(id_[-12:], 16): one.state or one.cause for id_, one in seen.items()}
+    return {number_of(id_): one.state or one.cause for id_, one in seen.items()}
 
 
 def some(count: int) -> list[Workspace]:
@@ -554,6 +554,22 @@ def test_a_sweep_through_an_account_that_is_mostly_foreign_is_left_after_as_many
     assert len(account.asked(STATUS)) <= MANY // 200 + 1
 
 
+def test_what_a_sweep_took_is_not_held_against_those_asked_for_afterwards(clock: Clock) -> None:
+    account = Account(all_of(MANY), page=MANY - 1, clock=clock)
+
+    def hang_after_the_first_page(operation: str, query: dict[str, Any]) -> Trouble | None:
+        if operation == STATUS and "NextToken" not in query:
+            return None
+        clock.sleep(account.deadlines[-1])
+        return broken("timeout")
+
+    account.trouble = hang_after_the_first_page
+    seen = found(look(account, clock, some(MANY), seconds=10))
+    assert [takes for takes in account.deadlines if takes < 10] == [6, 6, 4]
+    assert seen.pop(MANY) == "timeout"
+    assert Counter(seen.values()) == {"running": MANY - 1}
+
+
 # --- whatever happens ---
 
 troubles = st.sampled_from(
@@ -588,6 +604,6 @@ def test_nobody_is_seen_otherwise_than_ec2_has_it_whatever_fails(
     account = Account(states, page=page, clock=clock)
     account.troubles, account.takes_s = list(to_come), takes_s
     for id_, sighting in look(account, clock, some(20), seconds).items():
-        truth = states.get(instance(int(id_[-12:], 16)), "not_found")
+        truth = states.get(instance(number_of(id_)), "not_found")
         assert sighting.verdict in (VERDICT_OF_STATE.get(truth), Verdict.UNKNOWN)
     assert clock.now - 1000 <= seconds + 1e-6

@@ -8,15 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from handler.fairness import Progress, Sweep, advance
-from tests.unit.builders import uuid
+from tests.unit.builders import in_fair_order, number_of, uuid
 
 NO_LIMIT = 1_000
-
-
-def in_fair_order(candidates: set[int], sweep: Sweep) -> list[str]:
-    """Return what the cycle's SELECT would without a limit, in its order."""
-    ids = sorted(uuid(number) for number in candidates)
-    return sorted(ids, key=lambda one: (one not in sweep.first, one <= sweep.cursor, one))
 
 
 @dataclass
@@ -33,7 +27,7 @@ class Simulation:
 
         Return who was checked.
         """
-        order = in_fair_order(self.candidates, self.sweep)
+        order = in_fair_order(map(uuid, self.candidates), self.sweep)
         turn = order[: self.limit]
         checked = [one for one in turn[:capacity] if one not in map(uuid, left)]
         self.progress = advance(
@@ -45,7 +39,7 @@ class Simulation:
             most_first=self.most_first,
         )
         self.sweep = self.progress.sweep
-        return [int(one[-12:], 16) for one in checked]
+        return [number_of(one) for one in checked]
 
 
 # --- the cursor ---
@@ -128,11 +122,25 @@ def test_those_brought_forward_are_not_forgotten_when_a_lower_limit_leaves_some_
     assert [fleet.cycle() for _ in range(3)] == [[1, 2], [3, 4], [5, 6]]
 
 
-def test_of_very_many_that_ran_out_of_time_the_cursor_waits_for_those_that_are_not_remembered() -> None:
+def test_of_very_many_that_ran_out_of_time_some_come_first_and_the_others_have_their_turn_in_the_next_pass() -> None:
     fleet = Simulation(set(range(1, 11)), most_first=2)
     fleet.cycle(8, late=[3, 5, 6, 7])
     assert fleet.sweep.first == (uuid(3), uuid(5))
-    assert fleet.cycle(4) == [3, 5, 6, 7]
+    assert [fleet.cycle(4) for _ in range(3)] == [[3, 5, 9, 10], [1, 2, 3, 4], [5, 6, 7, 8]]
+
+
+def test_those_not_reached_stay_first_though_fewer_than_they_are_may_be_remembered_now() -> None:
+    fleet = Simulation(set(range(1, 11)), most_first=4)
+    fleet.cycle(5, late=[1, 2, 3, 4])
+    fleet.most_first = 1
+    assert fleet.cycle(1, late=[1]) == [1]
+    assert fleet.cycle(4, late=[2]) == [2, 3, 4, 6]
+    assert fleet.sweep.first == (uuid(2),)
+
+
+def test_when_none_may_be_remembered_nobody_comes_first() -> None:
+    fleet = Simulation({1, 2, 3}, most_first=0)
+    assert [fleet.cycle(1, late=[1, 2, 3]) for _ in range(4)] == [[1], [2], [3], [1]]
 
 
 # --- a pass ---
@@ -226,6 +234,18 @@ def test_rows_that_can_never_be_acted_on_take_their_own_share_of_the_capacity_an
     assert {one for _ in range(cycles) for one in fleet.cycle(capacity, late=tuple(late))} == candidates
 
 
+@given(fleets, st.integers(1, 12), st.lists(st.frozensets(st.integers(1, 30)), min_size=1, max_size=5))
+def test_however_many_run_out_of_time_cycle_after_cycle_the_rest_keeps_what_they_may_not_have(
+    candidates: set[int], capacity: int, lates: list[frozenset[int]]
+) -> None:
+    fleet = Simulation(candidates, most_first=capacity // 2)
+    cycles = ceil(len(candidates) / (capacity - capacity // 2)) + 1
+    checked: set[int] = set()
+    for number in range(cycles):
+        checked.update(fleet.cycle(capacity, late=tuple(lates[number % len(lates)])))
+    assert checked == candidates
+
+
 @given(fleets, turns(st.integers(0, 30), moves=nobody))
 def test_a_pass_is_complete_exactly_when_everybody_was_checked_since_the_last_one(
     candidates: set[int], to_come: list[Turn]
@@ -276,7 +296,7 @@ def test_whoever_ran_out_of_time_is_among_the_first_to_be_checked_next(
     for turn in to_come:
         fleet.candidates = (fleet.candidates | turn.appear) - turn.disappear
         owed &= fleet.candidates
-        remembered = fleet.candidates & {int(one[-12:], 16) for one in fleet.sweep.first}
+        remembered = fleet.candidates & {number_of(one) for one in fleet.sweep.first}
         assert remembered == owed or (crowded and remembered < owed)
         checked = fleet.cycle(turn.capacity, late=tuple(turn.late))
         assert set(checked[: len(remembered)]) <= remembered

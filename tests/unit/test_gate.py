@@ -6,9 +6,10 @@ import pytest
 
 from handler.deadline import Deadline
 from handler.probes.gate import PAUSE_S, Gate
-from tests.unit.builders import Clock
+from tests.unit.builders import Clock, Log
 
 OVER = Deadline(0, clock=Clock())
+OVERLOADED, FINE = True, False
 
 
 def room(gate: Gate) -> int:
@@ -19,16 +20,16 @@ def room(gate: Gate) -> int:
         assert gate.enter(soon)
         entered += 1
     for _ in range(entered):
-        gate.leave(answered=None)
+        gate.leave(overloaded=None)
     return entered
 
 
-def checks(gate: Gate, *answered: bool) -> None:
-    for one in answered:
+def checks(gate: Gate, *overloaded: bool) -> None:
+    for one in overloaded:
         deadline = Deadline(100, clock=Clock())
         assert gate.enter(deadline)
         gate.pause(deadline)
-        gate.leave(answered=one)
+        gate.leave(overloaded=one)
 
 
 @pytest.fixture
@@ -67,38 +68,38 @@ def test_whoever_waits_is_let_through_when_another_leaves() -> None:
     waiting = threading.Thread(target=wait)
     waiting.start()
     assert not entered.is_set()
-    gate.leave(answered=True)
+    gate.leave(overloaded=False)
     assert entered.wait(10)
     waiting.join()
 
 
-def test_half_as_many_are_let_through_when_more_than_half_of_a_round_fails(gate: Gate) -> None:
-    checks(gate, *[False] * 5, *[True] * 3)
+def test_half_as_many_are_let_through_when_more_than_half_of_a_round_was_too_much(gate: Gate) -> None:
+    checks(gate, *[OVERLOADED] * 5, *[FINE] * 3)
     assert room(gate) == 4
-    checks(gate, *[False] * 3, *[True])
+    checks(gate, *[OVERLOADED] * 3, *[FINE])
     assert room(gate) == 2
 
 
-def test_half_a_round_may_fail(gate: Gate) -> None:
-    checks(gate, *[False] * 4, *[True] * 4)
+def test_half_a_round_may_be_too_much(gate: Gate) -> None:
+    checks(gate, *[OVERLOADED] * 4, *[FINE] * 4)
     assert room(gate) == 8
 
 
 def test_a_round_is_judged_at_its_end_and_not_before(gate: Gate) -> None:
-    checks(gate, *[False] * 7)
+    checks(gate, *[OVERLOADED] * 7)
     assert room(gate) == 8
 
 
 def test_one_is_always_let_through(gate: Gate) -> None:
-    checks(gate, *[False] * 100)
+    checks(gate, *[OVERLOADED] * 100)
     assert room(gate) == 1
 
 
-def test_twice_as_many_are_let_through_when_a_round_succeeds_up_to_what_was_agreed(gate: Gate) -> None:
-    checks(gate, *[False] * 100)
+def test_twice_as_many_are_let_through_after_a_good_round_up_to_what_was_agreed(gate: Gate) -> None:
+    checks(gate, *[OVERLOADED] * 100)
     widths = []
     for _ in range(5):
-        checks(gate, *[True] * room(gate))
+        checks(gate, *[FINE] * room(gate))
         widths.append(room(gate))
     assert widths == [2, 4, 8, 8, 8]
 
@@ -106,23 +107,44 @@ def test_twice_as_many_are_let_through_when_a_round_succeeds_up_to_what_was_agre
 def test_a_check_of_which_nothing_can_be_said_does_not_count(gate: Gate) -> None:
     for _ in range(100):
         gate.enter(Deadline(100, clock=Clock()))
-        gate.leave(answered=None)
+        gate.leave(overloaded=None)
     assert room(gate) == 8
 
 
-def test_a_remote_that_fails_even_one_by_one_is_given_a_pause(gate: Gate, clock: Clock) -> None:
-    checks(gate, *[False] * (8 + 4 + 2))
+def test_a_remote_that_is_overloaded_even_one_by_one_is_given_a_pause(gate: Gate, clock: Clock) -> None:
+    checks(gate, *[OVERLOADED] * (8 + 4 + 2))
     assert clock.slept == []
-    checks(gate, *[False])
+    checks(gate, *[OVERLOADED])
     assert clock.slept == [PAUSE_S]
 
 
 def test_the_pause_is_never_longer_than_the_time_that_is_left(gate: Gate, clock: Clock) -> None:
-    checks(gate, *[False] * 14)
+    checks(gate, *[OVERLOADED] * 14)
     gate.pause(Deadline(0.01, clock=clock))
     assert clock.slept == [pytest.approx(0.01)]
 
 
 def test_who_asks_one_by_one_anyway_is_not_slowed_down(clock: Clock) -> None:
-    checks(Gate(1, sleep=clock.sleep), *[False] * 10)
+    checks(Gate(1, sleep=clock.sleep), *[OVERLOADED] * 10)
     assert clock.slept == []
+
+
+def test_whoever_only_enters_is_not_kept_waiting(gate: Gate, clock: Clock) -> None:
+    checks(gate, *[OVERLOADED] * 14)
+    assert gate.enter(Deadline(100, clock=clock))
+    assert clock.slept == []
+
+
+def test_a_remote_that_goes_up_and_down_at_its_limit_is_told_of_once_each_way(gate: Gate, log: Log) -> None:
+    for _ in range(20):
+        checks(gate, *[OVERLOADED] * room(gate))
+        checks(gate, *[FINE] * room(gate))
+    assert [(line["level"], line["count"]) for line in log.lines("checks in flight changed")] == [
+        ("WARNING", 4),
+        ("WARNING", 8),
+    ]
+
+
+def test_of_a_remote_that_has_never_been_asked_too_much_nothing_is_told(gate: Gate, log: Log) -> None:
+    checks(gate, *[FINE] * 100)
+    assert log.lines() == []

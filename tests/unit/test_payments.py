@@ -13,7 +13,7 @@ from handler.payments import Payments
 from handler.restarts import CALLS_AT_ONCE, Answer, Platform, Reply
 from handler.settings import Settings
 from handler.telemetry import Story
-from tests.unit.builders import Clock, debt
+from tests.unit.builders import Clock, Log, debt, uuid
 
 if TYPE_CHECKING:
     from handler.registry import Debts
@@ -23,17 +23,33 @@ PAID = Reply(Answer.PAID, "http_202")
 
 @dataclass
 class Books:
-    """Stands in for the debts in the database; `claims` says what becomes of each debt's claim, by its id."""
+    """Stands in for the debts in the database, by their ids.
+
+    `moved_on` are those whose row is not what it was; `claims` says what becomes of a debt's claim.
+    """
 
     owed: list[Debt]
+    moved_on: set[int] = field(default_factory=set)
     claims: dict[int, str | Exception] = field(default_factory=dict)
     claimed: list[int] = field(default_factory=list)
     closed: dict[int, str] = field(default_factory=dict)
     postponed: dict[int, tuple[str, float | None]] = field(default_factory=dict)
+    left: dict[int, float] = field(default_factory=dict)
     trouble_at_closing: Exception | None = None
 
+    def void_moved_on(self, _: Deadline, *, own_only: bool) -> list[Debt]:
+        void = [one for one in self._open(own_only=own_only) if one.id in self.moved_on]
+        self.closed |= {one.id: "void" for one in void}
+        return void
+
     def due(self, _: Deadline, *, limit: int, own_only: bool) -> list[Debt]:
-        return [one for one in self.owed if one.of_this_cycle or not own_only][:limit]
+        return sorted(self._open(own_only=own_only), key=lambda one: one.id in self.left)[:limit]
+
+    def _open(self, *, own_only: bool) -> list[Debt]:
+        return [one for one in self.owed if one.id not in self.closed and (one.of_this_cycle or not own_only)]
+
+    def leave(self, _: Deadline, debts: Sequence[Debt], *, pause_s: float) -> None:
+        self.left |= {one.id: pause_s for one in debts}
 
     def claim(self, _: Deadline, owed: Debt, *, uncertain_s: float) -> str:
         assert uncertain_s == 300
@@ -104,7 +120,7 @@ def fresh(count: int) -> list[Debt]:
 
 
 def old(number: int) -> Debt:
-    return debt(number, attempts=1)
+    return debt(number, attempts=1, of_this_cycle=False)
 
 
 # --- what is asked for ---
@@ -157,28 +173,61 @@ def test_a_call_that_would_be_cut_off_at_once_is_not_begun(seconds: float) -> No
         *[("running", False, 1), ("pending", False, 0), ("stopping", False, 0), ("no such word", False, 0)],
     ],
 )
+@pytest.mark.parametrize("owed", [old(1), debt(1, attempts=1)], ids=["of an earlier cycle", "asked for before"])
 def test_a_debt_of_earlier_is_asked_for_only_if_its_instance_is_still_dead(
-    state: str,
-    asked: bool,
-    void: int,
+    owed: Debt, state: str, asked: bool, void: int
 ) -> None:
-    books = Books([old(1)])
-    report, desk = pay(books, states=States({old(1).instance_id: state}))
+    books = Books([owed])
+    report, desk = pay(books, states=States({owed.instance_id: state}))
     assert (desk.asked == [1], report.restarts.void) == (asked, void)
     assert books.closed.get(1) == ("paid" if asked else "void" if void else None)
+    assert (books.left == {1: 60}) is (not asked and not void)
 
 
 def test_a_debt_of_earlier_whose_instance_was_not_reached_is_left() -> None:
     books = Books([old(1)])
-    _, desk = pay(books, states=States({}))
-    assert desk.asked == []
-    assert books.closed == {}
+    report, desk = pay(books, states=States({}))
+    assert (desk.asked, books.closed, books.left) == ([], {}, {1: 60})
+    assert (report.restarts.void, report.restarts.failed, report.restarts.uncertain) == (0, 0, 0)
+
+
+def test_debts_of_which_nothing_can_be_said_go_behind_the_others() -> None:
+    silent, dead = [old(number) for number in range(1, 301)], old(301)
+    books, states = Books([*silent, dead]), States({dead.instance_id: "terminated"})
+    cycles = [pay(books, states=states, RESTARTS_PER_CYCLE="10")[1].asked for _ in range(4)]
+    assert cycles[:3] == [[], [], [301]]
+    assert cycles[3] == []
+
+
+def test_nothing_is_left_for_later_when_something_can_be_said_of_each() -> None:
+    books = Books([old(1), old(2), debt(3)])
+    pay(books, states=States({old(1).instance_id: "terminated", old(2).instance_id: "running"}))
+    assert books.left == {}
 
 
 def test_a_debt_of_this_cycle_was_seen_dead_a_moment_ago_and_is_not_probed_again() -> None:
     states = States({})
     _, desk = pay(Books(fresh(1)), states=states)
     assert (states.asked, desk.asked) == ([], [1])
+
+
+def test_a_debt_whose_row_has_moved_on_is_void_without_a_look_at_its_instance(log: Log) -> None:
+    books = Books([old(1), old(2), debt(3)], moved_on={1, 3})
+    states = States({old(1).instance_id: "terminated", old(2).instance_id: "terminated"})
+    report, desk = pay(books, states=states)
+    assert (states.asked, desk.asked) == ([old(2).instance_id], [2])
+    assert books.closed == {1: "void", 2: "paid", 3: "void"}
+    assert (report.restarts.void, report.restarts.requested) == (2, 1)
+    told = [(line["workspace_id"], line["reason"]) for line in log.lines("restart void")]
+    assert told == [(uuid(1), "the row has moved on"), (uuid(3), "the row has moved on")]
+
+
+def test_a_narrowed_cycle_neither_pays_nor_voids_the_debts_of_others() -> None:
+    books = Books([old(1), old(2), debt(3)], moved_on={1})
+    states = States({old(2).instance_id: "terminated"})
+    report, desk = pay(books, states=states, own_only=True)
+    assert (states.asked, desk.asked, books.closed) == ([], [3], {3: "paid"})
+    assert report.restarts.void == 0
 
 
 # --- what the answers do ---
@@ -218,6 +267,11 @@ def test_once_told_to_wait_nothing_more_is_asked_for_in_this_cycle() -> None:
 
 # --- what fails meanwhile ---
 
+DATABASE_TROUBLES = [
+    pytest.param(ConnectionLostError("gone"), id="the database is gone"),
+    pytest.param(SecretError("gone"), id="the secret to log in anew cannot be fetched"),
+]
+
 
 def test_a_platform_without_a_token_leaves_the_debts_for_the_next_cycle() -> None:
     books, report = Books(fresh(3)), Report("apply", "ec2")
@@ -232,15 +286,17 @@ def test_a_platform_without_a_token_leaves_the_debts_for_the_next_cycle() -> Non
     assert books.claimed == []
 
 
-def test_an_answer_that_cannot_be_noted_costs_the_others_nothing() -> None:
-    books = Books(fresh(3), trouble_at_closing=ConnectionLostError("gone"))
+@pytest.mark.parametrize("trouble", DATABASE_TROUBLES)
+def test_an_answer_that_cannot_be_noted_costs_the_others_nothing(trouble: Exception) -> None:
+    books = Books(fresh(3), trouble_at_closing=trouble)
     report, desk = pay(books)
     assert sorted(desk.asked) == [1, 2, 3]
     assert report.restarts.requested == 3
 
 
-def test_answers_to_what_was_asked_are_noted_though_a_later_claim_fails() -> None:
-    books = Books(fresh(4), claims={3: ConnectionLostError("gone")})
+@pytest.mark.parametrize("trouble", DATABASE_TROUBLES)
+def test_answers_to_what_was_asked_are_noted_though_a_later_claim_fails(trouble: Exception) -> None:
+    books = Books(fresh(4), claims={3: trouble})
     report, desk = pay(books)
     assert sorted(desk.asked) == [1, 2]
     assert books.closed == {1: "paid", 2: "paid"}

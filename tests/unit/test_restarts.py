@@ -29,6 +29,7 @@ class Response:
 
     status: int
     headers: Mapping[str, str] = field(default_factory=dict)
+    ends: Deadline | None = None  # the time that is over with this answer
     closed: bool = False
 
     def close(self) -> None:
@@ -43,11 +44,15 @@ class Wire:
     sent: list[dict[str, Any]] = field(default_factory=list)
     closed: int = 0
 
-    def open(self, method: str, url: str, **rest: Any) -> Response:
-        self.sent.append({"method": method, "url": url, **rest})
+    def open(self, method: str, url: str, *, deadline: Deadline, **rest: Any) -> Response:
+        if deadline.over():
+            raise TransportError("timeout", sent=False)
+        self.sent.append({"method": method, "url": url, "deadline": deadline, **rest})
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
         if isinstance(answer, TransportError):
             raise answer
+        if answer.ends is not None:
+            answer.ends.close()
         return answer
 
     def close(self) -> None:
@@ -190,10 +195,10 @@ def test_a_refused_token_that_cannot_be_fetched_anew_is_a_refusal(connect: Conne
 
 
 def test_nothing_is_asked_a_second_time_when_the_time_is_over(connect: Connect) -> None:
-    wire = connect(Response(401), Response(202))
-    late = platform(OLD, NEW)
-    assert late.restart(debt(), Deadline(0, clock=Clock())) == Reply(Answer.REFUSED, "http_401")
-    assert len(wire.sent) == 1
+    deadline = Deadline(10, clock=Clock())
+    wire = connect(Response(401, ends=deadline), Response(202))
+    assert platform(OLD, NEW).restart(debt(), deadline) == Reply(Answer.REFUSED, "timeout")
+    assert wire.tokens == ["Bearer old"]
 
 
 def test_no_token_to_begin_with_is_an_error_before_anything_is_asked(connect: Connect) -> None:

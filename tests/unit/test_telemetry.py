@@ -1,7 +1,6 @@
 """What is logged and measured, under which names."""
 
 import ast
-import io
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -13,33 +12,12 @@ import pytest
 import handler
 from handler.errors import RegistryError
 from handler.model import Flip, Gauges, Report, RestartCounts, SkipReason
-from handler.telemetry import LOG_KEYS, METRIC_NAMES, Story, cycle_finished, emit_metrics, logger
-from tests.unit.builders import debt, instance, saw, uuid
+from handler.telemetry import LOG_KEYS, METRIC_NAMES, Story, cycle_finished, emit_metrics
+from tests.unit.builders import Log, debt, instance, saw, uuid
 
 POWERTOOLS_KEYS = {"level", "location", "message", "timestamp", "service"}
 GAUGES = Gauges(restarts_pending=7, restarts_blocked=2, oldest_restart_age_s=81.5, coverage_age_s=60.25)
 NO_ANSWER = "a word that EC2 does not have"
-
-
-class Log:
-    """The lines that were logged since it was last read."""
-
-    def __init__(self) -> None:
-        self.stream = io.StringIO()
-
-    def lines(self) -> list[dict[str, Any]]:
-        """Return the lines, and begin anew."""
-        text = self.stream.getvalue()
-        self.stream.seek(0)
-        self.stream.truncate()
-        return [json.loads(line) for line in text.splitlines()]
-
-
-@pytest.fixture
-def log(monkeypatch: pytest.MonkeyPatch) -> Log:
-    log = Log()
-    monkeypatch.setattr(logger.registered_handler, "stream", log.stream)
-    return log
 
 
 def without_powertools(line: dict[str, Any]) -> dict[str, Any]:
@@ -50,7 +28,7 @@ def without_powertools(line: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_a_decision_is_one_line_with_the_keys_that_queries_rest_on(log: Log) -> None:
-    Story().tell("workspace flipped", saw("terminated", 5), "EC2 said terminated twice")
+    Story().tell("workspace flipped", saw("terminated", 5), "terminated, confirmed by a second probe")
     (line,) = log.lines()
     assert (line["level"], line["message"], line["service"]) == (
         "INFO",
@@ -62,7 +40,7 @@ def test_a_decision_is_one_line_with_the_keys_that_queries_rest_on(log: Log) -> 
         "instance_id": instance(5),
         "instance_state": "terminated",
         "verdict": "dead",
-        "reason": "EC2 said terminated twice",
+        "reason": "terminated, confirmed by a second probe",
     }
 
 
