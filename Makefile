@@ -71,6 +71,15 @@ $(BUILT): infra/template.yaml infra/build.py $(PACKAGED) Makefile | $(STAMP) .ve
 test: $(STAMP) $(BUILT) $(TOOLS) ## run the tests, with coverage; ARGS="-k breaker" narrows them
 	$(PY) -m pytest -n $(WORKERS) --cov --cov-report=term-missing:skip-covered $(ARGS)
 
+.PHONY: bench
+bench: .venv-bench/.installed ## measure beside the peers (ten minutes); writes bench/results.json, README's figures and bench/plots
+	$(PY) -m bench $(ARGS)
+	$(if $(ARGS),,.venv-bench/bin/python -m bench.plots)
+
+.PHONY: profile
+profile: .venv-bench/.installed ## show where the CPU time of a 100,000-row cycle goes
+	$(PY) -m bench.profile_cycle $(ARGS)
+
 .PHONY: lint
 lint: $(STAMP) ## check style, formatting and types
 	$(PY) -m ruff check .
@@ -92,6 +101,7 @@ lock: $(STAMP) ## pin requirements/*.in anew into requirements/*.txt; ARGS=--upg
 	$(UV_COMPILE) --output-file requirements/deploy.txt requirements/deploy.in
 	$(UV_COMPILE) --output-file requirements/checkov.txt requirements/checkov.in
 	$(UV_COMPILE) --output-file requirements/lambda.txt requirements/lambda.in
+	$(UV_COMPILE) --output-file requirements/bench.txt requirements/bench.in
 
 .PHONY: clean
 clean: ## remove what the other targets made

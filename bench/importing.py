@@ -2,7 +2,6 @@
 
 import json
 import statistics
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 # What belongs together, by the first part of a module's name. The standard library is the rest.
@@ -44,10 +43,10 @@ def _lines(trace: str) -> Iterable[tuple[float, float, str]]:
             yield int(own) / 1000, int(cumulative) / 1000, module.strip()
 
 
-def _own(trace: str) -> Counter[str]:
-    sums: Counter[str] = Counter(dict.fromkeys([*_GROUPS, _STANDARD_LIBRARY], 0.0))  # type: ignore[arg-type]
+def _own(trace: str) -> dict[str, float]:
+    sums = dict.fromkeys([*_GROUPS, _STANDARD_LIBRARY], 0.0)
     for own_ms, _, module in _lines(trace):
-        sums[_group(module.partition(".")[0])] += own_ms  # type: ignore[assignment]
+        sums[_group(module.partition(".")[0])] += own_ms
     return sums
 
 

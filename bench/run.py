@@ -109,7 +109,10 @@ def growth(server: PostgresServer) -> Scenario:
                     if name == PROJECT or size < PEER_ROWS or turn == 0:
                         done.append(world.run(name, APPLY if name == PROJECT else {}))
         rows += [figures(name, size, done) for name, done in runs.items()]
-    return {"conditions": f"{EC2_LATENCY_S} s a call, 1 in {DEAD_EVERY:,} dead, 1 in {FOREIGN_SHARE + 1} instances foreign", "rows": rows}
+    return {
+        "conditions": f"{EC2_LATENCY_S} s a call, 1 in {DEAD_EVERY:,} dead, 1 in {FOREIGN_SHARE + 1} instances foreign",
+        "rows": rows,
+    }
 
 
 def bulk(server: PostgresServer) -> Scenario:
@@ -150,7 +153,10 @@ def warm(server: PostgresServer) -> Scenario:
             for process in processes.values():
                 process.close()
         rows += [figures(name, 1_000, done) | {"latency_s": latency_s} for name, done in runs.items()]
-    return {"conditions": f"1,000 workspaces, all running, 100 foreign instances; medians of {WARM_RUNS} cycles in warm processes", "rows": rows}
+    return {
+        "conditions": f"all running, 100 foreign instances; medians of {WARM_RUNS} cycles in warm processes",
+        "rows": rows,
+    }
 
 
 def control_plane(server: PostgresServer) -> Scenario:

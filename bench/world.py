@@ -140,4 +140,3 @@ def ec2_world(
         ec2.fill(size, foreign=foreign, dead_every=dead_every)
         yield Ec2World(fleet, ec2)
     fleet.database.drop()
-

@@ -113,6 +113,11 @@ class HttpStandIn(ABC):
             raise RuntimeError(f"{type(self).__name__} is not running")
         return f"http://127.0.0.1:{self._server.server_address[1]}"
 
+    @property
+    def running(self) -> bool:
+        """Whether it is between `start` and `stop`."""
+        return self._server is not None
+
     def start(self) -> Self:
         """Listen and answer until `stop`; return the stand-in itself."""
         self._server = _Server(self)
@@ -131,8 +136,13 @@ class HttpStandIn(ABC):
         self._server.cut_connections()
         self._server.server_close()
         self._server = self._thread = None
-        if self._errors:
-            raise ExceptionGroup(f"{type(self).__name__} failed while answering", self._errors)
+        self.check()
+
+    def check(self) -> None:
+        """Raise what went wrong inside `handle`, if anything did."""
+        errors, self._errors = self._errors, []
+        if errors:
+            raise ExceptionGroup(f"{type(self).__name__} failed while answering", errors)
 
     def drain(self, timeout_s: float = 10.0) -> None:
         """Wait until all that was sent so far, by clients that may be gone, is handled and every connection has ended.

@@ -113,6 +113,13 @@ class LimitedEc2(HttpStandIn):
         self.throttled = 0
         self._account = _Account()
 
+    def reset(self) -> None:
+        """Forget every instance, order and call."""
+        self.script.clear()
+        self.calls.clear()
+        self.throttled = 0
+        self._account = _Account()
+
     @property
     def environment(self) -> dict[str, str]:
         """The variables that have a process call this EC2 API; other services are left as they are."""

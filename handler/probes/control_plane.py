@@ -97,9 +97,9 @@ class ControlPlaneProbe:
             raise _NoAnswerError(f"http_{status}")
         return _parsed(body)
 
-    def _get(self, transport: Transport, url: str, headers: Mapping[str, str], check: Deadline) -> tuple[int, bytes]:
+    def _get(self, transport: Transport, url: str, tokens: Mapping[str, str], check: Deadline) -> tuple[int, bytes]:
         try:
-            answer = transport.call("GET", url, headers=headers, deadline=check, body_limit=BODY_LIMIT)
+            answer = transport.call("GET", url, headers=_headers(tokens), deadline=check, body_limit=BODY_LIMIT)
         except TransportError as error:
             raise _NoAnswerError(error.cause) from error
         return answer.status, answer.body

@@ -1,15 +1,41 @@
 """What most integration tests begin with."""
 
 from collections.abc import Iterator
+from functools import cache, partial
 
 import pytest
+from botocore.loaders import JSONFileLoader
 
+from sandbox.ec2 import MotoEc2
 from sandbox.postgres import PostgresServer, StatusType
-from tests.support.stage import Stage, opened
+from tests.support.stage import Stage, Stages, opened
+
+
+@pytest.fixture(scope="session", autouse=True)
+def botocore_reads_its_files_once() -> Iterator[None]:
+    """Keep botocore's descriptions, which it reads anew for every set of settings that a test invents."""
+    read = cache(partial(JSONFileLoader.load_file, JSONFileLoader()))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(JSONFileLoader, "load_file", lambda _, path: read(path))
+        yield
+
+
+@pytest.fixture(scope="session")
+def stages(postgres: PostgresServer) -> Iterator[Stages]:
+    """Stages that one test after the other uses."""
+    with Stages(postgres) as stages:
+        yield stages
 
 
 @pytest.fixture
-def stage(postgres: PostgresServer, status_type: StatusType) -> Iterator[Stage]:
-    """A database with its fleet, and everything around it that a cycle meets."""
-    with opened(postgres, status_type) as stage:
+def stage(stages: Stages, status_type: StatusType) -> Iterator[Stage]:
+    """A database with its fleet, and everything around it that a cycle meets; empty."""
+    with stages.borrowed(status_type) as stage:
+        yield stage
+
+
+@pytest.fixture
+def cloud(postgres: PostgresServer, moto: MotoEc2) -> Iterator[Stage]:
+    """A stage with an AWS account that has a Secrets Manager."""
+    with opened(postgres, moto=moto) as stage:
         yield stage

@@ -1,15 +1,14 @@
 """Doubts about many cycles: instances that EC2 does not know, and too many that look dead."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
 from sandbox.control_plane import state_answer
 from sandbox.http_server import Answer
-from sandbox.postgres import PostgresServer
 from tests.support.events import APPLY, DRY_RUN, SCHEDULED
-from tests.support.stage import Outcome, Stage, opened
+from tests.support.stage import Outcome, Stage
 
 OVERRIDE = APPLY | {"override_breaker": True}
 SIGHTINGS, MIN_AGE_S = 3, 120
@@ -17,12 +16,6 @@ A_MINUTE_S = 60.0
 # Absences are believed as soon as they have been seen often enough, or at first sight.
 SOON = {"ABSENT_MIN_AGE_SECONDS": "0"}
 AT_ONCE = {"ABSENT_SIGHTINGS": "1", "ABSENT_MIN_AGE_SECONDS": "0"}
-
-
-@pytest.fixture
-def stage(postgres: PostgresServer) -> Iterator[Stage]:
-    with opened(postgres) as stage:
-        yield stage
 
 
 def only(*workspaces: str, mode: str = "apply") -> dict[str, Any]:

@@ -3,19 +3,18 @@
 import gzip
 import json
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count
 
 import pytest
 
 from handler.errors import SecretError
-from sandbox.control_plane import StatusRequest, state_answer
+from sandbox.control_plane import state_answer
 from sandbox.ec2 import MotoEc2
 from sandbox.http_server import Answer, Drip, Hang, HttpStandIn, Raw, Reply, Request, Reset, drip_body, drip_headers
-from sandbox.postgres import PostgresServer
 from tests.support.events import APPLY
-from tests.support.stage import Outcome, Stage, opened
+from tests.support.stage import Outcome, Stage, Stages, from_question
 
 STOPPED = b'{"state": "stopped"}'
 BODY_LIMIT = 64 * 1024
@@ -205,12 +204,6 @@ class Asked:
     broken: int
 
 
-def from_question(number: int, answer: Reply) -> Callable[[StatusRequest], Reply | None]:
-    """Return an order for that answer to each question from that one on."""
-    questions = count(1)
-    return lambda _: answer if next(questions) >= number else None
-
-
 def asked(stage: Stage, broken: Mapping[str, Reply], *, at_probe: int, timeout_s: float) -> Asked:
     """Run a cycle with these answers at the first or, where the first ones say stopped, at the second probe."""
     answers = {**broken, **CLEAN}
@@ -231,19 +224,19 @@ def liar() -> Iterator[Liar]:
 
 
 @pytest.fixture(scope="module", params=["first", "second"])
-def quick(request: pytest.FixtureRequest, postgres: PostgresServer, liar: Liar) -> Iterator[Asked]:
+def quick(request: pytest.FixtureRequest, stages: Stages, liar: Liar) -> Asked:
     redirects: dict[str, Reply] = {
         name: Answer(status, STOPPED, {"Location": f"{liar.url}/{status}"}) for name, status in REDIRECTS.items()
     }
     broken = {**STATUSES, **BODIES, **TRANSFERS, **redirects}
-    with opened(postgres) as stage:
-        yield asked(stage, broken, at_probe=PROBES[request.param], timeout_s=10)
+    with stages.borrowed() as stage:
+        return asked(stage, broken, at_probe=PROBES[request.param], timeout_s=10)
 
 
 @pytest.fixture(scope="module", params=["first", "second"])
-def slow(request: pytest.FixtureRequest, postgres: PostgresServer) -> Iterator[Asked]:
-    with opened(postgres) as stage:
-        yield asked(stage, SLOW, at_probe=PROBES[request.param], timeout_s=TIMEOUT_S)
+def slow(request: pytest.FixtureRequest, stages: Stages) -> Asked:
+    with stages.borrowed() as stage:
+        return asked(stage, SLOW, at_probe=PROBES[request.param], timeout_s=TIMEOUT_S)
 
 
 def assert_believed_in_nothing(cycle: Asked, name: str) -> None:
@@ -288,12 +281,6 @@ def test_no_redirect_is_followed(quick: Asked, liar: Liar) -> None:
 
 def test_nothing_that_a_control_plane_answers_gets_into_the_logs(quick: Asked) -> None:
     assert FOREIGN not in quick.outcome.output
-
-
-@pytest.fixture
-def stage(postgres: PostgresServer) -> Iterator[Stage]:
-    with opened(postgres) as stage:
-        yield stage
 
 
 # --- how it is asked ---

@@ -19,7 +19,7 @@ from sandbox.ec2 import MotoEc2
 from sandbox.fleet import Fleet
 from sandbox.http_server import Answer
 from sandbox.limited_ec2 import LimitedEc2
-from sandbox.postgres import RECONCILER_ROLE, Database, PostgresServer
+from sandbox.postgres import RECONCILER_ROLE, Database, PostgresServer, StatusType
 from tests.support.events import APPLY, DRY_RUN
 from tests.support.invoke import Invoke
 from tests.support.marks import both_status_types
@@ -35,6 +35,13 @@ OTHER_ROLE = "another_reconciler"
 MOSTLY_DEAD = {"BREAKER_MAX_DEAD_FRACTION": "1"}
 # Long enough for leases to expire, for refusals to be tried again and for what is uncertain to be asked again.
 A_WHILE_S = 400.0
+
+
+@pytest.fixture
+def stage(postgres: PostgresServer, status_type: StatusType) -> Iterator[Stage]:
+    """A stage of its own, whose database may be left in any state."""
+    with opened(postgres, status_type) as stage:
+        yield stage
 
 
 def failure(stage: Stage, kind: type[ReconcilerError], event: Any = APPLY, **settings: str | None) -> str:
@@ -303,13 +310,6 @@ class Login:
     def fetched(self) -> int:
         """Return how often the secret was fetched so far."""
         return sum(call.action == "GetSecretValue" for call in self._moto.calls)
-
-
-@pytest.fixture
-def cloud(postgres: PostgresServer, moto: MotoEc2) -> Iterator[Stage]:
-    """A stage with an AWS account that has a Secrets Manager."""
-    with opened(postgres, moto=moto) as stage:
-        yield stage
 
 
 @pytest.fixture

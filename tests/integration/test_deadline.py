@@ -20,6 +20,7 @@ from sandbox.http_server import Answer, Hang, HttpStandIn, Raw, Reply, Request, 
 from sandbox.invocation import Invocation, InvocationError
 from sandbox.script import Script
 from tests.support.events import APPLY, DRY_RUN
+from tests.support.ids import in_order
 from tests.support.postgres_proxy import PostgresProxy
 from tests.support.stage import Outcome, Snapshot, Stage
 
@@ -48,7 +49,7 @@ def timed_cycle(stage: Stage, deadline_s: float, event: Any = APPLY, **settings:
     calls = len(stage.platform.calls)
     with ends_within(deadline_s):
         report = stage.invoke(event, CYCLE_DEADLINE_SECONDS=str(deadline_s), **settings)
-    return Outcome(report, before, Snapshot.of(stage.database), stage.platform.calls[calls:], "")
+    return Outcome(report, before, Snapshot.of(stage.database), stage.platform.calls[calls:], "", [])
 
 
 def timed_failure(
@@ -68,11 +69,6 @@ def assert_each_once(stage: Stage, workspaces: list[str]) -> None:
     assert Counter(event["workspace_id"] for event in stage.fleet.events()) == once
     assert Counter(call.workspace_id for call in stage.platform.calls) == once
     assert Counter(debt["workspace_id"] for debt in stage.fleet.debts() if debt["outcome"] == "paid") == once
-
-
-def in_order(count: int) -> list[str]:
-    """Return ids in the order in which a first cycle takes them."""
-    return [f"00000000-0000-4000-8000-{number:012d}" for number in range(1, count + 1)]
 
 
 # --- the source of truth ---

@@ -1,15 +1,14 @@
 """Who goes offline: every status, instance state and kind of runtime at once, for both probes and both column types."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product, repeat
 
 import pytest
 
 from sandbox.ec2 import MotoEc2
-from sandbox.postgres import PostgresServer, StatusType
+from sandbox.postgres import PostgresServer
 from tests.support.events import APPLY, DRY_RUN
-from tests.support.stage import Outcome, Stage, opened
+from tests.support.stage import Outcome, Stage, Stages, opened
 
 NO_LONGER_CANDIDATES = ("offline", "failed", "removed", "paused", "hibernated")
 NOT_YET_CANDIDATES = ("provisioning", "hibernating", "awaiting_agent", None)
@@ -50,13 +49,13 @@ class Run:
 
 
 @pytest.fixture(scope="module", params=FLEETS, ids="-".join)
-def run(request: pytest.FixtureRequest, postgres: PostgresServer, moto: MotoEc2) -> Iterator[Run]:
+def run(request: pytest.FixtureRequest, postgres: PostgresServer, moto: MotoEc2, stages: Stages) -> Run:
     truth, status_type = request.param
-    with opened(postgres, status_type, moto=moto if truth == "moto" else None) as stage:
+    with opened(postgres, status_type, moto=moto) if truth == "moto" else stages.borrowed(status_type) as stage:
         states = [*ALIVE, *DEAD, UNKNOWN_TO_EC2, *([A_WORD_THAT_EC2_HAS_NOT] if truth == "control_plane" else [])]
         case_of = populated(stage, states)
         settings = stage.settings(truth)
-        yield Run(
+        return Run(
             case_of,
             rehearsed=stage.cycle(DRY_RUN, **settings),
             applied=stage.cycle(APPLY, **settings),
@@ -105,12 +104,6 @@ def test_the_report_counts_the_verdicts_of_the_candidates_and_of_nobody_else(run
         assert verdicts == {"running": 6, "transition": 18, "dead": dead, "absent": 6, "unknown": unknown}
         assert report["candidates"] == report["checked"] == sum(verdicts.values())
         assert (report["deferred"], outcome.skips, report["breaker_open"]) == (0, {}, False)
-
-
-@pytest.fixture
-def stage(postgres: PostgresServer, status_type: StatusType) -> Iterator[Stage]:
-    with opened(postgres, status_type) as stage:
-        yield stage
 
 
 @pytest.mark.parametrize("probe", ["ec2", "control_plane"])

@@ -13,10 +13,10 @@ import pytest
 from handler.errors import ConnectionLostError, ReconcilerError, RightsMissingError
 from sandbox.ec2 import AWS_ENVIRONMENT
 from sandbox.http_server import Answer
-from sandbox.postgres import Database, PostgresServer
+from sandbox.postgres import Database
 from tests.support.events import APPLY, DRY_RUN, SCHEDULED, event
 from tests.support.invoke import Invoke
-from tests.support.stage import Stage, opened, recorded
+from tests.support.stage import Stage, recorded
 
 SCHEDULED_RULE = event("scheduled-rule")
 ID = "00000000-0000-4000-8000-000000000001"
@@ -29,12 +29,6 @@ SECRETS = {
     "PLATFORM_TOKEN": "platform-tok-en",
     "AWS_SECRET_ACCESS_KEY": "aws-sec-ret",
 }
-
-
-@pytest.fixture
-def stage(postgres: PostgresServer) -> Iterator[Stage]:
-    with opened(postgres) as stage:
-        yield stage
 
 
 # --- what is refused, before anybody is contacted ---
@@ -262,9 +256,18 @@ SELECT_ONLY = """
 """
 
 
-def may_only_read(database: Database) -> None:
-    with contextlib.closing(database.connect()) as connection:
-        connection.run(SELECT_ONLY)
+MAY_WRITE = """
+    GRANT INSERT, UPDATE, DELETE ON reconciler.lease, reconciler.absences, reconciler.restarts TO reconciler;
+    GRANT UPDATE ON reconciler.sweep TO reconciler;
+    GRANT UPDATE (status, updated_at) ON workspaces TO reconciler;
+    GRANT INSERT (event_type, workspace_id, payload) ON structure_events TO reconciler
+"""
+
+
+def let_it_only_read(stage: Stage) -> None:
+    """Take the right to write from the reconciler's role until the next cycle has ended."""
+    stage.database.query(SELECT_ONLY)
+    stage.meanwhile.callback(stage.database.query, MAY_WRITE)
 
 
 def a_busy_fleet(stage: Stage) -> dict[str, str]:
@@ -289,7 +292,7 @@ REHEARSALS = {
 @pytest.mark.parametrize("name", REHEARSALS)
 def test_a_dry_run_writes_nothing_anywhere_and_needs_no_right_to(stage: Stage, probe: str, name: str) -> None:
     would_flip = a_busy_fleet(stage)
-    may_only_read(stage.database)
+    let_it_only_read(stage)
     before = everything(stage.database)
     order, settings = REHEARSALS[name]
     outcome = stage.cycle(order, **stage.settings(probe), **settings)
@@ -305,7 +308,7 @@ def test_a_dry_run_writes_nothing_anywhere_and_needs_no_right_to(stage: Stage, p
 def test_an_applying_cycle_that_may_not_write_is_not_begun(stage: Stage) -> None:
     stage.add_all(2, "running")
     stage.add("stopped")
-    may_only_read(stage.database)
+    let_it_only_read(stage)
     before = everything(stage.database)
     with pytest.raises(RightsMissingError, match=r"UPDATE \(status\) on workspaces.*infra/grants\.sql"):
         stage.cycle()

@@ -12,9 +12,8 @@ from sandbox import ec2_xml
 from sandbox.ec2_xml import Instance
 from sandbox.http_server import Answer, Hang, Raw, Reply, Reset, drip_body, drip_headers
 from sandbox.limited_ec2 import ZONES, ApiError, DescribeCall, LimitedEc2, TokenBucket
-from sandbox.postgres import PostgresServer
 from tests.support.events import APPLY, DRY_RUN
-from tests.support.stage import Outcome, Stage, opened
+from tests.support.stage import Outcome, Stage, Stages
 
 REFUSED = ApiError("UnauthorizedOperation", "You are not authorized to perform this operation.", 403).as_answer()
 THROTTLED = ApiError("RequestLimitExceeded", "Request limit exceeded.", 503).as_answer()
@@ -25,10 +24,9 @@ PER_FILTER = 200
 
 
 @pytest.fixture
-def stage(postgres: PostgresServer) -> Iterator[Stage]:
-    with opened(postgres) as stage:
-        yield stage
-        assert_within_limits(stage.ec2)
+def stage(stage: Stage) -> Iterator[Stage]:
+    yield stage
+    assert_within_limits(stage.ec2)
 
 
 def assert_within_limits(ec2: LimitedEc2) -> None:
@@ -213,8 +211,8 @@ class Troubled:
 
 
 @pytest.fixture(scope="module")
-def troubled(postgres: PostgresServer) -> Iterator[Troubled]:
-    with opened(postgres) as stage:
+def troubled(stages: Stages) -> Troubled:
+    with stages.borrowed() as stage:
         poisons: dict[str, str] = {}
         dead: dict[str | None, str] = {}
         rows: list[dict[str, str]] = []
@@ -240,7 +238,7 @@ def troubled(postgres: PostgresServer) -> Iterator[Troubled]:
         stage.ec2.script.reply(trouble, action=DESCRIBE)
         outcome = stage.cycle(APPLY | {"override_breaker": True}, PROBE_TIMEOUT_SECONDS="2")
         assert_within_limits(stage.ec2)
-        yield Troubled(outcome, dead, len(touched), len(rows) - len(touched))
+        return Troubled(outcome, dead, len(touched), len(rows) - len(touched))
 
 
 @pytest.mark.parametrize("name", TROUBLES)
@@ -336,14 +334,14 @@ def crowd_of(stage: Stage, running: int) -> Crowd:
 
 
 @pytest.fixture(scope="module")
-def many_module(postgres: PostgresServer) -> Iterator[Crowd]:
-    with opened(postgres) as stage:
+def many_module(stages: Stages) -> Iterator[Crowd]:
+    with stages.borrowed() as stage:
         yield crowd_of(stage, MANY)
 
 
 @pytest.fixture(scope="module")
-def very_many_module(postgres: PostgresServer) -> Iterator[Crowd]:
-    with opened(postgres) as stage:
+def very_many_module(stages: Stages) -> Iterator[Crowd]:
+    with stages.borrowed() as stage:
         yield crowd_of(stage, VERY_MANY)
 
 

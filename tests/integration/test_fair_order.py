@@ -10,14 +10,10 @@ from handler.errors import RegistryError
 from sandbox.control_plane import state_answer
 from sandbox.http_server import Hang
 from tests.support.events import APPLY, DRY_RUN
+from tests.support.ids import in_order
 from tests.support.stage import Outcome, Stage
 
 MOSTLY_DEAD = {"BREAKER_MAX_DEAD_FRACTION": "1"}
-
-
-def in_order(count: int, *, beginning: int = 1) -> list[str]:
-    """Return ids in the order in which a first cycle takes them."""
-    return [f"00000000-0000-4000-8000-{number:012d}" for number in range(beginning, beginning + count)]
 
 
 def fill(stage: Stage, ids: list[str], state: str = "running") -> list[str]:

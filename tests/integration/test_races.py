@@ -2,7 +2,7 @@
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +11,9 @@ import pytest
 from sandbox.control_plane import state_answer
 from sandbox.http_server import Answer, Hang, Raw, Reply, Reset
 from sandbox.limited_ec2 import ApiError
-from sandbox.postgres import Database, PostgresServer
+from sandbox.postgres import Database
 from tests.support.events import APPLY
-from tests.support.stage import Outcome, Stage, opened
+from tests.support.stage import Outcome, Stage, Stages, from_question
 
 OVERRIDE = {"override_breaker": True}
 # Only a heartbeat in between holds a flip back.
@@ -21,12 +21,6 @@ FIRST_HALF_ONLY = {"HEARTBEAT_FRESH_SECONDS": "0"}
 LONG_AGO_S, LESS_LONG_AGO_S = 300.0, 200.0
 # Whoever waits for a lock waits this long, which a test would notice.
 RECONFIRM_TIMEOUT_S = 30
-
-
-@pytest.fixture
-def stage(postgres: PostgresServer) -> Iterator[Stage]:
-    with opened(postgres) as stage:
-        yield stage
 
 
 # --- the row moves on ---
@@ -148,10 +142,10 @@ def raced(stage: Stage, probe: str, *, at_probe: int, mode: str) -> Raced:
     params=[("ec2", 1, "enum"), ("ec2", 2, "text"), ("control_plane", 1, "text"), ("control_plane", 2, "enum")],
     ids=["ec2, first probe", "ec2, second probe", "control plane, first probe", "control plane, second probe"],
 )
-def races(request: pytest.FixtureRequest, postgres: PostgresServer) -> Iterator[Raced]:
+def races(request: pytest.FixtureRequest, stages: Stages) -> Raced:
     probe, at_probe, status_type = request.param
-    with opened(postgres, status_type) as stage:
-        yield raced(stage, probe, at_probe=at_probe, mode="apply")
+    with stages.borrowed(status_type) as stage:
+        return raced(stage, probe, at_probe=at_probe, mode="apply")
 
 
 @pytest.mark.parametrize("name", LOST)
@@ -319,15 +313,15 @@ ALL_ANSWERS = {**SECOND_ANSWERS, **CONFIRMING}
 
 
 @pytest.fixture(scope="module")
-def seconded(postgres: PostgresServer) -> Iterator[Raced]:
+def seconded(stages: Stages) -> Raced:
     """A cycle in which every instance is stopped at the first look, and each something else at the second."""
-    with opened(postgres) as stage:
+    with stages.borrowed() as stage:
         stage.add("running")
         workspaces = {name: stage.add("stopped") for name in ALL_ANSWERS}
         for name, answer in ALL_ANSWERS.items():
-            stage.control_plane.script.reply(answer, nth=2, workspace_id=workspaces[name])
+            stage.control_plane.script.reply(from_question(2, answer), workspace_id=workspaces[name])
         outcome = stage.cycle(APPLY | OVERRIDE, **stage.settings("control_plane"), PROBE_TIMEOUT_SECONDS="1")
-        yield Raced(outcome, workspaces)
+        return Raced(outcome, workspaces)
 
 
 @pytest.mark.parametrize("name", SECOND_ANSWERS)

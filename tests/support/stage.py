@@ -3,17 +3,18 @@
 import contextlib
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from itertools import count
+from typing import Any, Self
 
 from handler.telemetry import logger
 from sandbox.control_plane import ControlPlane
 from sandbox.ec2 import MotoEc2
 from sandbox.fleet import Fleet
-from sandbox.http_server import Answer
-from sandbox.limited_ec2 import LimitedEc2
+from sandbox.http_server import Answer, Reply
+from sandbox.limited_ec2 import LimitedEc2, TokenBucket
 from sandbox.platform import Platform, RestartCall
 from sandbox.postgres import Database, PostgresServer, StatusType
 from tests.support.events import APPLY
@@ -50,6 +51,12 @@ class Snapshot:
 
 
 NOTHING = Snapshot({}, [], [])
+
+_EMPTY = """
+    TRUNCATE workspaces, structure_events,
+             reconciler.lease, reconciler.sweep, reconciler.absences, reconciler.restarts RESTART IDENTITY;
+    INSERT INTO reconciler.sweep DEFAULT VALUES
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,10 +164,33 @@ class Stage:
         self.moto = moto
         self.control_plane = control_plane
         self.platform = platform
-        account = ec2.environment if moto is None else moto.environment
-        self.invoke = Invoke({**account, **platform.environment, "DATABASE_URL": database.url})
         self.meanwhile = ExitStack()
         self._before = NOTHING
+        self._credentials = (control_plane.shared_secret, control_plane.admin_token)
+        self._be_ready()
+
+    def _be_ready(self) -> None:
+        self.platform.instead.reply(Answer(body=b"{}"))
+        account = self.moto or self.ec2
+        environment = {**account.environment, **self.platform.environment, "DATABASE_URL": self.database.url}
+        self.invoke = Invoke(environment)
+
+    def clear(self) -> None:
+        """Leave nothing of what a test has done, and be ready for the next one. Raises what failed in a stand-in."""
+        for stand_in in (self.ec2, self.control_plane, self.platform):
+            stand_in.check()
+            if not stand_in.running:
+                stand_in.start()
+            stand_in.peak_in_flight = stand_in.connections = 0
+        self.database.query(_EMPTY)
+        self.ec2.reset()
+        self.ec2.bucket = TokenBucket(capacity=100, refill_per_s=20)
+        self.control_plane.script.clear()
+        self.control_plane.requests.clear()
+        self.control_plane.shared_secret, self.control_plane.admin_token = self._credentials
+        self.platform.instead.clear()
+        self.platform.calls.clear()
+        self._be_ready()
 
     def settings(self, probe: str) -> dict[str, str]:
         """Return the settings that make `ec2` or `control_plane` the source of truth."""
@@ -224,12 +254,41 @@ def opened(
         ec2 = parts.enter_context(LimitedEc2())
         control_plane = parts.enter_context(ControlPlane(ec2.state_of))
         platform = parts.enter_context(Platform(database, terminate=_never, launch=_never))
-        platform.instead.reply(Answer(body=b"{}"))
         stage = Stage(database, ec2, control_plane, platform, moto)
         parts.callback(stage.invoke.cold)
         if moto is not None:
             parts.callback(moto.reset)
         yield stage
+
+
+class Stages:
+    """Stages that one test after the other uses: setting one takes longer than most tests."""
+
+    def __init__(self, postgres: PostgresServer) -> None:
+        self._postgres = postgres
+        self._parts = ExitStack()
+        self._idle: dict[StatusType, list[Stage]] = {"enum": [], "text": []}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._parts.close()
+
+    @contextmanager
+    def borrowed(self, status_type: StatusType = "enum") -> Iterator[Stage]:
+        """Lend an empty stage; one in which something failed is not lent again."""
+        idle = self._idle[status_type]
+        stage = idle.pop() if idle else self._parts.enter_context(opened(self._postgres, status_type))
+        yield stage
+        stage.clear()
+        idle.append(stage)
+
+
+def from_question(number: int, answer: Reply) -> Callable[[object], Reply | None]:
+    """Return an order for that answer to each question from that one on."""
+    questions = count(1)
+    return lambda _: answer if next(questions) >= number else None
 
 
 @contextmanager

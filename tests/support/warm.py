@@ -1,0 +1,90 @@
+"""A warm process of its own, that is invoked many times and counts what it holds."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from handler import app
+from sandbox.lambda_context import LambdaContext
+from tests.support.tools import ROOT
+
+_LET_END_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What a process holds between two invocations, and how many of those before ended in which way."""
+
+    threads: int
+    descriptors: int
+    outcomes: dict[str, int]
+
+
+class WarmProcess:
+    """Runs invocations one after the other in one process, as Lambda does as long as it is kept."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.support.warm"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            cwd=ROOT,
+            env={"PATH": os.environ.get("PATH", os.defpath), **environment},
+            start_new_session=True,  # Ctrl-C at the terminal is for whoever started it to handle
+            text=True,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.communicate()  # closes its stdin, whereupon it ends
+
+    def invoke(self, event: Any, times: int) -> Held:
+        """Invoke the handler so many times; return what the process holds then."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps({"event": event, "times": times}) + "\n")
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        assert line, "the warm process is gone"
+        return Held(**json.loads(line))
+
+
+# --- the process's side ---
+
+
+def _invoke(event: Any, times: int) -> dict[str, Any]:
+    outcomes: Counter[str] = Counter()
+    for _ in range(times):
+        try:
+            outcomes[app.lambda_handler(event, LambdaContext())["outcome"]] += 1
+        except Exception as error:  # noqa: BLE001 - Lambda goes on with the next invocation, whatever it is
+            outcomes[type(error).__name__] += 1
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread():
+            thread.join(_LET_END_S)
+    # Listing the directory opens one more.
+    descriptors = len(os.listdir("/dev/fd")) - 1  # noqa: PTH208 - there is nothing to join to a path
+    return {"threads": threading.active_count(), "descriptors": descriptors, "outcomes": outcomes}
+
+
+def _serve() -> None:
+    """Run what each line of stdin orders, until its end; logs and metrics go nowhere."""
+    answering = os.dup(sys.stdout.fileno())
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with os.fdopen(answering, "w") as pipe:
+        for line in sys.stdin:
+            json.dump(_invoke(**json.loads(line)), pipe)
+            pipe.write("\n")
+            pipe.flush()
+
+
+if __name__ == "__main__":
+    _serve()
