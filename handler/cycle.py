@@ -28,7 +28,7 @@ LONGEST_RESERVE = 0.5
 # Those that ran out of time come first in the next cycle, but not so many that nobody else has a turn.
 MOST_FIRST = 1000
 # What is left to say at the end is short, and is said even when the cycle's time is over.
-CLOSING_SECONDS = 0.7
+CLOSING_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ PgBouncer's transaction pooling serve.
 """
 
 import contextlib
+import io
 import ssl
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +27,7 @@ from handler.errors import (
     SettingsError,
 )
 from handler.settings import IAM, Database
+from handler.transport import BoundedReader
 
 Rows = list[Any]
 
@@ -35,6 +37,7 @@ _CONNECT_SECONDS = 10.0
 _GRACE_SECONDS = 0.3
 # A warm connection may be dead: most of the time must be left for making another.
 _WARM_SECONDS = 3.0
+_READ_BYTES = 64 * 1024
 
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
 _ERROR_OF_SQLSTATE: dict[str, tuple[type[RegistryError], str]] = {
@@ -71,6 +74,7 @@ class Session:
         self._secrets = secrets
         self._token = token
         self._connection: pg8000.native.Connection | None = None
+        self._reader: BoundedReader | None = None
 
     @contextlib.contextmanager
     def transaction(self, deadline: Deadline, *, read_only: bool = False) -> Iterator[Transaction]:
@@ -93,6 +97,8 @@ class Session:
             _hang_up(connection)
 
     def _begin(self, deadline: Deadline, *, read_only: bool) -> None:
+        if deadline.over():
+            raise RegistryError("no time is left for the transaction")
         milliseconds = max(1, int(deadline.remaining() * 1000))
         begin = (
             f"BEGIN ISOLATION LEVEL READ COMMITTED, READ {'ONLY' if read_only else 'WRITE'};"
@@ -109,16 +115,16 @@ class Session:
             else:
                 return
         self._connection = self._connect(deadline)
+        self._reader = _bound(self._connection)
         self._run(deadline, begin)
 
     def _run(self, deadline: Deadline, sql: str, **parameters: Any) -> Rows:
-        if self._connection is None:
+        if self._connection is None or self._reader is None:
             raise ConnectionLostError("the connection broke earlier in this transaction")
         if deadline.over():
             raise RegistryError("no time is left for the statement")
         try:
-            # pg8000 has no public way to change the timeout of a connection.
-            self._connection._usock.settimeout(deadline.remaining() + _GRACE_SECONDS)  # noqa: SLF001
+            self._reader.deadline = Deadline(deadline.remaining() + _GRACE_SECONDS)
             return self._connection.run(sql, **parameters) or []
         except pg8000.exceptions.DatabaseError as error:
             failure = _explained(error)
@@ -130,10 +136,10 @@ class Session:
             raise ConnectionLostError(f"the database hung up or did not answer ({type(error).__name__})") from error
 
     def _roll_back(self) -> None:
-        if self._connection is None:
+        if self._connection is None or self._reader is None:
             return
         try:
-            self._connection._usock.settimeout(_GRACE_SECONDS)  # noqa: SLF001
+            self._reader.deadline = Deadline(_GRACE_SECONDS)
             self._connection.run("ROLLBACK")
         except (pg8000.exceptions.Error, OSError):
             self.close()
@@ -224,6 +230,18 @@ def _in_time(make: Callable[[], pg8000.native.Connection], deadline: Deadline) -
     except TimeoutError:
         making.add_done_callback(lambda late: None if late.exception() else _hang_up(late.result()))
         raise
+
+
+def _bound(connection: pg8000.native.Connection) -> BoundedReader:
+    """Have the connection read what the server sends by a reader that obeys a deadline; return that.
+
+    pg8000 has no public way to change a connection's timeout, and a timeout of each packet would
+    not bound an answer that drips in. Its version is pinned, and the tests drip.
+    """
+    sock = connection._usock  # noqa: SLF001
+    reader = BoundedReader(sock.makefile("rb", buffering=0), sock, Deadline(0))
+    connection._sock = io.BufferedRWPair(reader, sock.makefile("wb", buffering=0), _READ_BYTES)  # noqa: SLF001
+    return reader
 
 
 def _hang_up(connection: pg8000.native.Connection) -> None:

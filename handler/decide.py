@@ -87,7 +87,7 @@ def decide(
     decisions = []
     for sighting in seen:
         if sighting.verdict is Verdict.DEAD:
-            action, reason = Action.FLIP, f"EC2 says {sighting.state}"
+            action, reason = Action.FLIP, f"its instance is {sighting.state}"
         elif sighting.verdict is Verdict.ABSENT:
             action, reason = _absent(sighting.workspace, absences, policy, credible=credible)
         else:

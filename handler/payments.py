@@ -55,11 +55,13 @@ class Payments:
         own_only: bool,
     ) -> None:
         """Ask for what is due, as far as the time goes; `own_only` leaves other cycles' debts alone."""
-        if platform is None or deadline.over():
+        if deadline.over():
             return
         try:
             for debt in self._debts.void_moved_on(deadline, own_only=own_only):
                 self._void(debt, _MOVED_ON)
+            if platform is None:
+                return
             most = self._settings.restarts_per_cycle + LOOKED_AT_BESIDES
             due = self._debts.due(deadline, limit=most, own_only=own_only)
             if due:

@@ -151,23 +151,29 @@ class _HttpsPool(HTTPSConnectionPool):
 class _BoundedResponse(http.client.HTTPResponse):
     def __init__(self, sock: socket.socket, *args: Any, deadline: Deadline, **options: Any) -> None:
         super().__init__(sock, *args, **options)
-        self.fp = io.BufferedReader(_BoundedReader(self.fp.detach(), sock, deadline))
+        self.fp = io.BufferedReader(BoundedReader(self.fp.detach(), sock, deadline))
 
 
-class _BoundedReader(io.RawIOBase):
+class BoundedReader(io.RawIOBase):
+    """Reads from a socket until `deadline`, which may be set anew for the next answer."""
+
     def __init__(self, raw: io.RawIOBase, sock: socket.socket, deadline: Deadline) -> None:
-        self._raw, self._sock, self._deadline = raw, sock, deadline
+        """Read by `raw`, which reads from `sock`."""
+        self._raw, self._sock, self.deadline = raw, sock, deadline
 
     def readable(self) -> bool:
+        """See IOBase."""
         return True
 
     def readinto(self, buffer: Any) -> int | None:
-        if self._deadline.over():
+        """See RawIOBase. Raises TimeoutError."""
+        if self.deadline.over():
             raise TimeoutError
-        self._sock.settimeout(self._deadline.remaining())
+        self._sock.settimeout(self.deadline.remaining())
         return self._raw.readinto(buffer)
 
     def close(self) -> None:
+        """See IOBase."""
         self._raw.close()
         super().close()
 

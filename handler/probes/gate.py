@@ -60,6 +60,8 @@ class Gate:
         allowed = max(1, self._allowed // 2) if failing else min(self._most, self._allowed * 2)
         if allowed != self._allowed and failing not in self._told:
             self._told.add(failing)  # once each way: a remote at its limit goes up and down all the time
-            reason = "more than half of the checks failed" if failing else "the checks succeed again"
+            reason = (
+                "more than half of the checks timed out or were turned away" if failing else "the checks succeed again"
+            )
             logger.warning("checks in flight changed", count=allowed, reason=reason)
         self._allowed, self._ended, self._failed = allowed, 0, 0

@@ -6,7 +6,7 @@ from handler.errors import LeaseLostError
 
 FLEET = "fleet"
 # A lease outlives its cycle by this much, so that a cycle that ends late is still alone.
-MARGIN_SECONDS = 1.3
+MARGIN_SECONDS = 1.5
 
 
 class Lease:

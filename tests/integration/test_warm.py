@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -13,12 +13,20 @@ from sandbox.control_plane import state_answer
 from sandbox.ec2 import MotoEc2
 from sandbox.http_server import Answer, Hang, Raw, Reply, Reset, drip_body
 from sandbox.platform import RestartCall
+from sandbox.postgres import PostgresServer
 from tests.support.events import APPLY, DRY_RUN
-from tests.support.stage import Stage
+from tests.support.stage import Stage, opened
 from tests.support.warm import WarmProcess
 
 INVOCATIONS = 200
 MOSTLY_DEAD = {"BREAKER_MAX_DEAD_FRACTION": "1"}
+
+
+@pytest.fixture
+def stage(postgres: PostgresServer) -> Iterator[Stage]:
+    """A stage of its own, whose database nobody else has a session in."""
+    with opened(postgres) as stage:
+        yield stage
 
 
 def sessions(stage: Stage) -> int:
@@ -61,8 +69,9 @@ def test_after_two_hundred_invocations_a_process_holds_no_more_than_after_two(st
         late = process.invoke(APPLY, INVOCATIONS - 2)
         late_sessions = sessions(stage)
     assert late.outcomes == {"completed": INVOCATIONS - 2}
-    assert (late.threads, late_sessions) == (early.threads, early_sessions) == (1, 1)
+    assert late.threads <= early.threads
     assert late.descriptors <= early.descriptors
+    assert late_sessions == early_sessions == 1
     assert len(stage.platform.calls) > INVOCATIONS / 2, "too few of the cycles had anything to do"
 
 
