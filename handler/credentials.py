@@ -5,6 +5,7 @@ A secret is rotated while the process is warm, so whoever is refused with one as
 
 import contextlib
 import json
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -13,11 +14,13 @@ from typing import Any
 import botocore.exceptions
 
 from handler.deadline import Deadline
-from handler.errors import SecretError, shown
+from handler.errors import SecretError
 from handler.settings import Remote, header_safe
 from handler.transport import TransportError
 
 KEPT_SECONDS = 300
+# What may be shown of an error that AWS, or what answers in its place, sends.
+ERROR_CODE = re.compile(r"[A-Za-z.]{1,60}")
 
 # Fetches the text of a secret by its ARN, within the deadline.
 Fetch = Callable[[str, Deadline], str]
@@ -44,8 +47,9 @@ class Secrets:
         try:
             secret: Any = json.loads(self._fetch(arn, deadline))
         except botocore.exceptions.ClientError as error:
-            code = error.response.get("Error", {}).get("Code")
-            raise SecretError(f"{variable}: the secret cannot be fetched: {shown(code)}") from None
+            code = str(error.response.get("Error", {}).get("Code", ""))
+            why = code if ERROR_CODE.fullmatch(code) else "an error without a proper code"
+            raise SecretError(f"{variable}: the secret cannot be fetched: {why}") from None
         except (botocore.exceptions.BotoCoreError, TransportError) as error:
             why = error.cause if isinstance(error, TransportError) else type(error).__name__
             raise SecretError(f"{variable}: the secret cannot be fetched: {why}") from None

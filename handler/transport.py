@@ -8,6 +8,7 @@ sent: a request that never left is a refusal, one that left is uncertain until i
 
 import http.client
 import io
+import re
 import socket
 import threading
 from collections.abc import Mapping
@@ -22,6 +23,8 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from handler.deadline import Deadline
 
 _FAILURES = (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError, ValueError)
+_BROKEN = "broken_connection"
+_LENGTH = re.compile(r"[0-9]+")
 # RFC 9110, 15.3
 SUCCESS = range(200, 300)
 
@@ -29,14 +32,16 @@ SUCCESS = range(200, 300)
 class TransportError(Exception):
     """No answer, or none that may be used.
 
-    `cause` is a word of ours; `sent` tells whether the request may have reached the remote.
+    `cause` is a word of ours; `sent` tells whether the request may have reached the remote, `stale`
+    that it went out on a kept-alive connection which the remote may have given up before it came.
     """
 
-    def __init__(self, cause: str, *, sent: bool) -> None:
-        """Take the cause, and whether the request may have left."""
+    def __init__(self, cause: str, *, sent: bool, stale: bool = False) -> None:
+        """Take the cause, whether the request may have left, and whether on a stale connection."""
         super().__init__(cause)
         self.cause = cause
         self.sent = sent
+        self.stale = stale
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +73,14 @@ class Transport:
     ) -> Answer:
         """Send a request and read its whole answer, of at most `body_limit` bytes, by the deadline.
 
-        Raises TransportError.
+        A GET that met a stale connection is sent once more (RFC 9110, 9.2.2). Raises TransportError.
         """
-        response = self.open(method, url, headers=headers, deadline=deadline, body=body)
+        try:
+            response = self.open(method, url, headers=headers, deadline=deadline, body=body)
+        except TransportError as error:
+            if method != "GET" or not error.stale:
+                raise
+            response = self.open(method, url, headers=headers, deadline=deadline, body=body)
         try:
             content = _read(response, body_limit)
         except _FAILURES as error:
@@ -90,7 +100,7 @@ class Transport:
 
         Raises TransportError.
         """
-        _call.deadline, _call.sent = deadline, False
+        _call.deadline, _call.sent, _call.reused = deadline, False, True
         try:
             return self._pools.urlopen(
                 method,
@@ -103,7 +113,8 @@ class Transport:
                 timeout=urllib3.Timeout(total=max(deadline.remaining(), 0.001)),
             )
         except _FAILURES as error:
-            raise TransportError(_cause(error), sent=_call.sent) from error
+            cause = _cause(error)
+            raise TransportError(cause, sent=_call.sent, stale=_call.reused and cause == _BROKEN) from error
 
     def close(self) -> None:
         """Close the idle connections."""
@@ -115,6 +126,7 @@ class _Call(threading.local):
 
     deadline = Deadline(0)
     sent = False
+    reused = True  # until it has to connect
 
 
 _call = _Call()
@@ -122,6 +134,10 @@ _call = _Call()
 
 class _Bounded(HTTPConnection):
     """A connection that sends nothing, and waits for nothing, past its call's deadline."""
+
+    def connect(self) -> None:
+        _call.reused = False
+        super().connect()
 
     def send(self, data: Any) -> None:
         if self.sock is None:
@@ -152,6 +168,13 @@ class _BoundedResponse(http.client.HTTPResponse):
     def __init__(self, sock: socket.socket, *args: Any, deadline: Deadline, **options: Any) -> None:
         super().__init__(sock, *args, **options)
         self.fp = io.BufferedReader(BoundedReader(self.fp.detach(), sock, deadline))
+
+    def begin(self) -> None:
+        """Read status and headers; where http.client makes the best of broken ones, refuse (RFC 9112, 6.3)."""
+        super().begin()
+        lengths = set(self.headers.get_all("Content-Length", []))
+        if self.headers.defects or len(lengths) > 1 or not all(_LENGTH.fullmatch(one) for one in lengths):
+            raise http.client.HTTPException("broken headers")
 
 
 class BoundedReader(io.RawIOBase):
@@ -202,4 +225,4 @@ def _cause(error: Exception) -> str:
         case ValueError(args=("oversize",)):
             return "oversize"
         case _:
-            return "broken_connection"
+            return _BROKEN

@@ -6,6 +6,7 @@ import re
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlencode
 
@@ -93,7 +94,7 @@ class ControlPlaneProbe:
         if status in _REFUSED and (renewed := self._tokens.renew(used, check)) != used:
             self._used = renewed
             status, body = self._get(transport, url, renewed, check)
-        if status not in SUCCESS:
+        if status not in SUCCESS or status == HTTPStatus.PARTIAL_CONTENT:
             raise _NoAnswerError(f"http_{status}")
         return _parsed(body)
 
@@ -102,6 +103,8 @@ class ControlPlaneProbe:
             answer = transport.call("GET", url, headers=_headers(tokens), deadline=check, body_limit=BODY_LIMIT)
         except TransportError as error:
             raise _NoAnswerError(error.cause) from error
+        if answer.headers.get("Content-Encoding", "identity") != "identity":  # which nobody asked for
+            raise _NoAnswerError("encoded")
         return answer.status, answer.body
 
 
@@ -140,13 +143,17 @@ def _until_all_end(done: "queue.SimpleQueue[Sighting | None]", workers: int, dea
 
 def _parsed(body: bytes) -> str:
     try:
-        answer = json.loads(body.decode("utf-8"), object_pairs_hook=_without_doubles)
+        answer = json.loads(body.decode("utf-8"), object_pairs_hook=_without_doubles, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
         raise _NoAnswerError("not_json") from error
     state = answer.get("state") if isinstance(answer, dict) else None
     if not isinstance(state, str):
         raise _NoAnswerError("no_state")
     return state
+
+
+def _no_number(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
 
 
 def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 import itertools
 import random
-import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,6 +9,7 @@ from typing import Any
 
 import botocore.exceptions
 
+from handler.credentials import ERROR_CODE
 from handler.deadline import Deadline
 from handler.transport import TransportError
 
@@ -25,7 +25,6 @@ CALLS_PER_SECOND = 10.0
 THROTTLED = "throttled"
 _THROTTLED_CODES = ("RequestLimitExceeded", "Throttling", "ThrottlingException", "RequestThrottled")
 _SERVER_ERROR = 500
-_ERROR_CODE = re.compile(r"[A-Za-z.]{1,60}")
 _WORTH_RETRYING = ("server_error", "broken_connection", "connection_refused")
 
 # Makes one call, bounded by the deadline: operation, deadline, parameters → parsed answer.
@@ -129,7 +128,7 @@ def _cause(error: Exception) -> str:
                 return THROTTLED
             if status >= _SERVER_ERROR:
                 return "server_error"
-            return f"refused_{code}" if _ERROR_CODE.fullmatch(code) else "refused"
+            return f"refused_{code}" if ERROR_CODE.fullmatch(code) else "refused"
         case TransportError():
             return error.cause
         case botocore.exceptions.BotoCoreError():

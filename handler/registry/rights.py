@@ -6,9 +6,20 @@ from handler.database import Session, Transaction
 from handler.deadline import Deadline
 from handler.errors import RightsMissingError, SchemaMissingError
 
+# So that a schema older than the code is noticed.
+_OWN_COLUMNS = {
+    "lease": ("scope", "holder", "acquired_at", "expires_at"),
+    "sweep": ("cursor", "pass_began_at", "first", "began_at", "pass_completed_at"),
+    "absences": ("workspace_id", "instance_id", "sightings", "first_seen_at", "last_seen_at"),
+    "restarts": (
+        *("id", "workspace_id", "instance_id", "cycle_id", "flipped_at", "attempts", "refusals", "claimed_by"),
+        *("asked_at", "next_attempt_at", "last_answer", "closed_at", "outcome"),
+    ),
+}
+
 _RIGHTS_TO_READ = (
     *(("workspaces", one, "SELECT") for one in ("id", "status", "runtime", "instance_id", "last_heartbeat_at")),
-    *((f"reconciler.{one}", None, "SELECT") for one in ("lease", "sweep", "absences", "restarts")),
+    *((f"reconciler.{table}", None, "SELECT") for table in _OWN_COLUMNS),
 )
 RIGHTS_TO_APPLY = (
     *_RIGHTS_TO_READ,
@@ -28,6 +39,7 @@ def check_rights(session: Session, deadline: Deadline, *, to_apply: bool) -> Non
     with session.transaction(deadline, read_only=True) as transaction:
         rights = RIGHTS_TO_APPLY if to_apply else _RIGHTS_TO_READ
         _require_tables(transaction, sorted({table for table, _, _ in rights}))
+        _require_own_columns(transaction)
         _require_rights(transaction, rights)
 
 
@@ -44,6 +56,22 @@ def _require_tables(transaction: Transaction, tables: Sequence[str]) -> None:
         own = all(name.startswith("reconciler.") for name in missing)
         remedy = "run infra/schema.sql" if own else "is this the platform's database?"
         raise SchemaMissingError(f"the database has no table {', '.join(missing)}: {remedy}")
+
+
+def _require_own_columns(transaction: Transaction) -> None:
+    columns = [(f"reconciler.{table}", column) for table, names in _OWN_COLUMNS.items() for column in names]
+    missing = transaction.run(
+        """
+        SELECT table_name || '.' || column_name
+        FROM unnest(CAST(:tables AS text[]), CAST(:columns AS text[])) AS needed (table_name, column_name)
+        WHERE NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass(table_name)
+                          AND attname = column_name AND NOT attisdropped)
+        """,
+        tables=[table for table, _ in columns],
+        columns=[column for _, column in columns],
+    )
+    if missing:
+        raise SchemaMissingError(f"the database has no {', '.join(name for (name,) in missing)}: run infra/schema.sql")
 
 
 def _require_rights(transaction: Transaction, rights: Sequence[tuple[str, str | None, str]]) -> None:

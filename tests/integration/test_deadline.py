@@ -17,7 +17,7 @@ import pytest
 from handler.errors import ReconcilerError, RegistryError, SecretError
 from sandbox.control_plane import state_answer
 from sandbox.http_server import Answer, Hang, HttpStandIn, Raw, Reply, Request, drip_body, drip_headers
-from sandbox.invocation import Invocation, InvocationError
+from sandbox.invocation import InvocationError
 from sandbox.script import Script
 from tests.support.events import APPLY, DRY_RUN
 from tests.support.ids import in_order
@@ -323,33 +323,28 @@ def test_an_answer_that_comes_after_the_cycle_changes_nothing(stage: Stage) -> N
     assert (left.events, left.debts, stage.platform.calls) == ([], [], [])
 
 
-@contextlib.contextmanager
-def frozen_at(stage: Stage, script: Script[Any], meanwhile: Callable[[], object], **which: Any) -> Iterator[Invocation]:
-    """Start a cycle in a process of its own, which is frozen at a call until its lease is over and `meanwhile` is done.
-
-    In the end it has been thawed, and has come to its own end.
-    """
+def run_frozen(stage: Stage, script: Script[Any], meanwhile: Callable[[], object], **which: Any) -> None:
+    """Run a cycle, in a process that is frozen at a call until its lease is over and `meanwhile` is done."""
 
     def freeze(_: object) -> None:
         os.kill(process.process.pid, signal.SIGSTOP)
-        stage.fleet.age_everything(A_WHILE_S)
+        stage.database.query("UPDATE reconciler.lease SET expires_at = now()")
         meanwhile()
         os.kill(process.process.pid, signal.SIGCONT)
 
-    with ExitStack() as processes:
-        script.before(freeze, **which)
-        process = processes.enter_context(stage.invoke.in_process(APPLY, **stage.settings("control_plane")))
-        yield process
-        with contextlib.suppress(InvocationError):  # a cycle without its lease may say so, or go home
-            process.wait()
+    script.before(freeze, **which)
+    with (
+        stage.invoke.in_process(APPLY, **stage.settings("control_plane")) as process,
+        contextlib.suppress(InvocationError),  # a cycle without its lease may say so, or go home
+    ):
+        process.wait()
 
 
 @pytest.mark.parametrize("look", [1, 2], ids=["at the first look", "at the second look"])
 def test_a_process_that_was_frozen_past_its_lease_flips_nothing(stage: Stage, look: int) -> None:
     stage.add_all(2, "running")
     dead = stage.add("terminated")
-    with frozen_at(stage, stage.control_plane.script, lambda: None, nth=look, workspace_id=dead):
-        pass
+    run_frozen(stage, stage.control_plane.script, lambda: None, nth=look, workspace_id=dead)
     assert stage.fleet.statuses()[dead] == "online"
     assert (stage.fleet.events(), stage.fleet.debts(), stage.platform.calls) == ([], [], [])
     stage.cycle()
@@ -358,23 +353,21 @@ def test_a_process_that_was_frozen_past_its_lease_flips_nothing(stage: Stage, lo
 
 def test_a_process_that_was_frozen_while_another_cycle_did_the_work_does_nothing_more(stage: Stage) -> None:
     stage.add_all(2, "running")
-    dead = stage.add_all(2, "terminated")
+    dead = stage.add("terminated")
 
     def work() -> None:
-        assert stage.cycle(**MOSTLY_DEAD).report["flipped"] == 2
-        stage.fleet.update(dead[0], status="online")  # the platform is early, and has not recorded the new instance yet
+        assert stage.cycle().report["flipped"] == 1
+        stage.fleet.update(dead, status="online")  # the platform is early, and has not recorded the new instance yet
 
-    with frozen_at(stage, stage.control_plane.script, work, nth=2, workspace_id=dead[0]):
-        pass
-    assert (stage.fleet.statuses()[dead[0]], stage.fleet.statuses()[dead[1]]) == ("online", "offline")
-    assert len(stage.fleet.events()) == len(stage.fleet.debts()) == len(stage.platform.calls) == 2
+    run_frozen(stage, stage.control_plane.script, work, nth=2, workspace_id=dead)
+    assert stage.fleet.statuses()[dead] == "online"
+    assert len(stage.fleet.events()) == len(stage.fleet.debts()) == len(stage.platform.calls) == 1
 
 
 def test_a_process_that_was_frozen_among_its_restarts_leaves_the_rest_to_the_next_cycle(stage: Stage) -> None:
     dead = stage.add_all(20, "terminated")
     stage.invoke.environment |= MOSTLY_DEAD
-    with frozen_at(stage, stage.platform.instead, lambda: None, nth=1):
-        pass
+    run_frozen(stage, stage.platform.instead, lambda: None, nth=1)
     assert len(stage.platform.calls) < 20
     for _ in range(2):
         stage.fleet.age_everything(A_WHILE_S)
