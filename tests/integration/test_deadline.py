@@ -386,7 +386,7 @@ def test_a_process_that_was_frozen_with_a_claim_in_its_hand_asks_for_no_restart_
             committed.set()
 
         proxy.before(b"claimed_by = ", lambda: proxy.before(b"COMMIT", freeze))
-        settings = stage.settings("control_plane") | {"DATABASE_URL": proxy.url, "CYCLE_DEADLINE_SECONDS": "2"}
+        settings = stage.settings("control_plane") | {"DATABASE_URL": proxy.url, "CYCLE_DEADLINE_SECONDS": "3"}
         frozen = processes.enter_context(stage.invoke.in_process(APPLY, **settings))
         assert committed.wait(30)
         stage.fleet.database.query(
