@@ -18,7 +18,7 @@ from tests.support.stage import Outcome, Stage, Stages, from_question
 
 STOPPED = b'{"state": "stopped"}'
 BODY_LIMIT = 64 * 1024
-TIMEOUT_S = 1.0
+TIMEOUT_S = 2.0
 LATE_S = TIMEOUT_S + 0.5
 # What must not get into a log.
 FOREIGN = "foreign-words"
@@ -152,8 +152,8 @@ TRANSFERS: Mapping[str, Reply] = {
 SLOW: Mapping[str, Reply] = {
     "100 for ever": Drip(b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 1000, 0.01),
     "headers that drip": drip_headers(0.05),
-    "a body that drips": drip_body(STOPPED, 0.1),
-    "chunks that drip": Drip(OK + CHUNKED, chunk(STOPPED) + chunk(b""), 0.1),
+    "a body that drips": drip_body(STOPPED, 0.2),
+    "chunks that drip": Drip(OK + CHUNKED, chunk(STOPPED) + chunk(b""), 0.2),
     "silence": Hang(),
     "silence after the headers": Drip(OK + LENGTH + b"\r\n", STOPPED, 2 * LATE_S),
     "an answer that comes too late": Answer(body=STOPPED, delay_s=LATE_S),
@@ -335,10 +335,9 @@ def test_an_answer_that_nobody_asked_for_is_not_taken_for_the_next_workspaces(st
 
 def test_an_answer_that_comes_too_late_is_not_taken_for_the_next_workspaces(stage: Stage) -> None:
     stage.add_all(4, "running")
-    stage.control_plane.script.reply(Answer(body=STOPPED, delay_s=0.6), nth=1)
-    stage.control_plane.script.reply(Answer(body=state_answer("running").body, delay_s=0.3), nth=2)
-    stage.control_plane.script.reply(Answer(body=state_answer("running").body, delay_s=0.3), nth=3)
-    outcome = stage.cycle(**stage.settings("control_plane"), PROBE_CONCURRENCY="1", PROBE_TIMEOUT_SECONDS="0.5")
+    stage.control_plane.script.reply(Answer(body=STOPPED, delay_s=1.3), nth=1)
+    stage.control_plane.script.reply(Answer(body=state_answer("running").body, delay_s=0.6), nth=2)
+    outcome = stage.cycle(**stage.settings("control_plane"), PROBE_CONCURRENCY="1", PROBE_TIMEOUT_SECONDS="1")
     outcome.assert_only_flipped({})
     assert (outcome.report["running"], list(outcome.causes.values())) == (3, ["timeout"])
 

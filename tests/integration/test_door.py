@@ -316,23 +316,6 @@ def test_an_applying_cycle_that_may_not_write_is_not_begun(stage: Stage) -> None
     assert stage.ec2.calls == []
 
 
-def test_while_a_cycle_is_under_way_another_one_says_so_and_a_dry_run_does_not_mind(stage: Stage) -> None:
-    stage.add_all(2, "running")
-    workspace = stage.add("stopped")
-    reports: list[dict[str, Any]] = []
-
-    def overlap(_: object) -> None:
-        for order in APPLY, DRY_RUN:
-            with stage.invoke.in_process(order) as other:
-                reports.append(other.wait(30))
-
-    stage.ec2.script.before(overlap, nth=1)
-    stage.cycle().assert_only_flipped({workspace: "stopped"})
-    assert [report["outcome"] for report in reports] == ["already_running", "completed"]
-    assert [len(report["flips"]) for report in reports] == [0, 1]
-    assert reports[0]["candidates"] == 0
-
-
 # --- what narrows a cycle ---
 
 

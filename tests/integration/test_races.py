@@ -320,7 +320,7 @@ def seconded(stages: Stages) -> Raced:
         workspaces = {name: stage.add("stopped") for name in ALL_ANSWERS}
         for name, answer in ALL_ANSWERS.items():
             stage.control_plane.script.reply(from_question(2, answer), workspace_id=workspaces[name])
-        outcome = stage.cycle(APPLY | OVERRIDE, **stage.settings("control_plane"), PROBE_TIMEOUT_SECONDS="1")
+        outcome = stage.cycle(APPLY | OVERRIDE, **stage.settings("control_plane"), PROBE_TIMEOUT_SECONDS="2")
         return Raced(outcome, workspaces)
 
 
@@ -367,7 +367,7 @@ def test_ec2_not_answering_the_second_question_saves_all_that_were_in_it(stage: 
     stage.add_all(3, "running")
     workspaces = stage.add_all(2, "stopped")
     stage.ec2.script.reply(reply, nth=2)
-    outcome = stage.cycle(PROBE_TIMEOUT_SECONDS="1")
+    outcome = stage.cycle(PROBE_TIMEOUT_SECONDS="2")
     outcome.assert_only_flipped({})
     assert outcome.reasons == dict.fromkeys(workspaces, "not_confirmed")
     stage.cycle().assert_only_flipped(dict.fromkeys(workspaces, "stopped"))

@@ -31,5 +31,6 @@ def no_sockets() -> Iterator[None]:
 def log(monkeypatch: pytest.MonkeyPatch) -> Log:
     """What is logged from here on."""
     log = Log()
+    logger.clear_state()  # the keys of a cycle that another test ran
     monkeypatch.setattr(logger.registered_handler, "stream", log.stream)
     return log

@@ -122,9 +122,13 @@ def refusal_of_aws(code: object) -> botocore.exceptions.ClientError:
 @pytest.mark.parametrize(
     ("trouble", "why"),
     [
-        pytest.param(refusal_of_aws("AccessDeniedException"), "'AccessDeniedException'", id="AWS refuses"),
-        pytest.param(botocore.exceptions.ClientError({}, "GetSecretValue"), "nothing", id="AWS refuses without a code"),
-        pytest.param(refusal_of_aws("x" * 500), "xxx", id="AWS refuses in many words"),
+        pytest.param(refusal_of_aws("AccessDeniedException"), "AccessDeniedException", id="AWS refuses"),
+        pytest.param(
+            botocore.exceptions.ClientError({}, "GetSecretValue"),
+            "without a proper code",
+            id="AWS refuses without a code",
+        ),
+        pytest.param(refusal_of_aws("x" * 500), "without a proper code", id="AWS refuses in many words"),
         pytest.param(botocore.exceptions.NoCredentialsError(), "NoCredentialsError", id="no credentials"),
         pytest.param(TransportError("timeout", sent=True), "timeout", id="no answer"),
         pytest.param("", "JSON object", id="an empty or binary secret"),
