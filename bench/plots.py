@@ -74,7 +74,7 @@ def _cold_start(figures: Mapping[str, Any]) -> None:
         left = [start + width for start, width in zip(left, widths, strict=True)]
     axes.set(xlabel="milliseconds")
     axes.set_title("Where a cold start goes")
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=3, fontsize="small")
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3, fontsize="small")
     _save("cold-start")
 
 

@@ -18,8 +18,6 @@ CHECKOUT = Path(__file__).parent.parent
 README = CHECKOUT / "README.md"
 RESULTS = CHECKOUT / "bench" / "results.json"
 START, END = "<!-- bench:start -->", "<!-- bench:end -->"
-# README shows these; all of them are printed by `make bench`.
-_SHOWN = 7
 
 
 def main() -> int:

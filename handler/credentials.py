@@ -47,7 +47,7 @@ class Secrets:
         try:
             secret: Any = json.loads(self._fetch(arn, deadline))
         except botocore.exceptions.ClientError as error:
-            code = str(error.response.get("Error", {}).get("Code", ""))
+            code = str(error.response.get("Error", {}).get("Code") or "")
             why = code if ERROR_CODE.fullmatch(code) else "an error without a proper code"
             raise SecretError(f"{variable}: the secret cannot be fetched: {why}") from None
         except (botocore.exceptions.BotoCoreError, TransportError) as error:
