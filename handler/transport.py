@@ -117,7 +117,11 @@ class Transport:
             raise TransportError(cause, sent=_call.sent, stale=_call.reused and cause == _BROKEN) from error
 
     def close(self) -> None:
-        """Close the idle connections."""
+        """Close the idle connections, now: urllib3 alone would leave it to the garbage collector."""
+        pools = self._pools.pools
+        for pool in [pools.get(key) for key in pools.keys()]:  # noqa: SIM118 - it cannot be iterated over
+            if pool is not None:
+                pool.close()
         self._pools.clear()
 
 

@@ -118,7 +118,7 @@ def test_the_dead_that_there_was_no_time_to_flip_come_first_of_all_in_the_next_c
     dead = fill(stage, in_order(20, beginning=5), "terminated")
     fill(stage, in_order(4, beginning=25))
     for one in dead:
-        stage.control_plane.script.reply(state_answer("terminated", delay_s=0.4), nth=2, workspace_id=one)
+        stage.control_plane.script.reply(state_answer("terminated", delay_s=0.8), nth=2, workspace_id=one)
     watch = Watch(stage, "control_plane")
     cut_short = watch.cycle(CYCLE_DEADLINE_SECONDS="1", PROBE_CONCURRENCY="8", **MOSTLY_DEAD)
     late = {one for one, reason in cut_short.reasons.items() if reason == "out_of_time"}
@@ -220,6 +220,6 @@ def test_a_fleet_without_candidates_is_covered(stage: Stage) -> None:
 def test_the_slowest_answers_are_answers_still(stage: Stage) -> None:
     """An answer that takes a third of the cycle leaves time for the second look, and for the flip."""
     dead = fill(stage, in_order(1), "terminated")
-    stage.control_plane.script.reply(state_answer("terminated", delay_s=0.7))
-    outcome = stage.cycle(**stage.settings("control_plane"), CYCLE_DEADLINE_SECONDS="2.1", **MOSTLY_DEAD)
+    stage.control_plane.script.reply(state_answer("terminated", delay_s=1.3))
+    outcome = stage.cycle(**stage.settings("control_plane"), CYCLE_DEADLINE_SECONDS="4", **MOSTLY_DEAD)
     assert outcome.flipped == set(dead)

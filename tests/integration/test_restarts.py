@@ -29,6 +29,7 @@ A_MINUTE_S, A_DAY_S = 61.0, 86_400.0
 CLOCK_SLACK_S = 10.0
 CALLS_AT_ONCE = 8
 MANY = 20
+MORE_THAN_AT_ONCE = CALLS_AT_ONCE + 2
 # So long that other calls are refused meanwhile.
 SLOW_SECRET_S = 0.3
 # Most of some fleets is dead here, and not by a fault of the probe's.
@@ -398,19 +399,19 @@ def test_a_platform_that_takes_half_a_minute_to_answer_is_not_asked_twice(stage:
 
 
 def test_a_platform_that_hangs_or_drips_does_not_hold_the_cycle_past_its_deadline(stage: Stage) -> None:
-    stage.add_all(MANY, "terminated")
+    stage.add_all(MORE_THAN_AT_ONCE, "terminated")
     replies: Iterator[Reply] = itertools.cycle([Hang(), drip_headers()])
     stage.platform.instead.reply(lambda _: next(replies))
     hanging = stage.cycle(**NO_BREAKER, CYCLE_DEADLINE_SECONDS="3")
     assert hanging.report["duration_ms"] <= 4_000
     assert hanging.report["outcome"] == "completed"
-    assert hanging.report["flipped"] == MANY
-    assert restarts(hanging) == {"uncertain": len(hanging.calls), "pending": MANY}
+    assert hanging.report["flipped"] == MORE_THAN_AT_ONCE
+    assert restarts(hanging) == {"uncertain": len(hanging.calls), "pending": MORE_THAN_AT_ONCE}
     stage.platform.instead.clear()
     always(stage, TAKEN)
     recovered = stage.cycle(**NO_BREAKER)
     assert restarts(recovered) == {"requested": len(recovered.calls), "pending": len(hanging.calls)}
-    assert len({call.workspace_id for call in stage.platform.calls}) == len(stage.platform.calls) == MANY
+    assert len({call.workspace_id for call in stage.platform.calls}) == len(stage.platform.calls) == MORE_THAN_AT_ONCE
 
 
 # --- no longer owed ---

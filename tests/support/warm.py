@@ -1,6 +1,5 @@
 """A warm process of its own, that is invoked many times and counts what it holds."""
 
-import gc
 import json
 import os
 import subprocess
@@ -72,7 +71,6 @@ def _invoke(event: Any, times: int) -> dict[str, Any]:
         if thread is not threading.current_thread():
             thread.join(_LET_END_S)
     # Listing the directory opens one more.
-    gc.collect()  # an error that was dealt with may still wait here, and a closed connection with it
     descriptors = len(os.listdir("/dev/fd")) - 1  # noqa: PTH208 - there is nothing to join to a path
     return {"threads": threading.active_count(), "descriptors": descriptors, "outcomes": outcomes}
 
