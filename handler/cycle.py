@@ -78,13 +78,14 @@ def _cycle(
     _count(report, selection, sightings)
     probing_was_cut = probing.over()
 
-    memory = registry.fleet.recall(flipping, breaker_window_s=settings.breaker_window_seconds)
+    # Too late to act is no failure: what was seen is remembered, and what is dead comes first next time.
+    memory = registry.fleet.recall(closing, breaker_window_s=settings.breaker_window_seconds)
     plan = decide(sightings, memory.absences, memory.recently_flipped, _policy(order, settings))
     _tell(plan, report, story)
 
     flips = Flips(registry.fleet, probe, settings, selection.selected_at, report, story)
     if order.mode == APPLY:
-        registry.fleet.remember_absences(flipping, plan.absent, plan.found_again)
+        registry.fleet.remember_absences(closing, plan.absent, plan.found_again)
         flips.carry_out(plan, flipping)
         Payments(registry.debts, probe, settings, report, story).pay(
             parts.platform, paying, closing, own_only=order.narrowed

@@ -225,7 +225,7 @@ def test_a_database_that_falls_silent_holds_no_cycle_and_leaves_nothing_half_don
             stage.invoke(**settings)
         assert proxy.frozen
         proxy.thaw()
-        go_on(stage, **settings)
+        go_on(stage, **settings | {"CYCLE_DEADLINE_SECONDS": "10"})
     assert_each_once(stage, dead)
 
 
