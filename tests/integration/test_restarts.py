@@ -30,6 +30,8 @@ CLOCK_SLACK_S = 10.0
 CALLS_AT_ONCE = 8
 MANY = 20
 MORE_THAN_AT_ONCE = CALLS_AT_ONCE + 2
+# More than a cycle looks at that may ask for one restart.
+MORE_THAN_LOOKED_AT = 102
 # So long that other calls are refused meanwhile.
 SLOW_SECRET_S = 0.3
 # Most of some fleets is dead here, and not by a fault of the probe's.
@@ -462,6 +464,12 @@ def test_a_workspace_that_moved_on_is_not_restarted(stage: Stage, move: Callable
     assert_void(stage, stage.cycle(), workspace)
 
 
+def test_a_workspace_that_moved_on_is_owed_nothing_even_without_a_platform(stage: Stage) -> None:
+    workspace = refused_a_while_ago(stage)
+    stage.fleet.update(workspace, status="removed")
+    assert_void(stage, stage.cycle(**UNPAYABLE), workspace)
+
+
 @both_probes
 @pytest.mark.parametrize("move", [MOVES[one] for one in AT_THE_LAST_MOMENT], ids=AT_THE_LAST_MOMENT)
 def test_a_workspace_that_moves_on_while_its_old_instance_is_looked_at_is_not_restarted(
@@ -613,15 +621,15 @@ def test_a_cycle_whose_lease_ran_out_while_it_looked_asks_for_no_restart(stage: 
     assert restarts(stage.cycle()) == {"requested": 1}
 
 
-def test_restarts_that_have_to_wait_keep_no_other_one_waiting(stage: Stage) -> None:
+def test_however_many_restarts_have_to_wait_the_others_have_their_turn(stage: Stage) -> None:
     settings = {**NO_BREAKER, "RESTARTS_PER_CYCLE": "1"}
-    waiting = stage.add_all(2, "terminated")
-    assert restarts(stage.cycle(**settings, **UNPAYABLE)) == {"pending": 2}
+    waiting = stage.add_all(MORE_THAN_LOOKED_AT, "terminated")
+    assert restarts(stage.cycle(**settings, **UNPAYABLE)) == {"pending": MORE_THAN_LOOKED_AT}
     for workspace in waiting:
         stage.ec2.set_state(stage.instance_of(workspace), "stopping")
     dead = stage.add("terminated")
     always(stage, TAKEN)
-    assert [stage.cycle(**settings).report["restarts"]["requested"] for _ in range(2)] == [1, 0]
+    assert [stage.cycle(**settings).report["restarts"]["requested"] for _ in range(3)] == [0, 1, 0]
     assert [call.workspace_id for call in stage.platform.calls] == [dead]
 
 
