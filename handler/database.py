@@ -245,8 +245,12 @@ def _bound(connection: pg8000.native.Connection) -> BoundedReader:
 
 
 def _hang_up(connection: pg8000.native.Connection) -> None:
+    stream = connection._sock  # noqa: SLF001 - pg8000 drops it with what it could not send still in it
     with contextlib.suppress(pg8000.exceptions.Error, OSError):
         connection.close()
+    if stream is not None:
+        with contextlib.suppress(OSError, ValueError):
+            stream.close()
 
 
 def _explained(error: pg8000.exceptions.DatabaseError) -> RegistryError:
