@@ -77,7 +77,7 @@ def test_with_a_limit_every_workspace_is_checked_in_its_turn_though_the_others_b
 
 def test_with_slow_answers_every_workspace_is_checked_in_its_turn_though_the_others_beat(stage: Stage) -> None:
     ids = set(fill(stage, in_order(18)))
-    stage.control_plane.latency_s = 0.15
+    stage.control_plane.script.reply(state_answer("running", delay_s=0.15))
     watch = Watch(stage, "control_plane")
     checked = []
     while watch.seen() != ids:

@@ -90,6 +90,8 @@ class PostgresProxy:
 
     def _serve(self, client: socket.socket) -> None:
         with client, contextlib.suppress(OSError), socket.create_connection(self._behind) as server:
+            for one in (client, server):
+                one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             answering = threading.Thread(target=self._answer, args=(server, client), daemon=True)
             answering.start()
             self._ask(client, server)
