@@ -13,6 +13,7 @@ from handler.aws import Aws
 from handler.credentials import Secrets, Tokens
 from handler.database import Session
 from handler.deadline import Deadline
+from handler.door import seconds_for
 from handler.probes import Probe
 from handler.probes.control_plane import ControlPlaneProbe
 from handler.probes.ec2 import CALLS_AT_ONCE, Ec2Probe
@@ -23,8 +24,6 @@ from handler.settings import CONTROL_PLANE, EC2, Remote, Settings
 from handler.telemetry import cycle_finished, emit_metrics, logger
 from handler.transport import Transport
 
-# What Lambda needs after the cycle to hand the report over.
-LAMBDA_RESERVE_SECONDS = 3.0
 FLIPS_REPORTED = 100
 # Lambda's runtime sets it anew for each invocation.
 _CHANGES_EACH_TIME = "_X_AMZN_TRACE_ID"
@@ -89,7 +88,7 @@ def lambda_handler(event: Any, context: Any) -> dict[str, Any]:
     order = request.parse(event, ceiling=warm.settings.mode)
     cycle_id = str(uuid.uuid4())
     logger.append_keys(cycle_id=cycle_id, mode=order.mode, function_request_id=getattr(context, "aws_request_id", None))
-    deadline = Deadline(_seconds(warm.settings, context))
+    deadline = Deadline(seconds_for(warm.settings.cycle_deadline_seconds, context))
     try:
         report, gauges = cycle.run(order, warm.settings, warm.parts(cycle_id), deadline)
     finally:
@@ -113,12 +112,3 @@ def _warmed_up(environment: Mapping[str, str]) -> Warm:
             _warm = None
         _warm = Warm(present)
     return _warm
-
-
-def _seconds(settings: Settings, context: Any) -> float:
-    """Return the time for the cycle: the setting, or what Lambda leaves when that is less."""
-    left = getattr(context, "get_remaining_time_in_millis", None)
-    if left is None:
-        return settings.cycle_deadline_seconds
-    seconds: float = min(settings.cycle_deadline_seconds, left() / 1000 - LAMBDA_RESERVE_SECONDS)
-    return max(0.0, seconds)

@@ -1,5 +1,6 @@
 """One cycle: observe → decide → act → tell. Start reading here."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -121,8 +122,9 @@ def _count(report: Report, selection: Selection, sightings: Sequence[Sighting]) 
     report.candidates = len(selection.workspaces)
     report.checked = len(sightings)
     report.deferred = report.candidates - report.checked
+    verdicts = Counter(sighting.verdict for sighting in sightings)
     for verdict in Verdict:
-        setattr(report, verdict.value, sum(one.verdict is verdict for one in sightings))
+        setattr(report, verdict.value, verdicts[verdict])
 
 
 def _policy(order: Request, settings: Settings) -> Policy:

@@ -14,8 +14,8 @@ from handler.telemetry import Story
 # So few at a time that the flip follows the second probe within moments.
 CONFIRMED_AT_ONCE = 100
 
-# Flips one workspace, or would: returns why not, if not.
-Attempt = Callable[[Deadline, Sighting], SkipReason | None]
+# `Fleet.flip` or `Fleet.would_flip`: returns why not, if not.
+Attempt = Callable[..., SkipReason | None]
 
 
 class Flips:
@@ -41,13 +41,14 @@ class Flips:
 
     def carry_out(self, plan: Plan, deadline: Deadline) -> None:
         """Flip what the plan says, as far as the time goes."""
-        self._each_confirmed(plan, deadline, self._flip)
+        self._each_confirmed(plan, deadline, self._fleet.flip, "workspace flipped")
+        self._report.flipped = len(self._report.flips)
 
     def rehearse(self, plan: Plan, deadline: Deadline) -> None:
         """Find out what `carry_out` would do, and write nothing."""
-        self._each_confirmed(plan, deadline, self._would_flip)
+        self._each_confirmed(plan, deadline, self._fleet.would_flip, "would flip")
 
-    def _each_confirmed(self, plan: Plan, deadline: Deadline, attempt: Attempt) -> None:
+    def _each_confirmed(self, plan: Plan, deadline: Deadline, attempt: Attempt, message: str) -> None:
         to_flip = [one.sighting for one in plan.decisions if one.action is Action.FLIP]
         for start in range(0, len(to_flip), CONFIRMED_AT_ONCE):
             unconfirmed = {one.workspace.id: one for one in to_flip[start : start + CONFIRMED_AT_ONCE]}
@@ -55,18 +56,23 @@ class Flips:
             for second in self._probe.sightings(workspaces, deadline):
                 first = unconfirmed.pop(second.workspace.id)
                 if confirms(first, second):
-                    self._attempt(attempt, second, deadline)
+                    self._attempt(attempt, message, second, deadline)
                 else:
                     self._skip(second, SkipReason.NOT_CONFIRMED)
             for first in unconfirmed.values():
                 self._skip(first, SkipReason.OUT_OF_TIME)
 
-    def _attempt(self, attempt: Attempt, sighting: Sighting, deadline: Deadline) -> None:
+    def _attempt(self, attempt: Attempt, message: str, sighting: Sighting, deadline: Deadline) -> None:
         if deadline.over():
             self._skip(sighting, SkipReason.OUT_OF_TIME)
             return
         try:
-            reason = attempt(deadline.within(self._settings.reconfirm_timeout_seconds), sighting)
+            reason = attempt(
+                deadline.within(self._settings.reconfirm_timeout_seconds),
+                sighting,
+                selected_at=self._selected_at,
+                heartbeat_fresh_s=self._settings.heartbeat_fresh_seconds,
+            )
         except RowLockedError:
             reason = SkipReason.ROW_LOCKED
         except LeaseLostError:
@@ -76,31 +82,7 @@ class Flips:
             self._story.trouble("re-read or flip failed", error)
         if reason is not None:
             self._skip(sighting, reason)
-
-    def _flip(self, deadline: Deadline, sighting: Sighting) -> SkipReason | None:
-        reason = self._fleet.flip(
-            deadline,
-            sighting,
-            selected_at=self._selected_at,
-            heartbeat_fresh_s=self._settings.heartbeat_fresh_seconds,
-        )
-        if reason is None:
-            self._report.flipped += 1
-            self._note("workspace flipped", sighting)
-        return reason
-
-    def _would_flip(self, deadline: Deadline, sighting: Sighting) -> SkipReason | None:
-        reason = self._fleet.would_flip(
-            deadline,
-            sighting,
-            selected_at=self._selected_at,
-            heartbeat_fresh_s=self._settings.heartbeat_fresh_seconds,
-        )
-        if reason is None:
-            self._note("would flip", sighting)
-        return reason
-
-    def _note(self, message: str, sighting: Sighting) -> None:
+            return
         self._report.flips.append(Flip(sighting.workspace.id, sighting.workspace.instance_id, sighting.state))
         self._story.tell(message, sighting, f"{sighting.state}, confirmed by a second probe")
 

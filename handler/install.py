@@ -15,8 +15,9 @@ from handler.aws import Aws
 from handler.credentials import Secrets
 from handler.database import Session, Transaction
 from handler.deadline import Deadline
+from handler.door import seconds_for
 from handler.errors import RegistryError, RequestError, RightsMissingError, SchemaMissingError, SettingsError, shown
-from handler.registry.rights import RIGHTS_TO_APPLY
+from handler.registry.rights import RIGHTS_TO_APPLY, lacking_rights
 from handler.settings import database_from
 from handler.telemetry import logger
 from handler.transport import Transport
@@ -25,7 +26,6 @@ FILES = ("infra/schema.sql", "infra/grants.sql")
 _ROOT = Path(__file__).parent.parent
 
 _SECONDS = 50.0
-_LAMBDA_RESERVE_SECONDS = 3.0
 
 _ROLE_BYTES = 63  # PostgreSQL cuts longer names off
 # GRANT takes these for words of its own, even in quotes: "public" would be everybody.
@@ -43,7 +43,7 @@ def lambda_handler(event: Any, context: Any) -> dict[str, Any]:
     aws = Aws(Transport(connections=1))
     session = Session(database_from(os.environ), Secrets(aws.secret_text), aws.database_token)
     try:
-        report = install(session, role, Deadline(_seconds(context)))
+        report = install(session, role, Deadline(seconds_for(_SECONDS, context)))
     finally:
         session.close()
         aws.close()
@@ -85,11 +85,11 @@ def install(session: Session, role: str, deadline: Deadline) -> dict[str, Any]:
     with session.transaction(deadline) as transaction:
         if not transaction.run("SELECT FROM pg_roles WHERE rolname = :role", role=role):
             raise RegistryError(f"the database has no role {role}: create it, with LOGIN")
-        relations, lacking = _own_relations(transaction), _lacking_rights(transaction, role)
+        relations, lacking = _own_relations(transaction), lacking_rights(transaction, RIGHTS_TO_APPLY, role=role)
         for file in FILES:
             with _naming(file):
                 transaction.run((_ROOT / file).read_text().replace(':"role"', _quoted(role)))
-        still_lacking = _lacking_rights(transaction, role)
+        still_lacking = lacking_rights(transaction, RIGHTS_TO_APPLY, role=role)
         if still_lacking:
             # PostgreSQL only warns when somebody grants what is not theirs to grant.
             raise RightsMissingError(
@@ -135,30 +135,6 @@ def _own_relations(transaction: Transaction) -> set[str]:
     return {name for (name,) in rows}
 
 
-def _lacking_rights(transaction: Transaction, role: str) -> list[str]:
-    """Return what the role may not do yet, of what the reconciler has to."""
-    rows = transaction.run(
-        """
-        SELECT needed, field, name FROM unnest(CAST(:tables AS text[]), CAST(:fields AS text[]),
-                                               CAST(:rights AS text[])) AS asked (name, field, needed)
-        WHERE CASE WHEN to_regclass(name) IS NULL THEN true
-                   WHEN field IS NULL THEN NOT has_table_privilege(CAST(:role AS name), to_regclass(name), needed)
-                   ELSE NOT has_column_privilege(CAST(:role AS name), to_regclass(name), field, needed) END
-        """,
-        role=role,
-        tables=[table for table, _, _ in RIGHTS_TO_APPLY],
-        fields=[field for _, field, _ in RIGHTS_TO_APPLY],
-        rights=[right for _, _, right in RIGHTS_TO_APPLY],
-    )
-    return [f"{right} ({field}) on {table}" if field else f"{right} on {table}" for right, field, table in rows]
-
-
 def _quoted(name: str) -> str:
     """Quote an identifier, as psql's `:"name"` does."""
     return '"' + name.replace('"', '""') + '"'
-
-
-def _seconds(context: Any) -> float:
-    """Return the time there is: less than what Lambda leaves, so that it ends with an error of its own."""
-    left = getattr(context, "get_remaining_time_in_millis", None)
-    return _SECONDS if left is None else max(0.0, min(_SECONDS, left() / 1000 - _LAMBDA_RESERVE_SECONDS))

@@ -5,12 +5,12 @@ while, and then looks at anew: nothing is lost, and nothing is asked for twice.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import assert_never
 
 from handler.deadline import Deadline
 from handler.errors import ReconcilerError
 from handler.model import Debt, Report, Verdict
+from handler.parallel import in_parallel
 from handler.probes import Probe
 from handler.registry import Debts
 from handler.restarts import CALL_SECONDS, CALLS_AT_ONCE, Answer, Platform, Reply, pause
@@ -23,7 +23,6 @@ LOOKED_AT_BESIDES = 100
 PROBING_SHARE = 0.5
 # A call that would be cut off at once is not begun: it would only make its debt uncertain.
 SHORTEST_CALL_SECONDS = 0.5
-_A_MOMENT_S = 0.2
 _MOVED_ON = "the row has moved on"
 
 _WORDS = {
@@ -89,22 +88,23 @@ class Payments:
         return [debt for debt in due if debt.workspace_id not in old or debt.id in dead]
 
     def _ask_for(self, debts: Iterable[Debt], platform: Platform, deadline: Deadline, closing: Deadline) -> None:
-        claimed = self._claimed(debts, deadline)
-        under_way: dict[Future[Reply], Debt] = {}
-        pool = ThreadPoolExecutor(CALLS_AT_ONCE)
-        try:
-            while True:
-                while len(under_way) < CALLS_AT_ONCE and (debt := next(claimed, None)) is not None:
-                    call = pool.submit(platform.restart, debt, deadline.within(CALL_SECONDS))
-                    under_way[call] = debt
-                ended, _ = wait(under_way, deadline.remaining() + _A_MOMENT_S, FIRST_COMPLETED)
-                if not ended:  # all is done, or what is left hangs in a name lookup, which obeys no timeout
-                    break
-                for call in ended:
-                    self._settle(under_way.pop(call), _reply(call), closing)
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-        for debt in under_way.values():
+        unanswered: dict[int, Debt] = {}
+
+        def claimed() -> Iterator[Debt]:
+            for debt in self._claimed(debts, deadline):
+                unanswered[debt.id] = debt
+                yield debt
+
+        def ask(debt: Debt) -> tuple[Debt, Reply]:
+            try:
+                return debt, platform.restart(debt, deadline.within(CALL_SECONDS))
+            except Exception as error:  # noqa: BLE001 - one call's surprise must not cost the others
+                return debt, Reply(Answer.UNCERTAIN, f"unexpected_{type(error).__name__}")
+
+        for debt, reply in in_parallel(ask, claimed(), deadline, at_once=CALLS_AT_ONCE):
+            del unanswered[debt.id]
+            self._settle(debt, reply, closing)
+        for debt in unanswered.values():
             self._settle(debt, Reply(Answer.UNCERTAIN, "out_of_time"), closing)
 
     def _claimed(self, debts: Iterable[Debt], deadline: Deadline) -> Iterator[Debt]:
@@ -154,10 +154,3 @@ class Payments:
     def _void(self, debt: Debt, reason: str) -> None:
         self._report.restarts.void += 1
         self._story.restart("restart void", debt, reason, attempt=debt.attempts)
-
-
-def _reply(call: Future[Reply]) -> Reply:
-    error = call.exception()
-    if error is None:
-        return call.result()
-    return Reply(Answer.UNCERTAIN, f"unexpected_{type(error).__name__}")

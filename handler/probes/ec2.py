@@ -3,13 +3,13 @@
 import contextlib
 import re
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Collection, Iterator, Sequence
 from itertools import islice
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from handler.deadline import Deadline
 from handler.model import NOT_FOUND, Sighting, Workspace, sighting_of, unknown
+from handler.parallel import in_parallel
 from handler.probes import fair_share
 from handler.probes.ec2_api import ATTEMPTS, Ec2Api, Ec2Error
 from handler.telemetry import logger
@@ -32,10 +32,6 @@ BISECTING_CALLS = 64
 # A filter takes * and ? for wildcards, so nothing else may get into one.
 _INSTANCE_ID = re.compile(r"i-(?:[0-9a-f]{8}|[0-9a-f]{17})")
 _RUNNING = "running"
-_A_MOMENT_S = 0.2
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 class Learnt(NamedTuple):
@@ -96,7 +92,7 @@ class Ec2Probe:
             return running
 
         zones = self._zones(deadline) if wanted > ZONES_ABOVE else [None]
-        for running in _in_parallel(list_zone, iter(zones), deadline):
+        for running in in_parallel(list_zone, iter(zones), deadline, at_once=CALLS_AT_ONCE):
             yield from running
 
     def _zones(self, deadline: Deadline) -> list[str | None]:
@@ -114,7 +110,7 @@ class Ec2Probe:
         def ask(batch: Sequence[str]) -> dict[str, Learnt]:
             return self._ask(batch, deadline, enough_at=time.monotonic() + enough_s, attempts=ATTEMPTS)
 
-        for learnt in _in_parallel(ask, batches, deadline):
+        for learnt in in_parallel(ask, batches, deadline, at_once=CALLS_AT_ONCE):
             yield from learnt.items()
 
     def _ask(self, ids: Sequence[str], deadline: Deadline, *, enough_at: float, attempts: int) -> dict[str, Learnt]:
@@ -153,23 +149,3 @@ class Ec2Probe:
     def _may_bisect(self) -> bool:
         self._bisecting_calls -= 2
         return self._bisecting_calls >= 0
-
-
-def _in_parallel(work: Callable[[Item], Result], items: Iterator[Item], deadline: Deadline) -> Iterator[Result]:
-    """Yield what `work` returns for each item, in any order, a few at once, until the deadline.
-
-    What is begun by then ends of itself by then, but for a name lookup, which obeys no timeout, and
-    is left behind.
-    """
-    pool = ThreadPoolExecutor(CALLS_AT_ONCE)
-    under_way: set[Future[Result]] = set()
-    try:
-        while True:
-            room = 0 if deadline.over() else CALLS_AT_ONCE - len(under_way)
-            under_way |= {pool.submit(work, item) for item in islice(items, room)}
-            ended, under_way = wait(under_way, deadline.remaining() + _A_MOMENT_S, FIRST_COMPLETED)
-            if not ended:
-                return
-            yield from (future.result() for future in ended)
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from handler.database import Rows, Session, Transaction
+from handler.database import Session, Transaction
 from handler.deadline import Deadline
 from handler.decide import Absence, objection
 from handler.errors import SchemaMissingError
@@ -24,6 +24,7 @@ SELECT status::text, instance_id, runtime,
        OR COALESCE(last_heartbeat_at > clock_timestamp() - make_interval(secs => :fresh_s), false)
 FROM workspaces WHERE id = CAST(:id AS uuid)
 """
+_LOCKED_ROW = _CURRENT_ROW + " FOR NO KEY UPDATE NOWAIT"
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,19 +138,12 @@ class Fleet:
         """
         workspace = sighting.workspace
         with self._session.transaction(deadline) as transaction:
-            rows = transaction.run(
-                _CURRENT_ROW + " FOR NO KEY UPDATE NOWAIT",
-                id=workspace.id,
-                captured=workspace.last_heartbeat_at,
-                selected_at=selected_at,
-                fresh_s=heartbeat_fresh_s,
-            )
+            row = _current(transaction, _LOCKED_ROW, workspace, selected_at, heartbeat_fresh_s)
             self._lease.require(transaction)
-            reason = objection(_current(rows), workspace)
-            if reason is not None:
-                return reason
-            self._write_flip(transaction, sighting, previous_status=rows[0][0])
-        return None
+            reason = objection(row, workspace)
+            if row is not None and reason is None:
+                self._write_flip(transaction, sighting, previous_status=row.status)
+        return reason
 
     def would_flip(
         self, deadline: Deadline, sighting: Sighting, *, selected_at: str, heartbeat_fresh_s: float
@@ -157,14 +151,8 @@ class Fleet:
         """Return what `flip` would, without a lock or a trace: for dry runs."""
         workspace = sighting.workspace
         with self._session.transaction(deadline, read_only=True) as transaction:
-            rows = transaction.run(
-                _CURRENT_ROW,
-                id=workspace.id,
-                captured=workspace.last_heartbeat_at,
-                selected_at=selected_at,
-                fresh_s=heartbeat_fresh_s,
-            )
-        return objection(_current(rows), workspace)
+            row = _current(transaction, _CURRENT_ROW, workspace, selected_at, heartbeat_fresh_s)
+        return objection(row, workspace)
 
     def save_sweep(self, deadline: Deadline, sweep: Sweep, *, completed_pass: bool) -> None:
         """Note where the next full cycle begins."""
@@ -202,7 +190,7 @@ class Fleet:
             )
         return Gauges(pending, blocked, max(0.0, oldest_s), max(0.0, coverage_s))
 
-    def _write_flip(self, transaction: Transaction, sighting: Sighting, *, previous_status: str) -> None:
+    def _write_flip(self, transaction: Transaction, sighting: Sighting, *, previous_status: str | None) -> None:
         workspace = sighting.workspace
         payload = {
             "instance_id": workspace.instance_id,
@@ -250,5 +238,14 @@ def _sweep(transaction: Transaction) -> Sweep:
     return Sweep(cursor, pass_began_at, tuple(first))
 
 
-def _current(rows: Rows) -> CurrentRow | None:
+def _current(
+    transaction: Transaction, query: str, workspace: Workspace, selected_at: str, heartbeat_fresh_s: float
+) -> CurrentRow | None:
+    rows = transaction.run(
+        query,
+        id=workspace.id,
+        captured=workspace.last_heartbeat_at,
+        selected_at=selected_at,
+        fresh_s=heartbeat_fresh_s,
+    )
     return CurrentRow(*rows[0]) if rows else None

@@ -6,6 +6,9 @@ from handler.database import Session, Transaction
 from handler.deadline import Deadline
 from handler.errors import RightsMissingError, SchemaMissingError
 
+# Table, column (None for the whole table) and right.
+Rights = Sequence[tuple[str, str | None, str]]
+
 # So that a schema older than the code is noticed.
 _OWN_COLUMNS = {
     "lease": ("scope", "holder", "acquired_at", "expires_at"),
@@ -40,7 +43,9 @@ def check_rights(session: Session, deadline: Deadline, *, to_apply: bool) -> Non
         rights = RIGHTS_TO_APPLY if to_apply else _RIGHTS_TO_READ
         _require_tables(transaction, sorted({table for table, _, _ in rights}))
         _require_own_columns(transaction)
-        _require_rights(transaction, rights)
+        lacking = lacking_rights(transaction, rights)
+        if lacking:
+            raise RightsMissingError(f"the database's role lacks {', '.join(lacking)}: run infra/grants.sql")
 
 
 def _require_tables(transaction: Transaction, tables: Sequence[str]) -> None:
@@ -74,18 +79,23 @@ def _require_own_columns(transaction: Transaction) -> None:
         raise SchemaMissingError(f"the database has no {', '.join(name for (name,) in missing)}: run infra/schema.sql")
 
 
-def _require_rights(transaction: Transaction, rights: Sequence[tuple[str, str | None, str]]) -> None:
-    missing = transaction.run(
+def lacking_rights(transaction: Transaction, rights: Rights, *, role: str | None = None) -> list[str]:
+    """Return, in words, which of the rights the role (the session's own by default) does not have.
+
+    On a table that does not exist nobody has any.
+    """
+    rows = transaction.run(
         """
-        SELECT name, field, needed FROM unnest(CAST(:tables AS text[]), CAST(:fields AS text[]),
-                                               CAST(:rights AS text[])) AS asked (name, field, needed)
-        WHERE NOT CASE WHEN field IS NULL THEN has_table_privilege(name, needed)
-                       ELSE has_column_privilege(name, field, needed) END
+        SELECT needed, field, name FROM unnest(CAST(:tables AS text[]), CAST(:fields AS text[]),
+                                               CAST(:rights AS text[])) AS asked (name, field, needed),
+                                        COALESCE(CAST(:role AS name), current_user) AS grantee
+        WHERE CASE WHEN to_regclass(name) IS NULL THEN true
+                   WHEN field IS NULL THEN NOT has_table_privilege(grantee, to_regclass(name), needed)
+                   ELSE NOT has_column_privilege(grantee, to_regclass(name), field, needed) END
         """,
+        role=role,
         tables=[table for table, _, _ in rights],
         fields=[field for _, field, _ in rights],
         rights=[right for _, _, right in rights],
     )
-    if missing:
-        named = ", ".join(f"{right}{f' ({field})' if field else ''} on {table}" for table, field, right in missing)
-        raise RightsMissingError(f"the database's role lacks {named}: run infra/grants.sql")
+    return [f"{right} ({field}) on {table}" if field else f"{right} on {table}" for right, field, table in rows]

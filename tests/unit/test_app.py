@@ -12,6 +12,7 @@ import pytest
 
 from handler import app, cycle
 from handler.deadline import Deadline
+from handler.door import seconds_for
 from handler.errors import ConnectionLostError, RequestError, SettingsError
 from handler.model import Flip, Gauges, Report
 from handler.probes.control_plane import ControlPlaneProbe
@@ -90,12 +91,12 @@ def settings(seconds: float) -> Settings:
 def test_a_cycle_has_the_time_of_the_setting_or_what_lambda_leaves_less_a_reserve(
     setting_s: float, left_s: float, expected_s: float
 ) -> None:
-    assert app._seconds(settings(setting_s), context(left_s)) == expected_s  # noqa: SLF001 - the one pure part
+    assert seconds_for(setting_s, context(left_s)) == expected_s
 
 
 @pytest.mark.parametrize("without", [None, SimpleNamespace(aws_request_id="r")], ids=["no context", "no clock in it"])
 def test_without_lambdas_clock_a_cycle_has_the_time_of_the_setting(without: Any) -> None:
-    assert app._seconds(settings(45), without) == 45  # noqa: SLF001
+    assert seconds_for(45, without) == 45
 
 
 def test_the_cycle_gets_that_time(cycles: Cycles) -> None:

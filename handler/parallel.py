@@ -1,0 +1,35 @@
+"""Calls to a remote, a few at once, none past the deadline."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from itertools import islice
+from typing import TypeVar
+
+from handler.deadline import Deadline
+
+_A_MOMENT_S = 0.2
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def in_parallel(
+    work: Callable[[Item], Result], items: Iterator[Item], deadline: Deadline, *, at_once: int
+) -> Iterator[Result]:
+    """Yield what `work` returns for each item, in any order, `at_once` at most, until the deadline.
+
+    An item is taken when there is room for it, not before. What is begun by the deadline has to end
+    of itself by then; a name lookup, which obeys no timeout, is left behind.
+    """
+    pool = ThreadPoolExecutor(at_once)
+    under_way: set[Future[Result]] = set()
+    try:
+        while True:
+            room = 0 if deadline.over() else at_once - len(under_way)
+            under_way |= {pool.submit(work, item) for item in islice(items, room)}
+            ended, under_way = wait(under_way, deadline.remaining() + _A_MOMENT_S, FIRST_COMPLETED)
+            if not ended:
+                return
+            yield from (future.result() for future in ended)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
