@@ -65,6 +65,43 @@ class Transaction:
         return self._run(sql, **parameters)
 
 
+class _Connection(pg8000.native.Connection):  # type: ignore[misc]  # pg8000 has no types
+    """A connection that obeys a deadline once it is made, and leaves nothing open behind it.
+
+    pg8000 has no public way to change a connection's timeout, and a timeout of each packet would
+    not bound an answer that drips in. Its version is pinned, and the tests drip.
+    """
+
+    _sock: Any
+    _usock: Any
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._reader = BoundedReader(self._usock.makefile("rb", buffering=0), self._usock, Deadline(0))
+        self._sock.close()
+        self._sock = io.BufferedRWPair(self._reader, self._usock.makefile("wb", buffering=0), _READ_BYTES)
+
+    def obey(self, deadline: Deadline) -> None:
+        """Have the next statement end, or raise TimeoutError, by the deadline."""
+        self._reader.deadline = deadline
+        self._usock.settimeout(deadline.remaining())
+
+    def close(self) -> None:
+        """Say goodbye and close, also what pg8000 (which calls this too) leaves to the garbage collector."""
+        stream = self._sock
+        try:
+            super().close()
+        finally:
+            with contextlib.suppress(OSError, ValueError):
+                stream.close()
+
+    def hang_up(self) -> None:
+        """Close, whatever state the connection is in."""
+        with contextlib.suppress(pg8000.exceptions.Error, OSError):
+            self.obey(Deadline(_GRACE_SECONDS))
+            self.close()
+
+
 class Session:
     """One connection, kept from one invocation to the next, made anew when it has broken."""
 
@@ -73,8 +110,7 @@ class Session:
         self._database = database
         self._secrets = secrets
         self._token = token
-        self._connection: pg8000.native.Connection | None = None
-        self._reader: BoundedReader | None = None
+        self._connection: _Connection | None = None
 
     @contextlib.contextmanager
     def transaction(self, deadline: Deadline, *, read_only: bool = False) -> Iterator[Transaction]:
@@ -94,7 +130,7 @@ class Session:
         """Hang up."""
         connection, self._connection = self._connection, None
         if connection is not None:
-            _hang_up(connection)
+            connection.hang_up()
 
     def _begin(self, deadline: Deadline, *, read_only: bool) -> None:
         if deadline.over():
@@ -115,16 +151,15 @@ class Session:
             else:
                 return
         self._connection = self._connect(deadline)
-        self._reader = _bound(self._connection)
         self._run(deadline, begin)
 
     def _run(self, deadline: Deadline, sql: str, **parameters: Any) -> Rows:
-        if self._connection is None or self._reader is None:
+        if self._connection is None:
             raise ConnectionLostError("the connection broke earlier in this transaction")
         if deadline.over():
             raise RegistryError("no time is left for the statement")
         try:
-            self._reader.deadline = Deadline(deadline.remaining() + _GRACE_SECONDS)
+            self._connection.obey(Deadline(deadline.remaining() + _GRACE_SECONDS))
             return self._connection.run(sql, **parameters) or []
         except pg8000.exceptions.DatabaseError as error:
             failure = _explained(error)
@@ -136,15 +171,15 @@ class Session:
             raise ConnectionLostError(f"the database hung up or did not answer ({type(error).__name__})") from error
 
     def _roll_back(self) -> None:
-        if self._connection is None or self._reader is None:
+        if self._connection is None:
             return
         try:
-            self._reader.deadline = Deadline(_GRACE_SECONDS)
+            self._connection.obey(Deadline(_GRACE_SECONDS))
             self._connection.run("ROLLBACK")
         except (pg8000.exceptions.Error, OSError):
             self.close()
 
-    def _connect(self, deadline: Deadline) -> pg8000.native.Connection:
+    def _connect(self, deadline: Deadline) -> _Connection:
         try:
             return self._log_in(deadline, fresh=False)
         except LoginRefusedError:
@@ -152,12 +187,12 @@ class Session:
                 raise
             return self._log_in(deadline, fresh=True)  # the password was rotated
 
-    def _log_in(self, deadline: Deadline, *, fresh: bool) -> pg8000.native.Connection:
+    def _log_in(self, deadline: Deadline, *, fresh: bool) -> _Connection:
         login = self._login(deadline, fresh=fresh)
         time_left = deadline.within(_CONNECT_SECONDS)
         timeout_s = time_left.remaining()
         try:
-            return _in_time(lambda: pg8000.native.Connection(timeout=timeout_s, **login), time_left)
+            return _in_time(lambda: _Connection(timeout=timeout_s, **login), time_left)
         except pg8000.exceptions.DatabaseError as error:
             raise _explained(error) from error
         except Exception as error:  # whatever the other side answered, it is not a database's greeting
@@ -217,7 +252,7 @@ def _ssl_context(database: Database) -> ssl.SSLContext | bool | None:
     return context
 
 
-def _in_time(make: Callable[[], pg8000.native.Connection], deadline: Deadline) -> pg8000.native.Connection:
+def _in_time(make: Callable[[], _Connection], deadline: Deadline) -> _Connection:
     """Return what `make` makes, unless the deadline comes first: a name lookup obeys no timeout.
 
     A connection that is made too late is hung up. Raises TimeoutError, or what `make` raises.
@@ -228,29 +263,8 @@ def _in_time(make: Callable[[], pg8000.native.Connection], deadline: Deadline) -
     try:
         return making.result(deadline.remaining() + _GRACE_SECONDS)
     except TimeoutError:
-        making.add_done_callback(lambda late: None if late.exception() else _hang_up(late.result()))
+        making.add_done_callback(lambda late: None if late.exception() else late.result().hang_up())
         raise
-
-
-def _bound(connection: pg8000.native.Connection) -> BoundedReader:
-    """Have the connection read what the server sends by a reader that obeys a deadline; return that.
-
-    pg8000 has no public way to change a connection's timeout, and a timeout of each packet would
-    not bound an answer that drips in. Its version is pinned, and the tests drip.
-    """
-    sock = connection._usock  # noqa: SLF001
-    reader = BoundedReader(sock.makefile("rb", buffering=0), sock, Deadline(0))
-    connection._sock = io.BufferedRWPair(reader, sock.makefile("wb", buffering=0), _READ_BYTES)  # noqa: SLF001
-    return reader
-
-
-def _hang_up(connection: pg8000.native.Connection) -> None:
-    stream = connection._sock  # noqa: SLF001 - pg8000 drops it with what it could not send still in it
-    with contextlib.suppress(pg8000.exceptions.Error, OSError):
-        connection.close()
-    if stream is not None:
-        with contextlib.suppress(OSError, ValueError):
-            stream.close()
 
 
 def _explained(error: pg8000.exceptions.DatabaseError) -> RegistryError:
