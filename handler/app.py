@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from handler import cycle, request
+from handler import cycle, exemptions, request
 from handler.aws import Aws
 from handler.credentials import Secrets, Tokens
 from handler.database import Session
@@ -89,8 +89,11 @@ def lambda_handler(event: Any, context: Any) -> dict[str, Any]:
     cycle_id = str(uuid.uuid4())
     logger.append_keys(cycle_id=cycle_id, mode=order.mode, function_request_id=getattr(context, "aws_request_id", None))
     deadline = Deadline(seconds_for(warm.settings.cycle_deadline_seconds, context))
+    parts = warm.parts(cycle_id)
     try:
-        report, gauges = cycle.run(order, warm.settings, warm.parts(cycle_id), deadline)
+        if order.hold or order.release:
+            return exemptions.carry_out(order, parts.registry, deadline)
+        report, gauges = cycle.run(order, warm.settings, parts, deadline)
     finally:
         deadline.close()
         warm.aws.close()

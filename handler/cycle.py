@@ -84,7 +84,7 @@ def _cycle(
     plan = decide(sightings, memory.absences, memory.recently_flipped, _policy(order, settings))
     _tell(plan, report, story)
 
-    flips = Flips(registry.fleet, probe, settings, selection.selected_at, report, story)
+    flips = Flips(registry.rows, probe, settings, selection.selected_at, report, story)
     if order.mode == APPLY:
         registry.fleet.remember_absences(closing, plan.absent, plan.found_again)
         flips.carry_out(plan, flipping)
@@ -166,4 +166,7 @@ def _gauges(registry: Registry, closing: Deadline, report: Report) -> Gauges:
     gauges = registry.fleet.gauges(closing)
     report.restarts.pending = gauges.restarts_pending
     report.restarts.blocked = gauges.restarts_blocked
+    report.restarts_paused = gauges.restarts_paused
+    report.restarts_unrecovered = gauges.restarts_unrecovered
+    report.held = gauges.held
     return gauges

@@ -11,6 +11,9 @@ from handler.model import FOUND, CurrentRow, Sighting, SkipReason, Verdict, Work
 
 CANDIDATE_STATUSES = ("online", "degraded")
 EXTERNAL = "external"
+# So many restarts may follow one another at once; before each further one there is a pause.
+RESTARTS_WITHOUT_PAUSE = 3
+LONGEST_LOOP_PAUSE_S = 4 * 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,11 +142,39 @@ def confirms(first: Sighting, second: Sighting) -> bool:
     return second.verdict is Verdict.DEAD
 
 
+@dataclass(frozen=True, slots=True)
+class CrashLoop:
+    """The settings for workspaces that die again and again; both in seconds.
+
+    The first pause is `pause_s`, each further one twice as long, until a workspace was up for `healthy_s`.
+    """
+
+    pause_s: float
+    healthy_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Loop:
+    """How many restarts came before without a stretch of health, and for how many seconds the next one waits."""
+
+    streak: int
+    pause_s: float
+
+
+def loop_of(row: CurrentRow, settings: CrashLoop) -> Loop:
+    """Return where in a crash loop a workspace is that dies now."""
+    if row.streak is None or row.healthy_s is None or row.healthy_s >= settings.healthy_s:
+        return Loop(0, 0.0)
+    streak = row.streak + 1
+    doublings = min(streak - RESTARTS_WITHOUT_PAUSE, 32)
+    return Loop(streak, 0.0 if doublings < 0 else min(settings.pause_s * 2.0**doublings, LONGEST_LOOP_PAUSE_S))
+
+
 def objection(row: CurrentRow | None, workspace: Workspace) -> SkipReason | None:
     """Return what the locked row says against flipping the workspace that was probed, if anything."""
     if row is None:
         return SkipReason.ROW_GONE
-    if row.status not in CANDIDATE_STATUSES or row.runtime == EXTERNAL:
+    if row.status not in CANDIDATE_STATUSES or row.runtime == EXTERNAL or row.held:
         return SkipReason.STATUS_MOVED
     if not row.instance_id:
         return SkipReason.INSTANCE_CLEARED

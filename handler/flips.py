@@ -3,19 +3,19 @@
 from collections.abc import Callable
 
 from handler.deadline import Deadline
-from handler.decide import Action, Plan, confirms
+from handler.decide import Action, CrashLoop, Plan, confirms
 from handler.errors import LeaseLostError, ReconcilerError, RowLockedError
 from handler.model import Flip, Report, Sighting, SkipReason
 from handler.probes import Probe
-from handler.registry import Fleet
+from handler.registry import Flipped, Rows, Terms
 from handler.settings import Settings
 from handler.telemetry import Story
 
 # So few at a time that the flip follows the second probe within moments.
-CONFIRMED_AT_ONCE = 100
+CONFIRMED_AT_ONCE = 200
 
-# `Fleet.flip` or `Fleet.would_flip`: returns why not, if not.
-Attempt = Callable[..., SkipReason | None]
+# `Rows.flip` or `Rows.would_flip`: returns why not, if not.
+Attempt = Callable[[Deadline, Sighting, Terms], Flipped | SkipReason]
 
 
 class Flips:
@@ -23,7 +23,7 @@ class Flips:
 
     def __init__(
         self,
-        fleet: Fleet,
+        rows: Rows,
         probe: Probe,
         settings: Settings,
         selected_at: str,
@@ -31,22 +31,26 @@ class Flips:
         story: Story,
     ) -> None:
         """Act on candidates that were selected at `selected_at` (the database's text for it)."""
-        self._fleet = fleet
+        self._rows = rows
         self._probe = probe
         self._settings = settings
-        self._selected_at = selected_at
+        self._terms = Terms(
+            selected_at,
+            settings.heartbeat_fresh_seconds,
+            CrashLoop(settings.restart_loop_pause_seconds, settings.restart_loop_healthy_seconds),
+        )
         self._report = report
         self._story = story
         self.out_of_time: list[str] = []
 
     def carry_out(self, plan: Plan, deadline: Deadline) -> None:
         """Flip what the plan says, as far as the time goes."""
-        self._each_confirmed(plan, deadline, self._fleet.flip, "workspace flipped")
+        self._each_confirmed(plan, deadline, self._rows.flip, "workspace flipped")
         self._report.flipped = len(self._report.flips)
 
     def rehearse(self, plan: Plan, deadline: Deadline) -> None:
         """Find out what `carry_out` would do, and write nothing."""
-        self._each_confirmed(plan, deadline, self._fleet.would_flip, "would flip")
+        self._each_confirmed(plan, deadline, self._rows.would_flip, "would flip")
 
     def _each_confirmed(self, plan: Plan, deadline: Deadline, attempt: Attempt, message: str) -> None:
         to_flip = [one.sighting for one in plan.decisions if one.action is Action.FLIP]
@@ -67,24 +71,24 @@ class Flips:
             self._skip(sighting, SkipReason.OUT_OF_TIME)
             return
         try:
-            reason = attempt(
-                deadline.within(self._settings.reconfirm_timeout_seconds),
-                sighting,
-                selected_at=self._selected_at,
-                heartbeat_fresh_s=self._settings.heartbeat_fresh_seconds,
-            )
+            outcome = attempt(deadline.within(self._settings.reconfirm_timeout_seconds), sighting, self._terms)
         except RowLockedError:
-            reason = SkipReason.ROW_LOCKED
+            outcome = SkipReason.ROW_LOCKED
         except LeaseLostError:
-            reason = SkipReason.OUT_OF_TIME
+            outcome = SkipReason.OUT_OF_TIME
         except ReconcilerError as error:
-            reason = SkipReason.OUT_OF_TIME if deadline.over() else SkipReason.RECONFIRM_ERROR
+            outcome = SkipReason.OUT_OF_TIME if deadline.over() else SkipReason.RECONFIRM_ERROR
             self._story.trouble("re-read or flip failed", error)
-        if reason is not None:
-            self._skip(sighting, reason)
+        if isinstance(outcome, SkipReason):
+            self._skip(sighting, outcome)
             return
         self._report.flips.append(Flip(sighting.workspace.id, sighting.workspace.instance_id, sighting.state))
         self._story.tell(message, sighting, f"{sighting.state}, confirmed by a second probe")
+        if outcome.loop.pause_s:
+            self._story.restart_paused(sighting, outcome.loop)
+        for debt in outcome.superseded:
+            self._report.restarts.void += 1
+            self._story.restart("restart void", debt, "the workspace was online again", attempt=debt.attempts)
 
     def _skip(self, sighting: Sighting, reason: SkipReason) -> None:
         self._report.skipped[reason] += 1

@@ -85,12 +85,18 @@ def unknown(workspace: Workspace, cause: str) -> Sighting:
 
 @dataclass(frozen=True, slots=True)
 class CurrentRow:
-    """The row as the flip's re-read finds it, with the heartbeat's veto judged by the database."""
+    """The row as the flip's re-read finds it, with the heartbeat's veto judged by the database.
+
+    `streak` is that of its last restart, and `healthy_s` for how many seconds it has been up since.
+    """
 
     status: str | None
     instance_id: str | None
     runtime: str | None
     fresh_heartbeat: bool
+    held: bool = False
+    streak: int | None = None
+    healthy_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +121,20 @@ class Gauges:
 
     restarts_pending: int
     restarts_blocked: int
+    restarts_paused: int
+    restarts_unrecovered: int
     oldest_restart_age_s: float
     coverage_age_s: float
+    held: int
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """A workspace that is exempt; `ends_at` is a time in UTC (RFC 3339)."""
+
+    workspace_id: str
+    reason: str
+    ends_at: str
 
 
 @dataclass(slots=True)
@@ -161,5 +179,8 @@ class Report:
     deadline_hit: bool = False
     breaker_open: bool = False
     restarts: RestartCounts = field(default_factory=RestartCounts)
+    restarts_paused: int = 0
+    restarts_unrecovered: int = 0
+    held: int = 0
     duration_ms: int = 0
     flips: list[Flip] = field(default_factory=list)

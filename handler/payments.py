@@ -43,7 +43,7 @@ class Payments:
         self._settings = settings
         self._report = report
         self._story = story
-        self._told_to_wait = False
+        self._told_to_wait_s: float | None = None
 
     def pay(
         self,
@@ -57,12 +57,12 @@ class Payments:
         if deadline.over():
             return
         try:
-            for debt in self._debts.void_moved_on(deadline, own_only=own_only):
+            for debt in self._debts.follow_rows(self._briefly(deadline), own_only=own_only):
                 self._void(debt, _MOVED_ON)
             if platform is None:
                 return
             most = self._settings.restarts_per_cycle + LOOKED_AT_BESIDES
-            due = self._debts.due(deadline, limit=most, own_only=own_only)
+            due = self._debts.due(self._briefly(deadline), limit=most, own_only=own_only)
             if due:
                 self._ask_for(self._still_dead(due, deadline, closing), platform(deadline), deadline, closing)
         except ReconcilerError as error:
@@ -80,7 +80,7 @@ class Payments:
                 dead.add(debt.id)
             elif sighting.verdict is Verdict.RUNNING:
                 voided.add(debt.id)
-                self._debts.close(closing, debt, "void")
+                self._debts.void(closing, debt)
                 self._void(debt, "the instance is running")
         left = [debt for debt in old.values() if debt.id not in dead | voided]
         if left:
@@ -88,10 +88,13 @@ class Payments:
         return [debt for debt in due if debt.workspace_id not in old or debt.id in dead]
 
     def _ask_for(self, debts: Iterable[Debt], platform: Platform, deadline: Deadline, closing: Deadline) -> None:
+        debts = list(debts)
+        asked: set[int] = set()
         unanswered: dict[int, Debt] = {}
 
         def claimed() -> Iterator[Debt]:
             for debt in self._claimed(debts, deadline):
+                asked.add(debt.id)
                 unanswered[debt.id] = debt
                 yield debt
 
@@ -106,16 +109,20 @@ class Payments:
             self._settle(debt, reply, closing)
         for debt in unanswered.values():
             self._settle(debt, Reply(Answer.UNCERTAIN, "out_of_time"), closing)
+        if self._told_to_wait_s is not None:
+            unasked = [debt for debt in debts if debt.id not in asked]
+            self._debts.leave(closing, unasked, pause_s=self._told_to_wait_s)
 
     def _claimed(self, debts: Iterable[Debt], deadline: Deadline) -> Iterator[Debt]:
         """Yield debts right after claiming each, as many as one cycle may ask for."""
         calls = 0
         for debt in debts:
             full = calls >= self._settings.restarts_per_cycle
-            if full or self._told_to_wait or deadline.remaining() < SHORTEST_CALL_SECONDS:
+            if full or self._told_to_wait_s is not None or deadline.remaining() < SHORTEST_CALL_SECONDS:
                 return
             try:
-                claim = self._debts.claim(deadline, debt, uncertain_s=self._settings.restart_uncertain_seconds)
+                uncertain_s = self._settings.restart_uncertain_seconds
+                claim = self._debts.claim(self._briefly(deadline), debt, uncertain_s=uncertain_s)
             except ReconcilerError as error:
                 self._story.trouble("restarts left for the next cycle", error)
                 return
@@ -141,15 +148,19 @@ class Payments:
             case _:
                 assert_never(reply.answer)
         if reply.retry_after_s is not None:
-            pause_s, self._told_to_wait = reply.retry_after_s, True
+            pause_s = self._told_to_wait_s = reply.retry_after_s
         self._story.restart(f"restart {_WORDS[reply.answer]}", debt, reply.reason, attempt=debt.attempts + 1)
         try:
             if reply.answer is Answer.PAID:
-                self._debts.close(closing, debt, "paid")
+                self._debts.paid(closing, debt)
             else:
                 self._debts.postpone(closing, debt, reply.answer, pause_s=pause_s)
         except ReconcilerError as error:  # the claim keeps it safe
             self._story.trouble("answer of the platform not noted", error)
+
+    def _briefly(self, deadline: Deadline) -> Deadline:
+        """Return the time for one look at the database: a table that somebody locks must not hold the cycle."""
+        return deadline.within(self._settings.reconfirm_timeout_seconds)
 
     def _void(self, debt: Debt, reason: str) -> None:
         self._report.restarts.void += 1

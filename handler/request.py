@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from handler.errors import RequestError, shown
@@ -13,18 +13,35 @@ DRY_RUN = "dry-run"
 _SCHEDULERS = ("aws.events", "aws.scheduler")
 _SCHEDULED = "Scheduled Event"
 _OPTIONS = ("mode", "workspace_ids", "limit", "override_breaker")
+_EXEMPTIONS = ("hold", "release")
 _SHARDING = ("shard", "shards")
+LONGEST_HOLD_SECONDS = 30 * 86_400
+LONGEST_REASON = 200
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
+class HoldOrder:
+    """Workspaces to exempt for `lasts_s` seconds, and why."""
+
+    workspace_ids: tuple[str, ...]
+    reason: str
+    lasts_s: int
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
-    """One cycle's order: `workspace_ids` and `limit` narrow it, None means every candidate."""
+    """One cycle's order: `workspace_ids` and `limit` narrow it, None means every candidate.
+
+    With `hold` or `release` (workspace ids) it is no cycle: only these are to be done.
+    """
 
     mode: str
     workspace_ids: tuple[str, ...] | None = None
     limit: int | None = None
     override_breaker: bool = False
+    hold: HoldOrder | None = None
+    release: tuple[str, ...] | None = None
 
     @property
     def narrowed(self) -> bool:
@@ -41,9 +58,7 @@ def parse(event: object, *, ceiling: str = APPLY) -> Request:
     if not isinstance(event, Mapping):
         raise _refusal("event", event, "a JSON object")
     request = _from_bus(event) if "source" in event or "detail-type" in event else _by_hand(event)
-    if ceiling == DRY_RUN:
-        return Request(DRY_RUN, request.workspace_ids, request.limit, request.override_breaker)
-    return request
+    return replace(request, mode=DRY_RUN) if ceiling == DRY_RUN else request
 
 
 def _from_bus(event: Mapping[str, Any]) -> Request:
@@ -54,7 +69,7 @@ def _from_bus(event: Mapping[str, Any]) -> Request:
         raise _refusal("source", source, " or ".join(_SCHEDULERS))
     if kind != _SCHEDULED:
         raise _refusal("detail-type", kind, _SCHEDULED)
-    for name in (*_OPTIONS, *_SHARDING):
+    for name in (*_OPTIONS, *_EXEMPTIONS, *_SHARDING):
         if name in event:  # it would be ignored, and the cycle would apply in full
             raise _refusal(name, event[name], "no such field in a scheduled event")
     detail = event.get("detail", {})
@@ -67,27 +82,47 @@ def _by_hand(event: Mapping[str, Any]) -> Request:
     for name in event:
         if name in _SHARDING:
             raise _refusal(name, event[name], "no such field: shards are not supported yet")
-        if name not in _OPTIONS:
-            expected = f"one of {', '.join(_OPTIONS)}, or a scheduled event"
+        if name not in (*_OPTIONS, *_EXEMPTIONS):
+            expected = f"one of {', '.join((*_OPTIONS, *_EXEMPTIONS))}, or a scheduled event"
             raise RequestError(f"event field {shown(name)}: unknown; expected {expected}")
     mode = event.get("mode", DRY_RUN)
     if mode not in (APPLY, DRY_RUN):
         raise _refusal("mode", mode, f"{APPLY} or {DRY_RUN}")
+    for name in _EXEMPTIONS:
+        if name in event:
+            return _exemption(name, event, mode)
     override = event.get("override_breaker", False)
     if not isinstance(override, bool):
         raise _refusal("override_breaker", override, "true or false")
-    return Request(mode, _workspace_ids(event), _limit(event), override)
+    ids = _workspace_ids("workspace_ids", event["workspace_ids"]) if "workspace_ids" in event else None
+    return Request(mode, ids, _limit(event), override)
 
 
-def _workspace_ids(event: Mapping[str, Any]) -> tuple[str, ...] | None:
-    if "workspace_ids" not in event:
-        return None
-    ids = event["workspace_ids"]
+def _exemption(name: str, event: Mapping[str, Any], mode: str) -> Request:
+    for other in event:
+        if other not in (name, "mode"):
+            raise _refusal(other, event[other], f"no such field beside {name}")
+    if name == "release":
+        return Request(mode, release=_workspace_ids(name, event[name]))
+    hold = event[name]
+    expected = '{"workspace_ids": [UUID, …], "reason": text, "seconds": n}'
+    if not isinstance(hold, Mapping) or hold.keys() != {"workspace_ids", "reason", "seconds"}:
+        raise _refusal(name, hold, expected)
+    reason, seconds = hold["reason"], hold["seconds"]
+    if not isinstance(reason, str) or not reason.strip() or not reason.isprintable() or len(reason) > LONGEST_REASON:
+        raise _refusal("hold.reason", reason, f"a line of 1 to {LONGEST_REASON} printable characters")
+    if isinstance(seconds, bool) or not isinstance(seconds, int) or not 1 <= seconds <= LONGEST_HOLD_SECONDS:
+        raise _refusal("hold.seconds", seconds, f"a whole number from 1 to {LONGEST_HOLD_SECONDS} (30 days)")
+    ids = _workspace_ids("hold.workspace_ids", hold["workspace_ids"])
+    return Request(mode, hold=HoldOrder(ids, reason, seconds))
+
+
+def _workspace_ids(name: str, ids: object) -> tuple[str, ...]:
     if not isinstance(ids, list) or not ids:
-        raise _refusal("workspace_ids", ids, "a list of one or more UUIDs")
+        raise _refusal(name, ids, "a list of one or more UUIDs")
     for position, one in enumerate(ids):
         if not isinstance(one, str) or not _UUID.fullmatch(one):
-            raise _refusal(f"workspace_ids[{position}]", one, "a UUID")
+            raise _refusal(f"{name}[{position}]", one, "a UUID")
     return tuple(dict.fromkeys(one.lower() for one in ids))
 
 

@@ -88,6 +88,8 @@ class Settings:
     restarts_per_cycle: int
     restart_retry_seconds: float
     restart_uncertain_seconds: float
+    restart_loop_pause_seconds: float
+    restart_loop_healthy_seconds: float
 
     @staticmethod
     def from_env(environment: Mapping[str, str]) -> "Settings":
@@ -121,6 +123,8 @@ class Settings:
             restarts_per_cycle=env.whole("RESTARTS_PER_CYCLE", 100, 0, 100_000),
             restart_retry_seconds=env.number("RESTART_RETRY_SECONDS", 60, 0, 86_400),
             restart_uncertain_seconds=env.number("RESTART_UNCERTAIN_SECONDS", 300, 1, 86_400),
+            restart_loop_pause_seconds=env.number("RESTART_LOOP_PAUSE_SECONDS", 300, 0, 86_400),
+            restart_loop_healthy_seconds=env.number("RESTART_LOOP_HEALTHY_SECONDS", 3600, 0, 86_400),
         )
 
 

@@ -3,11 +3,13 @@
 import logging
 import os
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 from aws_lambda_powertools import Logger
 from aws_lambda_powertools.metrics import Metrics, MetricUnit
 
+from handler.decide import Loop
 from handler.model import Debt, Gauges, Report, Sighting
 
 SERVICE = "instance-state-reconciler"
@@ -34,7 +36,10 @@ METRIC_UNITS = {
     "RestartsRequested": MetricUnit.Count,
     "RestartsPending": MetricUnit.Count,
     "RestartsBlocked": MetricUnit.Count,
+    "RestartsPaused": MetricUnit.Count,
+    "RestartsUnrecovered": MetricUnit.Count,
     "OldestRestartAge": MetricUnit.Seconds,
+    "Held": MetricUnit.Count,
 }
 METRIC_NAMES = tuple(METRIC_UNITS)
 
@@ -45,6 +50,7 @@ LOG_KEYS = (
     *("what", "count", "dead", "answered"),
     *("probe", "outcome", "candidates", "checked", "running", "transition", "absent", "unknown"),
     *("flipped", "completed_pass", "skipped", "deferred", "deadline_hit", "breaker_open", "restarts"),
+    *("restarts_paused", "restarts_unrecovered", "held"),
     *("duration_ms", "report"),
 )
 
@@ -98,6 +104,16 @@ class Story:
             reason=reason,
         )
 
+    def restart_paused(self, sighting: Sighting, loop: Loop) -> None:
+        """Log that a workspace which dies again and again has to wait for its restart."""
+        logger.warning(
+            "restart paused",
+            workspace_id=sighting.workspace.id,
+            instance_id=_printable(sighting.workspace.instance_id),
+            attempt=loop.streak + 1,
+            reason=f"crash loop: restart {loop.streak + 1} without a stretch of health waits {loop.pause_s:.0f} s",
+        )
+
     def trouble(self, message: str, error: Exception) -> None:
         """Log what went wrong with a part of the cycle, and cost only that part."""
         logger.warning(message, error=str(error))
@@ -105,6 +121,12 @@ class Story:
     def breaker_opened(self, dead: int, answered: int) -> None:
         """Log that nothing is flipped, since too much looks dead."""
         logger.error("breaker open", dead=dead, answered=answered, reason="too many look dead: nothing is flipped")
+
+
+def exemption_changed(message: str, workspace_ids: Iterable[str], reason: str) -> None:
+    """Log what was ordered by hand for these workspaces."""
+    for one in workspace_ids:
+        logger.info(message, workspace_id=one, reason=reason)
 
 
 def cycle_finished(summary: dict[str, Any]) -> None:
@@ -132,6 +154,9 @@ def emit_metrics(report: Report, gauges: Gauges) -> None:
         "RestartsRequested": report.restarts.requested,
         "RestartsPending": gauges.restarts_pending,
         "RestartsBlocked": gauges.restarts_blocked,
+        "RestartsPaused": gauges.restarts_paused,
+        "RestartsUnrecovered": gauges.restarts_unrecovered,
+        "Held": gauges.held,
         "OldestRestartAge": gauges.oldest_restart_age_s,
     }
     metrics = Metrics(

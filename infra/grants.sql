@@ -13,3 +13,4 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON reconciler.lease TO :"role";
 GRANT SELECT, UPDATE ON reconciler.sweep TO :"role";
 GRANT SELECT, INSERT, UPDATE, DELETE ON reconciler.absences TO :"role";
 GRANT SELECT, INSERT, UPDATE, DELETE ON reconciler.restarts TO :"role";
+GRANT SELECT, INSERT, UPDATE, DELETE ON reconciler.holds TO :"role";

@@ -58,7 +58,10 @@ CREATE TABLE IF NOT EXISTS reconciler.restarts (
     next_attempt_at TIMESTAMPTZ NOT NULL DEFAULT now(),
     last_answer     TEXT,
     closed_at       TIMESTAMPTZ,
-    outcome         TEXT CHECK (outcome IN ('paid', 'void'))
+    outcome         TEXT CHECK (outcome IN ('paid', 'void')),
+    streak          INTEGER NOT NULL DEFAULT 0,
+    paused_until    TIMESTAMPTZ,
+    watched_until   TIMESTAMPTZ
 );
 COMMENT ON TABLE reconciler.restarts IS 'One debt per flip. Closed ones are kept for 30 days.';
 COMMENT ON COLUMN reconciler.restarts.attempts IS 'Claims so far. A claim is written before the call.';
@@ -66,8 +69,23 @@ COMMENT ON COLUMN reconciler.restarts.refusals IS 'Definite refusals so far; eac
 COMMENT ON COLUMN reconciler.restarts.next_attempt_at IS
     'Not asked for before this. A claim moves it ahead, so that a crash cannot pay twice.';
 COMMENT ON COLUMN reconciler.restarts.last_answer IS 'asked, refused, blocked or uncertain.';
+COMMENT ON COLUMN reconciler.restarts.streak IS 'Restarts before this one without a stretch of health between.';
+COMMENT ON COLUMN reconciler.restarts.paused_until IS 'A crash loop''s pause: not asked for before this.';
+COMMENT ON COLUMN reconciler.restarts.watched_until IS
+    'When a cycle first saw the restarted workspace online again, or not wanted any more.';
 CREATE UNIQUE INDEX IF NOT EXISTS restarts_one_open_per_workspace
     ON reconciler.restarts (workspace_id) WHERE closed_at IS NULL;
 CREATE INDEX IF NOT EXISTS restarts_due ON reconciler.restarts (next_attempt_at) WHERE closed_at IS NULL;
 CREATE INDEX IF NOT EXISTS restarts_flipped_at ON reconciler.restarts (flipped_at);
 CREATE INDEX IF NOT EXISTS restarts_workspace ON reconciler.restarts (workspace_id, asked_at);
+CREATE INDEX IF NOT EXISTS restarts_unrecovered
+    ON reconciler.restarts (workspace_id) WHERE outcome = 'paid' AND watched_until IS NULL;
+
+-- Workspaces that nobody is to flip or restart for a while, say for maintenance.
+CREATE TABLE IF NOT EXISTS reconciler.holds (
+    workspace_id UUID PRIMARY KEY,
+    reason       TEXT NOT NULL,
+    began_at     TIMESTAMPTZ NOT NULL DEFAULT now(),
+    ends_at      TIMESTAMPTZ NOT NULL
+);
+COMMENT ON TABLE reconciler.holds IS 'Exempt until ends_at; placed and ended by events of the reconciler''s function.';

@@ -7,6 +7,20 @@ from handler.deadline import Deadline
 from handler.model import Debt
 from handler.registry.lease import Lease
 
+# What neither a crash loop's pause nor a hold keeps from being asked for.
+_FREE = """
+COALESCE(paused_until <= now(), true)
+AND NOT EXISTS (SELECT FROM reconciler.holds WHERE workspace_id = owed.workspace_id AND ends_at > now())
+"""
+
+_DUE = f"""
+SELECT id, workspace_id::text, instance_id, attempts, refusals, cycle_id = CAST(:cycle_id AS uuid)
+FROM reconciler.restarts AS owed
+WHERE closed_at IS NULL AND next_attempt_at <= now() AND {_FREE}
+  AND (cycle_id = CAST(:cycle_id AS uuid) OR NOT :own_only)
+ORDER BY next_attempt_at, id LIMIT :most
+"""  # noqa: S608 - put together from constants
+
 
 class Debts:
     """The debts as one cycle sees them. Every method raises RegistryError."""
@@ -17,10 +31,21 @@ class Debts:
         self._cycle_id = cycle_id
         self._lease = lease
 
-    def void_moved_on(self, deadline: Deadline, *, own_only: bool) -> list[Debt]:
-        """Close those due whose row is gone, or no longer offline with the dead instance; return them."""
+    def follow_rows(self, deadline: Deadline, *, own_only: bool) -> list[Debt]:
+        """Close those due whose row is gone, or no longer offline with the dead instance; return them.
+
+        Also end the watch over those that were restarted and are online again, or not wanted any more.
+        """
         with self._session.transaction(deadline) as transaction:
             self._lease.require(transaction)
+            transaction.run(
+                """
+                UPDATE reconciler.restarts AS paid SET watched_until = now()
+                WHERE outcome = 'paid' AND watched_until IS NULL
+                  AND NOT EXISTS (SELECT FROM workspaces WHERE workspaces.id = paid.workspace_id
+                                  AND status NOT IN ('online', 'removed', 'paused', 'hibernating', 'hibernated'))
+                """
+            )
             rows = transaction.run(
                 """
                 UPDATE reconciler.restarts AS owed SET closed_at = now(), outcome = 'void'
@@ -38,33 +63,20 @@ class Debts:
     def due(self, deadline: Deadline, *, limit: int, own_only: bool) -> list[Debt]:
         """Return the restarts that may be asked for now, the longest due first."""
         with self._session.transaction(deadline, read_only=True) as transaction:
-            rows = transaction.run(
-                """
-                SELECT id, workspace_id::text, instance_id, attempts, refusals, cycle_id = CAST(:cycle_id AS uuid)
-                FROM reconciler.restarts
-                WHERE closed_at IS NULL AND next_attempt_at <= now()
-                  AND (cycle_id = CAST(:cycle_id AS uuid) OR NOT :own_only)
-                ORDER BY next_attempt_at, id LIMIT :most
-                """,
-                cycle_id=self._cycle_id,
-                own_only=own_only,
-                most=limit,
-            )
+            rows = transaction.run(_DUE, cycle_id=self._cycle_id, own_only=own_only, most=limit)
         return [Debt(*row) for row in rows]
 
     def claim(self, deadline: Deadline, debt: Debt, *, uncertain_s: float) -> str:
         """Make sure that nobody asks for this restart for `uncertain_s` seconds, and that it is owed.
 
         Return `claimed`, `void` (the row moved on: the debt is closed) or `taken` (by another
-        payer). Only after `claimed` may the platform be asked.
+        payer, or by a hold). Only after `claimed` may the platform be asked.
         """
         with self._session.transaction(deadline) as transaction:
             self._lease.require(transaction)
             mine = transaction.run(
-                """
-                SELECT FROM reconciler.restarts
-                WHERE id = :id AND closed_at IS NULL AND next_attempt_at <= now() FOR UPDATE SKIP LOCKED
-                """,
+                "SELECT FROM reconciler.restarts AS owed WHERE id = :id AND closed_at IS NULL"
+                f" AND next_attempt_at <= now() AND {_FREE} FOR UPDATE SKIP LOCKED",
                 id=debt.id,
             )
             if not mine:
@@ -88,14 +100,21 @@ class Debts:
             )
         return "claimed"
 
-    def close(self, deadline: Deadline, debt: Debt, outcome: str) -> None:
-        """End a debt as `paid` or `void`."""
+    def void(self, deadline: Deadline, debt: Debt) -> None:
+        """End a debt of which nothing is owed any more."""
         with self._session.transaction(deadline) as transaction:
-            _close(transaction, debt, outcome)
+            self._lease.require(transaction)
+            _close(transaction, debt, "void")
+
+    def paid(self, deadline: Deadline, debt: Debt) -> None:
+        """End a debt that the platform has taken: whatever has become of the lease, that stays true."""
+        with self._session.transaction(deadline) as transaction:
+            _close(transaction, debt, "paid")
 
     def leave(self, deadline: Deadline, debts: Sequence[Debt], *, pause_s: float) -> None:
-        """Put debts behind the others, since nothing can be said of their instances now."""
+        """Put debts behind the others, for `pause_s` seconds from now: nothing can be done for them yet."""
         with self._session.transaction(deadline) as transaction:
+            self._lease.require(transaction)
             transaction.run(
                 """
                 UPDATE reconciler.restarts SET next_attempt_at = now() + make_interval(secs => :pause_s)

@@ -1,30 +1,21 @@
-"""The candidates, the guarded flip, and what is remembered between cycles."""
+"""The candidates, and what is remembered between cycles."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from handler.database import Session, Transaction
 from handler.deadline import Deadline
-from handler.decide import Absence, objection
+from handler.decide import Absence
 from handler.errors import SchemaMissingError
 from handler.fairness import Sweep
-from handler.model import CurrentRow, Gauges, Sighting, SkipReason, Workspace
+from handler.model import Gauges, Workspace
 from handler.registry.lease import Lease
 
-SOURCE = "instance-state-reconciler"
 # Sightings of an absence further apart than this have nothing to do with each other.
 ABSENCE_KEPT_SECONDS = 3600
 CLOSED_RESTARTS_KEPT_DAYS = 30
-
-_CURRENT_ROW = """
-SELECT status::text, instance_id, runtime,
-       last_heartbeat_at::text IS DISTINCT FROM CAST(:captured AS text)
-       OR COALESCE(last_heartbeat_at > CAST(:selected_at AS timestamptz), false)
-       OR COALESCE(last_heartbeat_at > clock_timestamp() - make_interval(secs => :fresh_s), false)
-FROM workspaces WHERE id = CAST(:id AS uuid)
-"""
-_LOCKED_ROW = _CURRENT_ROW + " FOR NO KEY UPDATE NOWAIT"
+# A platform takes minutes to provision; when a workspace is not back by then, somebody has to look.
+RECOVERY_SECONDS = 900
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +37,11 @@ class Memory:
 
 
 class Fleet:
-    """The platform's rows as one cycle sees them. Every method raises RegistryError."""
+    """The fleet as one cycle sees it. Every method raises RegistryError."""
 
-    def __init__(self, session: Session, cycle_id: str, lease: Lease) -> None:
-        """Act in the name of `cycle_id`, a UUID, as long as it holds `lease`."""
+    def __init__(self, session: Session, lease: Lease) -> None:
+        """Remember things as long as the cycle holds `lease`."""
         self._session = session
-        self._cycle_id = cycle_id
         self._lease = lease
 
     def select(self, deadline: Deadline, *, limit: int, workspace_ids: Sequence[str] | None) -> Selection:
@@ -66,6 +56,7 @@ class Fleet:
                 WHERE status IN ('online', 'degraded')
                   AND instance_id <> ''
                   AND COALESCE(runtime, '') <> 'external'
+                  AND NOT EXISTS (SELECT FROM reconciler.holds WHERE workspace_id = workspaces.id AND ends_at > now())
                   AND (CAST(:ids AS uuid[]) IS NULL OR id = ANY (CAST(:ids AS uuid[])))
                 ORDER BY id = ANY (CAST(:first AS uuid[])) DESC, id > CAST(:cursor AS uuid) DESC, id
                 LIMIT :one_more
@@ -127,33 +118,6 @@ class Fleet:
                 instance_ids=[one.instance_id for one in absent],
             )
 
-    def flip(
-        self, deadline: Deadline, sighting: Sighting, *, selected_at: str, heartbeat_fresh_s: float
-    ) -> SkipReason | None:
-        """Set the workspace offline if its row still says what was probed; return why not, if not.
-
-        One transaction: the row is locked without waiting, read anew, judged, and only then
-        written, with the event and the restart that is now owed. Raises RowLockedError,
-        LeaseLostError.
-        """
-        workspace = sighting.workspace
-        with self._session.transaction(deadline) as transaction:
-            row = _current(transaction, _LOCKED_ROW, workspace, selected_at, heartbeat_fresh_s)
-            self._lease.require(transaction)
-            reason = objection(row, workspace)
-            if row is not None and reason is None:
-                self._write_flip(transaction, sighting, previous_status=row.status)
-        return reason
-
-    def would_flip(
-        self, deadline: Deadline, sighting: Sighting, *, selected_at: str, heartbeat_fresh_s: float
-    ) -> SkipReason | None:
-        """Return what `flip` would, without a lock or a trace: for dry runs."""
-        workspace = sighting.workspace
-        with self._session.transaction(deadline, read_only=True) as transaction:
-            row = _current(transaction, _CURRENT_ROW, workspace, selected_at, heartbeat_fresh_s)
-        return objection(row, workspace)
-
     def save_sweep(self, deadline: Deadline, sweep: Sweep, *, completed_pass: bool) -> None:
         """Note where the next full cycle begins."""
         with self._session.transaction(deadline) as transaction:
@@ -176,57 +140,40 @@ class Fleet:
             )
 
     def gauges(self, deadline: Deadline) -> Gauges:
-        """Return what is open, and how old it is."""
+        """Return what is open, and how old it is. Looks at no table of the platform's, which may be locked."""
         with self._session.transaction(deadline, read_only=True) as transaction:
-            ((pending, blocked, oldest_s, coverage_s),) = transaction.run(
+            (figures,) = transaction.run(
                 """
-                SELECT count(*), count(*) FILTER (WHERE last_answer = 'blocked'),
+                WITH held AS (SELECT workspace_id FROM reconciler.holds WHERE ends_at > now()),
+                owed AS (
+                    SELECT flipped_at, last_answer = 'blocked' AS blocked, paused_until > now() AS paused,
+                           workspace_id IN (SELECT workspace_id FROM held) AS held
+                    FROM reconciler.restarts WHERE closed_at IS NULL
+                )
+                SELECT count(*), count(*) FILTER (WHERE blocked), count(*) FILTER (WHERE paused),
                        CAST(COALESCE(extract(epoch FROM now() - min(flipped_at)
-                            FILTER (WHERE last_answer IS DISTINCT FROM 'blocked')), 0) AS double precision),
+                            FILTER (WHERE (blocked OR paused OR held) IS NOT TRUE)), 0) AS double precision),
                        (SELECT CAST(COALESCE(extract(epoch FROM now() - COALESCE(pass_completed_at, began_at)), 0)
-                                    AS double precision) FROM reconciler.sweep)
-                FROM reconciler.restarts WHERE closed_at IS NULL
-                """
+                                    AS double precision) FROM reconciler.sweep),
+                       (SELECT count(*) FROM reconciler.restarts AS paid
+                        WHERE outcome = 'paid' AND watched_until IS NULL
+                          AND closed_at < now() - make_interval(secs => :recovery_s)
+                          AND NOT EXISTS (SELECT FROM reconciler.restarts AS later
+                                          WHERE later.workspace_id = paid.workspace_id AND later.id > paid.id)),
+                       (SELECT count(*) FROM held)
+                FROM owed
+                """,
+                recovery_s=RECOVERY_SECONDS,
             )
-        return Gauges(pending, blocked, max(0.0, oldest_s), max(0.0, coverage_s))
-
-    def _write_flip(self, transaction: Transaction, sighting: Sighting, *, previous_status: str | None) -> None:
-        workspace = sighting.workspace
-        payload = {
-            "instance_id": workspace.instance_id,
-            "instance_state": sighting.state,
-            "source": SOURCE,
-            "previous_status": previous_status,
-            "cycle_id": self._cycle_id,
-        }
-        transaction.run(
-            "UPDATE workspaces SET status = 'offline', updated_at = now() WHERE id = CAST(:id AS uuid)",
-            id=workspace.id,
-        )
-        transaction.run(
-            "INSERT INTO structure_events (event_type, workspace_id, payload)"
-            " VALUES ('WORKSPACE_OFFLINE', CAST(:id AS uuid), CAST(:payload AS jsonb))",
-            id=workspace.id,
-            payload=json.dumps(payload),
-        )
-        # The row was online again, so an older debt is settled. If the platform was asked about this
-        # very instance not long ago, it may still be at it: it must not be asked again too soon.
-        transaction.run(
-            "UPDATE reconciler.restarts SET closed_at = now(), outcome = 'void'"
-            " WHERE workspace_id = CAST(:id AS uuid) AND closed_at IS NULL",
-            id=workspace.id,
-        )
-        transaction.run(
-            """
-            INSERT INTO reconciler.restarts (workspace_id, instance_id, cycle_id, next_attempt_at)
-            SELECT CAST(:id AS uuid), CAST(:instance_id AS text), CAST(:cycle_id AS uuid),
-                   GREATEST(now(), max(next_attempt_at))
-            FROM reconciler.restarts
-            WHERE workspace_id = CAST(:id AS uuid) AND instance_id = :instance_id AND asked_at IS NOT NULL
-            """,
-            id=workspace.id,
-            instance_id=workspace.instance_id,
-            cycle_id=self._cycle_id,
+        pending, blocked, paused, oldest_s, coverage_s, unrecovered, held = figures
+        return Gauges(
+            restarts_pending=pending,
+            restarts_blocked=blocked,
+            restarts_paused=paused,
+            restarts_unrecovered=unrecovered,
+            oldest_restart_age_s=max(0.0, oldest_s),
+            coverage_age_s=max(0.0, coverage_s),
+            held=held,
         )
 
 
@@ -236,16 +183,3 @@ def _sweep(transaction: Transaction) -> Sweep:
         raise SchemaMissingError("the table reconciler.sweep has lost its row: run infra/schema.sql")
     cursor, pass_began_at, first = rows[0]
     return Sweep(cursor, pass_began_at, tuple(first))
-
-
-def _current(
-    transaction: Transaction, query: str, workspace: Workspace, selected_at: str, heartbeat_fresh_s: float
-) -> CurrentRow | None:
-    rows = transaction.run(
-        query,
-        id=workspace.id,
-        captured=workspace.last_heartbeat_at,
-        selected_at=selected_at,
-        fresh_s=heartbeat_fresh_s,
-    )
-    return CurrentRow(*rows[0]) if rows else None

@@ -17,7 +17,9 @@ _OWN_COLUMNS = {
     "restarts": (
         *("id", "workspace_id", "instance_id", "cycle_id", "flipped_at", "attempts", "refusals", "claimed_by"),
         *("asked_at", "next_attempt_at", "last_answer", "closed_at", "outcome"),
+        *("streak", "paused_until", "watched_until"),
     ),
+    "holds": ("workspace_id", "reason", "began_at", "ends_at"),
 }
 
 _RIGHTS_TO_READ = (
@@ -31,7 +33,7 @@ RIGHTS_TO_APPLY = (
     ("reconciler.sweep", None, "UPDATE"),
     *(
         (f"reconciler.{table}", None, right)
-        for table in ("lease", "absences", "restarts")
+        for table in ("lease", "absences", "restarts", "holds")
         for right in ("INSERT", "UPDATE", "DELETE")
     ),
 )

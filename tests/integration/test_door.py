@@ -257,7 +257,8 @@ SELECT_ONLY = """
 
 
 MAY_WRITE = """
-    GRANT INSERT, UPDATE, DELETE ON reconciler.lease, reconciler.absences, reconciler.restarts TO reconciler;
+    GRANT INSERT, UPDATE, DELETE ON reconciler.lease, reconciler.absences, reconciler.restarts, reconciler.holds
+    TO reconciler;
     GRANT UPDATE ON reconciler.sweep TO reconciler;
     GRANT UPDATE (status, updated_at) ON workspaces TO reconciler;
     GRANT INSERT (event_type, workspace_id, payload) ON structure_events TO reconciler
@@ -379,6 +380,7 @@ ZERO: dict[str, Any] = {
     "deadline_hit": False,
     "breaker_open": False,
     "restarts": dict.fromkeys(("requested", "void", "failed", "uncertain", "blocked", "pending"), 0),
+    **dict.fromkeys(("restarts_paused", "restarts_unrecovered", "held"), 0),
     "flips": [],
 }
 

@@ -287,7 +287,6 @@ def test_a_table_that_is_locked_costs_each_flip_its_time_and_nothing_else(stage:
         connection.run("LOCK TABLE workspaces IN ACCESS EXCLUSIVE MODE")
 
     stage.ec2.script.before(lock, nth=2)
-    # What is owed is looked at with the workspaces, too, and waits as long as there is time.
     outcome = stage.cycle(RECONFIRM_TIMEOUT_SECONDS="0.2", CYCLE_DEADLINE_SECONDS="3")
     outcome.assert_only_flipped({})
     assert outcome.reasons == dict.fromkeys(workspaces, "reconfirm_error")

@@ -557,7 +557,8 @@ def test_a_workspace_that_is_flipped_again_is_not_restarted_while_an_earlier_req
 ) -> None:
     workspace, outcome = flipped_again(stage)
     assert outcome.calls == []
-    assert restarts(outcome) == {"pending": 1}
+    assert restarts(outcome) == {"void": 1, "pending": 1}
+    assert [line["reason"] for line in outcome.lines("restart void")] == ["the workspace was online again"]
     assert due_in_s(stage, workspace) == about(300 - A_MINUTE_S)
     stage.fleet.age_everything(300 - A_MINUTE_S - 2 * CLOCK_SLACK_S)
     assert stage.cycle().calls == []
@@ -569,7 +570,7 @@ def test_a_workspace_that_is_flipped_with_another_instance_is_restarted_at_once(
     (instance,) = stage.instances(1, "terminated")
     workspace, outcome = flipped_again(stage, instance_id=instance)
     assert [(call.workspace_id, call.expected_instance_id) for call in outcome.calls] == [(workspace, instance)]
-    assert restarts(outcome) == {"requested": 1}
+    assert restarts(outcome) == {"void": 1, "requested": 1}
 
 
 # --- whose debts a cycle pays ---

@@ -29,7 +29,8 @@ COUNT, MILLISECONDS, SECONDS = "Count", "Milliseconds", "Seconds"
 METRICS = {
     **dict.fromkeys(("CycleCompleted", "AlreadyRunning", "Candidates", "Checked", "Dead", "Unknown"), COUNT),
     **dict.fromkeys(("Flipped", "SkippedFlips", "Deferred", "BreakerOpen", "DeadlineHit"), COUNT),
-    **dict.fromkeys(("RestartsRequested", "RestartsPending", "RestartsBlocked"), COUNT),
+    **dict.fromkeys(("RestartsRequested", "RestartsPending", "RestartsBlocked", "RestartsPaused"), COUNT),
+    **dict.fromkeys(("RestartsUnrecovered", "Held"), COUNT),
     "CycleDuration": MILLISECONDS,
     "CoverageAge": SECONDS,
     "OldestRestartAge": SECONDS,

@@ -54,7 +54,8 @@ NOTHING = Snapshot({}, [], [])
 
 _EMPTY = """
     TRUNCATE workspaces, structure_events,
-             reconciler.lease, reconciler.sweep, reconciler.absences, reconciler.restarts RESTART IDENTITY;
+             reconciler.lease, reconciler.sweep, reconciler.absences, reconciler.restarts,
+             reconciler.holds RESTART IDENTITY;
     INSERT INTO reconciler.sweep DEFAULT VALUES
 """
 
@@ -187,6 +188,7 @@ class Stage:
         self.ec2.bucket = TokenBucket(capacity=100, refill_per_s=20)
         self.control_plane.script.clear()
         self.control_plane.requests.clear()
+        self.control_plane.latency_s = 0.0
         self.control_plane.shared_secret, self.control_plane.admin_token = self._credentials
         self.platform.instead.clear()
         self.platform.calls.clear()

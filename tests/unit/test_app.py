@@ -60,7 +60,7 @@ class Cycles:
         self.seconds.append(deadline.remaining())
         if self.trouble is not None:
             raise self.trouble
-        return self.report, Gauges(0, 0, 0.0, 0.0)
+        return self.report, Gauges(0, 0, 0, 0, 0.0, 0.0, 0)
 
 
 @pytest.fixture

@@ -9,11 +9,11 @@ import pytest
 
 from handler import cycle
 from handler.deadline import Deadline
-from handler.decide import Absence
+from handler.decide import Absence, Loop
 from handler.errors import ConnectionLostError, LeaseLostError, ReconcilerError, RowLockedError, SecretError
 from handler.fairness import Sweep
 from handler.model import Debt, Gauges, Report, Sighting, SkipReason, Workspace, sighting_of
-from handler.registry import Memory, Registry, Selection
+from handler.registry import Flipped, Memory, Registry, Selection, Terms
 from handler.request import Request
 from handler.restarts import Answer, Platform, Reply
 from handler.settings import Settings
@@ -55,6 +55,10 @@ class World:
     def debts(self) -> "World":
         return self
 
+    @property
+    def rows(self) -> "World":
+        return self
+
     def check_rights(self, _: Deadline, *, to_apply: bool) -> None:
         self.done.append(f"rights to {'apply' if to_apply else 'read'}")
 
@@ -81,19 +85,20 @@ class World:
         self.done += [f"absent {number_of(one.id)}" for one in absent]
         self.done += [f"found {number_of(one)}" for one in found_again]
 
-    def flip(self, deadline: Deadline, sighting: Sighting, **_: object) -> SkipReason | None:
+    def flip(self, deadline: Deadline, sighting: Sighting, _: Terms) -> Flipped | SkipReason:
         assert not deadline.over()
         self.clock.sleep(self.flip_takes_s)
         number = number_of(sighting.workspace.id)
         answer = self.flips.get(number)
         if isinstance(answer, Exception):
             raise answer
-        if answer is None:
-            self.done.append(f"flipped {number}")
-        return answer
+        if answer is not None:
+            return answer
+        self.done.append(f"flipped {number}")
+        return Flipped(Loop(0, 0.0))
 
-    def would_flip(self, _: Deadline, sighting: Sighting, **__: object) -> SkipReason | None:
-        answer = self.flips.get(number_of(sighting.workspace.id))
+    def would_flip(self, _: Deadline, sighting: Sighting, __: Terms) -> Flipped | SkipReason:
+        answer = self.flips.get(number_of(sighting.workspace.id), Flipped(Loop(0, 0.0)))
         assert not isinstance(answer, Exception)
         return answer
 
@@ -101,9 +106,9 @@ class World:
         self.saved.append((sweep, completed_pass))
 
     def gauges(self, _: Deadline) -> Gauges:
-        return Gauges(4, 1, 0.0, 0.0)
+        return Gauges(4, 1, 0, 0, 0.0, 0.0, 0)
 
-    def void_moved_on(self, _: Deadline, **__: object) -> list[Debt]:
+    def follow_rows(self, _: Deadline, **__: object) -> list[Debt]:
         return []
 
     def due(self, _: Deadline, **__: object) -> list[Debt]:
@@ -113,8 +118,8 @@ class World:
         self.done.append(f"claimed {owed.id}")
         return "claimed"
 
-    def close(self, _: Deadline, owed: Debt, outcome: str) -> None:
-        self.done.append(f"{outcome} {owed.id}")
+    def paid(self, _: Deadline, owed: Debt) -> None:
+        self.done.append(f"paid {owed.id}")
 
     # the probe and the platform
 

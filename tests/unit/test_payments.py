@@ -37,7 +37,7 @@ class Books:
     left: dict[int, float] = field(default_factory=dict)
     trouble_at_closing: Exception | None = None
 
-    def void_moved_on(self, _: Deadline, *, own_only: bool) -> list[Debt]:
+    def follow_rows(self, _: Deadline, *, own_only: bool) -> list[Debt]:
         void = [one for one in self._open(own_only=own_only) if one.id in self.moved_on]
         self.closed |= {one.id: "void" for one in void}
         return void
@@ -60,10 +60,13 @@ class Books:
             self.claimed.append(owed.id)
         return claim
 
-    def close(self, _: Deadline, owed: Debt, outcome: str) -> None:
+    def void(self, _: Deadline, owed: Debt) -> None:
+        self.closed[owed.id] = "void"
+
+    def paid(self, _: Deadline, owed: Debt) -> None:
         if self.trouble_at_closing is not None:
             raise self.trouble_at_closing
-        self.closed[owed.id] = outcome
+        self.closed[owed.id] = "paid"
 
     def postpone(self, _: Deadline, owed: Debt, answer: str, *, pause_s: float | None) -> None:
         self.postponed[owed.id] = (answer, pause_s)
@@ -263,6 +266,13 @@ def test_once_told_to_wait_nothing_more_is_asked_for_in_this_cycle() -> None:
     books = Books(fresh(100))
     _, desk = pay(books, lambda _: Reply(Answer.REFUSED, "http_429", 30.0))
     assert len(desk.asked) <= 2 * CALLS_AT_ONCE
+
+
+def test_once_told_to_wait_nobody_is_asked_for_before_the_time_that_the_platform_named() -> None:
+    books = Books(fresh(100))
+    _, desk = pay(books, lambda _: Reply(Answer.REFUSED, "http_429", 30.0))
+    assert books.postponed == dict.fromkeys(desk.asked, ("refused", 30))
+    assert books.left == {one.id: 30 for one in books.owed if one.id not in desk.asked}
 
 
 # --- what fails meanwhile ---

@@ -16,7 +16,15 @@ from handler.telemetry import LOG_KEYS, METRIC_NAMES, Story, cycle_finished, emi
 from tests.unit.builders import Log, debt, instance, saw, uuid
 
 POWERTOOLS_KEYS = {"level", "location", "message", "timestamp", "service"}
-GAUGES = Gauges(restarts_pending=7, restarts_blocked=2, oldest_restart_age_s=81.5, coverage_age_s=60.25)
+GAUGES = Gauges(
+    restarts_pending=7,
+    restarts_blocked=2,
+    restarts_paused=3,
+    restarts_unrecovered=1,
+    oldest_restart_age_s=81.5,
+    coverage_age_s=60.25,
+    held=4,
+)
 NO_ANSWER = "a word that EC2 does not have"
 
 
@@ -198,6 +206,9 @@ def test_every_metric_of_a_cycle_has_its_figure(capsys: pytest.CaptureFixture[st
         "RestartsPending": 7,
         "RestartsBlocked": 2,
         "OldestRestartAge": 81.5,
+        "RestartsPaused": 3,
+        "RestartsUnrecovered": 1,
+        "Held": 4,
     }
 
 

@@ -1,0 +1,85 @@
+"""Workspaces that are exempt for a while, and restart pauses that are ended: both by hand."""
+
+from collections.abc import Sequence
+
+from handler.database import Session, Transaction
+from handler.deadline import Deadline
+from handler.errors import RequestError
+from handler.model import Hold
+
+
+class Holds:
+    """The holds in the database. Every method raises RegistryError."""
+
+    def __init__(self, session: Session) -> None:
+        """Use a session of the database."""
+        self._session = session
+
+    def active(self, deadline: Deadline) -> list[Hold]:
+        """Return the holds that have not ended, the first to end first."""
+        with self._session.transaction(deadline, read_only=True) as transaction:
+            return _active(transaction)
+
+    def place(self, deadline: Deadline, workspace_ids: Sequence[str], *, reason: str, lasts_s: float) -> list[Hold]:
+        """Hold the workspaces for `lasts_s` seconds from now, and return all active holds.
+
+        Waits for a flip or a claim that is under way: when it returns, nothing more begins. All are
+        held or none: raises RequestError when one does not exist.
+        """
+        with self._session.transaction(deadline) as transaction:
+            _lock(transaction, workspace_ids)
+            transaction.run(
+                """
+                INSERT INTO reconciler.holds (workspace_id, reason, ends_at)
+                SELECT workspace_id, :reason, now() + make_interval(secs => :lasts_s)
+                FROM unnest(CAST(:ids AS uuid[])) AS held (workspace_id)
+                ON CONFLICT (workspace_id) DO UPDATE
+                SET reason = EXCLUDED.reason, began_at = now(), ends_at = EXCLUDED.ends_at
+                """,
+                ids=list(workspace_ids),
+                reason=reason,
+                lasts_s=lasts_s,
+            )
+            return _active(transaction)
+
+    def release(self, deadline: Deadline, workspace_ids: Sequence[str]) -> list[Hold]:
+        """End the workspaces' holds and restart pauses, forget their crash loops, and return all active holds."""
+        ids = list(workspace_ids)
+        with self._session.transaction(deadline) as transaction:
+            transaction.run(
+                "DELETE FROM reconciler.holds WHERE workspace_id = ANY (CAST(:ids AS uuid[])) OR ends_at <= now()",
+                ids=ids,
+            )
+            transaction.run(
+                """
+                UPDATE reconciler.restarts SET streak = 0, paused_until = NULL
+                WHERE workspace_id = ANY (CAST(:ids AS uuid[])) AND (streak > 0 OR paused_until IS NOT NULL)
+                """,
+                ids=ids,
+            )
+            return _active(transaction)
+
+
+def _active(transaction: Transaction) -> list[Hold]:
+    rows = transaction.run(
+        """
+        SELECT workspace_id::text, reason, to_char(ends_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"')
+        FROM reconciler.holds WHERE ends_at > now() ORDER BY ends_at, workspace_id
+        """
+    )
+    return [Hold(*row) for row in rows]
+
+
+def _lock(transaction: Transaction, workspace_ids: Sequence[str]) -> None:
+    ids = list(workspace_ids)
+    rows = transaction.run(
+        "SELECT id::text FROM workspaces WHERE id = ANY (CAST(:ids AS uuid[])) ORDER BY id FOR NO KEY UPDATE", ids=ids
+    )
+    missing = set(ids).difference(one for (one,) in rows)
+    if missing:
+        raise RequestError(f"event field hold.workspace_ids: no workspace {', '.join(sorted(missing)[:10])}")
+    transaction.run(
+        "SELECT FROM reconciler.restarts WHERE workspace_id = ANY (CAST(:ids AS uuid[])) AND closed_at IS NULL"
+        " ORDER BY id FOR UPDATE",
+        ids=ids,
+    )
