@@ -59,7 +59,8 @@ class ControlPlaneProbe:
                     break
                 self._gate.pause(deadline)
                 sighting = self._check(transport, workspace, deadline, enough_s)
-                self._gate.leave(overloaded=None if sighting is None else bool(_OVERLOAD.fullmatch(sighting.cause)))
+                overloaded = None if sighting is None else bool(_OVERLOAD.fullmatch(sighting.cause))
+                self._gate.leave(overloaded=overloaded, took_s=sighting.took_s if sighting else 0.0)
                 if sighting is not None:
                     done.put(sighting)
             done.put(None)

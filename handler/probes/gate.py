@@ -1,5 +1,6 @@
-"""How many checks may be in flight: fewer when a remote begins to fail, more again when it recovers."""
+"""How many checks may be in flight: fewer when a remote begins to fail or slows down, more again when it recovers."""
 
+import statistics
 import threading
 import time
 from collections.abc import Callable
@@ -9,13 +10,23 @@ from handler.telemetry import logger
 
 # Between the checks of a remote that fails even when it is asked one thing at a time.
 PAUSE_S = 0.05
+# A remote slows down when its answers take this many times as long as they did, and are not quick all the same.
+SLOWER = 2.0
+QUICK_S = 0.5
+# A remote that is only slow is asked at least this share of what was agreed: it may be slow for other reasons.
+LEAST_SHARE = 0.25
 _LONGEST_WAIT_S = 1.0
+
+_FAILING = "more than half of the checks timed out or were turned away"
+_SLOWING = "the checks take more than twice as long as before"
+_RECOVERED = "the checks succeed again, no slower than before"
 
 
 class Gate:
-    """Lets checks through. When more than half of a round of them fail, half as many are let through.
+    """Lets checks through. When a round of them fails or is slow, half as many are let through.
 
-    A round is as many checks as may be in flight, so that no single bad row slows the others down.
+    A round is as many checks as may be in flight. It fails when more than half of it does, and is as slow as half of
+    it, so that no single bad row slows the others down.
     """
 
     def __init__(self, most: int, *, sleep: Callable[[float], None] = time.sleep) -> None:
@@ -25,7 +36,9 @@ class Gate:
         self._in_flight = 0
         self._ended = 0
         self._failed = 0
-        self._told: set[bool] = set()
+        self._took_s: list[float] = []
+        self._usual_s: float | None = None
+        self._told: set[str] = set()
         self._sleep = sleep
         self._changed = threading.Condition()
 
@@ -44,24 +57,39 @@ class Gate:
         if self._allowed == 1 < self._most:
             self._sleep(min(PAUSE_S, deadline.remaining()))
 
-    def leave(self, *, overloaded: bool | None) -> None:
-        """Give the place back, and say whether the remote seems overloaded; None: nothing can be said."""
+    def leave(self, *, overloaded: bool | None, took_s: float = 0.0) -> None:
+        """Give the place back, and say whether the remote seems overloaded; None: nothing can be said.
+
+        `took_s` is how many seconds the answer took, 0 if there was none.
+        """
         with self._changed:
             self._in_flight -= 1
             if overloaded is not None:
                 self._ended += 1
                 self._failed += overloaded
+                self._took_s += [took_s] if took_s else []
                 if self._ended >= self._allowed:
                     self._adapt()
             self._changed.notify_all()
 
     def _adapt(self) -> None:
-        failing = 2 * self._failed > self._ended
-        allowed = max(1, self._allowed // 2) if failing else min(self._most, self._allowed * 2)
-        if allowed != self._allowed and failing not in self._told:
-            self._told.add(failing)  # once each way: a remote at its limit goes up and down all the time
-            reason = (
-                "more than half of the checks timed out or were turned away" if failing else "the checks succeed again"
-            )
+        half, double = max(1, self._allowed // 2), min(self._most, self._allowed * 2)
+        if 2 * self._failed > self._ended:
+            self._let_through(half, _FAILING)
+        elif self._took_s and self._slows_down(statistics.median(self._took_s)):
+            self._let_through(min(self._allowed, max(half, int(self._most * LEAST_SHARE))), _SLOWING)
+        else:
+            self._let_through(double, _RECOVERED)
+        self._ended, self._failed, self._took_s = 0, 0, []
+
+    def _slows_down(self, took_s: float) -> bool:
+        """Tell whether half of the answers took much longer than usual; if they go on so, it is what is usual."""
+        slower = self._usual_s is not None and took_s > max(QUICK_S, SLOWER * self._usual_s)
+        self._usual_s = took_s if slower or self._usual_s is None else min(self._usual_s, took_s)
+        return slower
+
+    def _let_through(self, allowed: int, reason: str) -> None:
+        if allowed != self._allowed and reason not in self._told:
+            self._told.add(reason)  # once each: a remote at its limit goes up and down all the time
             logger.warning("checks in flight changed", count=allowed, reason=reason)
-        self._allowed, self._ended, self._failed = allowed, 0, 0
+        self._allowed = allowed

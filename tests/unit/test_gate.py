@@ -135,6 +135,66 @@ def test_whoever_only_enters_is_not_kept_waiting(gate: Gate, clock: Clock) -> No
     assert clock.slept == []
 
 
+def answers(gate: Gate, *took_s: float) -> None:
+    for one in took_s:
+        assert gate.enter(Deadline(100, clock=Clock()))
+        gate.leave(overloaded=False, took_s=one)
+
+
+def test_half_as_many_are_let_through_when_half_of_a_round_takes_more_than_twice_as_long_as_before(gate: Gate) -> None:
+    answers(gate, *[0.3] * 8)
+    answers(gate, *[0.3] * 3, *[0.7] * 5)
+    assert room(gate) == 4
+
+
+@pytest.mark.parametrize(
+    ("before_s", "after_s"),
+    [pytest.param(0.3, 0.6, id="twice as long"), pytest.param(0.01, 0.5, id="quick all the same")],
+)
+def test_answers_may_take_somewhat_longer(gate: Gate, before_s: float, after_s: float) -> None:
+    answers(gate, *[before_s] * 8, *[after_s] * 8)
+    assert room(gate) == 8
+
+
+def test_what_failed_at_once_does_not_make_the_answers_look_slow(gate: Gate) -> None:
+    checks(gate, *[FINE] * 8)
+    answers(gate, *[0.6] * 8)
+    assert room(gate) == 8
+
+
+def test_a_few_slow_answers_slow_nobody_down(gate: Gate) -> None:
+    answers(gate, *[0.1] * 8, *[0.1] * 5, *[8.0] * 3)
+    assert room(gate) == 8
+
+
+def test_a_remote_that_is_slow_from_the_beginning_or_stays_so_is_asked_as_much_as_was_agreed(gate: Gate) -> None:
+    answers(gate, *[8.0] * 24)
+    assert room(gate) == 8
+    answers(gate, *[0.1] * 8, *[8.0] * 8)
+    assert room(gate) == 4
+    answers(gate, *[8.0] * 4)
+    assert room(gate) == 8
+
+
+def test_a_remote_that_only_gets_slower_is_asked_a_quarter_at_least(gate: Gate) -> None:
+    for took_s in (0.1, 1, 3, 9, 27):
+        answers(gate, *[took_s] * room(gate))
+    assert room(gate) == 2
+
+
+def test_a_remote_that_was_asked_too_much_and_slows_down_is_not_asked_more_for_it(gate: Gate) -> None:
+    answers(gate, *[0.1] * 8)
+    checks(gate, *[OVERLOADED] * (8 + 4 + 2))
+    answers(gate, 9.0)
+    assert room(gate) == 1
+
+
+def test_that_a_remote_slows_down_is_told(gate: Gate, log: Log) -> None:
+    answers(gate, *[0.1] * 8, *[1.0] * 8)
+    (line,) = log.lines("checks in flight changed")
+    assert (line["count"], line["reason"]) == (4, "the checks take more than twice as long as before")
+
+
 def test_a_remote_that_goes_up_and_down_at_its_limit_is_told_of_once_each_way(gate: Gate, log: Log) -> None:
     for _ in range(20):
         checks(gate, *[OVERLOADED] * room(gate))
