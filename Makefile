@@ -71,6 +71,10 @@ $(BUILT): infra/template.yaml infra/build.py $(PACKAGED) Makefile | $(STAMP) .ve
 test: $(STAMP) $(BUILT) $(TOOLS) ## run the tests, with coverage; ARGS="-k breaker" narrows them
 	$(PY) -m pytest -n $(WORKERS) --cov --cov-report=term-missing:skip-covered $(ARGS)
 
+.PHONY: soak
+soak: $(STAMP) ## run the handler for ten minutes while everything goes wrong; ARGS="--minutes 1 --seed 7"
+	$(PY) -m tests.soak $(ARGS)
+
 .PHONY: bench
 bench: .venv-bench/.installed ## measure beside the peers (ten minutes); writes bench/results.json, README's figures and bench/plots
 	$(PY) -m bench $(ARGS)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import threading
@@ -23,6 +24,7 @@ class Held:
 
     threads: int
     descriptors: int
+    peak_mib: float
     outcomes: dict[str, int]
 
 
@@ -72,7 +74,17 @@ def _invoke(event: Any, times: int) -> dict[str, Any]:
             thread.join(_LET_END_S)
     # Listing the directory opens one more.
     descriptors = len(os.listdir("/dev/fd")) - 1  # noqa: PTH208 - there is nothing to join to a path
-    return {"threads": threading.active_count(), "descriptors": descriptors, "outcomes": outcomes}
+    return {
+        "threads": threading.active_count(),
+        "descriptors": descriptors,
+        "peak_mib": _peak_mib(),
+        "outcomes": outcomes,
+    }
+
+
+def _peak_mib() -> float:
+    unit = 1024 * 1024 if sys.platform == "darwin" else 1024  # getrusage(2)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def _serve() -> None:
