@@ -107,6 +107,10 @@ lock: $(STAMP) ## pin requirements/*.in anew into requirements/*.txt; ARGS=--upg
 	$(UV_COMPILE) --output-file requirements/lambda.txt requirements/lambda.in
 	$(UV_COMPILE) --output-file requirements/bench.txt requirements/bench.in
 
+.PHONY: models
+models: $(STAMP) ## cut handler/aws_models/endpoints.json out of botocore's anew, after `make lock` and `make setup`
+	$(PY) infra/cut_endpoints.py
+
 .PHONY: clean
 clean: ## remove what the other targets made
 	rm -rf .venv .venv-* .aws-sam .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.* htmlcov

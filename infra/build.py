@@ -27,11 +27,10 @@ POWERTOOLS_UTILITIES = ("jmespath_utils",)
 SUPERFLUOUS = (
     ".lock",  # uv's
     "bin",  # command-line scripts
-    "boto3/data",  # models of boto3.resource(); the handler uses clients
-    "boto3/examples",  # documentation
     "botocore/data/*/*/examples-1.json",  # documentation
     "botocore/data/*/*/waiters-2.json",  # the handler waits for nothing
     "botocore/data/ec2/*/service-2.json.gz",  # handler/aws_models describes the operations that are called
+    "botocore/data/endpoints.json",  # handler/aws_models has those of the services that are called
     "aws_lambda_powertools/event_handler",  # routing for HTTP APIs, with a web page of 1.5 MB
     "dateutil/zoneinfo",  # a second copy of the system's time zones; botocore needs UTC alone
     "*.dist-info/RECORD",  # no longer true here; the other metadata stays, for scanners and for pg8000's version

@@ -1,0 +1,177 @@
+"""AWS calls: where they go, signed how, is what botocore makes of the same environment without the project's data."""
+
+import filecmp
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import botocore.session
+import pytest
+from botocore.config import Config
+from botocore.exceptions import EndpointVariantError
+from botocore.regions import EndpointResolver
+
+from handler.aws import MODELS, Aws
+from handler.deadline import Deadline
+from handler.transport import Answer, Transport
+
+ROOT = Path(__file__).parents[2]
+SOON = Deadline(10)
+BOTOCORES = Path(botocore.session.__file__).parent / "data" / "endpoints.json"
+OURS = MODELS / "endpoints.json"
+PREFIXES = ("ec2", "oidc", "portal.sso", "rds", "secretsmanager", "signin", "sts")
+CALLS: Mapping[str, tuple[str, dict[str, str]]] = {
+    "ec2": ("describe_availability_zones", {}),
+    "secretsmanager": ("get_secret_value", {"SecretId": "arn:of-one"}),
+}
+
+
+class NoAnswerError(Exception):
+    pass
+
+
+class Recorder(Transport):
+    """Notes where a request goes, and whom it is signed for."""
+
+    def __init__(self) -> None:
+        super().__init__(connections=1)
+        self.sent: tuple[str, str] | None = None
+
+    def call(self, method: str, url: str, *, headers: Mapping[str, Any], **_: Any) -> Answer:
+        del method
+        self.note(url, headers)
+        raise NoAnswerError
+
+    def note(self, url: str, headers: Mapping[str, Any]) -> None:
+        authorization = headers["Authorization"]
+        text = authorization.decode() if isinstance(authorization, bytes) else authorization
+        credential = text.partition("Credential=")[2].partition(",")[0]  # key/date/region/service/aws4_request
+        self.sent = (url, "/".join(credential.split("/")[2:]))
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
+    """A Lambda function's, with no files and no variables of the developer's own."""
+    for name in ("AWS_PROFILE", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_EC2", "AWS_DEFAULT_REGION", "AWS_REGION"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAEXAMPLE")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "example")
+    return monkeypatch
+
+
+def sent_by_the_handler(service: str) -> tuple[str, str] | None:
+    transport = Recorder()
+    operation, parameters = CALLS[service]
+    with pytest.raises(NoAnswerError):
+        Aws(transport).call(service, operation, SOON, **parameters)
+    return transport.sent
+
+
+def sent_by_botocore(service: str, region: str) -> tuple[str, str] | None:
+    recorder = Recorder()
+    operation, parameters = CALLS[service]
+    client = botocore.session.Session().create_client(service, region, config=Config(retries={"total_max_attempts": 1}))
+
+    def note(request: Any, **_: Any) -> None:
+        recorder.call(request.method, request.url, headers=request.headers)
+
+    client.meta.events.register("before-send", note)
+    with pytest.raises(NoAnswerError):
+        getattr(client, operation)(**parameters)
+    return recorder.sent
+
+
+# --- which endpoint ---
+
+
+def resolved(resolver: EndpointResolver, prefix: str, region: str, *, dualstack: bool, fips: bool) -> Any:
+    try:
+        return resolver.construct_endpoint(prefix, region, use_dualstack_endpoint=dualstack, use_fips_endpoint=fips)
+    except EndpointVariantError as error:
+        return str(error)
+
+
+def test_every_service_has_the_endpoint_that_botocore_has_in_every_region() -> None:
+    whole = json.loads(BOTOCORES.read_text())
+    botocores, ours = EndpointResolver(whole), EndpointResolver(json.loads(OURS.read_text()))
+    regions = {region for partition in whole["partitions"] for region in partition["regions"]}
+    regions |= {
+        region
+        for partition in whole["partitions"]
+        for prefix in PREFIXES
+        for region in partition["services"].get(prefix, {}).get("endpoints", {})
+    }
+    assert len(regions) > 40
+    differing = [
+        (prefix, region, dualstack, fips)
+        for prefix, region, dualstack, fips in product(PREFIXES, sorted(regions), (False, True), (False, True))
+        if resolved(botocores, prefix, region, dualstack=dualstack, fips=fips)
+        != resolved(ours, prefix, region, dualstack=dualstack, fips=fips)
+    ]
+    assert differing == [], "botocore's endpoints have changed: run `make models`"
+
+
+def test_the_endpoints_are_what_make_models_cuts_out_of_botocores(tmp_path: Path) -> None:
+    cut = tmp_path / "endpoints.json"
+    subprocess.run([sys.executable, "infra/cut_endpoints.py", "--output", str(cut)], cwd=ROOT, check=True)
+    assert filecmp.cmp(cut, OURS, shallow=False), "botocore's endpoints have changed: run `make models`"
+
+
+@pytest.mark.parametrize("service", CALLS)
+@pytest.mark.parametrize("variant", ["", "AWS_USE_FIPS_ENDPOINT", "AWS_USE_DUALSTACK_ENDPOINT"])
+@pytest.mark.parametrize("region", ["eu-central-1", "us-gov-west-1", "cn-north-1", "eu-moon-1"])
+def test_a_call_goes_where_botocore_would_send_it(
+    environment: pytest.MonkeyPatch, service: str, variant: str, region: str
+) -> None:
+    environment.setenv("AWS_REGION", region)
+    if variant:
+        environment.setenv(variant, "true")
+    sent = sent_by_the_handler(service)
+    assert sent == sent_by_botocore(service, region)
+    assert sent is not None
+    assert region in sent[0]
+
+
+@pytest.mark.parametrize("variable", ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_EC2"])
+def test_an_endpoint_that_a_variable_names_is_used(environment: pytest.MonkeyPatch, variable: str) -> None:
+    environment.setenv("AWS_REGION", "eu-central-1")
+    environment.setenv(variable, "https://ec2.example:8443")
+    assert sent_by_the_handler("ec2") == ("https://ec2.example:8443/", "eu-central-1/ec2/aws4_request")
+
+
+# --- which region, which credentials ---
+
+
+def region_of(sent: tuple[str, str] | None) -> str:
+    assert sent is not None
+    return sent[1].split("/")[0]
+
+
+def test_lambdas_region_comes_before_the_default_one_and_that_before_the_profiles(
+    environment: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "config").write_text("[default]\nregion = eu-west-3\n")
+    assert region_of(sent_by_the_handler("ec2")) == "eu-west-3"
+    environment.setenv("AWS_DEFAULT_REGION", "eu-west-2")
+    assert region_of(sent_by_the_handler("ec2")) == "eu-west-2"
+    environment.setenv("AWS_REGION", "eu-west-1")
+    assert region_of(sent_by_the_handler("ec2")) == "eu-west-1"
+
+
+@pytest.mark.parametrize("service", ["ec2", "rds", "secretsmanager", "signin", "sso", "sso-oidc", "sts"])
+def test_whatever_gets_a_profiles_credentials_can_be_asked(environment: pytest.MonkeyPatch, service: str) -> None:
+    environment.setenv("AWS_REGION", "eu-central-1")
+    assert Aws(Recorder()).client(service).meta.region_name == "eu-central-1"
+
+
+def test_a_database_token_is_for_the_instances_region(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("AWS_REGION", "cn-north-1")
+    token = Aws(Recorder()).database_token("db.example", 5432, "reconciler")
+    assert token.startswith("db.example:5432/?Action=connect&DBUser=reconciler&")
+    assert "%2Fcn-north-1%2Frds-db%2Faws4_request" in token
