@@ -19,6 +19,7 @@ from botocore.awsrequest import AWSResponse
 from botocore.config import Config
 from botocore.loaders import Loader
 
+from handler import listing
 from handler.deadline import Deadline
 from handler.errors import SettingsError
 from handler.transport import Transport
@@ -61,6 +62,7 @@ class Aws:
                 config = Config(retries={"mode": "standard", "total_max_attempts": 1})
                 client = self._session.create_client(service, config=config)
                 client.meta.events.register("before-send", self._send)  # type: ignore[arg-type]
+                client.meta.events.register(listing.EVENT, listing.read_instead)
                 self._clients[service] = client
             return self._clients[service]
 

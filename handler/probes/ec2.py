@@ -2,8 +2,9 @@
 
 import contextlib
 import re
+import threading
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -25,6 +26,8 @@ SWEEP_ABOVE = IDS_PER_CALL
 # Up to here one listing is read in so few pages that reading the zones side by side gains nothing.
 ZONES_ABOVE = 5 * PAGE
 SWEEP_TIME_SHARE = 0.6
+# For so many ids a listing may cost one call that saves none, before it is left.
+IDS_PER_WASTED_PAGE = 2 * PAGE
 # How many calls a cycle may spend on finding out which instances of a failed batch are to blame.
 BISECTING_CALLS = 64
 
@@ -63,35 +66,36 @@ class Ec2Probe:
         self._tell_plan(len(recorded_by), sweep=sweep)
         if sweep:
             listing = deadline.within(deadline.remaining() * SWEEP_TIME_SHARE)
-            for instance_id in self._running(len(recorded_by), listing):
-                for workspace in recorded_by.pop(instance_id, ()):
+            for instance_id in self._running(recorded_by, listing):
+                for workspace in recorded_by.pop(instance_id):
                     yield sighting_of(workspace, _RUNNING)
         for instance_id, learnt in self._asked(recorded_by, deadline, fair_share(self._timeout_s, deadline)):
             for workspace in recorded_by[instance_id]:
                 yield unknown(workspace, learnt.cause) if learnt.cause else sighting_of(workspace, learnt.state)
 
-    def _running(self, wanted: int, deadline: Deadline) -> Iterator[str]:
-        """Yield ids of running instances, foreign ones among them; never all for sure.
+    def _running(self, wanted: Collection[str], deadline: Deadline) -> Iterator[str]:
+        """Yield those of the wanted ids whose instances run, each once; never all for sure.
 
         An id that does not come is not dead: it is only to be asked about. So a listing that fails,
-        or turns out longer than asking by id would be, is simply left.
+        or names too few of them, is simply left.
         """
-        pages_left = iter(range(wanted // IDS_PER_CALL))
+        sweep = _Sweep(wanted)
 
         def list_zone(zone: str | None) -> list[str]:
             query: dict[str, Any] = {"MaxResults": PAGE}
             if zone:
                 query["Filters"] = [{"Name": "availability-zone", "Values": [zone]}]
+            pages = self._api.pages("describe_instance_status", deadline, **query)
             running: list[str] = []
             with contextlib.suppress(Exception):  # whatever went wrong, the rest is asked about
-                for page in self._api.pages("describe_instance_status", deadline, **query):
+                while sweep.pays() and (page := next(pages, None)) is not None:
                     statuses = page["InstanceStatuses"]
-                    running += [one["InstanceId"] for one in statuses if one["InstanceState"]["Name"] == _RUNNING]
-                    if next(pages_left, None) is None:
-                        break
+                    running += sweep.found(
+                        [one["InstanceId"] for one in statuses if one["InstanceState"]["Name"] == _RUNNING]
+                    )
             return running
 
-        zones = self._zones(deadline) if wanted > ZONES_ABOVE else [None]
+        zones = self._zones(deadline) if len(wanted) > ZONES_ABOVE else [None]
         for running in in_parallel(list_zone, iter(zones), deadline, at_once=CALLS_AT_ONCE):
             yield from running
 
@@ -149,3 +153,26 @@ class Ec2Probe:
     def _may_bisect(self) -> bool:
         self._bisecting_calls -= 2
         return self._bisecting_calls >= 0
+
+
+class _Sweep:
+    """Whether a listing pays: a page costs a call, and saves one for each IDS_PER_CALL of the wanted ids on it."""
+
+    def __init__(self, wanted: Collection[str]) -> None:
+        self._missing = set(wanted)
+        self._most_wasted = max(1, len(wanted) // IDS_PER_WASTED_PAGE)
+        self._wasted = 0.0
+        self._counting = threading.Lock()
+
+    def pays(self) -> bool:
+        """Tell whether to read another page: not once all are found, or only foreign instances seem to come."""
+        return bool(self._missing) and self._wasted < self._most_wasted
+
+    def found(self, running: Iterable[str]) -> set[str]:
+        """Take the ids on a page, and return those that were still wanted."""
+        with self._counting:
+            found = self._missing.intersection(running)
+            self._missing -= found
+            # What earlier pages saved is no reason to waste more on later ones.
+            self._wasted = max(0.0, self._wasted + 1 - len(found) / IDS_PER_CALL)
+            return found

@@ -12,12 +12,15 @@ from typing import Any
 import botocore.session
 import pytest
 from botocore.config import Config
-from botocore.exceptions import EndpointVariantError
+from botocore.exceptions import ClientError, EndpointVariantError
 from botocore.regions import EndpointResolver
 
+from handler import listing
 from handler.aws import MODELS, Aws
 from handler.deadline import Deadline
 from handler.transport import Answer, Transport
+from sandbox import ec2_xml
+from sandbox.ec2_xml import Instance
 
 ROOT = Path(__file__).parents[2]
 SOON = Deadline(10)
@@ -175,3 +178,70 @@ def test_a_database_token_is_for_the_instances_region(environment: pytest.Monkey
     token = Aws(Recorder()).database_token("db.example", 5432, "reconciler")
     assert token.startswith("db.example:5432/?Action=connect&DBUser=reconciler&")
     assert "%2Fcn-north-1%2Frds-db%2Faws4_request" in token
+
+
+# --- what runs ---
+
+
+class Answering(Transport):
+    """Gives one answer, whatever is asked."""
+
+    def __init__(self, status: int, body: bytes) -> None:
+        super().__init__(connections=1)
+        self.answer = Answer(status, {}, body)
+
+    def call(self, *_: Any, **__: Any) -> Answer:
+        return self.answer
+
+
+PAGE = ec2_xml.statuses([Instance("i-01234567", "running", "eu-central-1a", 1)], "token-2", request_id="r-1")
+LISTED = {"InstanceStatuses": [{"InstanceId": "i-01234567", "InstanceState": {"Name": "running"}}]}
+
+
+@pytest.fixture
+def pages_read(environment: pytest.MonkeyPatch) -> list[Any]:
+    """What is read without botocore, from here on."""
+    environment.setenv("AWS_REGION", "eu-central-1")
+    read: list[Any] = []
+    read_page = listing.read
+
+    def noted(page: bytes) -> Any:
+        read.append(read_page(page))
+        return read[-1]
+
+    environment.setattr(listing, "read", noted)
+    return read
+
+
+def test_a_page_of_what_runs_is_read_without_botocore(pages_read: list[Any]) -> None:
+    answer = Aws(Answering(200, PAGE)).call("ec2", "describe_instance_status", SOON, MaxResults=1000)
+    assert pages_read == [LISTED | {"NextToken": "token-2"}]
+    assert {name: answer[name] for name in pages_read[0]} == pages_read[0]
+
+
+def test_botocore_is_left_nothing_to_parse_of_a_page_that_is_read_without_it(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("AWS_REGION", "eu-central-1")
+    environment.setattr(listing, "read", lambda _: LISTED)
+    answer = Aws(Answering(200, b"what botocore would stumble over")).call("ec2", "describe_instance_status", SOON)
+    assert answer["InstanceStatuses"] == LISTED["InstanceStatuses"]
+
+
+def test_a_page_that_only_botocore_can_read_is_read_by_it(pages_read: list[Any]) -> None:
+    commented = PAGE.replace(b"<item>", b"<!-- a comment --><item>", 1)
+    answer = Aws(Answering(200, commented)).call("ec2", "describe_instance_status", SOON, MaxResults=1000)
+    assert pages_read == [None]
+    assert answer["InstanceStatuses"] == LISTED["InstanceStatuses"]
+    assert answer["NextToken"] == "token-2"
+
+
+@pytest.mark.parametrize("status", [403, 500, 503])
+def test_a_refusal_is_one_though_it_looks_like_a_page_of_what_runs(pages_read: list[Any], status: int) -> None:
+    with pytest.raises(ClientError):
+        Aws(Answering(status, PAGE)).call("ec2", "describe_instance_status", SOON, MaxResults=1000)
+    assert pages_read == []
+
+
+def test_a_page_of_another_call_is_botocores_to_read(pages_read: list[Any]) -> None:
+    answer = Aws(Answering(200, PAGE)).call("ec2", "describe_instances", SOON, MaxResults=1000)
+    assert pages_read == []
+    assert "InstanceStatuses" not in answer

@@ -539,10 +539,10 @@ def test_a_sweep_that_makes_no_sense_costs_nobody_anything(clock: Clock, answer:
 
 
 def test_a_sweep_believes_only_that_an_instance_runs(clock: Clock) -> None:
-    account = Account(all_of(MANY, "running"), clock=clock)
+    account = Account(all_of(MANY, "stopped"), clock=clock)
     listed = [{"InstanceId": instance(number), "InstanceState": {"Name": "terminated"}} for number in range(1, 10)]
     account._describe_instance_status = lambda **_: {"InstanceStatuses": listed}  # type: ignore[method-assign]  # noqa: SLF001
-    assert Counter(found(look(account, clock, some(MANY), seconds=60)).values()) == {"running": MANY}
+    assert Counter(found(look(account, clock, some(MANY), seconds=60)).values()) == {"stopped": MANY}
 
 
 def test_a_sweep_through_an_account_that_is_mostly_foreign_is_left_after_as_many_pages_as_it_could_save(
@@ -552,6 +552,44 @@ def test_a_sweep_through_an_account_that_is_mostly_foreign_is_left_after_as_many
     account = Account(foreign | all_of(MANY, "stopped"), clock=clock)
     assert Counter(found(look(account, clock, some(MANY), seconds=60)).values()) == {"stopped": MANY}
     assert len(account.asked(STATUS)) <= MANY // 200 + 1
+
+
+def foreign(count: int) -> dict[str, str]:
+    return {instance(number): "running" for number in range(100_000, 100_000 + count)}
+
+
+def test_a_sweep_ends_with_the_page_that_names_the_last_of_those_wanted(clock: Clock) -> None:
+    account = Account(all_of(2_500) | foreign(20_000), clock=clock)
+    assert Counter(found(look(account, clock, some(2_500))).values()) == {"running": 2_500}
+    assert len(account.asked(STATUS)) == 3
+    assert account.asked() == []
+
+
+@pytest.mark.parametrize(("count", "pages_read"), [(MANY, 1), (1_999, 1), (4_000, 2), (8_000, 4)])
+def test_a_sweep_that_meets_foreign_instances_alone_is_left_after_a_page_for_every_two_thousand_wanted(
+    clock: Clock, count: int, pages_read: int
+) -> None:
+    account = Account(foreign(20_000) | all_of(count), clock=clock)
+    account.zones = ["a"]
+    assert Counter(found(look(account, clock, some(count), seconds=60)).values()) == {"running": count}
+    assert len(account.asked(STATUS)) == pages_read
+
+
+def test_what_a_sweep_saved_at_first_is_not_spent_on_foreign_instances_later(clock: Clock) -> None:
+    account = Account(all_of(3_000) | foreign(20_000) | {instance(3_001): "stopped"}, clock=clock)
+    seen = found(look(account, clock, some(3_001)))
+    assert seen.pop(3_001) == "stopped"
+    assert Counter(seen.values()) == {"running": 3_000}
+    assert len(account.asked(STATUS)) == 3 + 1
+
+
+def test_a_sweep_goes_on_as_long_as_a_page_saves_more_calls_than_it_costs(clock: Clock) -> None:
+    others = iter(foreign(9_000))
+    mixed = {one: "running" for ours in all_of(3_000) for one in (ours, *(next(others) for _ in range(3)))}
+    account = Account(mixed | {instance(3_001): "stopped"}, clock=clock)
+    assert len(look(account, clock, some(3_001))) == 3_001
+    assert len(account.asked(STATUS)) == 12
+    assert len(account.asked()) == 1
 
 
 def test_what_a_sweep_took_is_not_held_against_those_asked_for_afterwards(clock: Clock) -> None:
