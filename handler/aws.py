@@ -5,7 +5,7 @@ botocore's own timeouts are per socket operation and fixed when a client is made
 https://docs.aws.amazon.com/boto3/latest/guide/events.html
 
 boto3 itself is not imported: over botocore's clients it adds resources and S3's transfers, whose import takes
-longer than botocore's own.
+as long as botocore's own.
 """
 
 import os
