@@ -121,7 +121,11 @@ class Fleet:
         """Move the reconciler's own times that far into the past, so that a test need not wait."""
         for table, columns in {
             "absences": ("first_seen_at", "last_seen_at"),
-            "restarts": ("flipped_at", "asked_at", "next_attempt_at", "closed_at"),
+            "restarts": (
+                *("flipped_at", "asked_at", "next_attempt_at", "closed_at"),
+                *("paused_until", "watched_until"),
+            ),
+            "holds": ("began_at", "ends_at"),
             "sweep": ("began_at", "pass_completed_at"),
             "lease": ("acquired_at", "expires_at"),
         }.items():

@@ -146,18 +146,19 @@ class Fleet:
                 """
                 WITH held AS (SELECT workspace_id FROM reconciler.holds WHERE ends_at > now()),
                 owed AS (
-                    SELECT flipped_at, last_answer = 'blocked' AS blocked, paused_until > now() AS paused,
-                           workspace_id IN (SELECT workspace_id FROM held) AS held
-                    FROM reconciler.restarts WHERE closed_at IS NULL
+                    SELECT GREATEST(flipped_at, paused_until, holds.ends_at) AS wanted_since,
+                           last_answer = 'blocked' AS blocked, paused_until > now() AS paused
+                    FROM reconciler.restarts LEFT JOIN reconciler.holds USING (workspace_id) WHERE closed_at IS NULL
                 )
                 SELECT count(*), count(*) FILTER (WHERE blocked), count(*) FILTER (WHERE paused),
-                       CAST(COALESCE(extract(epoch FROM now() - min(flipped_at)
-                            FILTER (WHERE (blocked OR paused OR held) IS NOT TRUE)), 0) AS double precision),
+                       CAST(COALESCE(extract(epoch FROM now() - min(wanted_since)
+                            FILTER (WHERE blocked IS NOT TRUE)), 0) AS double precision),
                        (SELECT CAST(COALESCE(extract(epoch FROM now() - COALESCE(pass_completed_at, began_at)), 0)
                                     AS double precision) FROM reconciler.sweep),
                        (SELECT count(*) FROM reconciler.restarts AS paid
                         WHERE outcome = 'paid' AND watched_until IS NULL
                           AND closed_at < now() - make_interval(secs => :recovery_s)
+                          AND workspace_id NOT IN (SELECT workspace_id FROM held)
                           AND NOT EXISTS (SELECT FROM reconciler.restarts AS later
                                           WHERE later.workspace_id = paid.workspace_id AND later.id > paid.id)),
                        (SELECT count(*) FROM held)

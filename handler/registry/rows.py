@@ -19,8 +19,9 @@ SELECT status::text, instance_id, runtime,
        EXISTS (SELECT FROM reconciler.holds WHERE workspace_id = workspaces.id AND ends_at > now()),
        streak, healthy_s
 FROM workspaces LEFT JOIN LATERAL (
-    SELECT streak, CAST(extract(epoch FROM now() - COALESCE(watched_until, closed_at, asked_at)) AS double precision)
-                   AS healthy_s
+    SELECT streak, CAST(extract(epoch FROM now() - CASE
+               WHEN outcome = 'paid' THEN COALESCE(watched_until, now()) ELSE COALESCE(closed_at, asked_at)
+           END) AS double precision) AS healthy_s
     FROM reconciler.restarts WHERE workspace_id = workspaces.id AND asked_at IS NOT NULL ORDER BY id DESC LIMIT 1
 ) AS last_restart ON true
 WHERE workspaces.id = CAST(:id AS uuid)
