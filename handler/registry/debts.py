@@ -87,18 +87,20 @@ class Debts:
             if [tuple(row) for row in rows] != [("offline", debt.instance_id)]:
                 _close(transaction, debt, "void")
                 return "void"
-            transaction.run(
-                """
-                UPDATE reconciler.restarts
+            # A hold may have been placed between the first statement's snapshot and its lock.
+            claimed = transaction.run(
+                f"""
+                UPDATE reconciler.restarts AS owed
                 SET attempts = attempts + 1, claimed_by = CAST(:cycle_id AS uuid), asked_at = now(),
                     last_answer = 'asked', next_attempt_at = now() + make_interval(secs => :uncertain_s)
-                WHERE id = :id
-                """,
+                WHERE id = :id AND {_FREE}
+                RETURNING 1
+                """,  # noqa: S608 - put together from constants
                 id=debt.id,
                 cycle_id=self._cycle_id,
                 uncertain_s=uncertain_s,
             )
-        return "claimed"
+        return "claimed" if claimed else "taken"
 
     def void(self, deadline: Deadline, debt: Debt) -> None:
         """End a debt of which nothing is owed any more."""

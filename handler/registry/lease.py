@@ -44,7 +44,7 @@ class Lease:
         """Raise LeaseLostError unless it is held: a frozen and thawed cycle acts on nothing."""
         ((held,),) = transaction.run("SELECT " + IS_HELD, **self.own)
         if not held:
-            raise lease_lost()
+            raise LeaseLostError("this cycle's lease has expired or is another's")
 
     def release(self, deadline: Deadline) -> None:
         """Give the lease back, if it is still this cycle's."""
@@ -53,8 +53,3 @@ class Lease:
                 "DELETE FROM reconciler.lease WHERE scope = :scope AND holder = CAST(:cycle_id AS uuid)",
                 **self.own,
             )
-
-
-def lease_lost() -> LeaseLostError:
-    """Return the error to raise by whoever finds that the lease is not held any more."""
-    return LeaseLostError("this cycle's lease has expired or is another's")

@@ -7,17 +7,18 @@ from handler.database import Session, Transaction
 from handler.deadline import Deadline
 from handler.decide import CrashLoop, Loop, loop_of, objection
 from handler.model import CurrentRow, Debt, Sighting, SkipReason, Workspace
-from handler.registry.lease import IS_HELD, Lease, lease_lost
+from handler.registry.lease import IS_HELD, Lease
 
 SOURCE = "instance-state-reconciler"
 
-_CURRENT_ROW = """
+_EXEMPT = "EXISTS (SELECT FROM reconciler.holds WHERE workspace_id = workspaces.id AND ends_at > now())"
+
+_CURRENT_ROW = f"""
 SELECT status::text, instance_id, runtime,
        last_heartbeat_at::text IS DISTINCT FROM CAST(:captured AS text)
        OR COALESCE(last_heartbeat_at > CAST(:selected_at AS timestamptz), false)
        OR COALESCE(last_heartbeat_at > clock_timestamp() - make_interval(secs => :fresh_s), false),
-       EXISTS (SELECT FROM reconciler.holds WHERE workspace_id = workspaces.id AND ends_at > now()),
-       streak, healthy_s
+       {_EXEMPT}, streak, healthy_s
 FROM workspaces LEFT JOIN LATERAL (
     SELECT streak, CAST(extract(epoch FROM now() - CASE
                WHEN outcome = 'paid' THEN COALESCE(watched_until, now()) ELSE COALESCE(closed_at, asked_at)
@@ -25,15 +26,16 @@ FROM workspaces LEFT JOIN LATERAL (
     FROM reconciler.restarts WHERE workspace_id = workspaces.id AND asked_at IS NOT NULL ORDER BY id DESC LIMIT 1
 ) AS last_restart ON true
 WHERE workspaces.id = CAST(:id AS uuid)
-"""
+"""  # noqa: S608 - put together from constants
 _LOCKED_ROW = _CURRENT_ROW + " FOR NO KEY UPDATE OF workspaces NOWAIT"
 
 # The row was online again, so an older debt is settled. If the platform was asked about this very instance not
-# long ago, it may still be at it: it must not be asked again too soon.
+# long ago, it may still be at it: it must not be asked again too soon. A hold may have been placed between the
+# re-read's snapshot and its lock, and cannot be under the lock.
 _FLIP = f"""
 WITH flipped AS (
     UPDATE workspaces SET status = 'offline', updated_at = now()
-    WHERE id = CAST(:id AS uuid) AND {IS_HELD}
+    WHERE id = CAST(:id AS uuid) AND {IS_HELD} AND NOT {_EXEMPT}
     RETURNING id
 ), told AS (
     INSERT INTO structure_events (event_type, workspace_id, payload)
@@ -96,7 +98,8 @@ class Rows:
             if row is None or reason is not None:
                 return reason or SkipReason.ROW_GONE
             loop = loop_of(row, terms.crash_loop)
-            return Flipped(loop, self._write(transaction, sighting, row, loop))
+            superseded = self._write(transaction, sighting, row, loop)
+            return SkipReason.STATUS_MOVED if superseded is None else Flipped(loop, superseded)
 
     def would_flip(self, deadline: Deadline, sighting: Sighting, terms: Terms) -> Flipped | SkipReason:
         """Return what `flip` would, without a lock or a trace: for dry runs."""
@@ -108,7 +111,10 @@ class Rows:
             return reason or SkipReason.ROW_GONE
         return Flipped(loop_of(row, terms.crash_loop))
 
-    def _write(self, transaction: Transaction, sighting: Sighting, row: CurrentRow, loop: Loop) -> tuple[Debt, ...]:
+    def _write(
+        self, transaction: Transaction, sighting: Sighting, row: CurrentRow, loop: Loop
+    ) -> tuple[Debt, ...] | None:
+        """Write the flip and return the older debts that it settled; None, and nothing written, if it is held."""
         workspace = sighting.workspace
         payload = {
             "instance_id": workspace.instance_id,
@@ -127,7 +133,8 @@ class Rows:
             pause_s=loop.pause_s or None,
         )
         if not written:
-            raise lease_lost()
+            self._lease.require(transaction)
+            return None
         return tuple(Debt(*older) for older in written if older[0] is not None)
 
 

@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 
+from handler.errors import LeaseLostError
 from sandbox.control_plane import state_answer
 from sandbox.http_server import Answer, Hang, Raw, Reply, Reset
 from sandbox.limited_ec2 import ApiError
 from sandbox.postgres import Database
 from tests.support.events import APPLY
+from tests.support.postgres_proxy import PostgresProxy
 from tests.support.stage import Outcome, Stage, Stages, from_question
 
 OVERRIDE = {"override_breaker": True}
@@ -290,6 +292,18 @@ def test_a_table_that_is_locked_costs_each_flip_its_time_and_nothing_else(stage:
     outcome = stage.cycle(RECONFIRM_TIMEOUT_SECONDS="0.2", CYCLE_DEADLINE_SECONDS="3")
     outcome.assert_only_flipped({})
     assert outcome.reasons == dict.fromkeys(workspaces, "reconfirm_error")
+
+
+def test_a_lease_that_is_lost_between_the_second_look_at_a_row_and_the_flip_leaves_no_trace(stage: Stage) -> None:
+    stage.add_all(3, "running")
+    workspace = stage.add("stopped")
+    with PostgresProxy(stage.database) as proxy:
+        proxy.before(b"WITH flipped", lambda: execute(stage.database, "UPDATE reconciler.lease SET expires_at = now()"))
+        with pytest.raises(LeaseLostError):
+            stage.cycle(DATABASE_URL=proxy.url)
+    assert stage.fleet.statuses()[workspace] == "online"
+    assert (stage.fleet.events(), stage.fleet.debts(), stage.platform.calls) == ([], [], [])
+    stage.cycle().assert_only_flipped({workspace: "stopped"})
 
 
 # --- the second probe ---

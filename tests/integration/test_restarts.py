@@ -622,6 +622,17 @@ def test_a_cycle_whose_lease_ran_out_while_it_looked_asks_for_no_restart(stage: 
     assert restarts(stage.cycle()) == {"requested": 1}
 
 
+@pytest.mark.parametrize("state", ["running", "stopping"])
+def test_a_cycle_whose_lease_ran_out_while_it_looked_leaves_every_debt_as_it_is(stage: Stage, state: str) -> None:
+    workspace = refused_a_while_ago(stage)
+    stage.ec2.set_state(stage.instance_of(workspace), state)
+    stage.ec2.script.before(lambda _: stage.database.query("UPDATE reconciler.lease SET expires_at = now()"), nth=1)
+    before = debt_of(stage, workspace)
+    with pytest.raises(LeaseLostError):
+        stage.cycle()
+    assert debt_of(stage, workspace) == before
+
+
 def test_however_many_restarts_have_to_wait_the_others_have_their_turn(stage: Stage) -> None:
     settings = {**NO_BREAKER, "RESTARTS_PER_CYCLE": "1"}
     waiting = stage.add_all(MORE_THAN_LOOKED_AT, "terminated")
