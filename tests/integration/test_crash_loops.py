@@ -72,7 +72,7 @@ def release(stage: Stage, *workspaces: str, mode: str = "apply") -> Outcome:
 def test_from_the_fourth_death_in_a_row_on_each_restart_waits_twice_as_long_up_to_four_hours(
     stage: Stage, settings: dict[str, str], pauses_s: list[float]
 ) -> None:
-    workspace = in_a_loop(stage, **settings)
+    workspace = in_a_loop(stage, IN_A_ROW, **settings)
     for expected_s in pauses_s:
         found_dead = dies(stage, workspace, **settings)
         assert (found_dead.flipped, found_dead.calls) == ({workspace}, [])

@@ -1,12 +1,24 @@
 """What to do about what was seen."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from handler.decide import Absence, Action, Plan, Policy, confirms, decide, objection
+from handler.decide import (
+    Absence,
+    Action,
+    CrashLoop,
+    Loop,
+    Plan,
+    Policy,
+    confirms,
+    decide,
+    loop_of,
+    objection,
+)
 from handler.model import VERDICT_OF_STATE, CurrentRow, Sighting, SkipReason, Verdict
 from tests.unit.builders import instance, number_of, saw, uuid, workspace
 
@@ -355,8 +367,9 @@ def row(
     runtime: str | None = "langgraph",
     *,
     fresh: bool = False,
+    held: bool = False,
 ) -> CurrentRow:
-    return CurrentRow(status, instance_id, runtime, fresh)
+    return CurrentRow(status, instance_id, runtime, fresh, held)
 
 
 @pytest.mark.parametrize("runtime", ["langgraph", "", None], ids=repr)
@@ -377,6 +390,7 @@ def test_nothing_is_said_against_the_row_that_was_probed(status: str, runtime: s
             )
         ),
         pytest.param(row(runtime="external"), SkipReason.STATUS_MOVED, id="the runtime became external"),
+        pytest.param(row(held=True), SkipReason.STATUS_MOVED, id="a hold was placed"),
         pytest.param(row(instance_id=None), SkipReason.INSTANCE_CLEARED, id="the instance is NULL"),
         pytest.param(row(instance_id=""), SkipReason.INSTANCE_CLEARED, id="the instance is empty"),
         pytest.param(row(instance_id=instance(2)), SkipReason.INSTANCE_CHANGED, id="another instance"),
@@ -387,3 +401,53 @@ def test_nothing_is_said_against_the_row_that_was_probed(status: str, runtime: s
 )
 def test_a_row_that_moved_on_is_not_flipped(current: CurrentRow | None, reason: SkipReason) -> None:
     assert objection(current, workspace(1)) is reason
+
+
+# --- crash loops ---
+
+BY_DEFAULT = CrashLoop(pause_s=300, healthy_s=3600)
+
+
+def loop(streak: int | None, healthy_s: float | None = 0.0, by: CrashLoop = BY_DEFAULT) -> Loop:
+    """Return the loop of a row whose last restart had that streak, and which has been up for so long since."""
+    return loop_of(replace(row(), streak=streak, healthy_s=healthy_s), by)
+
+
+def test_a_workspace_that_was_never_restarted_is_in_no_loop() -> None:
+    assert loop(None, None) == Loop(0, 0)
+
+
+@pytest.mark.parametrize(
+    ("earlier", "pause_s"),
+    [(0, 0), (1, 0), (2, 300), (3, 600), (4, 1200), (5, 2400), (6, 4800), (7, 9600), (8, 14_400), (9, 14_400)],
+)
+def test_three_restarts_follow_at_once_and_then_each_pause_is_twice_the_last_up_to_four_hours(
+    earlier: int, pause_s: float
+) -> None:
+    assert loop(earlier) == Loop(earlier + 1, pause_s)
+
+
+@pytest.mark.parametrize(
+    ("healthy_s", "streak"), [(0, 6), (3599.9, 6), (3600, 0), (86_400, 0), (-1, 6)], ids=lambda value: f"{value}"
+)
+def test_a_stretch_of_health_ends_a_loop(healthy_s: float, streak: int) -> None:
+    assert loop(5, healthy_s).streak == streak
+    assert (loop(5, healthy_s).pause_s > 0) is (streak > 0)
+
+
+@pytest.mark.parametrize("earlier", [2, 3, 30, 31, 32, 33, 1000, 100_000])
+def test_the_longest_streak_has_a_pause_that_is_no_longer_than_four_hours(earlier: int) -> None:
+    assert 0 < loop(earlier).pause_s <= 14_400
+
+
+@pytest.mark.parametrize("earlier", [0, 2, 3, 31, 1000])
+def test_without_a_pause_a_loop_is_counted_and_nothing_waits(earlier: int) -> None:
+    assert loop(earlier, by=CrashLoop(0, 3600)) == Loop(earlier + 1, 0)
+
+
+def test_a_first_pause_of_more_than_the_longest_is_the_longest() -> None:
+    assert loop(2, by=CrashLoop(86_400, 3600)) == Loop(3, 14_400)
+
+
+def test_where_no_health_is_asked_for_there_is_no_loop() -> None:
+    assert loop(100, 0.0, CrashLoop(300, 0)) == Loop(0, 0)

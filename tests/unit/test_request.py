@@ -11,12 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from handler.errors import RequestError
-from handler.request import Request, parse
+from handler.request import HoldOrder, Request, parse
 from tests.unit.builders import uuid
 
 EVENTS = Path(__file__).parents[2] / "events"
 SCHEDULED = {"source": "aws.events", "detail-type": "Scheduled Event", "detail": {}}
 SCHEDULER = {"source": "aws.scheduler", "detail-type": "Scheduled Event", "detail": "{}"}
+HOLD = {"workspace_ids": [uuid(1), uuid(2)], "reason": "maintenance", "seconds": 3600}
 STATE_CHANGE = {
     "source": "aws.ec2",
     "detail-type": "EC2 Instance State-change Notification",
@@ -49,6 +50,23 @@ STATE_CHANGE = {
             Request("apply", (uuid(1), uuid(2)), 5, override_breaker=True),
             id="everything at once",
         ),
+        pytest.param(
+            {"mode": "apply", "hold": HOLD},
+            Request("apply", hold=HoldOrder((uuid(1), uuid(2)), "maintenance", 3600)),
+            id="a hold",
+        ),
+        pytest.param(
+            {"hold": HOLD | {"reason": "x" * 200, "seconds": 30 * 86_400, "workspace_ids": [uuid(1)]}},
+            Request("dry-run", hold=HoldOrder((uuid(1),), "x" * 200, 30 * 86_400)),
+            id="the longest hold with the longest reason, as a dry run",
+        ),
+        pytest.param(
+            {"hold": HOLD | {"reason": "Ärger: 日本", "seconds": 1}},
+            Request("dry-run", hold=HoldOrder((uuid(1), uuid(2)), "Ärger: 日本", 1)),
+            id="the shortest hold, with a reason in other letters",
+        ),
+        pytest.param({"mode": "apply", "release": [uuid(1)]}, Request("apply", release=(uuid(1),)), id="a release"),
+        pytest.param({"release": [uuid(1)]}, Request("dry-run", release=(uuid(1),)), id="a release as a dry run"),
     ],
 )
 def test_an_event_that_is_understood_makes_a_request(event: dict[str, Any], request_made: Request) -> None:
@@ -64,6 +82,11 @@ def test_an_event_that_is_understood_makes_a_request(event: dict[str, Any], requ
         ("dry-run.json", Request("dry-run")),
         ("one-workspace.json", Request("dry-run", ("00000000-0000-4000-8000-000000000001",))),
         ("override-breaker.json", Request("apply", override_breaker=True)),
+        (
+            "hold.json",
+            Request("apply", hold=HoldOrder(("00000000-0000-4000-8000-000000000001",), "its disk is replaced", 3600)),
+        ),
+        ("release.json", Request("apply", release=("00000000-0000-4000-8000-000000000001",))),
     ],
 )
 def test_the_events_that_come_with_the_project_ask_for_what_their_names_say(name: str, request_made: Request) -> None:
@@ -73,7 +96,12 @@ def test_the_events_that_come_with_the_project_ask_for_what_their_names_say(name
 def test_ids_are_taken_in_lower_case_and_once_in_the_order_given() -> None:
     upper = "ABCDEF01-2345-6789-ABCD-EF0123456789"
     event = {"workspace_ids": [upper, uuid(2), upper.lower(), uuid(2), uuid(1)]}
-    assert parse(event).workspace_ids == (upper.lower(), uuid(2), uuid(1))
+    expected = (upper.lower(), uuid(2), uuid(1))
+    assert parse(event).workspace_ids == expected
+    assert parse({"release": event["workspace_ids"]}).release == expected
+    hold = parse({"hold": HOLD | event}).hold
+    assert hold is not None
+    assert hold.workspace_ids == expected
 
 
 @pytest.mark.parametrize(
@@ -96,6 +124,8 @@ def test_a_request_for_a_part_of_the_fleet_is_narrowed(event: dict[str, Any], na
         pytest.param(SCHEDULED, id="a scheduled event"),
         pytest.param({"mode": "apply"}, id="apply"),
         pytest.param({"mode": "dry-run"}, id="dry-run"),
+        pytest.param({"mode": "apply", "hold": HOLD}, id="hold"),
+        pytest.param({"mode": "apply", "release": [uuid(1)]}, id="release"),
     ],
 )
 def test_under_the_ceiling_every_event_is_a_dry_run(event: dict[str, Any]) -> None:
@@ -105,6 +135,8 @@ def test_under_the_ceiling_every_event_is_a_dry_run(event: dict[str, Any]) -> No
 def test_the_ceiling_leaves_the_rest_of_the_request_as_it_is() -> None:
     event = {"mode": "apply", "workspace_ids": [uuid(1)], "limit": 5, "override_breaker": True}
     assert parse(event, ceiling="dry-run") == Request("dry-run", (uuid(1),), 5, override_breaker=True)
+    for exemption in ({"hold": HOLD}, {"release": [uuid(1)]}):
+        assert parse({"mode": "apply", **exemption}, ceiling="dry-run") == parse({"mode": "dry-run", **exemption})
 
 
 def test_a_ceiling_that_allows_applying_makes_no_dry_run_apply() -> None:
@@ -166,6 +198,81 @@ def test_a_ceiling_that_allows_applying_makes_no_dry_run_apply() -> None:
         pytest.param(SCHEDULED | {"detail": "{ }"}, "detail", "'{ }'", "object", id="a detail that is another string"),
         pytest.param(SCHEDULED | {"detail": None}, "detail", "nothing", "object", id="a detail of null"),
         pytest.param(SCHEDULED | {"detail": []}, "detail", "a list", "object", id="a detail in a list"),
+        pytest.param({"mode": "hold"}, "mode", "'hold'", "apply or dry-run", id="a mode of hold"),
+        *(
+            pytest.param({"hold": hold}, "hold", found, '{"workspace_ids": [UUID', id=f"a hold {name}")
+            for name, hold, found in (
+                ("of null", None, "nothing"),
+                ("in a list", [HOLD], "a list"),
+                ("of true", True, "True"),
+                ("of an id", uuid(1), uuid(1)),
+                ("that is empty", {}, "a dict"),
+                ("without a reason", {"workspace_ids": [uuid(1)], "seconds": 1}, "a dict"),
+                ("without an end", {"workspace_ids": [uuid(1)], "reason": "x"}, "a dict"),
+                ("of nobody", {"reason": "x", "seconds": 1}, "a dict"),
+                ("with more than that", HOLD | {"until": "tomorrow"}, "a dict"),
+            )
+        ),
+        *(
+            pytest.param({"hold": HOLD | {"reason": reason}}, "hold.reason", found, "1 to 200 printable", id=name)
+            for name, reason, found in (
+                ("no reason", "", "''"),
+                ("a reason of blanks", "  ", "'  '"),
+                ("a reason of null", None, "nothing"),
+                ("a reason of a number", 7, "7"),
+                ("a reason in a list", ["x"], "a list"),
+                ("a reason of two lines", "one\ntwo", "one"),
+                ("a reason that paints the terminal", "\x1b[31mred", "red"),
+                ("a reason with a zero byte", "x\0", "x"),
+                ("a reason that is no Unicode", "\ud800", "ud800"),
+                ("a reason that is written backwards", "\u202egnp", "gnp"),
+                ("a reason that is too long", "x" * 201, "xxx"),
+            )
+        ),
+        *(
+            pytest.param({"hold": HOLD | {"seconds": seconds}}, "hold.seconds", found, "1 to 2592000", id=name)
+            for name, seconds, found in (
+                ("no seconds", 0, "0"),
+                ("negative seconds", -1, "-1"),
+                ("more than 30 days", 30 * 86_400 + 1, "2592001"),
+                ("seconds without end", 10**5000, "a huge number"),
+                ("seconds with a fraction", 1.0, "1.0"),
+                ("seconds of true", True, "True"),
+                ("seconds in a string", "60", "'60'"),
+                ("seconds of null", None, "nothing"),
+            )
+        ),
+        *(
+            pytest.param(event, f"{field}{place}", found, expected, id=f"{field}: {name}")
+            for name, ids, place, found, expected in (
+                ("no ids", [], "", "a list", "one or more UUIDs"),
+                ("null", None, "", "nothing", "list"),
+                ("an id without a list", uuid(1), "", uuid(1), "list"),
+                ("an id that is none", [uuid(1), "x"], "[1]", "'x'", "UUID"),
+                ("a number among them", [5], "[0]", "5", "UUID"),
+            )
+            for field, event in (
+                ("hold.workspace_ids", {"hold": HOLD | {"workspace_ids": ids}}),
+                ("release", {"release": ids}),
+            )
+        ),
+        *(
+            pytest.param({exemption: value, **other}, field, "", f"no such field beside {exemption}", id=name)
+            for exemption, value in (("hold", HOLD), ("release", [uuid(1)]))
+            for field, other, name in (
+                ("limit", {"limit": 1}, f"{exemption} and a limit"),
+                ("override_breaker", {"override_breaker": True}, f"{exemption} and the breaker lifted"),
+                ("workspace_ids", {"workspace_ids": [uuid(1)]}, f"{exemption} and chosen workspaces"),
+            )
+        ),
+        pytest.param(
+            {"release": [uuid(1)], "hold": HOLD},
+            "release",
+            "a list",
+            "no such field beside hold",
+            id="hold and release",
+        ),
+        pytest.param({"mode": "Apply", "hold": HOLD}, "mode", "'Apply'", "apply or dry-run", id="a hold in a bad mode"),
     ],
 )
 def test_a_bad_event_is_refused_with_the_field_what_was_found_and_what_was_expected(
@@ -187,11 +294,14 @@ def test_an_unknown_field_is_refused_by_its_name_and_the_known_ones_are_listed(f
         parse({field: "apply"})
     message = str(refusal.value)
     assert ascii(field)[:50] in message
-    assert all(known in message for known in ("mode", "workspace_ids", "limit", "override_breaker"))
+    known_fields = ("mode", "workspace_ids", "limit", "override_breaker", "hold", "release")
+    assert all(known in message for known in known_fields)
     assert len(message) < 250
 
 
-@pytest.mark.parametrize("field", ["mode", "workspace_ids", "limit", "override_breaker", "shard", "shards"])
+@pytest.mark.parametrize(
+    "field", ["mode", "workspace_ids", "limit", "override_breaker", "hold", "release", "shard", "shards"]
+)
 def test_an_option_beside_a_scheduled_event_is_refused_for_the_cycle_would_apply_in_full(field: str) -> None:
     with pytest.raises(RequestError, match=f"event field {field}: .* scheduled event"):
         parse(SCHEDULED | {field: "dry-run"})
@@ -211,8 +321,13 @@ def test_a_state_change_of_ec2_is_refused_by_its_source() -> None:
 # --- whatever comes ---
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
-names = st.sampled_from(["mode", "workspace_ids", "limit", "override_breaker", "source", "detail-type", "detail"])
-words = st.sampled_from(["apply", "dry-run", "aws.events", "aws.scheduler", "Scheduled Event", "{}", uuid(1)])
+names = st.sampled_from(
+    [
+        *("mode", "workspace_ids", "limit", "override_breaker", "source", "detail-type", "detail"),
+        *("hold", "release", "reason", "seconds"),
+    ]
+)
+words = st.sampled_from(["apply", "dry-run", "aws.events", "aws.scheduler", "Scheduled Event", "{}", uuid(1), 60])
 anything = st.recursive(
     scalars | words,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names | st.text(), inner, max_size=3),
@@ -237,6 +352,9 @@ def test_any_event_is_either_understood_or_refused(event: object) -> None:
             assert event.get("mode") == "apply" or event.get("detail-type") == "Scheduled Event"
         assert request.limit is None or request.limit >= 1
         assert request.workspace_ids is None or len(request.workspace_ids) >= 1
+        assert request.release is None or len(request.release) >= 1
+        assert (request.hold is not None) is ("hold" in event)
+        assert (request.release is not None) is ("release" in event)
 
 
 @given(anything | st.dictionaries(names, words | anything, max_size=5))
