@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
         headline("Setting up")
         with _populated_world(options.workspaces, options.probe) as populated:
             environment = populated.environment(options.probe)
-            if options.watch:
+            if options.watch and _is_cycle(event):
                 watch(populated, event, environment)
             else:
                 _one_cycle(populated, event, environment, title=f"{options.event.name}, probe {options.probe}")
@@ -105,7 +105,7 @@ def _one_cycle(populated: World, event: Any, environment: Mapping[str, str], *, 
     """Show the fleet, one cycle over it, and what became of it. Raises InvocationError."""
     before = Snapshot.of(populated)
     show.fleet_before(before)
-    headline(f"The cycle ({title}), as it logs itself")
+    headline(f"The {'cycle' if _is_cycle(event) else 'order'} ({title}), as it logs itself")
     lines: list[Mapping[str, Any]] = []
     with Invocation(event, environment) as invocation:
         for line in invocation:
@@ -113,6 +113,9 @@ def _one_cycle(populated: World, event: Any, environment: Mapping[str, str], *, 
             if isinstance(line, dict):
                 lines.append(line)
         report = invocation.wait()
+    if not _is_cycle(event):
+        show.holds(report)
+        return
     populated.platform.settle()
     explanations = Explanations(lines)
     fates = {
@@ -123,6 +126,11 @@ def _one_cycle(populated: World, event: Any, environment: Mapping[str, str], *, 
     show.report(report)
     show.metrics(lines)
     show.story(report, restarted=len(populated.platform.restarts))
+
+
+def _is_cycle(event: Any) -> bool:
+    """Tell whether an event starts a cycle: the others hold or release workspaces."""
+    return not (isinstance(event, dict) and event.keys() & {"hold", "release"})
 
 
 def _is_asked_for(event: Any, row: Mapping[str, Any]) -> bool:

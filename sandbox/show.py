@@ -71,6 +71,14 @@ def report(values: Mapping[str, Any]) -> None:
         say(f"  {name}: {', '.join(counted) or 'none'}")
 
 
+def holds(values: Mapping[str, Any]) -> None:
+    """Show the handler's answer to an event that holds or releases workspaces, which is no cycle."""
+    headline(f"The answer ({values['mode']}): {values['outcome']}; held now: {values['held']}")
+    rows = [(short(one["workspace_id"]), one["ends_at"], one["reason"]) for one in values["holds"]]
+    if rows:
+        table(("id", "held until", "reason"), rows)
+
+
 def metrics(lines: Sequence[Mapping[str, Any]]) -> None:
     """Show what CloudWatch would take out of the log."""
     headline("The metrics")

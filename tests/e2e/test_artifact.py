@@ -25,6 +25,11 @@ ANSWERS: dict[str, dict[str, Any]] = {
     "dry-run.json": {"mode": "dry-run", "candidates": 3, "running": 1, "dead": 2, "flipped": 0},
     "one-workspace.json": {"mode": "dry-run", "candidates": 1, "running": 0, "dead": 1, "flipped": 0},
 }
+# … and what it says of those that are no cycle, one after the other.
+EXEMPTIONS: dict[str, dict[str, Any]] = {
+    "hold.json": {"mode": "apply", "outcome": "held", "held": 1},
+    "release.json": {"mode": "apply", "outcome": "released", "held": 0},
+}
 POWERTOOLS_KEYS = {
     "level",
     "location",
@@ -65,7 +70,19 @@ def test_each_event_is_answered_as_the_readme_says(
 
 
 def test_there_is_an_expectation_for_every_event() -> None:
-    assert EVENTS.keys() == ANSWERS.keys() | {"install.json"}
+    assert EVENTS.keys() == ANSWERS.keys() | EXEMPTIONS.keys() | {"install.json"}
+
+
+@pytest.mark.usefixtures("alive_and_gone")
+def test_a_workspace_is_held_and_released_as_the_readme_says(world: World, start: Start) -> None:
+    function = start(world.settings())
+    flipped = []
+    for name, expected in EXEMPTIONS.items():
+        answer = function.invoke(EVENTS[name]).value
+        assert {key: answer[key] for key in expected} == expected
+        assert [one["workspace_id"] for one in answer["holds"]] == [SAMPLE] * expected["held"]
+        flipped.append(function.invoke(EVENTS["apply.json"]).value["flipped"])
+    assert flipped == [1, 1]
 
 
 def test_the_stack_s_dry_run_overrules_every_event(
@@ -76,6 +93,9 @@ def test_the_stack_s_dry_run_overrules_every_event(
     for name in ANSWERS:
         outcome = function.invoke(EVENTS[name])
         assert (outcome.value["mode"], outcome.value["flipped"]) == ("dry-run", 0), name
+    for name in EXEMPTIONS:
+        outcome = function.invoke(EVENTS[name])
+        assert (outcome.value["mode"], outcome.value["outcome"], outcome.value["held"]) == ("dry-run", "unchanged", 0)
     assert {world.fleet.statuses()[one] for one in gone} == {"online"}
     assert world.platform.calls == []
 

@@ -21,7 +21,7 @@ POWERTOOLS_KEYS = {"level", "location", "message", "timestamp", "service"}
 INSIGHTS_KEYS = {"@timestamp", "@message"}
 INSIGHTS_WORDS = {
     *("SOURCE", "fields", "filter", "stats", "sort", "limit", "by", "as", "in", "or", "and", "asc", "desc"),
-    *("latest", "sum", "coalesce"),
+    *("latest", "max", "sum", "coalesce"),
 }
 
 ALARMS = {
@@ -33,6 +33,12 @@ ALARMS = {
     "UnknownAlarm": "Alarm: too much is unknown",
     "FailedQueueAlarm": "Alarm: messages in a queue",
     "UndeliveredQueueAlarm": "Alarm: messages in a queue",
+}
+
+# Without a platform restarts stay owed by intention.
+ALARMS_WITH_A_PLATFORM = {
+    "RestartAgeAlarm": "Alarm: a restart is overdue",
+    "RestartsUnrecoveredAlarm": "Alarm: a restart did not work",
 }
 
 
@@ -129,10 +135,11 @@ def test_queries_look_for_messages_that_the_code_logs(applying: Stack) -> None:
         assert messages <= logged, title
 
 
-def test_the_queries_answer_the_four_questions_on_the_stack_s_own_log_group(applying: Stack) -> None:
+def test_the_queries_answer_the_questions_on_the_stack_s_own_log_group(applying: Stack) -> None:
     definitions = applying.of_type("AWS::Logs::QueryDefinition").values()
     assert sorted(one["Name"] for one in definitions) == [
         f"{STACK}/Slowest cycles",
+        f"{STACK}/What dies again and again",
         f"{STACK}/What happened to one workspace",
         f"{STACK}/What was unknown and why",
         f"{STACK}/Why flips were skipped",
@@ -146,8 +153,8 @@ def test_the_queries_answer_the_four_questions_on_the_stack_s_own_log_group(appl
 @pytest.mark.parametrize("name", COMBINATIONS)
 def test_there_are_these_alarms(name: str, stacks: dict[str, Stack]) -> None:
     expected = set(ALARMS)
-    if stacks[name].parameters["PlatformBaseUrl"]:  # else restarts stay owed by intention
-        expected.add("RestartAgeAlarm")
+    if stacks[name].parameters["PlatformBaseUrl"]:
+        expected |= ALARMS_WITH_A_PLATFORM.keys()
     assert stacks[name].of_type("AWS::CloudWatch::Alarm").keys() == expected
 
 
@@ -156,7 +163,7 @@ def test_each_alarm_names_the_section_of_the_readme_that_helps(stacks: dict[str,
     for name, properties in stacks["everything"].of_type("AWS::CloudWatch::Alarm").items():
         (section,) = re.findall(r'README: "(.+)"\.$', properties["AlarmDescription"])
         assert section in headings, name
-        assert section == ALARMS.get(name, "Alarm: a restart is overdue")
+        assert section == (ALARMS | ALARMS_WITH_A_PLATFORM)[name]
 
 
 @pytest.mark.parametrize(
@@ -211,6 +218,7 @@ def test_only_silence_of_completed_cycles_is_an_alarm(stacks: dict[str, Stack]) 
         ("DeadlineAlarm", "DeadlineHit", 1, 5),
         ("CoverageAgeAlarm", "CoverageAge", 600, 3),
         ("RestartAgeAlarm", "OldestRestartAge", 1800, 3),
+        ("RestartsUnrecoveredAlarm", "RestartsUnrecovered", 0, 5),
     ],
 )
 def test_a_metric_over_its_threshold_for_some_minutes_raises_the_alarm(
