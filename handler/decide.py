@@ -163,11 +163,11 @@ class Loop:
 
 def loop_of(row: CurrentRow, settings: CrashLoop) -> Loop:
     """Return where in a crash loop a workspace is that dies now."""
-    if row.streak is None or row.healthy_s is None or row.healthy_s >= settings.healthy_s:
+    if row.restarts is None or row.healthy_s is None or row.healthy_s >= settings.healthy_s:
         return Loop(0, 0.0)
-    streak = row.streak + 1
-    doublings = min(streak - RESTARTS_WITHOUT_PAUSE, 32)
-    return Loop(streak, 0.0 if doublings < 0 else min(settings.pause_s * 2.0**doublings, LONGEST_LOOP_PAUSE_S))
+    doublings = min(row.restarts - RESTARTS_WITHOUT_PAUSE, 32)
+    pause_s = 0.0 if doublings < 0 else min(settings.pause_s * 2.0**doublings, LONGEST_LOOP_PAUSE_S)
+    return Loop(row.restarts, pause_s)
 
 
 def objection(row: CurrentRow | None, workspace: Workspace) -> SkipReason | None:

@@ -87,7 +87,8 @@ def unknown(workspace: Workspace, cause: str) -> Sighting:
 class CurrentRow:
     """The row as the flip's re-read finds it, with the heartbeat's veto judged by the database.
 
-    `streak` is that of its last restart, and `healthy_s` for how many seconds it has been up since.
+    `restarts` counts those asked for without a stretch of health between, and `healthy_s` is for how many seconds it
+    has been up since; both are None when it never was owed one.
     """
 
     status: str | None
@@ -95,7 +96,7 @@ class CurrentRow:
     runtime: str | None
     fresh_heartbeat: bool
     held: bool = False
-    streak: int | None = None
+    restarts: int | None = None
     healthy_s: float | None = None
 
 

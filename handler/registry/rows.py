@@ -18,13 +18,14 @@ SELECT status::text, instance_id, runtime,
        last_heartbeat_at::text IS DISTINCT FROM CAST(:captured AS text)
        OR COALESCE(last_heartbeat_at > CAST(:selected_at AS timestamptz), false)
        OR COALESCE(last_heartbeat_at > clock_timestamp() - make_interval(secs => :fresh_s), false),
-       {_EXEMPT}, streak, healthy_s
+       {_EXEMPT}, restarts, healthy_s
 FROM workspaces LEFT JOIN LATERAL (
-    SELECT streak, CAST(extract(epoch FROM now() - CASE
-               WHEN outcome = 'paid' THEN COALESCE(watched_until, now()) ELSE COALESCE(closed_at, asked_at)
+    SELECT streak + CASE WHEN asked_at IS NULL THEN 0 ELSE 1 END AS restarts,
+           CAST(extract(epoch FROM now() - CASE
+               WHEN outcome = 'paid' THEN COALESCE(watched_until, now()) ELSE COALESCE(closed_at, asked_at, now())
            END) AS double precision) AS healthy_s
-    FROM reconciler.restarts WHERE workspace_id = workspaces.id AND asked_at IS NOT NULL ORDER BY id DESC LIMIT 1
-) AS last_restart ON true
+    FROM reconciler.restarts WHERE workspace_id = workspaces.id ORDER BY id DESC LIMIT 1
+) AS last_debt ON true
 WHERE workspaces.id = CAST(:id AS uuid)
 """  # noqa: S608 - put together from constants
 _LOCKED_ROW = _CURRENT_ROW + " FOR NO KEY UPDATE OF workspaces NOWAIT"

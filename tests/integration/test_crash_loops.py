@@ -136,10 +136,31 @@ def test_a_workspace_that_no_cycle_has_seen_online_again_was_not_healthy(stage: 
 
 def test_a_restart_that_was_never_asked_for_lengthens_no_loop(stage: Stage) -> None:
     workspace = stage.add("terminated")
-    for _ in range(5):
+    for _ in range(3):
         dies(stage, workspace, PLATFORM_BASE_URL=None)
-    assert [debt["streak"] for debt in stage.fleet.debts(workspace)] == [0] * 5
-    assert len(cycle(stage).calls) == 1
+        dies(stage, workspace, PLATFORM_BASE_URL=None)
+        comes_back(stage, workspace)
+        cycle(stage, PLATFORM_BASE_URL=None)
+    assert len(dies(stage, workspace).calls) == 1
+    assert {debt["streak"] for debt in stage.fleet.debts(workspace)} == {0}
+
+
+@pytest.mark.parametrize("seen", [False, True], ids=["it dies at once", "a cycle sees it before"])
+def test_the_time_in_which_a_paused_workspace_was_offline_is_no_health(stage: Stage, seen: bool) -> None:
+    workspace = in_a_loop(stage)
+    comes_back(stage, workspace)
+    cycle(stage)
+    dies(stage, workspace, RESTART_LOOP_PAUSE_SECONDS="10000")
+    stage.fleet.age_everything(2 * AN_HOUR_S)
+    if seen:
+        comes_back(stage, workspace)  # somebody has restarted it by hand
+        cycle(stage)
+    assert dies(stage, workspace).calls == []
+    assert pause_s(stage, workspace) == about(300)
+    comes_back(stage, workspace)
+    cycle(stage)
+    stage.fleet.age_everything(AN_HOUR_S)
+    assert len(dies(stage, workspace).calls) == 1
 
 
 def test_a_loop_keeps_nobody_elses_restart_waiting(stage: Stage) -> None:

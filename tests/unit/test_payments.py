@@ -36,13 +36,16 @@ class Books:
     postponed: dict[int, tuple[str, float | None]] = field(default_factory=dict)
     left: dict[int, float] = field(default_factory=dict)
     trouble_at_closing: Exception | None = None
+    longest_look_s: float = 0.0
 
-    def follow_rows(self, _: Deadline, *, own_only: bool) -> list[Debt]:
+    def follow_rows(self, deadline: Deadline, *, own_only: bool) -> list[Debt]:
+        self._look(deadline)
         void = [one for one in self._open(own_only=own_only) if one.id in self.moved_on]
         self.closed |= {one.id: "void" for one in void}
         return void
 
-    def due(self, _: Deadline, *, limit: int, own_only: bool) -> list[Debt]:
+    def due(self, deadline: Deadline, *, limit: int, own_only: bool) -> list[Debt]:
+        self._look(deadline)
         return sorted(self._open(own_only=own_only), key=lambda one: one.id in self.left)[:limit]
 
     def _open(self, *, own_only: bool) -> list[Debt]:
@@ -51,7 +54,8 @@ class Books:
     def leave(self, _: Deadline, debts: Sequence[Debt], *, pause_s: float) -> None:
         self.left |= {one.id: pause_s for one in debts}
 
-    def claim(self, _: Deadline, owed: Debt, *, uncertain_s: float) -> str:
+    def claim(self, deadline: Deadline, owed: Debt, *, uncertain_s: float) -> str:
+        self._look(deadline)
         assert uncertain_s == 300
         claim = self.claims.get(owed.id, "claimed")
         if isinstance(claim, Exception):
@@ -59,6 +63,9 @@ class Books:
         if claim == "claimed":
             self.claimed.append(owed.id)
         return claim
+
+    def _look(self, deadline: Deadline) -> None:
+        self.longest_look_s = max(self.longest_look_s, deadline.remaining())
 
     def void(self, _: Deadline, owed: Debt) -> None:
         self.closed[owed.id] = "void"
@@ -273,6 +280,13 @@ def test_once_told_to_wait_nobody_is_asked_for_before_the_time_that_the_platform
     _, desk = pay(books, lambda _: Reply(Answer.REFUSED, "http_429", 30.0))
     assert books.postponed == dict.fromkeys(desk.asked, ("refused", 30))
     assert books.left == {one.id: 30 for one in books.owed if one.id not in desk.asked}
+
+
+@pytest.mark.parametrize(("seconds", "longest_s"), [(20, 2), (1, 1)])
+def test_no_look_at_the_debts_takes_longer_than_one_at_a_row_may(seconds: float, longest_s: float) -> None:
+    books = Books(fresh(3))
+    pay(books, seconds=seconds, RECONFIRM_TIMEOUT_SECONDS="2")
+    assert books.longest_look_s == longest_s
 
 
 # --- what fails meanwhile ---
