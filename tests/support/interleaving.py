@@ -1,0 +1,198 @@
+"""Two sides that work on one database, stopped before each of their statements and let go in every possible order.
+
+What a side does is ordinary code on a thread of its own. A statement that has to wait for a lock of the other side's
+is noticed by asking PostgreSQL (`pg_blocking_pids`), and the other side goes on until it has come through.
+"""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from handler.credentials import Secrets
+from handler.database import Session
+from handler.deadline import Deadline
+from handler.settings import database_from
+
+# Nothing here takes as long; it is what a defect costs before it fails by name.
+TIMEOUT_S = 30.0
+# How long a statement is waited for before PostgreSQL is asked whether it is blocked. No outcome depends on it.
+_ASKED_AFTER_S = 0.002
+
+
+class Turnstile:
+    """Stops whoever comes to it until it is let go."""
+
+    def __init__(self) -> None:
+        self.arrived = threading.Semaphore(0)
+        self.go = threading.Semaphore(0)
+
+    def stop(self) -> None:
+        """Say that somebody is here, and wait."""
+        self.arrived.release()
+        if not self.go.acquire(timeout=TIMEOUT_S):
+            raise TimeoutError("nobody lets this side go on")
+
+
+class SteppedSession(Session):
+    """The handler's own session, which stops before each statement once it has a turnstile."""
+
+    turnstile: Turnstile | None = None
+
+    def _run(self, deadline: Deadline, sql: str, **parameters: Any) -> list[Any]:
+        self._stop()
+        return super()._run(deadline, sql, **parameters)
+
+    def _roll_back(self) -> None:
+        self._stop()
+        super()._roll_back()
+
+    def _stop(self) -> None:
+        if self.turnstile is not None:
+            self.turnstile.stop()
+
+
+class SteppedStatements:
+    """Plain SQL on a connection of its own, likewise: what the platform does."""
+
+    turnstile: Turnstile | None = None
+
+    def __init__(self, connection: Any) -> None:
+        self._run = connection.run
+
+    def run(self, statements: Sequence[str]) -> None:
+        """Run them one after the other."""
+        for statement in statements:
+            if self.turnstile is not None:
+                self.turnstile.stop()
+            self._run(statement)
+
+
+Stepped = SteppedSession | SteppedStatements
+
+
+def stepped_session(url: str) -> SteppedSession:
+    """Return a session of the handler's for that database."""
+    return SteppedSession(database_from({"DATABASE_URL": url}), Secrets(_nothing), _nothing)
+
+
+def _nothing(*_: object) -> str:
+    raise AssertionError("nothing is fetched here")
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """Who does what: a name, the statements' place, the PostgreSQL process that runs them, and the code."""
+
+    name: str
+    stepped: Stepped
+    pid: int
+    act: Callable[[], Any]
+
+
+@dataclass(slots=True)
+class Course:
+    """One interleaving: whose statement came at each step, of whom one could choose, and what each side got."""
+
+    steps: list[str] = field(default_factory=list)
+    choices: list[tuple[str, ...]] = field(default_factory=list)
+    answers: dict[str, Any] = field(default_factory=dict)
+
+
+class _Actor:
+    """A side under way."""
+
+    def __init__(self, side: Side) -> None:
+        self.side = side
+        self.name = side.name
+        self.ended = False
+        self.waiting = False
+        self.answer: Any = None
+        self._turnstile = Turnstile()
+        self._thread = threading.Thread(target=self._work, daemon=True)
+
+    def begin(self) -> None:
+        self.side.stepped.turnstile = self._turnstile
+        self._thread.start()
+        if not self.arrives(TIMEOUT_S):
+            raise TimeoutError(f"{self.name} does not come to its first statement")
+
+    def let_go(self) -> None:
+        self.waiting = False
+        self._turnstile.go.release()
+
+    def arrives(self, timeout_s: float) -> bool:
+        """Tell whether the statement under way has come to its end."""
+        self.waiting = self.waiting or self._turnstile.arrived.acquire(timeout=timeout_s)
+        return self.waiting
+
+    def _work(self) -> None:
+        try:
+            self.answer = self.side.act()
+        except Exception as error:  # noqa: BLE001 - what it raises is its answer
+            self.answer = error
+        self.ended = True
+        self._turnstile.arrived.release()
+
+
+def in_order(sides: Sequence[Side]) -> dict[str, Any]:
+    """Let one side do everything and then the next; return what each got."""
+    answers: dict[str, Any] = {}
+    for side in sides:
+        side.stepped.turnstile = None
+        try:
+            answers[side.name] = side.act()
+        except Exception as error:  # noqa: BLE001 - what it raises is its answer
+            answers[side.name] = error
+    return answers
+
+
+def interleavings(sides: Sequence[Side], blocked: Callable[[int], bool], reset: Callable[[], None]) -> Iterator[Course]:
+    """Yield every course that the sides' statements can take, each from a database that was `reset`.
+
+    `blocked(pid)` tells whether that PostgreSQL process waits for a lock. Raises AssertionError when
+    all wait for each other.
+    """
+    chosen: list[str] = []
+    while True:
+        reset()
+        course = _course(sides, blocked, chosen)
+        yield course
+        chosen = list(course.steps)
+        while chosen:
+            last, possible = chosen.pop(), course.choices[len(chosen)]
+            untried = possible[possible.index(last) + 1 :]
+            if untried:
+                chosen.append(untried[0])
+                break
+        else:
+            return
+
+
+def _course(sides: Sequence[Side], blocked: Callable[[int], bool], chosen: Sequence[str]) -> Course:
+    """Let the sides go step by step: as `chosen`, and from there on always the first that can."""
+    actors = {side.name: _Actor(side) for side in sides}
+    course = Course()
+    for actor in actors.values():
+        actor.begin()
+    while not all(actor.ended for actor in actors.values()):
+        possible = tuple(name for name, actor in actors.items() if actor.waiting and not actor.ended)
+        assert possible, f"a deadlock after {course.steps}"
+        step = len(course.steps)
+        name = chosen[step] if step < len(chosen) else possible[0]
+        course.steps.append(name)
+        course.choices.append(possible)
+        actors[name].let_go()
+        # The one that moved first: what it did may have let the other's statement through.
+        for actor in sorted(actors.values(), key=lambda one: one.name != name):
+            _settle(actor, blocked)
+    course.answers = {name: actor.answer for name, actor in actors.items()}
+    return course
+
+
+def _settle(actor: _Actor, blocked: Callable[[int], bool]) -> None:
+    """Wait until the actor's statement has ended, or waits for a lock."""
+    patience = Deadline(TIMEOUT_S)
+    while not actor.arrives(_ASKED_AFTER_S) and not blocked(actor.side.pid):
+        if patience.over():
+            raise TimeoutError(f"a statement of {actor.name} neither ends nor waits for a lock")
