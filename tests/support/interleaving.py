@@ -131,6 +131,7 @@ class _Actor:
             self.answer = self.side.act()
         except Exception as error:  # noqa: BLE001 - what it raises is its answer
             self.answer = error
+        self.side.stepped.turnstile = None
         self.ended = True
         self._turnstile.arrived.release()
 
@@ -139,7 +140,6 @@ def in_order(sides: Sequence[Side]) -> dict[str, Any]:
     """Let one side do everything and then the next; return what each got."""
     answers: dict[str, Any] = {}
     for side in sides:
-        side.stepped.turnstile = None
         try:
             answers[side.name] = side.act()
         except Exception as error:  # noqa: BLE001 - what it raises is its answer
