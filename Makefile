@@ -90,6 +90,14 @@ lint: $(STAMP) ## check style, formatting and types
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
+.PHONY: audit
+audit: .venv-audit/.installed ## look for known vulnerabilities of what is deployed; asks PyPI, so it needs the network
+	.venv-audit/bin/pip-audit --strict --require-hashes --disable-pip --requirement requirements/runtime.txt $(ARGS)
+
+.PHONY: guards
+guards: $(STAMP) ## take each guard of docs/safety.md away, and see its test fail (minutes); ARGS=breaker takes some
+	@$(PY) -m tests.guards $(ARGS)
+
 .PHONY: format
 format: $(STAMP) ## rewrite the code in the project's format, with the safe fixes
 	$(PY) -m ruff check --fix-only .
@@ -106,6 +114,7 @@ lock: $(STAMP) ## pin requirements/*.in anew into requirements/*.txt; ARGS=--upg
 	$(UV_COMPILE) --output-file requirements/checkov.txt requirements/checkov.in
 	$(UV_COMPILE) --output-file requirements/lambda.txt requirements/lambda.in
 	$(UV_COMPILE) --output-file requirements/bench.txt requirements/bench.in
+	$(UV_COMPILE) --output-file requirements/audit.txt requirements/audit.in
 
 .PHONY: models
 models: $(STAMP) ## cut handler/aws_models/endpoints.json out of botocore's anew, after `make lock` and `make setup`
