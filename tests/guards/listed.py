@@ -32,6 +32,7 @@ _RACES = "tests/integration/test_races.py::"
 _BREAKER = "tests/integration/test_absence_and_breaker.py::"
 _RESTARTS = "tests/integration/test_restarts.py::"
 _REFUSALS = "tests/isolation/test_refusals.py::"
+_WITHOUT_LEASE = f"{_REFUSALS}test_a_cycle_whose_lease_has_expired_writes_nothing"
 _INTERLEAVINGS = "tests/isolation/test_interleavings.py::"
 _MOVES_ON = f"{_RACES}test_a_workspace_that_moves_on_before_the_flip_is_left_alone"
 
@@ -99,6 +100,24 @@ GUARDS = (
         "tests/integration/test_control_plane.py::test_a_broken_answer_neither_raises_nor_confirms_a_suspicion",
         "while len(content) <= limit:\n        part = response.read(limit + 1 - len(content), decode_content=False)",
         "while True:\n        part = response.read(1 << 20, decode_content=False)",
+    ),
+    Guard(
+        "broken headers",
+        _TRANSPORT,
+        "_BoundedResponse.begin",
+        "of an answer that two servers would read differently, one reading is believed",
+        "tests/integration/test_control_plane.py::test_a_broken_answer_neither_raises_nor_confirms_a_suspicion",
+        'raise http.client.HTTPException("broken headers")',
+        "return",
+    ),
+    Guard(
+        "a key that stands twice",
+        _CP,
+        "_without_doubles",
+        "of an answer that says two things, one is believed",
+        "tests/integration/test_control_plane.py::test_a_broken_answer_neither_raises_nor_confirms_a_suspicion",
+        'raise ValueError("a key stands twice")',
+        "return answer",
     ),
     Guard(
         "quoting of what a row records",
@@ -187,9 +206,18 @@ GUARDS = (
         _FLEET,
         "Fleet.recall",
         "sightings hours apart are added up",
-        f"{_BREAKER}test_absences_that_lie_more_than_an_hour_apart_have_nothing_to_do_with_each_other",
+        f"{_BREAKER}test_sightings_of_more_than_an_hour_ago_are_not_added_to_the_next_one",
         "FROM reconciler.absences WHERE last_seen_at > now() - make_interval(secs => :kept_s)",
-        "FROM reconciler.absences WHERE :kept_s > 0",
+        "FROM reconciler.absences WHERE CAST(:kept_s AS float) > 0",
+    ),
+    Guard(
+        "absence: forgotten with time, in memory",
+        _FLEET,
+        "Fleet.remember_absences",
+        "the same, from the next cycle on",
+        f"{_BREAKER}test_absences_that_lie_more_than_an_hour_apart_have_nothing_to_do_with_each_other",
+        '\n                " OR last_seen_at <= now() - make_interval(secs => :kept_s)",',
+        ",",
     ),
     Guard(
         "absence: another instance is found",
@@ -342,7 +370,7 @@ GUARDS = (
         "handler/request.py",
         "parse",
         "`MODE=dry-run` is lifted by an event",
-        "tests/unit/test_request.py::test_nothing_applies_under_the_ceiling",
+        "tests/unit/test_request.py::test_under_the_ceiling_every_event_is_a_dry_run",
         "return replace(request, mode=DRY_RUN) if ceiling == DRY_RUN else request",
         "return request",
     ),
@@ -352,7 +380,7 @@ GUARDS = (
         _PAYMENTS,
         "Payments._claimed",
         "a crash after the call has the next cycle ask again",
-        "tests/integration/test_crashes.py::test_a_kill_while_the_platform_is_asked_neither_loses_nor_doubles_a_restart",
+        "tests/integration/test_crashes.py::test_a_restart_that_the_platform_is_still_at_is_not_asked_for_again_after_a_crash",
         "claim = self._debts.claim(self._briefly(deadline), debt, uncertain_s=uncertain_s)",
         'claim = "claimed" if uncertain_s else ""',
     ),
@@ -434,8 +462,8 @@ GUARDS = (
         "Payments._still_dead",
         "the same, while the source of truth is down",
         f"{_RESTARTS}test_a_restart_waits_while_nobody_knows_that_the_instance_is_still_dead",
-        "return [debt for debt in due if debt.workspace_id not in old or debt.id in dead]",
-        "return [debt for debt in due if debt.id not in voided]",
+        "if sighting.verdict in (Verdict.DEAD, Verdict.ABSENT):",
+        "if sighting.verdict is not Verdict.RUNNING:",
     ),
     Guard(
         "uncertain: what was sent may have been taken",
@@ -484,6 +512,15 @@ GUARDS = (
         "if full or",
     ),
     Guard(
+        "an end to the platform's wish",
+        "handler/restarts.py",
+        "_retry_after",
+        "a platform, or who answers in its place, puts restarts off for ever",
+        "tests/integration/test_hostile.py::test_a_platform_can_put_restarts_off_for_an_hour_and_no_longer",
+        "return min(float(value), LONGEST_RETRY_AFTER_SECONDS)",
+        "return float(value)",
+    ),
+    Guard(
         "others' debts in a narrowed cycle",
         "handler/cycle.py",
         "_cycle",
@@ -511,7 +548,17 @@ GUARDS = (
         "tests/integration/test_deadline.py::test_a_database_that_drips_its_answers_holds_no_cycle",
         "        if self.deadline.over():\n            raise TimeoutError\n"
         "        self._sock.settimeout(self.deadline.remaining())",
-        "        self._sock.settimeout(self.deadline.remaining() or 1)",
+        "        # what was set when the call began is for each packet",
+    ),
+    Guard(
+        "deadline, of an open transaction",
+        "handler/database.py",
+        "Session._begin",
+        "a row stays locked after a flip whose process or network is gone",
+        "tests/integration/test_deadline.py::"
+        "test_a_flip_that_the_network_lost_holds_its_row_for_a_moment_and_not_longer",
+        'f" SET LOCAL idle_in_transaction_session_timeout = {milliseconds + 1000};"',
+        '""',
     ),
     Guard(
         "deadline, closed at the end",
@@ -532,6 +579,55 @@ GUARDS = (
         ":",
     ),
     # --- the log ---
+    Guard(
+        "lease, in settling by the rows",
+        _DEBTS,
+        "Debts.follow_rows",
+        "a process that was frozen and thawed closes debts by what it knew",
+        _WITHOUT_LEASE,
+        "            self._lease.require(transaction)\n            transaction.run(\n"
+        '                """\n                UPDATE reconciler.restarts AS paid',
+        '            transaction.run(\n                """\n                UPDATE reconciler.restarts AS paid',
+    ),
+    Guard(
+        "lease, in voiding",
+        _DEBTS,
+        "Debts.void",
+        "the same, by what it saw of the instance",
+        _WITHOUT_LEASE,
+        '            self._lease.require(transaction)\n            _close(transaction, debt, "void")',
+        '            _close(transaction, debt, "void")',
+    ),
+    Guard(
+        "lease, in leaving for later",
+        _DEBTS,
+        "Debts.leave",
+        "it puts off what another cycle is about to pay",
+        _WITHOUT_LEASE,
+        "            self._lease.require(transaction)\n            transaction.run(\n"
+        '                """\n                UPDATE reconciler.restarts SET next_attempt_at',
+        "            transaction.run(\n"
+        '                """\n                UPDATE reconciler.restarts SET next_attempt_at',
+    ),
+    Guard(
+        "lease, in the memory of absences",
+        _FLEET,
+        "Fleet.remember_absences",
+        "one absence is counted by two cycles",
+        _WITHOUT_LEASE,
+        '            self._lease.require(transaction)\n            transaction.run(\n                "DELETE',
+        '            transaction.run(\n                "DELETE',
+    ),
+    Guard(
+        "lease, in the cursor",
+        _FLEET,
+        "Fleet.save_sweep",
+        "it moves the cursor back or past workspaces that nobody has checked",
+        _WITHOUT_LEASE,
+        "            self._lease.require(transaction)\n            transaction.run(\n"
+        '                """\n                UPDATE reconciler.sweep',
+        '            transaction.run(\n                """\n                UPDATE reconciler.sweep',
+    ),
     Guard(
         "length of what is logged",
         "handler/telemetry.py",

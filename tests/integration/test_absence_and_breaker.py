@@ -121,6 +121,18 @@ def test_absences_that_lie_more_than_an_hour_apart_have_nothing_to_do_with_each_
         stage.fleet.age_everything(70 * A_MINUTE_S)
 
 
+def test_sightings_of_more_than_an_hour_ago_are_not_added_to_the_next_one(stage: Stage) -> None:
+    stage.add("running")
+    workspace = stage.add(None)
+    for _ in range(2):
+        stage.cycle().assert_only_flipped({})
+        stage.fleet.age_everything(A_MINUTE_S)
+    assert sightings(stage) == {workspace: 2}
+    stage.fleet.age_everything(70 * A_MINUTE_S)
+    stage.cycle().assert_only_flipped({})
+    assert sightings(stage) == {workspace: 1}
+
+
 def test_where_nothing_at_all_is_found_nobody_is_dead_however_often_one_looks(stage: Stage) -> None:
     stage.add_all(2, None)
     stage.fleet.add("no id")

@@ -229,6 +229,21 @@ def test_a_database_that_falls_silent_holds_no_cycle_and_leaves_nothing_half_don
     assert_each_once(stage, dead)
 
 
+def test_a_flip_that_the_network_lost_holds_its_row_for_a_moment_and_not_longer(stage: Stage) -> None:
+    stage.add_all(2, "running")
+    dead = stage.add("terminated")
+    with PostgresProxy(stage.database) as proxy, contextlib.closing(stage.database.connect()) as platform:
+        proxy.before(b"WITH flipped AS", proxy.freeze)
+        settings = {"DATABASE_URL": proxy.url, "RECONFIRM_TIMEOUT_SECONDS": "0.2", "CYCLE_DEADLINE_SECONDS": "2"}
+        with contextlib.suppress(RegistryError):
+            stage.invoke(APPLY, **settings)
+        assert proxy.frozen
+        platform.run("SET lock_timeout = '5s'")
+        platform.run("UPDATE workspaces SET status = 'paused' WHERE id::text = :id", id=dead)
+        proxy.thaw()
+    assert (stage.fleet.statuses()[dead], stage.fleet.events(), stage.fleet.debts()) == ("paused", [], [])
+
+
 def test_a_database_that_drips_its_answers_holds_no_cycle(stage: Stage) -> None:
     dead = stage.add("terminated")
     with PostgresProxy(stage.database) as proxy:

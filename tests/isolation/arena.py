@@ -6,8 +6,9 @@ from typing import Any
 
 from handler.deadline import Deadline
 from handler.decide import CrashLoop
+from handler.fairness import Sweep
 from handler.model import Debt, Sighting, Verdict, Workspace
-from handler.registry import Debts, Holds, Lease, Rows, Terms
+from handler.registry import Debts, Fleet, Holds, Lease, Rows, Terms
 from sandbox.postgres import Database
 from tests.support.interleaving import TIMEOUT_S, Side, SteppedSession, SteppedStatements, stepped_session
 
@@ -31,7 +32,9 @@ SELECT json_build_object(
         workspace_id, instance_id, cycle_id, attempts, refusals, claimed_by, asked_at IS NULL, last_answer, outcome,
         closed_at IS NULL, next_attempt_at > now() + interval '1 minute', streak, paused_until)
         ORDER BY id) FROM reconciler.restarts),
-    'holds', (SELECT json_agg(json_build_array(workspace_id, reason)) FROM reconciler.holds)
+    'holds', (SELECT json_agg(json_build_array(workspace_id, reason)) FROM reconciler.holds),
+    'absences', (SELECT json_agg(json_build_array(workspace_id, instance_id, sightings)) FROM reconciler.absences),
+    'sweep', (SELECT json_agg(json_build_array(cursor, pass_completed_at)) FROM reconciler.sweep)
 )::text
 """
 
@@ -121,6 +124,20 @@ def follow_rows(arena: Arena, cycle: str) -> object:
 
 def leave(arena: Arena, cycle: str) -> None:
     Debts(arena.sessions[cycle], cycle, arena.lease(cycle)).leave(Deadline(TIMEOUT_S), [DEBT], pause_s=300)
+
+
+def void(arena: Arena, cycle: str) -> None:
+    Debts(arena.sessions[cycle], cycle, arena.lease(cycle)).void(Deadline(TIMEOUT_S), DEBT)
+
+
+def remember_absences(arena: Arena, cycle: str) -> None:
+    absent = [Workspace(WORKSPACE, OLD, None)]
+    Fleet(arena.sessions[cycle], arena.lease(cycle)).remember_absences(Deadline(TIMEOUT_S), absent, [])
+
+
+def save_sweep(arena: Arena, cycle: str) -> None:
+    sweep = Sweep(WORKSPACE, WORKSPACE, ())
+    Fleet(arena.sessions[cycle], arena.lease(cycle)).save_sweep(Deadline(TIMEOUT_S), sweep, completed_pass=True)
 
 
 def hold(arena: Arena, cycle: str) -> object:

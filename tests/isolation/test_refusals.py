@@ -1,13 +1,28 @@
 """What the last look at a row or a debt refuses, though everything before it went well."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
+from handler.errors import LeaseLostError
 from handler.model import SkipReason
 from handler.registry import Flipped
 from sandbox.postgres import StatusType
-from tests.isolation.arena import BEFORE, OURS, OWED, THEIRS, Arena, claim, flip, hold
+from tests.isolation.arena import (
+    BEFORE,
+    OURS,
+    OWED,
+    THEIRS,
+    Arena,
+    claim,
+    flip,
+    follow_rows,
+    hold,
+    leave,
+    remember_absences,
+    save_sweep,
+    void,
+)
 
 
 @pytest.fixture
@@ -61,3 +76,36 @@ def test_a_hold_that_was_placed_after_the_due_restarts_were_listed_prevents_the_
     arena.reset(BEFORE.format(status="offline") + OWED)
     hold(arena, THEIRS)
     assert claim(arena, OURS) == "taken"
+
+
+# --- without the lease ---
+
+
+@pytest.fixture
+def too_late(arena: Arena) -> Iterator[Arena]:
+    """The lease of the cycle has just expired."""
+    arena.reset("UPDATE reconciler.lease SET expires_at = clock_timestamp() WHERE scope = 'ours'")
+    yield arena
+    arena.reset("UPDATE reconciler.lease SET expires_at = now() + interval '1 day'")
+
+
+@pytest.mark.parametrize(
+    ("status", "act"),
+    [
+        pytest.param("online", flip, id="flip"),
+        pytest.param("offline", claim, id="claim"),
+        pytest.param("paused", follow_rows, id="settle by the rows"),
+        pytest.param("offline", leave, id="leave for later"),
+        pytest.param("offline", void, id="void"),
+        pytest.param("online", remember_absences, id="remember absences"),
+        pytest.param("online", save_sweep, id="move the cursor"),
+    ],
+)
+def test_a_cycle_whose_lease_has_expired_writes_nothing(
+    too_late: Arena, status: str, act: Callable[[Arena, str], object]
+) -> None:
+    too_late.reset(BEFORE.format(status=status) + OWED)
+    left = too_late.state()
+    with pytest.raises(LeaseLostError):
+        act(too_late, OURS)
+    assert too_late.state() == left
