@@ -68,6 +68,18 @@ def test_the_same_rows_are_never_sent_to_ec2_and_stay(stage: Stage) -> None:
     assert outcome.causes == dict.fromkeys(workspaces, "malformed_instance_id")
 
 
+def test_a_row_that_records_the_stopped_instance_of_a_paused_workspace_has_that_one_restarted_away(
+    stage: Stage,
+) -> None:
+    """What is not prevented: only the platform, which terminates what a row records, can know whose it is."""
+    stage.add("running")
+    paused = stage.add("stopped", status="paused")
+    thief = stage.fleet.add(stage.instance_of(paused))
+    outcome = stage.cycle()
+    outcome.assert_only_flipped({thief: "stopped"})
+    assert [call.expected_instance_id for call in outcome.calls] == [stage.instance_of(paused)]
+
+
 def test_a_workspace_whose_id_is_no_uuid_ends_the_cycle_and_gets_into_no_address(stage: Stage) -> None:
     database = stage.meanwhile.enter_context(contextlib.closing(stage.database.connect()))
     database.run("ALTER TABLE workspaces DROP CONSTRAINT workspaces_parent_id_fkey, ALTER id TYPE text")

@@ -1,6 +1,7 @@
 """The guards that docs/safety.md lists: each is still in the code, and each test that is named for one exists."""
 
 import ast
+import re
 
 import pytest
 
@@ -32,6 +33,15 @@ def test_no_guard_stands_twice() -> None:
 def test_the_page_shows_the_guards_as_they_are() -> None:
     page = PAGE.read_text()
     assert page == page_with_table(page), "run: make guards ARGS=--write"
+
+
+def test_every_file_and_every_name_that_the_page_mentions_exists() -> None:
+    page = PAGE.read_text()
+    for file in re.findall(r"`([\w/]+\.(?:py|sql))", page):
+        assert any((ROOT / place / file).is_file() for place in ("", "handler", "tests/integration")), file
+    sources = "".join(path.read_text() for path in (ROOT / "handler").rglob("*.py"))
+    for name in re.findall(r"`(_?[A-Z][A-Za-z_]+|_[a-z_]+)`", page):
+        assert name in sources, name
 
 
 def _enclosing(source: str, line: int) -> list[str]:
