@@ -15,10 +15,12 @@ from handler.errors import RowLockedError
 from handler.model import SkipReason
 from handler.registry import Flipped
 from sandbox.postgres import StatusType
+from tests.guards.__main__ import PAGE
 from tests.isolation.arena import BEFORE, OURS, OWED, THEIRS, Arena, claim, flip, follow_rows, hold, leave
 from tests.support.interleaving import Side, in_order, interleavings
 
 LEFT_ALONE = "left alone"
+STATUS_TYPES: tuple[StatusType, ...] = ("enum", "text")
 
 
 def told(answer: object) -> object:
@@ -125,7 +127,7 @@ def assert_serial(arena: Arena, encounter: Encounter, *besides: Any) -> None:
     assert courses == encounter.courses
 
 
-@pytest.mark.parametrize("status_type", ["enum", "text"])
+@pytest.mark.parametrize("status_type", STATUS_TYPES)
 @pytest.mark.parametrize("name", FLIPS)
 def test_a_flip_beside_another_writer_ends_as_if_one_of_them_had_gone_first(
     arenas: Callable[[StatusType], Arena], name: str, status_type: StatusType
@@ -156,3 +158,9 @@ def test_a_flip_beside_a_writer_who_changes_nothing_that_matters_is_done_or_left
     _, other = encounter.sides(arena)
     answers, state = outcome(arena, in_order([other]))
     assert_serial(arena, encounter, ({"ours": LEFT_ALONE, **answers}, state))
+
+
+def test_the_page_on_safety_says_how_many_courses_there_are() -> None:
+    tables = (*[FLIPS] * len(STATUS_TYPES), HARMLESS, CLAIMS, FOLLOWED)
+    courses = sum(encounter.courses for table in tables for encounter in table.values())
+    assert f" {courses:,} courses" in " ".join(PAGE.read_text().split())
