@@ -31,6 +31,7 @@ _TRANSPORT = "handler/transport.py"
 _RACES = "tests/integration/test_races.py::"
 _BREAKER = "tests/integration/test_absence_and_breaker.py::"
 _RESTARTS = "tests/integration/test_restarts.py::"
+_HOLDS = "tests/integration/test_holds.py::"
 _REFUSALS = "tests/isolation/test_refusals.py::"
 _WITHOUT_LEASE = f"{_REFUSALS}test_a_cycle_whose_lease_has_expired_writes_nothing"
 _INTERLEAVINGS = "tests/isolation/test_interleavings.py::"
@@ -303,13 +304,22 @@ GUARDS = (
         "if False:",
     ),
     Guard(
-        "hold, at the flip",
+        "hold, at the re-read",
         _DECIDE,
         "objection",
-        "a workspace under maintenance is flipped by the cycle that was under way",
-        f"{_REFUSALS}test_a_hold_that_was_placed_after_the_candidates_were_selected_prevents_the_flip",
+        "a rehearsal, which writes nothing, says that a workspace under maintenance would be flipped",
+        f"{_HOLDS}test_a_hold_that_is_placed_before_the_flip_prevents_it",
         " or row.held:",
         ":",
+    ),
+    Guard(
+        "hold, in the write",
+        _ROWS,
+        "_FLIP",
+        "a hold that is placed between the re-read's snapshot and its lock comes too late",
+        f"{_HOLDS}test_no_flip_begins_after_a_hold_was_placed_however_close",
+        " AND NOT {_EXEMPT}\n    RETURNING id",
+        "\n    RETURNING id",
     ),
     Guard(
         "heartbeat: since the SELECT",
@@ -419,6 +429,15 @@ GUARDS = (
         f"{_REFUSALS}test_a_hold_that_was_placed_after_the_due_restarts_were_listed_prevents_the_claim",
         "AND NOT EXISTS (SELECT FROM reconciler.holds WHERE workspace_id = owed.workspace_id AND ends_at > now())",
         "",
+    ),
+    Guard(
+        "hold, in the claim's write",
+        _DEBTS,
+        "Debts.claim",
+        "a hold that is placed between the claim's snapshot and its lock comes too late",
+        f"{_HOLDS}test_no_restart_is_claimed_after_a_hold_was_placed_however_close",
+        "WHERE id = :id AND {_FREE}\n                RETURNING 1",
+        "WHERE id = :id\n                RETURNING 1",
     ),
     Guard(
         "crash loop's pause",
