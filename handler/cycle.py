@@ -143,7 +143,7 @@ def _tell(plan: Plan, report: Report, story: Story) -> None:
     if plan.breaker.open:
         story.breaker_opened(plan.breaker.dead, plan.breaker.answered)
     for decision in plan.decisions:
-        if decision.action is Action.HOLD:
+        if decision.action is Action.STOP:
             report.skipped[SkipReason.BREAKER_OPEN] += 1
             story.tell_some("flip skipped", decision.sighting, SkipReason.BREAKER_OPEN)
         elif decision.action is Action.WAIT:

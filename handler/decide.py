@@ -41,7 +41,7 @@ class Action(StrEnum):
 
     FLIP = "flip"
     WAIT = "wait"
-    HOLD = "hold"
+    STOP = "stop"
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ def decide(
         else:
             continue
         if action is Action.FLIP and breaker.open:
-            action = Action.HOLD
+            action = Action.STOP
             reason = f"the breaker is open: {breaker.dead} of {breaker.answered} look dead; {reason}"
         decisions.append(Decision(sighting, action, reason))
     absent = [one.workspace for one in seen if credible and one.verdict is Verdict.ABSENT]

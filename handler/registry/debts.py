@@ -5,13 +5,11 @@ from collections.abc import Sequence
 from handler.database import Session, Transaction
 from handler.deadline import Deadline
 from handler.model import Debt
+from handler.registry.holds import held
 from handler.registry.lease import Lease
 
 # What neither a crash loop's pause nor a hold keeps from being asked for.
-_FREE = """
-COALESCE(paused_until <= now(), true)
-AND NOT EXISTS (SELECT FROM reconciler.holds WHERE workspace_id = owed.workspace_id AND ends_at > now())
-"""
+_FREE = f"COALESCE(paused_until <= now(), true) AND NOT {held('owed.workspace_id')}"
 
 _DUE = f"""
 SELECT id, workspace_id::text, instance_id, attempts, refusals, cycle_id = CAST(:cycle_id AS uuid)

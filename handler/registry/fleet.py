@@ -9,6 +9,7 @@ from handler.decide import Absence
 from handler.errors import SchemaMissingError
 from handler.fairness import Sweep
 from handler.model import Gauges, Workspace
+from handler.registry.holds import held
 from handler.registry.lease import Lease
 
 # Sightings of an absence further apart than this have nothing to do with each other.
@@ -50,17 +51,17 @@ class Fleet:
             ((selected_at,),) = transaction.run("SELECT now()::text")
             sweep = _sweep(transaction)
             rows = transaction.run(
-                """
+                f"""
                 SELECT id::text, instance_id, last_heartbeat_at::text
                 FROM workspaces
                 WHERE status IN ('online', 'degraded')
                   AND instance_id <> ''
                   AND COALESCE(runtime, '') <> 'external'
-                  AND NOT EXISTS (SELECT FROM reconciler.holds WHERE workspace_id = workspaces.id AND ends_at > now())
+                  AND NOT {held("workspaces.id")}
                   AND (CAST(:ids AS uuid[]) IS NULL OR id = ANY (CAST(:ids AS uuid[])))
                 ORDER BY id = ANY (CAST(:first AS uuid[])) DESC, id > CAST(:cursor AS uuid) DESC, id
                 LIMIT :one_more
-                """,
+                """,  # noqa: S608 - put together from constants
                 ids=None if workspace_ids is None else list(workspace_ids),
                 first=list(sweep.first),
                 cursor=sweep.cursor,

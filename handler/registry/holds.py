@@ -8,6 +8,11 @@ from handler.errors import RequestError
 from handler.model import Hold
 
 
+def held(workspace_id: str) -> str:
+    """Return the SQL condition that the workspace of this id, an expression, is held now."""
+    return f"EXISTS (SELECT FROM reconciler.holds WHERE holds.workspace_id = {workspace_id} AND ends_at > now())"
+
+
 class Holds:
     """The holds in the database. Every method raises RegistryError."""
 

@@ -7,18 +7,17 @@ from handler.database import Session, Transaction
 from handler.deadline import Deadline
 from handler.decide import CrashLoop, Loop, loop_of, objection
 from handler.model import CurrentRow, Debt, Sighting, SkipReason, Workspace
+from handler.registry.holds import held
 from handler.registry.lease import IS_HELD, Lease
 
 SOURCE = "instance-state-reconciler"
-
-_EXEMPT = "EXISTS (SELECT FROM reconciler.holds WHERE workspace_id = workspaces.id AND ends_at > now())"
 
 _CURRENT_ROW = f"""
 SELECT status::text, instance_id, runtime,
        last_heartbeat_at::text IS DISTINCT FROM CAST(:captured AS text)
        OR COALESCE(last_heartbeat_at > CAST(:selected_at AS timestamptz), false)
        OR COALESCE(last_heartbeat_at > clock_timestamp() - make_interval(secs => :fresh_s), false),
-       {_EXEMPT}, restarts, healthy_s
+       {held("workspaces.id")}, restarts, healthy_s
 FROM workspaces LEFT JOIN LATERAL (
     SELECT streak + CASE WHEN asked_at IS NULL THEN 0 ELSE 1 END AS restarts,
            CAST(extract(epoch FROM now() - CASE
@@ -36,7 +35,7 @@ _LOCKED_ROW = _CURRENT_ROW + " FOR NO KEY UPDATE OF workspaces NOWAIT"
 _FLIP = f"""
 WITH flipped AS (
     UPDATE workspaces SET status = 'offline', updated_at = now()
-    WHERE id = CAST(:id AS uuid) AND {IS_HELD} AND NOT {_EXEMPT}
+    WHERE id = CAST(:id AS uuid) AND {IS_HELD} AND NOT {held("workspaces.id")}
     RETURNING id
 ), told AS (
     INSERT INTO structure_events (event_type, workspace_id, payload)

@@ -318,7 +318,7 @@ GUARDS = (
         "_FLIP",
         "a hold that is placed between the re-read's snapshot and its lock comes too late",
         f"{_HOLDS}test_no_flip_begins_after_a_hold_was_placed_however_close",
-        " AND NOT {_EXEMPT}\n    RETURNING id",
+        ' AND NOT {held("workspaces.id")}\n    RETURNING id',
         "\n    RETURNING id",
     ),
     Guard(
@@ -427,7 +427,7 @@ GUARDS = (
         "_FREE",
         "a workspace under maintenance is restarted for a death before it",
         f"{_REFUSALS}test_a_hold_that_was_placed_after_the_due_restarts_were_listed_prevents_the_claim",
-        "AND NOT EXISTS (SELECT FROM reconciler.holds WHERE workspace_id = owed.workspace_id AND ends_at > now())",
+        " AND NOT {held('owed.workspace_id')}",
         "",
     ),
     Guard(

@@ -136,7 +136,7 @@ def test_the_breaker_opens_when_too_much_looks_dead(seen: list[Sighting], is_ope
     plan = planned(seen)
     assert plan.breaker.open is is_open
     dead = [one for one in plan.decisions if one.sighting.verdict is Verdict.DEAD]
-    assert {one.action for one in dead} <= {Action.HOLD if is_open else Action.FLIP}
+    assert {one.action for one in dead} <= {Action.STOP if is_open else Action.FLIP}
 
 
 def test_an_open_breaker_says_how_many_of_how_many_look_dead() -> None:
@@ -147,13 +147,13 @@ def test_an_open_breaker_says_how_many_of_how_many_look_dead() -> None:
 
 def test_an_open_breaker_leaves_the_absent_waiting_and_remembered() -> None:
     plan = planned(fleet(stopped=3, not_found=1))
-    assert actions(plan) == {1: Action.HOLD, 2: Action.HOLD, 3: Action.HOLD, 4: Action.WAIT}
+    assert actions(plan) == {1: Action.STOP, 2: Action.STOP, 3: Action.STOP, 4: Action.WAIT}
     assert [one.id for one in plan.absent] == [uuid(4)]
 
 
 def test_an_open_breaker_holds_an_absence_that_would_be_due() -> None:
     due = {uuid(4): Absence(instance(4), 2, 500)}
-    assert actions(planned(fleet(stopped=3, not_found=1), due))[4] is Action.HOLD
+    assert actions(planned(fleet(stopped=3, not_found=1), due))[4] is Action.STOP
 
 
 @pytest.mark.parametrize(
