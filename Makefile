@@ -75,6 +75,10 @@ test: $(STAMP) $(BUILT) $(TOOLS) ## run the tests, with coverage; ARGS="-k break
 soak: $(STAMP) ## run the handler for ten minutes while everything goes wrong; ARGS="--minutes 1 --seed 7"
 	$(PY) -m tests.soak $(ARGS)
 
+.PHONY: simulate
+simulate: $(STAMP) ## search random schedules for one that does harm; ARGS="--schedules 1000000", ARGS=--help lists the rest
+	@$(PY) -m tests.simulation $(ARGS)
+
 .PHONY: bench
 bench: .venv-bench/.installed ## measure beside the peers (ten minutes); writes bench/results.json, README's figures and bench/plots
 	$(PY) -m bench $(ARGS)

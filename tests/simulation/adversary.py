@@ -1,0 +1,240 @@
+"""What may happen to the world, and to the function, at any point."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from handler.model import NOT_FOUND
+from handler.request import APPLY, DRY_RUN, Request
+from tests.simulation.simulation import FULL, OTHERS, Actor, Simulation
+from tests.simulation.tables import Held, Row
+from tests.simulation.world import ERROR, Lie
+
+DELAY_SECONDS = 50.0  # more than a cycle may last
+SHORT_DELAY_SECONDS = 12.0  # more than a call may last
+FREEZE_SECONDS = 400.0  # more than a lease lasts, and than a claim keeps others away
+HOLD_SECONDS = 600.0
+# EC2 may be wrong about a new instance for minutes; a stale answer is corrected by the next one.
+NOT_FOUND_ANSWERS = 2
+DEEPEST = 2  # one cycle within another
+
+# What is offered at which call. The database is asked at each call that is neither of the two below.
+PROBE, RESTART, INSIDE = "probe", "restart", "inside flip"
+_NO_DATABASE = (PROBE, RESTART, INSIDE)
+
+# Returns whether it had any effect.
+Act = Callable[[Simulation, Actor, str], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """Something that can happen, and the calls before which it makes a difference."""
+
+    name: str
+    act: Act
+    offered: Callable[[str], bool] = lambda _: True
+
+
+def _row(write: Callable[[Simulation, Row], bool]) -> Act:
+    return lambda simulation, _, one: simulation.on_row(one, lambda row: write(simulation, row))
+
+
+def _set(row: Row, status: str) -> bool:
+    changed, row.status = row.status != status, status
+    return changed
+
+
+def _change(simulation: Simulation, row: Row) -> bool:
+    row.instance_id = simulation.world.launch()
+    return True
+
+
+def _clear(_: Simulation, row: Row) -> bool:
+    changed, row.instance_id = row.instance_id is not None, None
+    return changed
+
+
+def _reprovision(simulation: Simulation, row: Row) -> bool:
+    """Do as the platform does when a person has it restart a workspace: the new one is up at once, or later."""
+    simulation.world.become(row.instance_id, "terminated")
+    row.instance_id, row.status, row.heartbeat_at = (
+        simulation.world.launch(),
+        "online",
+        simulation.world.tables.now,
+    )
+    return True
+
+
+def _hibernate(simulation: Simulation, row: Row) -> bool:
+    simulation.world.become(row.instance_id, "stopped")
+    return _set(row, "hibernated")
+
+
+def _heartbeat(simulation: Simulation, row: Row) -> bool:
+    changed, row.heartbeat_at = row.heartbeat_at != simulation.world.tables.now, simulation.world.tables.now
+    return changed
+
+
+def _lock(_: Simulation, row: Row) -> bool:
+    row.locked_by = OTHERS
+    return True
+
+
+def _external(_: Simulation, row: Row) -> bool:
+    changed, row.runtime = row.runtime != "external", "external"
+    return changed
+
+
+def _hold(simulation: Simulation, _: Actor, workspace_id: str) -> bool:
+    """Place a hold, which waits for the row's lock, too."""
+    tables = simulation.world.tables
+
+    def place(_: Row) -> bool:
+        tables.holds[workspace_id] = Held("maintenance", tables.now + HOLD_SECONDS)
+        return True
+
+    return simulation.on_row(workspace_id, place)
+
+
+def _release(simulation: Simulation, _: Actor, workspace_id: str) -> bool:
+    return simulation.world.tables.holds.pop(workspace_id, None) is not None
+
+
+def _delete(simulation: Simulation, _: Actor, workspace_id: str) -> bool:
+    workspaces = simulation.world.tables.workspaces
+    return simulation.on_row(workspace_id, lambda _: workspaces.pop(workspace_id, None) is not None)
+
+
+def _instance(state: str) -> Act:
+    def act(simulation: Simulation, _: Actor, workspace_id: str) -> bool:
+        row = simulation.world.tables.workspaces.get(workspace_id)
+        return row is not None and simulation.world.become(row.instance_id, state)
+
+    return act
+
+
+def _lie(word: str | None, times: int) -> Act:
+    """Have EC2 say a word of the recorded instance, or (None) what was true before."""
+
+    def act(simulation: Simulation, _: Actor, workspace_id: str) -> bool:
+        row, instance = simulation.world.tables.workspaces.get(workspace_id), simulation.world.instance_of(workspace_id)
+        if row is None or instance is None:
+            return False
+        said = word or instance.before
+        if said is None or said == instance.state:
+            return False
+        simulation.world.lies[row.instance_id or ""] = Lie(said, times)
+        return True
+
+    return act
+
+
+def _mood(mood: str) -> Act:
+    def act(simulation: Simulation, _: Actor, __: str) -> bool:
+        changed, simulation.world.platform_mood = simulation.world.platform_mood != mood, mood
+        return changed
+
+    return act
+
+
+def _block(simulation: Simulation, _: Actor, workspace_id: str) -> bool:
+    """Pause an ancestor: the platform refuses restarts with 409."""
+    simulation.world.blocked.add(workspace_id)
+    return True
+
+
+def _pass(seconds: float, *, frozen: bool = False) -> Act:
+    def act(simulation: Simulation, actor: Actor, _: str) -> bool:
+        simulation.world.tables.now += seconds
+        if frozen:
+            actor.frozen_s += seconds
+        return True
+
+    return act
+
+
+def _fault(when: str) -> Act:
+    def act(_: Simulation, actor: Actor, __: str) -> bool:
+        changed, actor.fault = actor.fault is None, when
+        return changed
+
+    return act
+
+
+def _crash(_: Simulation, actor: Actor, __: str) -> bool:
+    actor.crashed = True
+    return True
+
+
+def _second(order: Request, *, freeze: bool = False) -> Act:
+    """Have another invocation run meanwhile; with `freeze`, long enough later for it to get the lease."""
+
+    def act(simulation: Simulation, actor: Actor, _: str) -> bool:
+        if simulation.depth >= DEEPEST:
+            return False
+        if freeze:
+            simulation.world.tables.now += FREEZE_SECONDS
+            actor.frozen_s += FREEZE_SECONDS
+        simulation.cycle(order)
+        return True
+
+    return act
+
+
+def _database(call: str) -> bool:
+    return call not in _NO_DATABASE
+
+
+def _probe(call: str) -> bool:
+    return call == PROBE
+
+
+def _restart(call: str) -> bool:
+    return call == RESTART
+
+
+ACTIONS = (
+    # the platform's row
+    Action("records another instance", _row(_change)),
+    Action("clears the instance", _row(_clear)),
+    Action("deletes the row", _delete),
+    Action("pauses it", _row(lambda _, row: _set(row, "paused"))),
+    Action("hibernates it", _row(_hibernate)),
+    Action("reprovisions it", _row(_reprovision)),
+    Action("sets it degraded", _row(lambda _, row: _set(row, "degraded"))),
+    Action("sets it online", _row(lambda _, row: _set(row, "online"))),
+    Action("makes it external", _row(_external)),
+    Action("records a heartbeat", _row(_heartbeat)),
+    Action("locks the row", _row(_lock)),
+    Action("holds it", _hold),
+    Action("releases it", _release),
+    # the instance
+    Action("stops the instance", _instance("stopped")),
+    Action("starts the instance", _instance("running")),
+    Action("terminates the instance", _instance("terminated")),
+    # what is said of it
+    Action("EC2 is stale", _lie(None, 1), _probe),
+    Action("EC2 does not find it", _lie(NOT_FOUND, NOT_FOUND_ANSWERS), _probe),
+    Action("no answer about it", _lie(ERROR, 1), _probe),
+    # the platform's restart
+    Action("the platform refuses", _mood("refuse"), _restart),
+    Action("the platform throttles", _mood("throttle"), _restart),
+    Action("the platform loses the request", _mood("lose"), _restart),
+    Action("the platform writes late", _mood("write late"), _restart),
+    Action("the platform reads late", _mood("read late"), _restart),
+    Action("the platform is blocked", _block, _restart),
+    # the function
+    Action("a short delay", _pass(SHORT_DELAY_SECONDS)),
+    Action("the deadline passes", _pass(DELAY_SECONDS)),
+    Action("it is frozen", _pass(FREEZE_SECONDS, frozen=True)),
+    Action("it crashes", _crash),
+    Action("its request to the database is lost", _fault("before"), _database),
+    Action("the database's answer is lost", _fault("after"), _database),
+    Action("a second cycle", _second(FULL)),
+    Action("a dry run meanwhile", _second(Request(DRY_RUN))),
+    Action("frozen, a second cycle", _second(FULL, freeze=True)),
+)
+
+
+def narrowed(workspace_id: str) -> Request:
+    """Return the order for one workspace."""
+    return Request(APPLY, workspace_ids=(workspace_id,))

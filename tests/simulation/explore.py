@@ -1,0 +1,180 @@
+"""Schedules: all of them for the smallest world, and random ones for larger worlds."""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+from handler.request import DRY_RUN, Request
+from tests.simulation.adversary import ACTIONS, Action, narrowed
+from tests.simulation.simulation import FULL, SETTINGS, Actor, Setup, Simulation, ViolationError
+from tests.simulation.world import World
+
+# What happens in one cycle: at which point, which action. Points are counted from the cycle's first call.
+Script = tuple[tuple[int, Action], ...]
+
+_SPECIAL = {call: tuple(one for one in ACTIONS if one.offered(call)) for call in ("probe", "restart", "inside flip")}
+_USUAL = tuple(one for one in ACTIONS if one.offered("any other"))
+
+MOST_WORKSPACES, MOST_CYCLES, MOST_ACTIONS = 5, 4, 6
+_LIKELY = {"probe": 0.2, "flip": 0.3, "inside flip": 0.4, "claim": 0.3, "restart": 0.5, "paid": 0.3, "postpone": 0.3}
+_UNLIKELY = 0.05
+
+
+def offered(call: str) -> tuple[Action, ...]:
+    """Return what can happen at a point before that call."""
+    return _SPECIAL.get(call, _USUAL)
+
+
+class _NoEffectError(BaseException):
+    """An action changes nothing: the schedule is the same as one without it."""
+
+
+class Scripted:
+    """Does what a script says to the one workspace there is, and notes at which call each point was."""
+
+    def __init__(self, script: Script, workspace_id: str) -> None:
+        self._script, self._workspace_id = script, workspace_id
+        self.calls: list[str] = []
+
+    def __call__(self, simulation: Simulation, actor: Actor, call: str) -> None:
+        point = len(self.calls)
+        self.calls.append(call)
+        for at, action in self._script:
+            if at == point:
+                simulation.note(f"    >>> {action.name}")
+                if not action.act(simulation, actor, self._workspace_id):
+                    raise _NoEffectError
+
+
+@dataclass(slots=True)
+class Exhaustive:
+    """Every schedule of a world with one workspace, with so many actions in each cycle, at any points.
+
+    A cycle keeps nothing in memory for the next one, so worlds that are equal between two cycles have the same future:
+    it is run once, and counted as often as it is reached.
+    """
+
+    world: bytes
+    workspace_id: str = "workspace 1"
+    setup: Setup = field(default_factory=Setup)
+    _known: dict[tuple[bytes, tuple[int, ...]], int] = field(default_factory=dict)
+
+    def schedules(self, *actions: int) -> int:
+        """Run them all, and all with fewer actions in a cycle; return how many of the first kind there are.
+
+        Raises ViolationError, with what happens in the schedule, line by line.
+        """
+        return self._from(self.world, actions, ())
+
+    def _from(self, start: bytes, actions: tuple[int, ...], before: tuple[Script, ...]) -> int:
+        key = (start, actions)
+        if key not in self._known:
+            if actions:
+                self._known[key] = sum(
+                    self._from(end, actions[1:], (*before, script)) * (len(script) == actions[0])
+                    for script, end in self._ends(start, actions[0], before)
+                )
+            else:
+                self._run(start, None, before)
+                self._known[key] = 1
+        return self._known[key]
+
+    def _ends(self, start: bytes, actions: int, before: tuple[Script, ...]) -> Iterator[tuple[Script, bytes]]:
+        """Yield each script of one cycle, and the world that it leaves."""
+        scripts: list[Script] = [()]
+        while scripts:
+            script = scripts.pop()
+            adversary = Scripted(script, self.workspace_id)
+            end = self._run(start, adversary, (*before, script))
+            if end is None:
+                continue
+            yield script, end
+            if len(script) < actions:
+                first = script[-1][0] if script else 0
+                for point, call in enumerate(adversary.calls[first:], first):
+                    scripts += [(*script, (point, action)) for action in offered(call)]
+
+    def _run(self, start: bytes, adversary: Scripted | None, scripts: tuple[Script, ...]) -> bytes | None:
+        """Run a cycle, or without an adversary as many as it takes to settle; return the world if all had an effect."""
+        simulation = Simulation(World.restored(start), self.setup, adversary)
+        try:
+            if adversary is None:
+                simulation.settle()
+            else:
+                simulation.minute()
+        except _NoEffectError:
+            return None
+        except ViolationError as error:
+            raise ViolationError("\n".join(self.tell(scripts))) from error
+        return simulation.world.snapshot()
+
+    def tell(self, scripts: tuple[Script, ...]) -> list[str]:
+        """Run one schedule from the beginning, and return what happened, up to the violation if there is one."""
+        trace: list[str] = []
+        simulation = Simulation(World.restored(self.world), self.setup, None, trace)
+        try:
+            for script in scripts:
+                simulation.adversary = Scripted(script, self.workspace_id)
+                simulation.minute()
+            simulation.settle()
+        except ViolationError as error:
+            trace.append(f"VIOLATION: {error}")
+        return trace
+
+
+def smallest_world(state: str) -> bytes:
+    """Return a world with one workspace, whose instance is in that state."""
+    world = World()
+    world.add("workspace 1", state)
+    return world.snapshot()
+
+
+class Random:
+    """Acts now and then, so many times at most, and more often where a moment matters most."""
+
+    def __init__(self, chance: random.Random, *, actions: int) -> None:
+        self._chance, self._left = chance, actions
+
+    def __call__(self, simulation: Simulation, actor: Actor, call: str) -> None:
+        chance, workspaces = self._chance, simulation.world.tables.workspaces
+        if not self._left or not workspaces or chance.random() > _LIKELY.get(call, _UNLIKELY):
+            return
+        action, one = chance.choice(offered(call)), chance.choice(list(workspaces))
+        self._left -= 1
+        simulation.note(f"    >>> {action.name} ({one})")
+        action.act(simulation, actor, one)
+
+
+def walk(seed: int, trace: list[str] | None = None) -> World:
+    """Run the schedule of that seed, and return the world it ends in. Raises ViolationError."""
+    chance = random.Random(seed)  # noqa: S311 - it has to be the same each time
+    world, count = World(), chance.randint(1, MOST_WORKSPACES)
+    for number in range(1, count + 1):
+        state = chance.choice(("running", "running", "stopped", "terminated", None))
+        world.add(f"workspace {number}", state, streak=chance.choice((None, None, 0, 2, 3)))
+    settings = replace(
+        SETTINGS,
+        candidate_limit=chance.choice((2, 100)),
+        heartbeat_fresh_seconds=chance.choice((0.0, 60.0)),
+        restarts_per_cycle=chance.choice((1, 100)),
+        restart_uncertain_seconds=chance.choice((110.0, 300.0)),
+        breaker_min_dead=chance.choice((2, 3)),
+    )
+    setup = Setup(settings, in_bulk=chance.random() < 0.5, claims_ahead=chance.choice((1, 8)))
+    cycles = chance.randint(2, MOST_CYCLES)
+    adversary = Random(chance, actions=chance.randint(1, MOST_ACTIONS))
+    simulation = Simulation(world, setup, adversary, trace)
+    for _ in range(cycles):
+        simulation.minute(chance.choice((FULL, FULL, FULL, FULL, Request(DRY_RUN), narrowed("workspace 1"))))
+    simulation.settle()
+    return world
+
+
+def tell(seed: int) -> list[str]:
+    """Return what happens in the schedule of that seed, line by line, to the violation if there is one."""
+    trace: list[str] = []
+    try:
+        walk(seed, trace)
+    except ViolationError as error:
+        trace.append(f"VIOLATION: {error}")
+    return trace

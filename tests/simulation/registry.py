@@ -1,0 +1,437 @@
+"""The registry in memory: the methods of handler/registry, one transaction each, over `Tables`.
+
+tests/contract holds it and the real one to the same behaviour. A transaction is atomic but for the one place where it
+matters what others do meanwhile: in the flip, between the locked re-read and the write.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Concatenate, ParamSpec, TypeVar, cast
+
+from handler import registry as real
+from handler.deadline import Deadline
+from handler.decide import Absence, loop_of, objection
+from handler.errors import ConnectionLostError, RegistryError, RequestError, RowLockedError
+from handler.fairness import Sweep
+from handler.model import CurrentRow, Debt, Gauges, Hold, Sighting, SkipReason, Workspace
+from handler.registry.fleet import ABSENCE_KEPT_SECONDS, RECOVERY_SECONDS, Memory, Selection
+from handler.registry.lease import MARGIN_SECONDS, lease_lost
+from handler.registry.rows import Flipped, Terms
+from tests.simulation.tables import Absent, Held, Owed, Row, Tables
+
+IDLE_GRACE_SECONDS = 1.0  # the server ends a session that sleeps in a transaction for so much longer than its deadline
+_EXTERNAL, _CANDIDATES = "external", ("online", "degraded")
+_SETTLED = ("online", "removed", "paused", "hibernating", "hibernated", None)
+
+
+class Watch:
+    """Whoever looks on while a cycle uses the database, and may interfere. This one does not."""
+
+    def before(self, call: str) -> None:
+        """A call begins: nothing has come of it yet."""
+
+    def inside(self) -> None:
+        """A flip holds the row's lock, has judged it, and is about to write."""
+
+    def wrote(self, call: str, subject: object = None) -> None:
+        """A call is writing: its transaction is going to commit."""
+
+    def after(self, call: str) -> None:
+        """A call has committed, and its answer is on its way."""
+
+
+class Part:
+    """A part of the registry, as one cycle sees it."""
+
+    def __init__(self, tables: Tables, cycle_id: str, watch: Watch) -> None:
+        self.tables, self.cycle_id, self.watch = tables, cycle_id, watch
+
+    def require_lease(self) -> None:
+        if (
+            self.tables.lease is None
+            or self.tables.lease[0] != self.cycle_id
+            or self.tables.lease[1] <= self.tables.now
+        ):
+            raise lease_lost()
+
+    def debt(self, owed: Owed) -> Debt:
+        of_this_cycle = owed.cycle_id == self.cycle_id
+        return Debt(owed.id, owed.workspace_id, owed.instance_id, owed.attempts, owed.refusals, of_this_cycle)
+
+
+Self = TypeVar("Self", bound=Part)
+P = ParamSpec("P")
+R = TypeVar("R")
+Method = Callable[Concatenate[Self, Deadline, P], R]
+
+
+def _transaction(method: Method[Self, P, R]) -> Method[Self, P, R]:
+    """Have a method begin in time, or fail, as a transaction does, and be watched."""
+    name = method.__name__
+
+    def watched(self: Self, deadline: Deadline, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        self.watch.before(name)
+        if deadline.over():
+            raise RegistryError("no time is left for the transaction")
+        result = method(self, deadline, *args, **kwargs)
+        self.watch.after(name)
+        return result
+
+    return watched
+
+
+class Lease(Part):
+    """See handler.registry.Lease."""
+
+    @_transaction
+    def acquire(self, _: Deadline, *, lasts_s: float) -> bool:
+        held = self.tables.lease
+        if held is not None and held[1] > self.tables.now and held[0] != self.cycle_id:
+            return False
+        self.watch.wrote("acquire")
+        self.tables.lease = (self.cycle_id, self.tables.now + lasts_s + MARGIN_SECONDS)
+        return True
+
+    @_transaction
+    def release(self, _: Deadline) -> None:
+        if self.tables.lease is not None and self.tables.lease[0] == self.cycle_id:
+            self.watch.wrote("release")
+            self.tables.lease = None
+
+
+class Fleet(Part):
+    """See handler.registry.Fleet."""
+
+    @_transaction
+    def select(self, _: Deadline, *, limit: int, workspace_ids: Sequence[str] | None) -> Selection:
+        tables, sweep = self.tables, self.tables.sweep
+        candidates = sorted(
+            (one not in sweep.first, one <= sweep.cursor, one)
+            for one, row in tables.workspaces.items()
+            if row.status in _CANDIDATES
+            and row.instance_id
+            and row.runtime != _EXTERNAL
+            and not tables.is_held(one)
+            and (workspace_ids is None or one in workspace_ids)
+        )
+        ids = [one for _, _, one in candidates]
+        left_out = ids[limit] if len(ids) > limit else None
+        selected = [self._workspace(one) for one in ids[:limit]]
+        return Selection(selected, repr(tables.now), left_out, sweep)
+
+    def _workspace(self, workspace_id: str) -> Workspace:
+        row = self.tables.workspaces[workspace_id]
+        return Workspace(workspace_id, row.instance_id or "", _text(row.heartbeat_at))
+
+    @_transaction
+    def recall(self, _: Deadline, *, breaker_window_s: float) -> Memory:
+        now = self.tables.now
+        absences = {
+            one: Absence(known.instance_id, known.sightings, now - known.first_seen_at)
+            for one, known in self.tables.absences.items()
+            if known.last_seen_at > now - ABSENCE_KEPT_SECONDS
+        }
+        flipped = {one.workspace_id for one in self.tables.restarts if one.flipped_at > now - breaker_window_s}
+        return Memory(absences, frozenset(flipped))
+
+    @_transaction
+    def remember_absences(self, _: Deadline, absent: Iterable[Workspace], found_again: Iterable[str]) -> None:
+        self.require_lease()
+        self.watch.wrote("remember_absences")
+        now, found = self.tables.now, set(found_again)
+        known = {
+            one: seen
+            for one, seen in self.tables.absences.items()
+            if one not in found and seen.last_seen_at > now - ABSENCE_KEPT_SECONDS
+        }
+        for one in absent:
+            earlier = known.get(one.id)
+            if earlier is None or earlier.instance_id != one.instance_id:
+                known[one.id] = Absent(one.instance_id, 1, now, now)
+            else:
+                known[one.id] = Absent(one.instance_id, earlier.sightings + 1, earlier.first_seen_at, now)
+        self.tables.absences = known
+
+    @_transaction
+    def save_sweep(self, _: Deadline, sweep: Sweep, *, completed_pass: bool) -> None:
+        self.require_lease()
+        self.watch.wrote("save_sweep")
+        tables = self.tables
+        tables.sweep = sweep
+        tables.began_at = tables.now if tables.began_at is None else tables.began_at
+        tables.pass_completed_at = tables.now if completed_pass else tables.pass_completed_at
+
+    @_transaction
+    def gauges(self, _: Deadline) -> Gauges:
+        tables, now = self.tables, self.tables.now
+        owed = tables.open_restarts()
+        paused = [one for one in owed if one.paused_until is not None and one.paused_until > now]
+        blocked = [one for one in owed if one.last_answer == "blocked"]
+        waiting = [
+            one.flipped_at
+            for one in owed
+            if one not in paused and one not in blocked and not tables.is_held(one.workspace_id)
+        ]
+        since = tables.began_at if tables.pass_completed_at is None else tables.pass_completed_at
+        return Gauges(
+            restarts_pending=len(owed),
+            restarts_blocked=len(blocked),
+            restarts_paused=len(paused),
+            restarts_unrecovered=sum(map(self._is_unrecovered, tables.restarts)),
+            oldest_restart_age_s=now - min(waiting, default=now),
+            coverage_age_s=0.0 if since is None else now - since,
+            held=sum(map(tables.is_held, tables.holds)),
+        )
+
+    def _is_unrecovered(self, paid: Owed) -> bool:
+        if paid.outcome != "paid" or paid.watched_until is not None or paid.closed_at is None:
+            return False
+        later = any(one.workspace_id == paid.workspace_id and one.id > paid.id for one in self.tables.restarts)
+        return paid.closed_at < self.tables.now - RECOVERY_SECONDS and not later
+
+
+class Rows(Part):
+    """See handler.registry.Rows."""
+
+    @_transaction
+    def flip(self, deadline: Deadline, sighting: Sighting, terms: Terms) -> Flipped | SkipReason:
+        workspace = sighting.workspace
+        row = self.tables.workspaces.get(workspace.id)
+        if row is None:
+            return SkipReason.ROW_GONE
+        self.lock(row)
+        try:
+            current = self._current(row, workspace, terms)
+            reason = objection(current, workspace)
+            if reason is not None:
+                return reason
+            self._stop_and_go_on(deadline)
+            self.require_lease()
+            self.watch.wrote("flip", sighting)
+            loop = loop_of(current, terms.crash_loop)
+            superseded = self._write(row, workspace, loop.streak, loop.pause_s)
+            return Flipped(loop, superseded)
+        finally:
+            row.locked_by = None
+
+    @_transaction
+    def would_flip(self, _: Deadline, sighting: Sighting, terms: Terms) -> Flipped | SkipReason:
+        workspace = sighting.workspace
+        row = self.tables.workspaces.get(workspace.id)
+        if row is None:
+            return SkipReason.ROW_GONE
+        current = self._current(row, workspace, terms)
+        return objection(current, workspace) or Flipped(loop_of(current, terms.crash_loop))
+
+    def lock(self, row: Row) -> None:
+        """Take the row's lock, or fail at once."""
+        if row.locked_by is not None:
+            raise RowLockedError("the row is locked")
+        row.locked_by = self.cycle_id
+
+    def _stop_and_go_on(self, deadline: Deadline) -> None:
+        """Let time pass between two statements, as much as the server's timeout of idle transactions allows."""
+        began_at, may_last_s = self.tables.now, deadline.remaining() + IDLE_GRACE_SECONDS
+        self.watch.inside()
+        if self.tables.now - began_at > may_last_s:
+            raise ConnectionLostError("the server has ended the session")
+        if deadline.over():
+            raise RegistryError("no time is left for the statement")
+
+    def _current(self, row: Row, workspace: Workspace, terms: Terms) -> CurrentRow:
+        now, beat_at = self.tables.now, row.heartbeat_at
+        fresh = _text(beat_at) != workspace.last_heartbeat_at or (
+            beat_at is not None and (beat_at > float(terms.selected_at) or beat_at > now - terms.heartbeat_fresh_s)
+        )
+        asked = [one for one in self.tables.restarts if one.workspace_id == workspace.id and one.asked_at is not None]
+        streak = healthy_s = None
+        if asked:
+            last = asked[-1]
+            up_since = next(at for at in (last.watched_until, last.closed_at, last.asked_at) if at is not None)
+            streak, healthy_s = last.streak, now - up_since
+        held = self.tables.is_held(workspace.id)
+        return CurrentRow(row.status, row.instance_id, row.runtime, fresh, held, streak, healthy_s)
+
+    def _write(self, row: Row, workspace: Workspace, streak: int, pause_s: float) -> tuple[Debt, ...]:
+        tables, now = self.tables, self.tables.now
+        row.status = "offline"
+        tables.events.append((workspace.id, workspace.instance_id))
+        superseded = [one for one in tables.open_restarts() if one.workspace_id == workspace.id]
+        for older in superseded:
+            older.closed_at, older.outcome = now, "void"
+        not_before = [
+            one.next_attempt_at
+            for one in tables.restarts
+            if (one.workspace_id, one.instance_id) == (workspace.id, workspace.instance_id) and one.asked_at is not None
+        ]
+        owed = Owed(
+            id=len(tables.restarts) + 1,
+            workspace_id=workspace.id,
+            instance_id=workspace.instance_id,
+            cycle_id=self.cycle_id,
+            flipped_at=now,
+            next_attempt_at=max([now, *not_before]),
+            streak=streak,
+            paused_until=now + pause_s if pause_s else None,
+        )
+        tables.restarts.append(owed)
+        return tuple(
+            Debt(one.id, one.workspace_id, one.instance_id, one.attempts, one.refusals, of_this_cycle=False)
+            for one in superseded
+        )
+
+
+class Debts(Part):
+    """See handler.registry.Debts."""
+
+    @_transaction
+    def follow_rows(self, _: Deadline, *, own_only: bool) -> list[Debt]:
+        self.require_lease()
+        self.watch.wrote("follow_rows")
+        now, closed = self.tables.now, []
+        for one in self.tables.restarts:
+            row = self.tables.workspaces.get(one.workspace_id)
+            if one.outcome == "paid" and one.watched_until is None and (row is None or row.status in _SETTLED):
+                one.watched_until = now
+            if self._may_be_looked_at(one, own_only=own_only) and not _is_owed(one, row):
+                one.closed_at, one.outcome = now, "void"
+                closed.append(self.debt(one))
+        return closed
+
+    @_transaction
+    def due(self, _: Deadline, *, limit: int, own_only: bool) -> list[Debt]:
+        due = [
+            one for one in self.tables.restarts if self._may_be_looked_at(one, own_only=own_only) and self._is_free(one)
+        ]
+        due.sort(key=lambda one: (one.next_attempt_at, one.id))
+        return [self.debt(one) for one in due[:limit]]
+
+    @_transaction
+    def claim(self, _: Deadline, debt: Debt, *, uncertain_s: float) -> str:
+        self.require_lease()
+        owed = self._find(debt)
+        if owed is None or not self._may_be_looked_at(owed, own_only=False) or not self._is_free(owed):
+            return "taken"
+        if not _is_owed(owed, self.tables.workspaces.get(owed.workspace_id)):
+            self.watch.wrote("void", debt)
+            owed.closed_at, owed.outcome = self.tables.now, "void"
+            return "void"
+        self.watch.wrote("claim", debt)
+        owed.attempts += 1
+        owed.claimed_by, owed.asked_at, owed.last_answer = self.cycle_id, self.tables.now, "asked"
+        owed.next_attempt_at = self.tables.now + uncertain_s
+        return "claimed"
+
+    @_transaction
+    def void(self, _: Deadline, debt: Debt) -> None:
+        self.require_lease()
+        self._close(debt, "void")
+
+    @_transaction
+    def paid(self, _: Deadline, debt: Debt) -> None:
+        self._close(debt, "paid")
+
+    @_transaction
+    def leave(self, _: Deadline, debts: Sequence[Debt], *, pause_s: float) -> None:
+        self.require_lease()
+        self.watch.wrote("leave")
+        ids = {debt.id for debt in debts}
+        for one in self.tables.restarts:
+            if one.id in ids and self._may_be_looked_at(one, own_only=False):
+                one.next_attempt_at = self.tables.now + pause_s
+
+    @_transaction
+    def postpone(self, _: Deadline, debt: Debt, answer: str, *, pause_s: float | None) -> None:
+        owed = self._find(debt)
+        if owed is None or owed.closed_at is not None or owed.claimed_by != self.cycle_id:
+            return
+        self.watch.wrote("postpone")
+        owed.last_answer = str(answer)
+        if pause_s is not None:
+            owed.refusals += 1
+            owed.next_attempt_at = self.tables.now + pause_s
+
+    def _find(self, debt: Debt) -> Owed | None:
+        return next((one for one in self.tables.restarts if one.id == debt.id), None)
+
+    def _close(self, debt: Debt, outcome: str) -> None:
+        owed = self._find(debt)
+        if owed is not None and owed.closed_at is None:
+            self.watch.wrote(outcome, debt)
+            owed.closed_at, owed.outcome = self.tables.now, outcome
+
+    def _may_be_looked_at(self, owed: Owed, *, own_only: bool) -> bool:
+        is_due = owed.closed_at is None and owed.next_attempt_at <= self.tables.now
+        return is_due and (owed.cycle_id == self.cycle_id or not own_only)
+
+    def _is_free(self, owed: Owed) -> bool:
+        is_paused = owed.paused_until is not None and owed.paused_until > self.tables.now
+        return not is_paused and not self.tables.is_held(owed.workspace_id)
+
+
+class Holds(Part):
+    """See handler.registry.Holds."""
+
+    @_transaction
+    def active(self, _: Deadline) -> list[Hold]:
+        return self._active()
+
+    @_transaction
+    def place(self, _: Deadline, workspace_ids: Sequence[str], *, reason: str, lasts_s: float) -> list[Hold]:
+        rows = [self.tables.workspaces.get(one) for one in workspace_ids]
+        if None in rows:
+            raise RequestError("event field hold.workspace_ids: no such workspace")
+        if any(row is not None and row.locked_by is not None for row in rows):
+            raise RowLockedError("the row is locked, and stays so")
+        for one in workspace_ids:
+            self.tables.holds[one] = Held(reason, self.tables.now + lasts_s)
+        return self._active()
+
+    @_transaction
+    def release(self, _: Deadline, workspace_ids: Sequence[str]) -> list[Hold]:
+        tables = self.tables
+        tables.holds = {one: tables.holds[one] for one in tables.holds if tables.is_held(one)}
+        for one in workspace_ids:
+            tables.holds.pop(one, None)
+        for owed in tables.restarts:
+            if owed.workspace_id in workspace_ids:
+                owed.streak, owed.paused_until = 0, None
+        return self._active()
+
+    def _active(self) -> list[Hold]:
+        ending = sorted((held.ends_at, one) for one, held in self.tables.holds.items() if self.tables.is_held(one))
+        return [
+            Hold(one, self.tables.holds[one].reason, datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"))
+            for at, one in ending
+        ]
+
+
+class Registry:
+    """See handler.registry.Registry."""
+
+    def __init__(self, tables: Tables, cycle_id: str, watch: Watch) -> None:
+        self.lease = Lease(tables, cycle_id, watch)
+        self.fleet = Fleet(tables, cycle_id, watch)
+        self.rows = Rows(tables, cycle_id, watch)
+        self.debts = Debts(tables, cycle_id, watch)
+        self.holds = Holds(tables, cycle_id, watch)
+        self._watch = watch
+
+    def check_rights(self, deadline: Deadline, *, to_apply: bool) -> None:  # noqa: ARG002 - all rights are given
+        self._watch.before("check_rights")
+        if deadline.over():
+            raise RegistryError("no time is left for the transaction")
+        self._watch.after("check_rights")
+
+
+def registry(tables: Tables, cycle_id: str, watch: Watch | None = None) -> real.Registry:
+    """Return the registry in memory, as a cycle takes it."""
+    return cast("real.Registry", Registry(tables, cycle_id, watch or Watch()))
+
+
+def _is_owed(owed: Owed, row: Row | None) -> bool:
+    return row is not None and row.status == "offline" and row.instance_id == owed.instance_id
+
+
+def _text(at: float | None) -> str | None:
+    return None if at is None else repr(at)

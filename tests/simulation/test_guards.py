@@ -1,0 +1,95 @@
+"""The simulation can fail: with any one guard taken away, it finds a schedule that does harm."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+
+from handler import decide, flips
+from handler.decide import Action, objection
+from handler.model import CurrentRow, SkipReason, Workspace
+from handler.payments import Payments
+from tests.simulation import registry
+from tests.simulation.explore import Exhaustive, smallest_world, walk
+from tests.simulation.simulation import ViolationError
+
+MOST_WALKS = 20_000
+
+Patch = pytest.MonkeyPatch
+
+
+def _blind(see: Callable[[CurrentRow, Workspace], CurrentRow]) -> Callable[[Patch], None]:
+    """Have the flip's judgement not see something of the row."""
+
+    def judge(row: CurrentRow | None, workspace: Workspace) -> SkipReason | None:
+        return objection(None if row is None else see(row, workspace), workspace)
+
+    return lambda patch: patch.setattr(registry, "objection", judge)
+
+
+def _replace(where: Any, name: str, other: Any) -> Callable[[Patch], None]:
+    return lambda patch: patch.setattr(where, name, other)
+
+
+def _claims_nothing(debts: registry.Debts, *args: Any, _claim: Any = registry.Debts.claim, **options: Any) -> str:
+    """Claim, and leave the debt as it was."""
+    due = {one.id: one.next_attempt_at for one in debts.tables.open_restarts()}
+    answer: str = _claim(debts, *args, **options)
+    for one in debts.tables.open_restarts():
+        one.next_attempt_at = due[one.id]
+    return answer
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """How to take it away, and what the simulation then says; `start`: its state, where the smallest world will do."""
+
+    remove: Callable[[Patch], None]
+    violation: str
+    start: str | None = None
+
+
+GUARDS: Mapping[str, Guard] = {
+    "the instance is compared": Guard(
+        _blind(lambda row, workspace: replace(row, instance_id=workspace.instance_id)), "another instance", "stopped"
+    ),
+    "the status is compared": Guard(_blind(lambda row, _: replace(row, status="online")), "no candidate", "stopped"),
+    "a hold is minded": Guard(_blind(lambda row, _: replace(row, held=False)), "held", "stopped"),
+    "a heartbeat has a veto": Guard(_blind(lambda row, _: replace(row, fresh_heartbeat=False)), "heartbeat", "stopped"),
+    "the row is locked": Guard(_replace(registry.Rows, "lock", lambda *_: None), "is flipped", "stopped"),
+    "the second probe": Guard(_replace(flips, "confirms", lambda *_: True), "not seen dead twice", "stopped"),
+    "the lease is minded": Guard(
+        _replace(registry.Part, "require_lease", lambda _: None), "without the lease", "stopped"
+    ),
+    "the claim keeps others away": Guard(
+        _replace(registry.Debts, "claim", _claims_nothing), "earlier request", "stopped"
+    ),
+    "the row is read before it is asked for": Guard(
+        _replace(registry, "_is_owed", lambda *_: True), "not owed any more", "stopped"
+    ),
+    "an old debt's instance is looked at again": Guard(
+        _replace(Payments, "_still_dead", lambda _, due, *__: list(due)), "nobody looked again"
+    ),
+    "absences are remembered": Guard(_replace(decide, "_absent", lambda *_, **__: (Action.FLIP, "")), "never dead"),
+    "the breaker": Guard(_replace(decide, "_breaker", lambda *_: decide.Breaker(0, 0, open=False)), "breaker's window"),
+}
+
+
+def counterexample(guard: Guard) -> str:
+    """Search for a schedule that breaks an invariant, and return which one; an empty text if there is none."""
+    try:
+        if guard.start:
+            Exhaustive(smallest_world(guard.start)).schedules(1, 1)
+        else:
+            for seed in range(MOST_WALKS):
+                walk(seed)
+    except ViolationError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("guard", GUARDS)
+def test_without_one_guard_some_schedule_does_harm(guard: str, monkeypatch: Patch) -> None:
+    GUARDS[guard].remove(monkeypatch)
+    assert GUARDS[guard].violation in counterexample(GUARDS[guard])

@@ -1,0 +1,282 @@
+"""The world that a cycle acts on: the database, EC2's instances, the probe and the platform. One clock for all."""
+
+import pickle
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, Self
+
+from handler.deadline import Deadline
+from handler.model import NOT_FOUND, Debt, Sighting, Workspace, sighting_of, unknown
+from handler.probes import fair_share
+from handler.restarts import CALL_SECONDS, Answer, Reply
+from tests.simulation.tables import Owed, Row, Tables
+
+DEAD = ("stopped", "terminated")
+# The cycle that did what a world begins with.
+BEFORE = "an earlier cycle"
+ERROR = "error"
+# How long the platform takes: to write (or even to read) the row when it is late, and to provision.
+LATE_SECONDS = 100.0
+BOOT_SECONDS = 90.0
+# Old enough not to veto a flip; and longer ago than what the breaker looks back on, but not so long as health takes.
+HEARTBEAT_AGE_SECONDS = 300.0
+RESTARTED_AGO_SECONDS = 700.0
+
+_REFUSALS = {
+    "refuse": Reply(Answer.REFUSED, "http_503"),
+    "throttle": Reply(Answer.REFUSED, "http_429", 120.0),
+    "blocked": Reply(Answer.BLOCKED, "http_409"),
+}
+
+
+@dataclass(slots=True)
+class Instance:
+    """An instance, and what a stale answer says of it: the state that it had before."""
+
+    state: str
+    before: str | None = None
+
+    @property
+    def is_dead(self) -> bool:
+        return self.state in DEAD
+
+
+@dataclass(slots=True)
+class Lie:
+    """What EC2 says of an instance in the next `times` answers."""
+
+    word: str
+    times: int
+
+
+@dataclass(slots=True)
+class Asked:
+    """A restart that the platform was asked for; `is_refused` once it said that it does nothing."""
+
+    debt_id: int
+    workspace_id: str
+    instance_id: str
+    claimed_at: float
+    is_refused: bool = False
+
+
+@dataclass(slots=True)
+class Job:
+    """What the platform still has to do for a restart: `read` the row, `write` that it provisions, or `boot`."""
+
+    at: float
+    step: str
+    workspace_id: str
+    asked: Asked | None = None
+
+
+class Caller(Protocol):
+    """The function, as the probe and the platform know it."""
+
+    cycle_id: str
+
+    def before(self, call: str) -> None: ...
+    def clock(self) -> float: ...
+    def answered(self, workspace: Workspace, word: str, *, lied: bool) -> None: ...
+    def asks(self, debt: Debt) -> Asked: ...
+
+
+@dataclass(slots=True)
+class World:
+    """Everything that outlives a cycle. It can be kept as bytes, and equal bytes are equal worlds."""
+
+    tables: Tables = field(default_factory=Tables)
+    instances: dict[str, Instance] = field(default_factory=dict)
+    lies: dict[str, Lie] = field(default_factory=dict)
+    jobs: list[Job] = field(default_factory=list)
+    asked: list[Asked] = field(default_factory=list)
+    platform_mood: str | None = None
+    blocked: set[str] = field(default_factory=set)
+    # When, without a break, each recorded instance was not found by cycles that remembered it.
+    unfound: dict[tuple[str, str], list[float]] = field(default_factory=dict)
+    # How many full cycles have been completed since a candidate was checked last.
+    waited: dict[str, int] = field(default_factory=dict)
+    flips: list[tuple[float, str]] = field(default_factory=list)
+    windows: int = 0
+    stale_flips: int = 0
+    cycles: int = 0
+    flipped: int = 0
+    population: int = 0
+    # For each cycle under way, the instances that were dead at some moment since its SELECT.
+    died: list[set[str]] = field(default_factory=list)
+
+    def snapshot(self) -> bytes:
+        """Return the world as bytes."""
+        return pickle.dumps(self)
+
+    @classmethod
+    def restored(cls, snapshot: bytes) -> Self:
+        """Return the world that was kept."""
+        world = pickle.loads(snapshot)  # noqa: S301 - bytes of our own making
+        assert isinstance(world, cls)
+        return world
+
+    def add(self, workspace_id: str, state: str | None, *, streak: int | None = None) -> None:
+        """Add a workspace whose instance is in a state, or not known to EC2 (None).
+
+        With `streak` it has just been restarted, as the last of so many without a stretch of health.
+        """
+        instance_id = f"i-{len(self.tables.workspaces) + 1:017x}"
+        if state is not None:
+            self.instances[instance_id] = Instance(state)
+        self.population += 1
+        self.tables.workspaces[workspace_id] = Row(instance_id, heartbeat_at=self.tables.now - HEARTBEAT_AGE_SECONDS)
+        if streak is not None:
+            self._was_restarted(workspace_id, streak)
+
+    def _was_restarted(self, workspace_id: str, streak: int) -> None:
+        tables, at, old = self.tables, self.tables.now - RESTARTED_AGO_SECONDS, "i-00000000"
+        tables.restarts.append(
+            Owed(
+                len(tables.restarts) + 1,
+                workspace_id,
+                old,
+                BEFORE,
+                flipped_at=at,
+                next_attempt_at=at,
+                attempts=1,
+                asked_at=at,
+                closed_at=at,
+                outcome="paid",
+                streak=streak,
+            )
+        )
+        tables.events.append((workspace_id, old))
+        self.flipped += 1
+
+    def launch(self) -> str:
+        """Return a new running instance."""
+        instance_id = f"i-{0x1000 + len(self.instances):017x}"
+        self.instances[instance_id] = Instance("running")
+        return instance_id
+
+    def become(self, instance_id: str | None, state: str) -> bool:
+        """Change an instance's state; tell whether that changes anything."""
+        instance = self.instances.get(instance_id or "")
+        if instance is None or instance.state in (state, "terminated"):
+            return False
+        instance.before, instance.state = instance.state, state
+        if instance.is_dead:
+            for witnessed in self.died:
+                witnessed.add(instance_id or "")
+        return True
+
+    def instance_of(self, workspace_id: str) -> Instance | None:
+        row = self.tables.workspaces.get(workspace_id)
+        return None if row is None else self.instances.get(row.instance_id or "")
+
+    def is_dead(self, instance_id: str) -> bool:
+        instance = self.instances.get(instance_id)
+        return instance is not None and instance.is_dead
+
+    def answer(self, instance_id: str) -> tuple[str, bool]:
+        """Return EC2's word for an instance, and whether it is a lie."""
+        instance = self.instances.get(instance_id)
+        truth = NOT_FOUND if instance is None else instance.state
+        lie = self.lies.get(instance_id)
+        if lie is None:
+            return truth, False
+        lie.times -= 1
+        if not lie.times:
+            del self.lies[instance_id]
+        return lie.word, lie.word != truth
+
+    def read(self, asked: Asked, *, writes_at: float) -> None:
+        """Have the platform do a restart: it reads the row, and terminates whatever that records."""
+        row = self.tables.workspaces.get(asked.workspace_id)
+        if row is None or row.status == "removed":
+            asked.is_refused = True
+            return
+        destroyed = self.become(row.instance_id, "terminated")
+        if destroyed and row.instance_id != asked.instance_id:  # at the claim it was still the flipped one
+            self.windows += 1
+        self.jobs.append(Job(writes_at, "write", asked.workspace_id))
+
+    def work(self) -> None:
+        """Do the platform's jobs whose time has come; a row that is locked makes them wait."""
+        while self.jobs:
+            rows, now = self.tables.workspaces, self.tables.now
+            due = [job for job in self.jobs if job.at <= now and not self._is_locked(job)]
+            if not due:
+                return
+            job = min(due, key=lambda one: one.at)
+            self.jobs.remove(job)
+            row = rows.get(job.workspace_id)
+            if job.asked is not None:
+                self.read(job.asked, writes_at=now)
+            elif row is not None and job.step == "write":
+                row.status = "provisioning"
+                self.jobs.append(Job(now + BOOT_SECONDS, "boot", job.workspace_id))
+            elif row is not None and row.status == "provisioning":
+                row.status, row.instance_id, row.heartbeat_at = "online", self.launch(), now
+
+    def _is_locked(self, job: Job) -> bool:
+        row = self.tables.workspaces.get(job.workspace_id)
+        return job.asked is None and row is not None and row.locked_by is not None
+
+
+class Probe:
+    """A source of truth: EC2, which answers about many at once, or a control plane, one after the other."""
+
+    def __init__(self, world: World, caller: Caller, *, in_bulk: bool, timeout_s: float) -> None:
+        self._world, self._caller, self._in_bulk, self._timeout_s = world, caller, in_bulk, timeout_s
+
+    def sightings(self, workspaces: Sequence[Workspace], deadline: Deadline) -> Iterator[Sighting]:
+        """See handler.probes.Probe."""
+        answers = self._answers(workspaces, deadline, fair_share(self._timeout_s, deadline))
+        yield from list(answers) if self._in_bulk else answers
+
+    def _answers(self, workspaces: Sequence[Workspace], deadline: Deadline, enough_s: float) -> Iterator[Sighting]:
+        for number, workspace in enumerate(workspaces):
+            if deadline.over():
+                return
+            began_at = self._caller.clock()
+            if number == 0 or not self._in_bulk:
+                self._caller.before("probe")
+            took_s = self._caller.clock() - began_at
+            if deadline.over() or took_s > self._timeout_s:
+                if took_s < min(enough_s, self._timeout_s):
+                    return
+                yield unknown(workspace, "timeout")
+                continue
+            word, lied = self._world.answer(workspace.instance_id)
+            self._caller.answered(workspace, word, lied=lied)
+            yield unknown(workspace, ERROR) if word == ERROR else sighting_of(workspace, word, took_s)
+
+
+class Platform:
+    """The platform's restart API."""
+
+    def __init__(self, world: World, caller: Caller) -> None:
+        self._world, self._caller = world, caller
+
+    def restart(self, debt: Debt, deadline: Deadline) -> Reply:
+        """See handler.restarts.Platform."""
+        world, began_at = self._world, self._caller.clock()
+        self._caller.before("restart")
+        if deadline.over():
+            return Reply(Answer.REFUSED, "timeout")  # nothing is sent past the deadline
+        asked = self._caller.asks(debt)
+        mood, world.platform_mood = world.platform_mood, None
+        refusal = _REFUSALS.get("blocked" if debt.workspace_id in world.blocked else mood or "")
+        if refusal is not None:
+            asked.is_refused = True
+            return refusal
+        late_at = world.tables.now + LATE_SECONDS
+        if mood is None:
+            world.read(asked, writes_at=world.tables.now)
+            world.work()
+            return Reply(Answer.REFUSED, "http_404") if asked.is_refused else Reply(Answer.PAID, "http_202")
+        if mood == "write late":
+            world.read(asked, writes_at=late_at)
+        elif mood == "read late":
+            world.jobs.append(Job(late_at, "read", debt.workspace_id, asked))
+        else:
+            assert mood == "lose"
+        world.tables.now += max(0.0, CALL_SECONDS - (self._caller.clock() - began_at))
+        return Reply(Answer.UNCERTAIN, "timeout")
