@@ -20,7 +20,7 @@ from tests.support.invoke import Invoke
 settings.register_profile("project", database=None, deadline=None, print_blob=True)
 settings.load_profile("project")
 
-_DIRECTORIES = ("unit", "integration", "isolation", "infra", "e2e")
+_DIRECTORIES = ("unit", "simulation", "contract", "integration", "isolation", "infra", "e2e")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -333,9 +333,9 @@ class Simulation:
     def _check_fairness(self, actor: Actor, report: Report) -> None:
         if actor.order != FULL or report.outcome != "completed" or report.deferred:
             return
-        limit, population = self.setup.settings.candidate_limit, self.world.population
-        bound = ceil(population / (limit - limit // 2)) + 1
-        waited = self.world.waited
+        limit, waited = self.setup.settings.candidate_limit, self.world.waited
+        self.world.crowded |= bool(self.world.tables.sweep.first)  # they may have half of the room to themselves
+        bound = ceil(self.world.population / (limit - limit // 2 if self.world.crowded else limit))
         unchecked = actor.selected.keys() - actor.first.keys()
         self.world.waited = {one: waited.get(one, 0) + 1 for one in unchecked}
         if max(self.world.waited.values(), default=0) > bound:

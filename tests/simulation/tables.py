@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from handler.fairness import Sweep
 
 
-@dataclass(slots=True)
+@dataclass
 class Row:
     """A workspace. `locked_by` is whoever's transaction holds the row."""
 
@@ -16,7 +16,7 @@ class Row:
     locked_by: str | None = None
 
 
-@dataclass(slots=True)
+@dataclass
 class Absent:
     """A row of `reconciler.absences`."""
 
@@ -26,7 +26,7 @@ class Absent:
     last_seen_at: float
 
 
-@dataclass(slots=True)
+@dataclass
 class Owed:
     """A row of `reconciler.restarts`."""
 
@@ -48,7 +48,7 @@ class Owed:
     watched_until: float | None = None
 
 
-@dataclass(slots=True)
+@dataclass
 class Held:
     """A row of `reconciler.holds`."""
 
@@ -56,7 +56,7 @@ class Held:
     ends_at: float
 
 
-@dataclass(slots=True)
+@dataclass
 class Tables:
     """One database. `events` are the workspaces and instances of the platform's WORKSPACE_OFFLINE events."""
 

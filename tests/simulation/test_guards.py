@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
-from handler import decide, flips
+from handler import cycle, decide, flips
+from handler.deadline import Deadline
 from handler.decide import Action, objection
+from handler.fairness import Progress, Sweep
 from handler.model import CurrentRow, SkipReason, Workspace
 from handler.payments import Payments
 from tests.simulation import registry
@@ -15,6 +17,8 @@ from tests.simulation.explore import Exhaustive, smallest_world, walk
 from tests.simulation.simulation import ViolationError
 
 MOST_WALKS = 20_000
+
+pytestmark = pytest.mark.no_cover
 
 Patch = pytest.MonkeyPatch
 
@@ -70,6 +74,10 @@ GUARDS: Mapping[str, Guard] = {
     ),
     "an old debt's instance is looked at again": Guard(
         _replace(Payments, "_still_dead", lambda _, due, *__: list(due)), "nobody looked again"
+    ),
+    "the deadline is minded": Guard(_replace(Deadline, "over", lambda _: False), "after the deadline", "stopped"),
+    "the next cycle goes on where this one ended": Guard(
+        _replace(cycle, "advance", lambda *_, **__: Progress(Sweep(), completed_pass=False)), "not everybody"
     ),
     "absences are remembered": Guard(_replace(decide, "_absent", lambda *_, **__: (Action.FLIP, "")), "never dead"),
     "the breaker": Guard(_replace(decide, "_breaker", lambda *_: decide.Breaker(0, 0, open=False)), "breaker's window"),

@@ -8,7 +8,10 @@ from tests.simulation.world import BEFORE
 
 WALKS, CHUNKS = 4_000, 4
 
+pytestmark = pytest.mark.no_cover  # it would take twice the time; the other tests tell what is covered
 
+
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("state", "actions", "at_least"),
     [

@@ -29,7 +29,7 @@ _REFUSALS = {
 }
 
 
-@dataclass(slots=True)
+@dataclass
 class Instance:
     """An instance, and what a stale answer says of it: the state that it had before."""
 
@@ -41,7 +41,7 @@ class Instance:
         return self.state in DEAD
 
 
-@dataclass(slots=True)
+@dataclass
 class Lie:
     """What EC2 says of an instance in the next `times` answers."""
 
@@ -49,7 +49,7 @@ class Lie:
     times: int
 
 
-@dataclass(slots=True)
+@dataclass
 class Asked:
     """A restart that the platform was asked for; `is_refused` once it said that it does nothing."""
 
@@ -60,7 +60,7 @@ class Asked:
     is_refused: bool = False
 
 
-@dataclass(slots=True)
+@dataclass
 class Job:
     """What the platform still has to do for a restart: `read` the row, `write` that it provisions, or `boot`."""
 
@@ -81,7 +81,7 @@ class Caller(Protocol):
     def asks(self, debt: Debt) -> Asked: ...
 
 
-@dataclass(slots=True)
+@dataclass
 class World:
     """Everything that outlives a cycle. It can be kept as bytes, and equal bytes are equal worlds."""
 
@@ -96,6 +96,7 @@ class World:
     unfound: dict[tuple[str, str], list[float]] = field(default_factory=dict)
     # How many full cycles have been completed since a candidate was checked last.
     waited: dict[str, int] = field(default_factory=dict)
+    crowded: bool = False
     flips: list[tuple[float, str]] = field(default_factory=list)
     windows: int = 0
     stale_flips: int = 0
@@ -235,13 +236,14 @@ class Probe:
         for number, workspace in enumerate(workspaces):
             if deadline.over():
                 return
-            began_at = self._caller.clock()
+            began_at, left_s = self._caller.clock(), deadline.remaining()
             if number == 0 or not self._in_bulk:
                 self._caller.before("probe")
             took_s = self._caller.clock() - began_at
             if deadline.over() or took_s > self._timeout_s:
-                if took_s < min(enough_s, self._timeout_s):
+                if min(took_s, left_s) < min(enough_s, self._timeout_s):
                     return
+                self._caller.answered(workspace, ERROR, lied=False)
                 yield unknown(workspace, "timeout")
                 continue
             word, lied = self._world.answer(workspace.instance_id)

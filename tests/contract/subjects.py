@@ -1,0 +1,187 @@
+"""Two databases that look the same to a test: one in memory, and PostgreSQL."""
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Protocol
+from uuid import UUID
+
+from handler.credentials import Secrets
+from handler.database import Session
+from handler.registry import Registry
+from handler.settings import database_from
+from sandbox.fleet import Fleet
+from sandbox.postgres import Database
+from tests.simulation.registry import registry
+from tests.simulation.tables import Absent, Held, Owed, Row, Tables
+
+# The columns of a debt that a test can compare; its times are seen through what may be done with it.
+DEBT_COLUMNS = ("id", "workspace_id", "instance_id", "attempts", "refusals", "last_answer", "outcome", "streak")
+Debts = list[tuple[Any, ...]]
+CYCLES = [str(UUID(int=number)) for number in (0xA, 0xB)]
+
+_EMPTY = """
+    TRUNCATE workspaces, structure_events, reconciler.lease, reconciler.sweep, reconciler.absences, reconciler.restarts,
+             reconciler.holds RESTART IDENTITY;
+    INSERT INTO reconciler.sweep DEFAULT VALUES
+"""
+_ALSO_AGED = """
+    UPDATE reconciler.holds SET ends_at = ends_at - make_interval(secs => {seconds});
+    UPDATE reconciler.restarts SET paused_until = paused_until - make_interval(secs => {seconds}),
+                                   watched_until = watched_until - make_interval(secs => {seconds})
+"""
+
+
+_TIMES = (
+    *("began_at", "pass_completed_at", "first_seen_at", "last_seen_at", "ends_at"),
+    *("flipped_at", "next_attempt_at", "asked_at", "closed_at", "paused_until", "watched_until"),
+)
+
+
+class Subject(Protocol):
+    """A database with workspaces, and what everybody but the reconciler does there. Ids are UUIDs."""
+
+    def registry(self, cycle: int = 0) -> Registry:
+        """Return the registry of the first cycle or the second one."""
+        ...
+
+    def add(self, workspace_id: str, instance_id: str | None, **columns: Any) -> None:
+        """Add a workspace, online and with an old heartbeat unless `columns` (`heartbeat_age_s`) say otherwise."""
+        ...
+
+    def update(self, workspace_id: str, **columns: str | None) -> None:
+        """Set `status`, `instance_id` or `runtime`, or have the heartbeat be None with `last_heartbeat_at`."""
+        ...
+
+    def heartbeat(self, workspace_id: str, *, age_s: float) -> None:
+        """Record a heartbeat of that age."""
+        ...
+
+    def delete(self, workspace_id: str) -> None:
+        """Delete a row."""
+        ...
+
+    def locked(self, workspace_id: str) -> AbstractContextManager[None]:
+        """Hold a row's lock, as somebody else."""
+        ...
+
+    def age(self, seconds: float) -> None:
+        """Move the reconciler's own times that far into the past."""
+        ...
+
+    def rows(self) -> dict[str, tuple[str | None, str | None]]:
+        """Return status and instance of each workspace."""
+        ...
+
+    def events(self) -> list[tuple[str, str]]:
+        """Return workspace and instance of each event, in their order."""
+        ...
+
+    def debts(self) -> Debts:
+        """Return the debts, in their order: DEBT_COLUMNS."""
+        ...
+
+
+class InMemory:
+    """See Subject."""
+
+    def __init__(self) -> None:
+        self.tables = Tables()
+
+    def registry(self, cycle: int = 0) -> Registry:
+        return registry(self.tables, CYCLES[cycle])
+
+    def add(self, workspace_id: str, instance_id: str | None, **columns: Any) -> None:
+        age_s = columns.pop("heartbeat_age_s", 300.0)
+        beat_at = None if age_s is None else self.tables.now - age_s
+        self.tables.workspaces[workspace_id] = Row(instance_id, heartbeat_at=beat_at, **columns)
+
+    def update(self, workspace_id: str, **columns: str | None) -> None:
+        for name, value in columns.items():
+            setattr(self.tables.workspaces[workspace_id], name.replace("last_heartbeat_at", "heartbeat_at"), value)
+
+    def heartbeat(self, workspace_id: str, *, age_s: float) -> None:
+        self.tables.workspaces[workspace_id].heartbeat_at = self.tables.now - age_s
+
+    def delete(self, workspace_id: str) -> None:
+        del self.tables.workspaces[workspace_id]
+
+    @contextmanager
+    def locked(self, workspace_id: str) -> Iterator[None]:
+        self.tables.workspaces[workspace_id].locked_by = "somebody else"
+        yield
+        self.tables.workspaces[workspace_id].locked_by = None
+
+    def age(self, seconds: float) -> None:
+        tables = self.tables
+        if tables.lease is not None:
+            tables.lease = (tables.lease[0], tables.lease[1] - seconds)
+        records: list[Tables | Absent | Owed | Held] = [
+            tables,
+            *tables.absences.values(),
+            *tables.restarts,
+            *tables.holds.values(),
+        ]
+        for record in records:
+            for name in (one.name for one in dataclasses.fields(record) if one.name in _TIMES):
+                at = getattr(record, name)
+                setattr(record, name, None if at is None else at - seconds)
+
+    def rows(self) -> dict[str, tuple[str | None, str | None]]:
+        return {one: (row.status, row.instance_id) for one, row in self.tables.workspaces.items()}
+
+    def events(self) -> list[tuple[str, str]]:
+        return list(self.tables.events)
+
+    def debts(self) -> Debts:
+        return [tuple(getattr(one, name) for name in DEBT_COLUMNS) for one in self.tables.restarts]
+
+
+class InPostgres:
+    """See Subject. `close` leaves the database as it was found."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._fleet = Fleet(database)
+        self._session = Session(database_from({"DATABASE_URL": database.url}), Secrets(_never), _never)
+        database.query(_EMPTY)
+
+    def close(self) -> None:
+        """Hang up."""
+        self._session.close()
+
+    def registry(self, cycle: int = 0) -> Registry:
+        return Registry(self._session, CYCLES[cycle])
+
+    def add(self, workspace_id: str, instance_id: str | None, **columns: Any) -> None:
+        self._fleet.add(instance_id, id=workspace_id, **columns)
+
+    def update(self, workspace_id: str, **columns: str | None) -> None:
+        self._fleet.update(workspace_id, **columns)
+
+    def heartbeat(self, workspace_id: str, *, age_s: float) -> None:
+        self._fleet.heartbeat(workspace_id, age_s=age_s)
+
+    def delete(self, workspace_id: str) -> None:
+        self._fleet.delete(workspace_id)
+
+    def locked(self, workspace_id: str) -> AbstractContextManager[None]:
+        return self._fleet.locked(workspace_id)
+
+    def age(self, seconds: float) -> None:
+        self._fleet.age_everything(seconds)
+        self._database.query(_ALSO_AGED.format(seconds=seconds))
+
+    def rows(self) -> dict[str, tuple[str | None, str | None]]:
+        rows = self._database.query("SELECT id::text AS id, status::text AS status, instance_id FROM workspaces")
+        return {row["id"]: (row["status"], row["instance_id"]) for row in rows}
+
+    def events(self) -> list[tuple[str, str]]:
+        return [(one["workspace_id"], one["payload"]["instance_id"]) for one in self._fleet.events()]
+
+    def debts(self) -> Debts:
+        return [tuple(one[name] for name in DEBT_COLUMNS) for one in self._fleet.debts()]
+
+
+def _never(*_: object) -> str:
+    raise AssertionError("a secret is asked for")

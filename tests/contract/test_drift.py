@@ -1,0 +1,219 @@
+"""The registry in memory and the real one, taken through the same random life, answer the same at every step."""
+
+import random
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from handler.decide import CrashLoop
+from handler.errors import ReconcilerError
+from handler.fairness import BEFORE_ALL, Sweep
+from handler.model import Debt, Workspace, sighting_of
+from handler.registry import Registry, Selection, Terms
+from sandbox.postgres import StatusType
+from tests.contract.subjects import InMemory, InPostgres, Subject
+from tests.contract.test_registry import CLOSE, LEASE_S, RETRY_S, UNCERTAIN_S, soon
+from tests.unit.builders import instance, uuid
+
+LIVES, STEPS = 12, 80
+A_MOMENT_S = 0.001  # so that what comes later is later in memory, too
+WORKSPACES = 3
+LOOP = CrashLoop(pause_s=300, healthy_s=600)
+# No sum of a few of them is close to a time that means anything, since on PostgreSQL time goes by meanwhile.
+AGES_S = (7.13, 61.37, 131.71, 353.93, 1013.57)
+
+
+@dataclass(slots=True)
+class Life:
+    """One registry's: `cycle` was the last to have the lease; and what has been told of late."""
+
+    subject: Subject
+    cycle: int = 0
+    selection: Selection | None = None
+    debts: list[Debt] = field(default_factory=list)
+
+    def registry(self, chance: random.Random) -> Registry:
+        """Return that of the cycle which had the lease last, or now and then of the other one."""
+        return self.subject.registry(self.cycle if chance.random() < 0.9 else 1 - self.cycle)
+
+
+# What happens to a life, about a workspace of that number; `chance` is the same for both registries.
+Step = Callable[[Life, int, random.Random], Any]
+
+
+def _acquire(life: Life, number: int, _: random.Random) -> object:
+    acquired = life.subject.registry(number % 2).lease.acquire(soon(), lasts_s=LEASE_S)
+    life.cycle = number % 2 if acquired else life.cycle
+    return acquired
+
+
+def _age(life: Life, number: int, chance: random.Random) -> object:
+    """Let time go by, after which mostly another cycle begins."""
+    life.subject.age(chance.choice(AGES_S))
+    return _acquire(life, number, chance) if chance.random() < 0.8 else None
+
+
+def _select(life: Life, number: int, chance: random.Random) -> object:
+    limit, narrowed = chance.randint(1, 4), chance.random() < 0.2
+    ids = [uuid(number)] if narrowed else None
+    life.selection = life.registry(chance).fleet.select(soon(), limit=limit, workspace_ids=ids)
+    found = [(one.id, one.instance_id, one.last_heartbeat_at is None) for one in life.selection.workspaces]
+    return found, life.selection.next_unselected, life.selection.sweep
+
+
+def _flip(life: Life, number: int, chance: random.Random) -> object:
+    """Flip one of those selected last, or say what a flip would do."""
+    if life.selection is None or not life.selection.workspaces:
+        return None
+    workspace = life.selection.workspaces[number % len(life.selection.workspaces)]
+    rows = life.registry(chance).rows
+    attempt = rows.would_flip if chance.random() < 0.1 else rows.flip
+    return attempt(soon(), sighting_of(workspace, "stopped"), Terms(life.selection.selected_at, 60, LOOP))
+
+
+def _recall(life: Life, _: int, chance: random.Random) -> object:
+    memory = life.registry(chance).fleet.recall(soon(), breaker_window_s=600)
+    known = {one: (seen.instance_id, seen.sightings) for one, seen in memory.absences.items()}
+    return known, memory.recently_flipped, _Ages(tuple(seen.age_s for _, seen in sorted(memory.absences.items())))
+
+
+def _gauges(life: Life, _: int, chance: random.Random) -> object:
+    found = life.registry(chance).fleet.gauges(soon())
+    return (
+        (found.restarts_pending, found.restarts_blocked, found.restarts_paused, found.restarts_unrecovered, found.held),
+        _Ages((found.oldest_restart_age_s, found.coverage_age_s)),
+    )
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Ages:  # noqa: PLW1641 - it is only compared
+    """Ages in seconds; about the same is the same."""
+
+    ages_s: tuple[float, ...]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Ages) and self.ages_s == pytest.approx(other.ages_s, abs=CLOSE)
+
+
+def _due(life: Life, _: int, chance: random.Random) -> object:
+    life.debts = life.registry(chance).debts.due(soon(), limit=3, own_only=chance.random() < 0.2)
+    return life.debts
+
+
+def _on_debt(act: Callable[[Registry, Debt, random.Random], object]) -> Step:
+    """Do something about one of the debts that were due last."""
+
+    def step(life: Life, number: int, chance: random.Random) -> object:
+        registry = life.registry(chance)
+        return act(registry, life.debts[number % len(life.debts)], chance) if life.debts else None
+
+    return step
+
+
+def _follow(life: Life, _: int, chance: random.Random) -> object:
+    return life.registry(chance).debts.follow_rows(soon(), own_only=chance.random() < 0.2)
+
+
+def _sweep(life: Life, number: int, chance: random.Random) -> None:
+    first = tuple(uuid(one) for one in range(1, 4) if chance.random() < 0.2)
+    sweep = Sweep(chance.choice((BEFORE_ALL, uuid(1), uuid(2))), uuid(number), first)
+    life.registry(chance).fleet.save_sweep(soon(), sweep, completed_pass=chance.random() < 0.5)
+
+
+def _absent(life: Life, number: int, chance: random.Random) -> None:
+    absent = [Workspace(uuid(number), instance(chance.randint(1, 2)), None)]
+    found = [uuid(one) for one in range(1, 4) if one != number and chance.random() < 0.3]
+    life.registry(chance).fleet.remember_absences(soon(), absent, found)
+
+
+def _hold(life: Life, number: int, chance: random.Random) -> object:
+    holds = life.registry(chance).holds.place(soon(), [uuid(number)], reason="why", lasts_s=100)
+    return [(one.workspace_id, one.reason) for one in holds]
+
+
+def _release(life: Life, number: int, chance: random.Random) -> object:
+    return [one.workspace_id for one in life.registry(chance).holds.release(soon(), [uuid(number)])]
+
+
+def _on_row(act: Callable[[Subject, str, random.Random], object]) -> Step:
+    """Do something to a row, if it is there."""
+
+    def step(life: Life, number: int, chance: random.Random) -> object:
+        return act(life.subject, uuid(number), chance) if uuid(number) in life.subject.rows() else None
+
+    return step
+
+
+def _add(life: Life, number: int, chance: random.Random) -> None:
+    if uuid(number) not in life.subject.rows():
+        life.subject.add(uuid(number), instance(chance.randint(1, 2)))
+
+
+def _status(subject: Subject, one: str, chance: random.Random) -> None:
+    subject.update(one, status=chance.choice(("online", "online", "degraded", "offline", "paused", "provisioning")))
+
+
+STEPS_AND_WEIGHTS: tuple[tuple[Step, int], ...] = (
+    (_acquire, 4),
+    (lambda life, _, chance: life.registry(chance).lease.release(soon()), 1),
+    (_select, 10),
+    (_flip, 16),
+    (_recall, 3),
+    (_gauges, 3),
+    (_due, 10),
+    (_on_debt(lambda registry, debt, _: registry.debts.claim(soon(), debt, uncertain_s=UNCERTAIN_S)), 10),
+    (_on_debt(lambda registry, debt, _: registry.debts.paid(soon(), debt)), 3),
+    (_on_debt(lambda registry, debt, _: registry.debts.void(soon(), debt)), 1),
+    (_on_debt(lambda registry, debt, _: registry.debts.leave(soon(), [debt], pause_s=RETRY_S)), 2),
+    (
+        _on_debt(
+            lambda registry, debt, chance: registry.debts.postpone(
+                soon(), debt, chance.choice(("refused", "blocked")), pause_s=chance.choice((None, RETRY_S))
+            )
+        ),
+        4,
+    ),
+    (_follow, 3),
+    (_sweep, 2),
+    (_absent, 4),
+    (_hold, 2),
+    (_release, 3),
+    (_age, 10),
+    (_add, 4),
+    (_on_row(_status), 12),
+    (_on_row(lambda subject, one, chance: subject.update(one, instance_id=instance(chance.randint(1, 2)))), 3),
+    (_on_row(lambda subject, one, _: subject.update(one, instance_id=None)), 1),
+    (_on_row(lambda subject, one, chance: subject.heartbeat(one, age_s=chance.choice((0, 200, 900)))), 2),
+    (_on_row(lambda subject, one, _: subject.delete(one)), 1),
+)
+
+
+@pytest.mark.parametrize("status_type", ["enum", "text"])
+@pytest.mark.parametrize("seed", range(LIVES))
+def test_they_answer_the_same(request: pytest.FixtureRequest, status_type: StatusType, seed: int) -> None:
+    with closing(InPostgres(request.getfixturevalue(f"{status_type}_database"))) as real:
+        memory = InMemory()
+        lives = Life(memory), Life(real)
+        for life in lives:
+            for number in range(1, WORKSPACES + 1):
+                life.subject.add(uuid(number), instance(number))
+        chance = random.Random(f"{seed} {status_type}")  # noqa: S311 - it has to be the same each time
+        steps, weights = zip(*STEPS_AND_WEIGHTS, strict=True)
+        for _ in range(STEPS):
+            (step,), number, inner = chance.choices(steps, weights), chance.randint(1, WORKSPACES), chance.random()
+            memory.tables.now += A_MOMENT_S
+            told = [_told(step, life, number, random.Random(inner)) for life in lives]  # noqa: S311
+            assert told[0] == told[1], step
+            assert lives[0].subject.rows() == lives[1].subject.rows(), step
+            assert lives[0].subject.debts() == lives[1].subject.debts(), step
+            assert lives[0].subject.events() == lives[1].subject.events()
+
+
+def _told(step: Step, life: Life, number: int, chance: random.Random) -> object:
+    try:
+        return step(life, number, chance)
+    except ReconcilerError as error:
+        return type(error)

@@ -1,0 +1,250 @@
+"""What every probe does: the one in memory that the simulation asks, EC2's and the control plane's."""
+
+from collections.abc import Iterator
+from contextlib import closing
+from functools import partial
+from http import HTTPStatus
+from typing import Protocol
+
+import pytest
+
+from handler.aws import Aws
+from handler.credentials import Secrets, Tokens
+from handler.deadline import Deadline
+from handler.model import NOT_FOUND, VERDICT_OF_STATE, Debt, Sighting, Verdict, Workspace
+from handler.probes import Probe
+from handler.probes.control_plane import ControlPlaneProbe
+from handler.probes.ec2 import Ec2Probe
+from handler.probes.ec2_api import Ec2Api
+from handler.settings import Remote
+from handler.transport import Transport
+from sandbox.control_plane import ControlPlane
+from sandbox.ec2_xml import STATE_CODES
+from sandbox.http_server import Answer
+from sandbox.limited_ec2 import ApiError, LimitedEc2
+from tests.simulation import world as simulated
+from tests.simulation.world import ERROR, Asked, Instance, Lie, World
+from tests.unit.builders import instance, number_of, workspace
+
+PLENTY_S = 20.0
+EC2S_WORDS = tuple(word for word in VERDICT_OF_STATE if word != NOT_FOUND)
+NOT_EC2S_WORD = "rebooting"
+WORDS = (*EC2S_WORDS, NOT_EC2S_WORD)
+
+
+class Subject(Protocol):
+    """A probe, and the account that it asks about."""
+
+    def set_state(self, number: int, state: str | None) -> None:
+        """Put an instance into a state, or have it unknown."""
+        ...
+
+    def refuse(self) -> None:
+        """Have what is asked answer with an error."""
+        ...
+
+    def delay(self, seconds: float) -> None:
+        """Have each answer take that long."""
+        ...
+
+    def deadline(self, seconds: float) -> Deadline:
+        """Return a deadline by the probe's clock."""
+        ...
+
+    def probe(self, *, timeout_s: float = 10.0) -> Probe:
+        """Return a new probe, one that asks for one at a time if it does not ask for all at once."""
+        ...
+
+
+class InMemory:
+    """See Subject; and the function that uses the probe."""
+
+    cycle_id = "cycle"
+
+    def __init__(self) -> None:
+        self._world = World()
+        self._delay_s = 0.0
+        self._refuses = False
+
+    def set_state(self, number: int, state: str | None) -> None:
+        self._world.instances.pop(instance(number), None)
+        if state is not None:
+            self._world.instances[instance(number)] = Instance(state)
+
+    def refuse(self) -> None:
+        self._world.lies = {one: Lie(ERROR, 1) for one in self._world.instances}
+
+    def delay(self, seconds: float) -> None:
+        self._delay_s = seconds
+
+    def deadline(self, seconds: float) -> Deadline:
+        return Deadline(seconds, clock=self.clock)
+
+    def probe(self, *, timeout_s: float = 10.0) -> Probe:
+        return simulated.Probe(self._world, self, in_bulk=False, timeout_s=timeout_s)
+
+    def before(self, _: str) -> None:
+        self._world.tables.now += self._delay_s
+
+    def clock(self) -> float:
+        return self._world.tables.now
+
+    def answered(self, workspace: Workspace, word: str, *, lied: bool) -> None:
+        pass
+
+    def asks(self, debt: Debt) -> Asked:
+        raise AssertionError(debt)
+
+
+class OfEc2:
+    """See Subject. The account has the instances of the first few numbers."""
+
+    def __init__(self, server: LimitedEc2) -> None:
+        self._server = server
+        assert server.add(len(WORDS) + 2)[0] == instance(1)
+        self._aws = Aws(Transport(connections=1))
+        self.close = self._aws.close
+
+    def set_state(self, number: int, state: str | None) -> None:
+        if state is None:
+            self._server.forget(instance(number))
+        else:
+            self._server.set_state(instance(number), state)
+
+    def refuse(self) -> None:
+        error = ApiError("UnauthorizedOperation", "You are not authorized.", HTTPStatus.FORBIDDEN)
+        self._server.script.reply(error.as_answer())
+
+    def delay(self, seconds: float) -> None:
+        self._server.latency_s = seconds
+
+    def deadline(self, seconds: float) -> Deadline:
+        return Deadline(seconds)
+
+    def probe(self, *, timeout_s: float = 10.0) -> Probe:
+        return Ec2Probe(Ec2Api(partial(self._aws.call, "ec2"), timeout_s=timeout_s), timeout_s=timeout_s)
+
+
+class OfControlPlane:
+    """See Subject. `states` are what the control plane answers from."""
+
+    def __init__(self, server: ControlPlane, states: dict[str, str]) -> None:
+        self._server, self._states = server, states
+        tokens = {"shared_secret": server.shared_secret, "admin_token": server.admin_token}
+        self._remote = Remote(server.url, None, tuple(tokens), tokens)
+
+    def set_state(self, number: int, state: str | None) -> None:
+        self._states.pop(instance(number), None)
+        if state is not None:
+            self._states[instance(number)] = state
+
+    def refuse(self) -> None:
+        self._server.script.reply(Answer(HTTPStatus.BAD_REQUEST))
+
+    def delay(self, seconds: float) -> None:
+        self._server.latency_s = seconds
+
+    def deadline(self, seconds: float) -> Deadline:
+        return Deadline(seconds)
+
+    def probe(self, *, timeout_s: float = 10.0) -> Probe:
+        tokens = Tokens(self._remote, "CP_SECRET_ARN", Secrets(_never))
+        return ControlPlaneProbe(self._server.url, tokens, Deadline(1), concurrency=1, timeout_s=timeout_s)
+
+
+def _never(*_: object) -> str:
+    raise AssertionError("a secret is asked for")
+
+
+@pytest.fixture(params=["memory", "ec2", "control_plane"])
+def subject(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Subject]:
+    """A probe of each kind."""
+    if request.param == "memory":
+        yield InMemory()
+    elif request.param == "ec2":
+        with LimitedEc2() as ec2:
+            for name, value in ec2.environment.items():
+                monkeypatch.setenv(name, value)
+            monkeypatch.setitem(STATE_CODES, NOT_EC2S_WORD, 32)
+            with closing(OfEc2(ec2)) as subject:
+                yield subject
+    else:
+        states: dict[str, str] = {}
+        with ControlPlane(states.get) as control_plane:
+            yield OfControlPlane(control_plane, states)
+
+
+def seen(subject: Subject, *numbers: int, within_s: float = PLENTY_S, timeout_s: float = 10.0) -> dict[int, Sighting]:
+    """Ask about these workspaces' instances; return what is seen of each, which is one thing at most."""
+    sightings = list(
+        subject.probe(timeout_s=timeout_s).sightings(list(map(workspace, numbers)), subject.deadline(within_s))
+    )
+    found = {number_of(one.workspace.id): one for one in sightings}
+    assert len(found) == len(sightings)
+    return found
+
+
+def test_each_word_of_ec2s_has_its_verdict_and_any_other_has_none(subject: Subject) -> None:
+    for number, word in enumerate(WORDS, 1):
+        subject.set_state(number, word)
+    subject.set_state(len(WORDS) + 1, None)
+    found = seen(subject, *range(1, len(WORDS) + 2))
+    assert [found[number].state for number in range(1, len(WORDS) + 2)] == [*EC2S_WORDS, "", NOT_FOUND]
+    for number, word in enumerate(EC2S_WORDS, 1):
+        assert found[number].verdict is VERDICT_OF_STATE[word]
+    assert found[len(WORDS)].verdict is Verdict.UNKNOWN
+    assert found[len(WORDS) + 1].verdict is Verdict.ABSENT
+
+
+def test_who_asks_about_nobody_hears_nothing(subject: Subject) -> None:
+    assert seen(subject) == {}
+
+
+def test_each_workspace_that_records_an_instance_hears_of_it(subject: Subject) -> None:
+    subject.set_state(1, "stopped")
+    both = [workspace(1), workspace(2, instance(1))]
+    found = list(subject.probe().sightings(both, subject.deadline(PLENTY_S)))
+    assert {one.workspace.id for one in found} == {one.id for one in both}
+    assert {one.verdict for one in found} == {Verdict.DEAD}
+
+
+def test_a_second_look_is_a_new_one(subject: Subject) -> None:
+    subject.set_state(1, "stopped")
+    probe = subject.probe()
+    (first,) = probe.sightings([workspace(1)], subject.deadline(PLENTY_S))
+    subject.set_state(1, "running")
+    (second,) = probe.sightings([workspace(1)], subject.deadline(PLENTY_S))
+    assert (first.verdict, second.verdict) == (Verdict.DEAD, Verdict.RUNNING)
+
+
+def test_an_error_is_no_answer(subject: Subject) -> None:
+    subject.set_state(1, "stopped")
+    subject.refuse()
+    found = seen(subject, 1)[1]
+    assert (found.verdict, found.state) == (Verdict.UNKNOWN, "")
+    assert found.cause
+
+
+def test_nobody_is_reached_when_no_time_is_left(subject: Subject) -> None:
+    subject.set_state(1, "stopped")
+    assert seen(subject, 1, within_s=0.0) == {}
+
+
+def test_a_check_that_takes_longer_than_it_may_counts_and_is_no_answer(subject: Subject) -> None:
+    subject.set_state(1, "stopped")
+    subject.delay(1.0)
+    assert seen(subject, 1, timeout_s=0.2)[1].verdict is Verdict.UNKNOWN
+
+
+def test_a_check_that_the_deadline_cuts_off_counts_when_it_had_its_share_of_the_time(subject: Subject) -> None:
+    subject.set_state(1, "stopped")
+    subject.delay(1.0)
+    assert seen(subject, 1, within_s=0.3)[1].verdict is Verdict.UNKNOWN
+
+
+@pytest.mark.parametrize("subject", ["memory", "control_plane"], indirect=True)
+def test_of_those_that_are_asked_about_one_at_a_time_the_last_may_come_too_late_to_count(subject: Subject) -> None:
+    for number in (1, 2):
+        subject.set_state(number, "stopped")
+    subject.delay(1.2)
+    assert {number: one.verdict for number, one in seen(subject, 1, 2, within_s=1.8).items()} == {1: Verdict.DEAD}

@@ -1,0 +1,610 @@
+"""What every registry does: the one in memory that the simulation runs on, and the real one."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from handler.deadline import Deadline
+from handler.decide import Absence, CrashLoop, Loop
+from handler.errors import LeaseLostError, RegistryError, RequestError, RowLockedError
+from handler.fairness import Sweep
+from handler.model import Debt, Gauges, Sighting, SkipReason, Workspace, sighting_of
+from handler.registry import Flipped, Registry, Terms
+from tests.contract.subjects import Subject
+from tests.unit.builders import instance, uuid
+
+LEASE_S, UNCERTAIN_S, RETRY_S = 45.5, 300.0, 60.0
+LOOP = CrashLoop(pause_s=300, healthy_s=3600)
+CLOSE = 5.0  # in seconds: how exactly an age can be told where real time goes by
+NOTHING_PLANNED = Gauges(0, 0, 0, 0, 0.0, 0.0, 0)
+
+
+def soon() -> Deadline:
+    return Deadline(10)
+
+
+def holding(subject: Subject, cycle: int = 0) -> Registry:
+    """Return the registry of a cycle that has the lease."""
+    registry = subject.registry(cycle)
+    assert registry.lease.acquire(soon(), lasts_s=LEASE_S)
+    return registry
+
+
+def selected(registry: Registry, limit: int = 100, workspace_ids: list[str] | None = None) -> list[Workspace]:
+    return registry.fleet.select(soon(), limit=limit, workspace_ids=workspace_ids).workspaces
+
+
+def flip(registry: Registry, number: int = 1, *, loop: CrashLoop = LOOP) -> Flipped | SkipReason:
+    """Select and flip a workspace at once."""
+    selection = registry.fleet.select(soon(), limit=100, workspace_ids=[uuid(number)])
+    terms = Terms(selection.selected_at, 60.0, loop)
+    return registry.rows.flip(soon(), sighting_of(selection.workspaces[0], "stopped"), terms)
+
+
+def flipped(subject: Subject, number: int = 1) -> Registry:
+    """Return the registry of a cycle that has just flipped a workspace."""
+    subject.add(uuid(number), instance(number))
+    registry = holding(subject)
+    assert isinstance(flip(registry, number), Flipped)
+    return registry
+
+
+def due(registry: Registry, *, own_only: bool = False) -> list[Debt]:
+    return registry.debts.due(soon(), limit=100, own_only=own_only)
+
+
+def claim(registry: Registry, debt: Debt) -> str:
+    return registry.debts.claim(soon(), debt, uncertain_s=UNCERTAIN_S)
+
+
+def gauges(registry: Registry) -> Gauges:
+    return registry.fleet.gauges(soon())
+
+
+# --- the lease ---
+
+
+def test_the_lease_is_one_cycles_until_it_is_given_back(subject: Subject) -> None:
+    first, second = subject.registry(0), subject.registry(1)
+    assert first.lease.acquire(soon(), lasts_s=LEASE_S)
+    assert not second.lease.acquire(soon(), lasts_s=LEASE_S)
+    assert first.lease.acquire(soon(), lasts_s=LEASE_S)
+    second.lease.release(soon())
+    assert not second.lease.acquire(soon(), lasts_s=LEASE_S)
+    first.lease.release(soon())
+    assert second.lease.acquire(soon(), lasts_s=LEASE_S)
+
+
+def test_the_lease_outlives_what_it_was_taken_for_by_its_margin(subject: Subject) -> None:
+    holding(subject, 0)
+    subject.age(LEASE_S + 0.5)
+    assert not subject.registry(1).lease.acquire(soon(), lasts_s=LEASE_S)
+    subject.age(1.0)
+    assert subject.registry(1).lease.acquire(soon(), lasts_s=LEASE_S)
+
+
+WITH_THE_LEASE: dict[str, Callable[[Registry, Debt], object]] = {
+    "remember_absences": lambda registry, _: registry.fleet.remember_absences(soon(), [], []),
+    "save_sweep": lambda registry, _: registry.fleet.save_sweep(soon(), Sweep(), completed_pass=True),
+    "flip": lambda registry, _: flip(registry, 2),
+    "follow_rows": lambda registry, _: registry.debts.follow_rows(soon(), own_only=False),
+    "claim": claim,
+    "void": lambda registry, debt: registry.debts.void(soon(), debt),
+    "leave": lambda registry, debt: registry.debts.leave(soon(), [debt], pause_s=RETRY_S),
+}
+
+
+@pytest.mark.parametrize("call", WITH_THE_LEASE)
+@pytest.mark.parametrize("lost_to", ["nobody", "another cycle"])
+def test_a_cycle_that_has_lost_its_lease_changes_nothing(subject: Subject, call: str, lost_to: str) -> None:
+    registry = flipped(subject)
+    subject.add(uuid(2), instance(2))
+    (debt,) = due(registry)
+    before = subject.rows(), subject.events(), subject.debts()
+    subject.age(LEASE_S + 2)
+    if lost_to == "another cycle":
+        holding(subject, 1)
+    with pytest.raises(LeaseLostError):
+        WITH_THE_LEASE[call](registry, debt)
+    assert (subject.rows(), subject.events(), subject.debts()) == before
+
+
+def test_what_the_platform_said_is_noted_with_or_without_the_lease(subject: Subject) -> None:
+    registry = flipped(subject)
+    (debt,) = due(registry)
+    assert claim(registry, debt) == "claimed"
+    subject.age(LEASE_S + 2)
+    registry.debts.postpone(soon(), debt, "refused", pause_s=RETRY_S)
+    assert subject.debts() == [(1, uuid(1), instance(1), 1, 1, "refused", None, 0)]
+    registry.debts.paid(soon(), debt)
+    assert subject.debts() == [(1, uuid(1), instance(1), 1, 1, "refused", "paid", 0)]
+
+
+IN_TIME: dict[str, Callable[[Registry, Debt, Deadline], object]] = {
+    "check_rights": lambda registry, _, late: registry.check_rights(late, to_apply=True),
+    "acquire": lambda registry, _, late: registry.lease.acquire(late, lasts_s=LEASE_S),
+    "release": lambda registry, _, late: registry.lease.release(late),
+    "select": lambda registry, _, late: registry.fleet.select(late, limit=1, workspace_ids=None),
+    "recall": lambda registry, _, late: registry.fleet.recall(late, breaker_window_s=600),
+    "remember_absences": lambda registry, _, late: registry.fleet.remember_absences(late, [], []),
+    "save_sweep": lambda registry, _, late: registry.fleet.save_sweep(late, Sweep(), completed_pass=True),
+    "gauges": lambda registry, _, late: registry.fleet.gauges(late),
+    "flip": lambda registry, debt, late: registry.rows.flip(late, _stopped(debt), Terms("", 60, LOOP)),
+    "would_flip": lambda registry, debt, late: registry.rows.would_flip(late, _stopped(debt), Terms("", 60, LOOP)),
+    "follow_rows": lambda registry, _, late: registry.debts.follow_rows(late, own_only=False),
+    "due": lambda registry, _, late: registry.debts.due(late, limit=1, own_only=False),
+    "claim": lambda registry, debt, late: registry.debts.claim(late, debt, uncertain_s=UNCERTAIN_S),
+    "void": lambda registry, debt, late: registry.debts.void(late, debt),
+    "paid": lambda registry, debt, late: registry.debts.paid(late, debt),
+    "leave": lambda registry, debt, late: registry.debts.leave(late, [debt], pause_s=RETRY_S),
+    "postpone": lambda registry, debt, late: registry.debts.postpone(late, debt, "refused", pause_s=RETRY_S),
+    "active": lambda registry, _, late: registry.holds.active(late),
+    "place": lambda registry, debt, late: registry.holds.place(late, [debt.workspace_id], reason="why", lasts_s=9),
+    "release a hold": lambda registry, debt, late: registry.holds.release(late, [debt.workspace_id]),
+}
+
+
+def _stopped(debt: Debt) -> Sighting:
+    return sighting_of(debt.as_candidate(), "stopped")
+
+
+@pytest.mark.parametrize("call", IN_TIME)
+def test_nothing_is_begun_when_no_time_is_left(subject: Subject, call: str) -> None:
+    registry = flipped(subject)
+    (debt,) = due(registry)
+    before = subject.rows(), subject.events(), subject.debts()
+    with pytest.raises(RegistryError):
+        IN_TIME[call](registry, debt, Deadline(0))
+    assert (subject.rows(), subject.events(), subject.debts()) == before
+
+
+# --- the candidates ---
+
+STATUSES = (
+    *("provisioning", "online", "offline", "degraded", "failed"),
+    *("removed", "paused", "hibernated", "hibernating", "awaiting_agent"),
+)
+
+
+def test_the_candidates_are_those_with_an_instance_of_ours_that_should_be_up(subject: Subject) -> None:
+    for number, status in enumerate(STATUSES, 1):
+        subject.add(uuid(number), instance(number), status=status)
+    subject.add(uuid(20), None)
+    subject.add(uuid(21), "")
+    subject.add(uuid(22), instance(22), runtime="external")
+    subject.add(uuid(23), instance(23), runtime=None)
+    subject.add(uuid(24), instance(24), heartbeat_age_s=None)
+    subject.add(uuid(25), instance(25))
+    subject.registry().holds.place(soon(), [uuid(25)], reason="why", lasts_s=100)
+    found = {one.id: one for one in selected(subject.registry())}
+    assert list(found) == [uuid(2), uuid(4), uuid(23), uuid(24)]
+    assert found[uuid(2)].instance_id == instance(2)
+    assert found[uuid(2)].last_heartbeat_at is not None
+    assert found[uuid(24)].last_heartbeat_at is None
+
+
+def test_the_candidates_come_in_the_order_that_the_last_cycle_left(subject: Subject) -> None:
+    for number in range(1, 7):
+        subject.add(uuid(number), instance(number))
+    registry = holding(subject)
+    sweep = Sweep(cursor=uuid(3), pass_began_at=uuid(2), first=(uuid(6), uuid(2), uuid(99)))
+    registry.fleet.save_sweep(soon(), sweep, completed_pass=False)
+    selection = registry.fleet.select(soon(), limit=4, workspace_ids=None)
+    assert [one.id for one in selection.workspaces] == [uuid(6), uuid(2), uuid(4), uuid(5)]
+    assert (selection.next_unselected, selection.sweep) == (uuid(1), sweep)
+    narrowed = registry.fleet.select(soon(), limit=4, workspace_ids=[uuid(1), uuid(5), uuid(99)])
+    assert [one.id for one in narrowed.workspaces] == [uuid(5), uuid(1)]
+    assert narrowed.next_unselected is None
+
+
+def test_what_is_open_and_how_old_it_is(subject: Subject) -> None:
+    registry = holding(subject)
+    assert gauges(registry) == NOTHING_PLANNED
+    registry.fleet.save_sweep(soon(), Sweep(), completed_pass=False)
+    subject.age(50)
+    assert gauges(registry).coverage_age_s == pytest.approx(50, abs=CLOSE)
+    registry = holding(subject)
+    registry.fleet.save_sweep(soon(), Sweep(), completed_pass=True)
+    for number in range(1, 6):
+        subject.add(uuid(number), instance(number))
+        flip(registry, number)
+    free, blocked, paid, recovered, held = due(registry)
+    for debt in (blocked, paid, recovered):
+        claim(registry, debt)
+    registry.debts.postpone(soon(), blocked, "blocked", pause_s=RETRY_S)
+    registry.debts.paid(soon(), paid)
+    registry.debts.paid(soon(), recovered)
+    registry.holds.place(soon(), [held.workspace_id], reason="why", lasts_s=10_000)
+    subject.update(recovered.workspace_id, status="online")
+    registry.debts.follow_rows(soon(), own_only=False)
+    subject.age(901)
+    now = gauges(registry)
+    assert replace(now, oldest_restart_age_s=0.0, coverage_age_s=0.0) == Gauges(3, 1, 0, 1, 0.0, 0.0, 1)
+    assert now.oldest_restart_age_s == pytest.approx(901, abs=CLOSE)
+    assert now.coverage_age_s == pytest.approx(901, abs=CLOSE)
+    assert free.id == 1
+
+
+# --- what is remembered ---
+
+
+def test_absences_are_counted_until_the_instance_is_found_or_another_one_is_recorded(subject: Subject) -> None:
+    registry = holding(subject)
+    ones = [Workspace(uuid(number), instance(number), None) for number in (1, 2, 3)]
+
+    def absences(absent: list[Workspace], found_again: list[str]) -> dict[str, tuple[str, int, float]]:
+        registry.fleet.remember_absences(soon(), absent, found_again)
+        remembered = registry.fleet.recall(soon(), breaker_window_s=600).absences
+        return {one: (known.instance_id, known.sightings, round(known.age_s, -1)) for one, known in remembered.items()}
+
+    assert absences(ones, []) == {one.id: (one.instance_id, 1, 0) for one in ones}
+    subject.age(30)
+    other = Workspace(uuid(2), instance(22), None)
+    assert absences([ones[0], other], [uuid(3)]) == {
+        uuid(1): (instance(1), 2, 30),
+        uuid(2): (instance(22), 1, 0),
+    }
+    registry = holding(subject)
+    assert absences([ones[2]], [])[uuid(3)] == (instance(3), 1, 0)
+
+
+def test_an_absence_that_was_seen_an_hour_ago_is_forgotten(subject: Subject) -> None:
+    registry = holding(subject)
+    registry.fleet.remember_absences(soon(), [Workspace(uuid(1), instance(1), None)], [])
+    subject.age(3590)
+    assert set(registry.fleet.recall(soon(), breaker_window_s=1).absences) == {uuid(1)}
+    subject.age(20)
+    assert registry.fleet.recall(soon(), breaker_window_s=1).absences == {}
+    registry = holding(subject)
+    registry.fleet.remember_absences(soon(), [Workspace(uuid(1), instance(1), None)], [])
+    (absence,) = registry.fleet.recall(soon(), breaker_window_s=1).absences.values()
+    assert replace(absence, age_s=0.0) == Absence(instance(1), 1, 0.0)
+    assert absence.age_s == pytest.approx(0, abs=CLOSE)
+
+
+def test_the_breakers_window_holds_whoever_was_flipped_within_it(subject: Subject) -> None:
+    registry = flipped(subject, 1)
+    subject.age(590)
+    assert registry.fleet.recall(soon(), breaker_window_s=600).recently_flipped == {uuid(1)}
+    subject.age(20)
+    assert registry.fleet.recall(soon(), breaker_window_s=600).recently_flipped == frozenset()
+
+
+# --- the flip ---
+
+LATER: dict[str, tuple[Callable[[Subject], object], SkipReason | None]] = {
+    "nothing": (lambda _: None, None),
+    "it degrades": (lambda subject: subject.update(uuid(1), status="degraded"), None),
+    "its runtime changes": (lambda subject: subject.update(uuid(1), runtime="crewai"), None),
+    "it has no runtime": (lambda subject: subject.update(uuid(1), runtime=None), None),
+    "the row is gone": (lambda subject: subject.delete(uuid(1)), SkipReason.ROW_GONE),
+    "it is paused": (lambda subject: subject.update(uuid(1), status="paused"), SkipReason.STATUS_MOVED),
+    "it is offline": (lambda subject: subject.update(uuid(1), status="offline"), SkipReason.STATUS_MOVED),
+    "it has no status": (lambda subject: subject.update(uuid(1), status=None), SkipReason.STATUS_MOVED),
+    "it is external": (lambda subject: subject.update(uuid(1), runtime="external"), SkipReason.STATUS_MOVED),
+    "it is held": (
+        lambda subject: subject.registry().holds.place(soon(), [uuid(1)], reason="why", lasts_s=60),
+        SkipReason.STATUS_MOVED,
+    ),
+    "the instance is cleared": (
+        lambda subject: subject.update(uuid(1), instance_id=None),
+        SkipReason.INSTANCE_CLEARED,
+    ),
+    "the instance is emptied": (lambda subject: subject.update(uuid(1), instance_id=""), SkipReason.INSTANCE_CLEARED),
+    "another instance": (
+        lambda subject: subject.update(uuid(1), instance_id=instance(9)),
+        SkipReason.INSTANCE_CHANGED,
+    ),
+    "a heartbeat": (lambda subject: subject.heartbeat(uuid(1), age_s=0), SkipReason.FRESH_HEARTBEAT),
+    "a heartbeat that began earlier": (
+        lambda subject: subject.heartbeat(uuid(1), age_s=200),
+        SkipReason.FRESH_HEARTBEAT,
+    ),
+    "an older heartbeat": (lambda subject: subject.heartbeat(uuid(1), age_s=900), SkipReason.FRESH_HEARTBEAT),
+    "no heartbeat any more": (
+        lambda subject: subject.update(uuid(1), last_heartbeat_at=None),
+        SkipReason.FRESH_HEARTBEAT,
+    ),
+}
+
+
+@pytest.mark.parametrize("later", LATER)
+def test_a_flip_writes_all_or_nothing_by_what_the_row_says_then(subject: Subject, later: str) -> None:
+    happen, reason = LATER[later]
+    subject.add(uuid(1), instance(1))
+    registry = holding(subject)
+    selection = registry.fleet.select(soon(), limit=1, workspace_ids=None)
+    seen, terms = sighting_of(selection.workspaces[0], "stopped"), Terms(selection.selected_at, 60.0, LOOP)
+    happen(subject)
+    before = subject.rows()
+    expected = reason or Flipped(Loop(0, 0.0))
+    assert registry.rows.would_flip(soon(), seen, terms) == expected
+    assert (subject.rows(), subject.events(), subject.debts()) == (before, [], [])
+    assert registry.rows.flip(soon(), seen, terms) == expected
+    if reason:
+        assert (subject.rows(), subject.events(), subject.debts()) == (before, [], [])
+    else:
+        assert subject.rows() == {uuid(1): ("offline", instance(1))}
+        assert subject.events() == [(uuid(1), instance(1))]
+        assert subject.debts() == [(1, uuid(1), instance(1), 0, 0, None, None, 0)]
+
+
+@pytest.mark.parametrize(("age_s", "fresh_s", "vetoed"), [(30, 60, True), (90, 60, False), (30, 0, False)])
+def test_a_young_heartbeat_vetoes_though_it_is_the_one_that_was_selected(
+    subject: Subject, age_s: float, fresh_s: float, vetoed: bool
+) -> None:
+    subject.add(uuid(1), instance(1), heartbeat_age_s=age_s)
+    registry = holding(subject)
+    selection = registry.fleet.select(soon(), limit=1, workspace_ids=None)
+    seen, terms = sighting_of(selection.workspaces[0], "stopped"), Terms(selection.selected_at, fresh_s, LOOP)
+    assert (registry.rows.flip(soon(), seen, terms) is SkipReason.FRESH_HEARTBEAT) is vetoed
+
+
+def test_a_row_that_somebody_holds_is_not_waited_for(subject: Subject) -> None:
+    subject.add(uuid(1), instance(1))
+    registry = holding(subject)
+    with subject.locked(uuid(1)):
+        with pytest.raises(RowLockedError):
+            flip(registry)
+        assert (subject.rows(), subject.debts()) == ({uuid(1): ("online", instance(1))}, [])
+    assert isinstance(flip(registry), Flipped)
+
+
+def test_a_flip_settles_the_older_debt_and_waits_for_what_was_asked_about_the_same_instance(subject: Subject) -> None:
+    registry = flipped(subject)
+    (older,) = due(registry)
+    assert claim(registry, older) == "claimed"
+    subject.update(uuid(1), status="online")
+    outcome = flip(registry)
+    assert isinstance(outcome, Flipped)
+    assert outcome.superseded == (replace(older, attempts=1, of_this_cycle=False),)
+    assert [debt[6] for debt in subject.debts()] == ["void", None]
+    assert due(registry) == []
+    subject.age(UNCERTAIN_S + 1)
+    assert [debt.id for debt in due(registry)] == [2]
+
+
+def test_a_flip_of_another_instance_waits_for_nothing(subject: Subject) -> None:
+    registry = flipped(subject)
+    assert claim(registry, due(registry)[0]) == "claimed"
+    subject.update(uuid(1), status="online", instance_id=instance(2))
+    flip(registry)
+    assert [debt.instance_id for debt in due(registry)] == [instance(2)]
+
+
+def test_restarts_that_follow_one_another_wait_longer_each_time_until_the_workspace_was_up_for_long(
+    subject: Subject,
+) -> None:
+    subject.add(uuid(1), instance(1))
+    pauses, registry = [], holding(subject)
+    for number in range(1, 6):
+        registry = holding(subject)
+        outcome = flip(registry)
+        assert isinstance(outcome, Flipped)
+        pauses.append(outcome.loop)
+        subject.age(outcome.loop.pause_s + 1)
+        registry = holding(subject)
+        (debt,) = due(registry)
+        assert claim(registry, debt) == "claimed"
+        registry.debts.paid(soon(), debt)
+        subject.update(uuid(1), status="online", instance_id=instance(number + 1))
+    assert pauses == [Loop(0, 0.0), Loop(1, 0.0), Loop(2, 0.0), Loop(3, 300.0), Loop(4, 600.0)]
+    assert [debt[-1] for debt in subject.debts()] == [0, 1, 2, 3, 4]
+    registry.debts.follow_rows(soon(), own_only=False)
+    subject.age(3601)
+    outcome = flip(holding(subject))
+    assert outcome == Flipped(Loop(0, 0.0))
+
+
+def test_health_counts_from_when_a_cycle_saw_the_workspace_online_again(subject: Subject) -> None:
+    registry = flipped(subject)
+    (debt,) = due(registry)
+    claim(registry, debt)
+    registry.debts.paid(soon(), debt)
+    subject.age(3000)
+    subject.update(uuid(1), status="online")
+    registry = holding(subject)
+    registry.debts.follow_rows(soon(), own_only=False)
+    subject.age(3000)
+    assert flip(holding(subject)) == Flipped(Loop(1, 0.0))
+
+
+def test_a_restart_that_was_never_asked_for_does_not_count(subject: Subject) -> None:
+    registry = flipped(subject)
+    subject.update(uuid(1), status="online")
+    registry.debts.follow_rows(soon(), own_only=False)
+    assert flip(registry) == Flipped(Loop(0, 0.0))
+
+
+# --- the debts ---
+
+
+def test_a_debt_is_due_at_once_and_to_any_cycle_but_one_that_pays_only_its_own(subject: Subject) -> None:
+    first = flipped(subject)
+    assert due(first) == due(first, own_only=True) == [Debt(1, uuid(1), instance(1), 0, 0, of_this_cycle=True)]
+    second = subject.registry(1)
+    assert due(second) == [Debt(1, uuid(1), instance(1), 0, 0, of_this_cycle=False)]
+    assert due(second, own_only=True) == []
+
+
+def test_the_longest_due_come_first(subject: Subject) -> None:
+    registry = holding(subject)
+    for number in (1, 2, 3):
+        subject.add(uuid(number), instance(number))
+        flip(registry, number)
+    registry.debts.leave(soon(), due(registry)[:1], pause_s=RETRY_S)
+    assert [debt.id for debt in due(registry)] == [2, 3]
+    subject.age(RETRY_S + 1)
+    assert [debt.id for debt in registry.debts.due(soon(), limit=2, own_only=False)] == [2, 3]
+    assert [debt.id for debt in due(registry)] == [2, 3, 1]
+
+
+MOVED_ON: dict[str, Callable[[Subject], object]] = {
+    "gone": lambda subject: subject.delete(uuid(1)),
+    "online again": lambda subject: subject.update(uuid(1), status="online"),
+    "removed": lambda subject: subject.update(uuid(1), status="removed"),
+    "provisioning": lambda subject: subject.update(uuid(1), status="provisioning"),
+    "offline with another instance": lambda subject: subject.update(uuid(1), instance_id=instance(2)),
+    "offline without an instance": lambda subject: subject.update(uuid(1), instance_id=None),
+}
+
+
+@pytest.mark.parametrize("moved_on", MOVED_ON)
+@pytest.mark.parametrize("by", ["claim", "follow_rows"])
+def test_a_debt_whose_row_has_moved_on_is_void(subject: Subject, moved_on: str, by: str) -> None:
+    registry = flipped(subject)
+    (debt,) = due(registry)
+    MOVED_ON[moved_on](subject)
+    if by == "claim":
+        assert claim(registry, debt) == "void"
+    else:
+        assert registry.debts.follow_rows(soon(), own_only=True) == [debt]
+    assert subject.debts() == [(1, uuid(1), instance(1), 0, 0, None, "void", 0)]
+    assert claim(registry, debt) == "taken"
+    assert registry.debts.follow_rows(soon(), own_only=False) == []
+
+
+def test_rows_are_followed_only_for_debts_that_are_due_and_ones_own_if_so_ordered(subject: Subject) -> None:
+    registry = flipped(subject)
+    subject.update(uuid(1), status="online")
+    registry.lease.release(soon())
+    second = holding(subject, 1)
+    assert second.debts.follow_rows(soon(), own_only=True) == []
+    second.debts.leave(soon(), due(second), pause_s=RETRY_S)
+    assert second.debts.follow_rows(soon(), own_only=False) == []
+    subject.age(RETRY_S + 1)
+    assert [debt.id for debt in holding(subject, 1).debts.follow_rows(soon(), own_only=False)] == [1]
+
+
+def test_a_claim_keeps_everybody_away_for_as_long_as_its_answer_may_take(subject: Subject) -> None:
+    registry = flipped(subject)
+    (debt,) = due(registry)
+    assert claim(registry, debt) == "claimed"
+    assert subject.debts() == [(1, uuid(1), instance(1), 1, 0, "asked", None, 0)]
+    assert claim(registry, debt) == "taken"
+    assert due(registry) == []
+    subject.age(UNCERTAIN_S - 5)
+    assert due(subject.registry(1)) == []
+    subject.age(10)
+    second = holding(subject, 1)
+    (again,) = due(second)
+    assert again == Debt(1, uuid(1), instance(1), 1, 0, of_this_cycle=False)
+    assert claim(second, again) == "claimed"
+    assert claim(second, replace(again, id=99)) == "taken"
+
+
+@pytest.mark.parametrize(("pause_s", "refusals", "due_after_s"), [(RETRY_S, 1, RETRY_S), (None, 0, UNCERTAIN_S)])
+def test_a_debt_that_was_not_paid_is_due_when_its_answer_says_or_else_the_claim(
+    subject: Subject, pause_s: float | None, refusals: int, due_after_s: float
+) -> None:
+    registry = flipped(subject)
+    (debt,) = due(registry)
+    claim(registry, debt)
+    registry.debts.postpone(soon(), debt, "blocked", pause_s=pause_s)
+    assert subject.debts() == [(1, uuid(1), instance(1), 1, refusals, "blocked", None, 0)]
+    subject.age(due_after_s - 5)
+    assert due(registry) == []
+    subject.age(10)
+    assert [(one.attempts, one.refusals) for one in due(registry)] == [(1, refusals)]
+
+
+def test_an_answer_that_comes_after_another_cycles_claim_changes_nothing(subject: Subject) -> None:
+    first = flipped(subject)
+    (debt,) = due(first)
+    claim(first, debt)
+    subject.age(UNCERTAIN_S + 1)
+    second = holding(subject, 1)
+    assert claim(second, due(second)[0]) == "claimed"
+    first.debts.postpone(soon(), debt, "refused", pause_s=0.0)
+    assert subject.debts() == [(1, uuid(1), instance(1), 2, 0, "asked", None, 0)]
+    assert due(second) == []
+
+
+@pytest.mark.parametrize("outcome", ["void", "paid"])
+def test_a_debt_ends_once(subject: Subject, outcome: str) -> None:
+    registry = flipped(subject)
+    (debt,) = due(registry)
+    end: dict[str, Callable[..., None]] = {"void": registry.debts.void, "paid": registry.debts.paid}
+    end[outcome](soon(), debt)
+    for other in end.values():
+        other(soon(), debt)
+    registry.debts.leave(soon(), [debt], pause_s=0.0)
+    registry.debts.postpone(soon(), debt, "refused", pause_s=0.0)
+    assert subject.debts() == [(1, uuid(1), instance(1), 0, 0, None, outcome, 0)]
+    assert due(registry) == []
+
+
+def test_a_restart_is_watched_until_the_workspace_is_online_or_not_wanted_any_more(subject: Subject) -> None:
+    registry = holding(subject)
+    ends = ("online", "removed", "paused", "hibernating", "hibernated", "gone", "failed", "provisioning", "degraded")
+    for number, status in enumerate(ends, 1):
+        subject.add(uuid(number), instance(number))
+        flip(registry, number)
+        (debt,) = due(registry)
+        claim(registry, debt)
+        registry.debts.paid(soon(), debt)
+        if status == "gone":
+            subject.delete(uuid(number))
+        else:
+            subject.update(uuid(number), status=status)
+    registry.debts.follow_rows(soon(), own_only=False)
+    subject.age(890)
+    assert gauges(registry).restarts_unrecovered == 0
+    subject.age(20)
+    assert gauges(registry).restarts_unrecovered == 3
+
+
+# --- the holds ---
+
+
+def test_a_hold_keeps_its_restart_from_being_asked_for_until_it_ends(subject: Subject) -> None:
+    registry = flipped(subject)
+    (debt,) = due(registry)
+    (hold,) = registry.holds.place(soon(), [uuid(1)], reason="maintenance", lasts_s=100)
+    assert (hold.workspace_id, hold.reason, hold.ends_at[10], hold.ends_at[-1]) == (uuid(1), "maintenance", "T", "Z")
+    assert (claim(registry, debt), due(registry), gauges(registry).held) == ("taken", [], 1)
+    subject.age(101)
+    assert (registry.holds.active(soon()), due(registry), gauges(registry).held) == ([], [debt], 0)
+
+
+def test_a_hold_is_replaced_and_ended_by_hand(subject: Subject) -> None:
+    registry = subject.registry()
+    for number in (1, 2):
+        subject.add(uuid(number), instance(number))
+    registry.holds.place(soon(), [uuid(1), uuid(2)], reason="why", lasts_s=100)
+    holds = registry.holds.place(soon(), [uuid(1)], reason="why not", lasts_s=500)
+    assert [(one.workspace_id, one.reason) for one in holds] == [(uuid(2), "why"), (uuid(1), "why not")]
+    assert [one.workspace_id for one in registry.holds.release(soon(), [uuid(1), uuid(99)])] == [uuid(2)]
+    assert [one.id for one in selected(registry)] == [uuid(1)]
+
+
+def test_a_hold_of_workspaces_of_which_one_does_not_exist_is_refused_as_a_whole(subject: Subject) -> None:
+    subject.add(uuid(1), instance(1))
+    with pytest.raises(RequestError):
+        subject.registry().holds.place(soon(), [uuid(1), uuid(2)], reason="why", lasts_s=100)
+    assert subject.registry().holds.active(soon()) == []
+
+
+def test_a_hold_waits_for_whoever_has_the_row_and_gives_up_in_time(subject: Subject) -> None:
+    subject.add(uuid(1), instance(1))
+    with subject.locked(uuid(1)), pytest.raises(RegistryError):
+        subject.registry().holds.place(Deadline(0.2), [uuid(1)], reason="why", lasts_s=100)
+    assert subject.registry().holds.active(soon()) == []
+
+
+def test_a_release_ends_a_crash_loops_pause(subject: Subject) -> None:
+    subject.add(uuid(1), instance(1))
+    registry = holding(subject)
+    for number in range(1, 4):
+        flip(registry)
+        claim(registry, due(registry)[0])
+        registry.debts.paid(soon(), Debt(number, uuid(1), "", 0, 0, of_this_cycle=True))
+        subject.update(uuid(1), status="online", instance_id=instance(number + 1))
+    assert flip(registry) == Flipped(Loop(3, 300.0))
+    assert (due(registry), gauges(registry).restarts_paused) == ([], 1)
+    debt = Debt(4, uuid(1), instance(4), 0, 0, of_this_cycle=True)
+    assert claim(registry, debt) == "taken"
+    registry.holds.release(soon(), [uuid(1)])
+    assert (due(registry), gauges(registry).restarts_paused) == ([debt], 0)
+    assert [one[-1] for one in subject.debts()] == [0, 0, 0, 0]
