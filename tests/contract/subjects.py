@@ -25,12 +25,6 @@ _EMPTY = """
              reconciler.holds RESTART IDENTITY;
     INSERT INTO reconciler.sweep DEFAULT VALUES
 """
-_ALSO_AGED = """
-    UPDATE reconciler.holds SET ends_at = ends_at - make_interval(secs => {seconds});
-    UPDATE reconciler.restarts SET paused_until = paused_until - make_interval(secs => {seconds}),
-                                   watched_until = watched_until - make_interval(secs => {seconds})
-"""
-
 
 _TIMES = (
     *("began_at", "pass_completed_at", "first_seen_at", "last_seen_at", "ends_at"),
@@ -170,7 +164,6 @@ class InPostgres:
 
     def age(self, seconds: float) -> None:
         self._fleet.age_everything(seconds)
-        self._database.query(_ALSO_AGED.format(seconds=seconds))
 
     def rows(self) -> dict[str, tuple[str | None, str | None]]:
         rows = self._database.query("SELECT id::text AS id, status::text AS status, instance_id FROM workspaces")

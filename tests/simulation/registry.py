@@ -11,11 +11,11 @@ from typing import Concatenate, ParamSpec, TypeVar, cast
 from handler import registry as real
 from handler.deadline import Deadline
 from handler.decide import Absence, loop_of, objection
-from handler.errors import ConnectionLostError, RegistryError, RequestError, RowLockedError
+from handler.errors import ConnectionLostError, LeaseLostError, RegistryError, RequestError, RowLockedError
 from handler.fairness import Sweep
 from handler.model import CurrentRow, Debt, Gauges, Hold, Sighting, SkipReason, Workspace
 from handler.registry.fleet import ABSENCE_KEPT_SECONDS, RECOVERY_SECONDS, Memory, Selection
-from handler.registry.lease import MARGIN_SECONDS, lease_lost
+from handler.registry.lease import MARGIN_SECONDS
 from handler.registry.rows import Flipped, Terms
 from tests.simulation.tables import Absent, Held, Owed, Row, Tables
 
@@ -52,7 +52,7 @@ class Part:
             or self.tables.lease[0] != self.cycle_id
             or self.tables.lease[1] <= self.tables.now
         ):
-            raise lease_lost()
+            raise LeaseLostError("the lease has expired or is another's")
 
     def debt(self, owed: Owed) -> Debt:
         of_this_cycle = owed.cycle_id == self.cycle_id
@@ -167,24 +167,27 @@ class Fleet(Part):
         owed = tables.open_restarts()
         paused = [one for one in owed if one.paused_until is not None and one.paused_until > now]
         blocked = [one for one in owed if one.last_answer == "blocked"]
-        waiting = [
-            one.flipped_at
-            for one in owed
-            if one not in paused and one not in blocked and not tables.is_held(one.workspace_id)
-        ]
+        waiting = [self._wanted_since(one) for one in owed if one not in blocked]
         since = tables.began_at if tables.pass_completed_at is None else tables.pass_completed_at
         return Gauges(
             restarts_pending=len(owed),
             restarts_blocked=len(blocked),
             restarts_paused=len(paused),
             restarts_unrecovered=sum(map(self._is_unrecovered, tables.restarts)),
-            oldest_restart_age_s=now - min(waiting, default=now),
+            oldest_restart_age_s=max(0.0, now - min(waiting, default=now)),
             coverage_age_s=0.0 if since is None else now - since,
             held=sum(map(tables.is_held, tables.holds)),
         )
 
+    def _wanted_since(self, owed: Owed) -> float:
+        hold = self.tables.holds.get(owed.workspace_id)
+        waits_until = [owed.paused_until, None if hold is None else hold.ends_at]
+        return max([owed.flipped_at, *(at for at in waits_until if at is not None)])
+
     def _is_unrecovered(self, paid: Owed) -> bool:
         if paid.outcome != "paid" or paid.watched_until is not None or paid.closed_at is None:
+            return False
+        if self.tables.is_held(paid.workspace_id):
             return False
         later = any(one.workspace_id == paid.workspace_id and one.id > paid.id for one in self.tables.restarts)
         return paid.closed_at < self.tables.now - RECOVERY_SECONDS and not later
@@ -243,14 +246,15 @@ class Rows(Part):
         fresh = _text(beat_at) != workspace.last_heartbeat_at or (
             beat_at is not None and (beat_at > float(terms.selected_at) or beat_at > now - terms.heartbeat_fresh_s)
         )
-        asked = [one for one in self.tables.restarts if one.workspace_id == workspace.id and one.asked_at is not None]
-        streak = healthy_s = None
-        if asked:
-            last = asked[-1]
-            up_since = next(at for at in (last.watched_until, last.closed_at, last.asked_at) if at is not None)
-            streak, healthy_s = last.streak, now - up_since
+        debts = [one for one in self.tables.restarts if one.workspace_id == workspace.id]
+        restarts = healthy_s = None
+        if debts:
+            last = debts[-1]
+            marks = [last.watched_until] if last.outcome == "paid" else [last.closed_at, last.asked_at]
+            restarts = last.streak + (last.asked_at is not None)
+            healthy_s = now - next((at for at in marks if at is not None), now)
         held = self.tables.is_held(workspace.id)
-        return CurrentRow(row.status, row.instance_id, row.runtime, fresh, held, streak, healthy_s)
+        return CurrentRow(row.status, row.instance_id, row.runtime, fresh, held, restarts, healthy_s)
 
     def _write(self, row: Row, workspace: Workspace, streak: int, pause_s: float) -> tuple[Debt, ...]:
         tables, now = self.tables, self.tables.now

@@ -150,7 +150,7 @@ class Soak:
         flips = self.world.database.query("SELECT count(*) AS count FROM witness")[0]["count"]
         restarts, in_the_window = len(self.world.platform.restarts), len(self.world.ledger.in_the_window)
         outcomes = ", ".join(f"{name} {count}" for name, count in self.outcomes.most_common())
-        print(  # noqa: T201 - it is what the soak is for
+        print(
             f"{time.strftime('%H:%M:%S')}  {what}; cycles: {outcomes}, killed {self.killed}; {flips} flips, "
             f"{restarts} restarts ({in_the_window} of a living instance, in the platform's window); "
             f"longest cycle {self.longest_s:.1f} s",
@@ -164,13 +164,13 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=10.0, help="how long, besides setting up and settling")
     parser.add_argument("--seed", type=int, default=random.randrange(10**6), help="what the adversary does, and when")  # noqa: S311
     options = parser.parse_args()
-    print(f"seed {options.seed}, {options.minutes:g} minutes", flush=True)  # noqa: T201
+    print(f"seed {options.seed}, {options.minutes:g} minutes", flush=True)
     with world() as everything:
         soak = Soak(everything, options.seed)
         soak.run(options.minutes, options.seed + 1)
     for one in soak.wrong:
-        print(f"WRONG  {one}")  # noqa: T201
-    print("FAILED" if soak.wrong else "Nothing is wrong.")  # noqa: T201
+        print(f"WRONG  {one}")
+    print("FAILED" if soak.wrong else "Nothing is wrong.")
     return 1 if soak.wrong else 0
 
 
