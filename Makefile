@@ -5,6 +5,7 @@ PYTHON  ?= python3
 VENV    ?= .venv
 WORKERS ?= auto
 ARGS    ?=
+SCHEDULES ?= 1000000
 
 PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
@@ -72,8 +73,9 @@ test: $(STAMP) $(BUILT) $(TOOLS) ## run the tests, with coverage; ARGS="-k break
 	$(PY) -m pytest -n $(WORKERS) --cov --cov-report=term-missing:skip-covered $(ARGS)
 
 .PHONY: soak
-soak: $(STAMP) ## run the handler for ten minutes while everything goes wrong; ARGS="--minutes 1 --seed 7"
-	$(PY) -m tests.soak $(ARGS)
+soak: $(STAMP) ## ten minutes: a million schedules, then the real handler while all goes wrong; SCHEDULES=0 ARGS="--minutes 1"
+	@$(PY) -m tests.simulation --schedules $(SCHEDULES)
+	@$(PY) -m tests.soak $(ARGS)
 
 .PHONY: simulate
 simulate: $(STAMP) ## search random schedules for one that does harm; ARGS="--schedules 1000000", ARGS=--help lists the rest
