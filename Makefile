@@ -90,6 +90,12 @@ bench: .venv-bench/.installed ## measure beside the peers (ten minutes); writes 
 profile: .venv-bench/.installed ## show where the CPU time of a 100,000-row cycle goes
 	$(PY) -m bench.profile_cycle $(ARGS)
 
+.PHONY: mutate
+mutate: .venv-mutate/.installed ## break the pure modules in every way, and list what no unit test notices; ARGS="'handler.decide.*'" narrows it
+	@rm -rf mutants
+	.venv-mutate/bin/mutmut run $(ARGS)
+	.venv-mutate/bin/mutmut results
+
 .PHONY: lint
 lint: $(STAMP) ## check style, formatting and types
 	$(PY) -m ruff check .
@@ -121,6 +127,7 @@ lock: $(STAMP) ## pin requirements/*.in anew into requirements/*.txt; ARGS=--upg
 	$(UV_COMPILE) --output-file requirements/lambda.txt requirements/lambda.in
 	$(UV_COMPILE) --output-file requirements/bench.txt requirements/bench.in
 	$(UV_COMPILE) --output-file requirements/audit.txt requirements/audit.in
+	$(UV_COMPILE) --output-file requirements/mutate.txt requirements/mutate.in
 
 .PHONY: models
 models: $(STAMP) ## cut handler/aws_models/endpoints.json out of botocore's anew, after `make lock` and `make setup`
@@ -128,7 +135,7 @@ models: $(STAMP) ## cut handler/aws_models/endpoints.json out of botocore's anew
 
 .PHONY: clean
 clean: ## remove what the other targets made
-	rm -rf .venv .venv-* .aws-sam .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.* htmlcov
+	rm -rf .venv .venv-* .aws-sam .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.* htmlcov mutants
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # --- how .venv comes about ---------------------------------------------------------------------------------------

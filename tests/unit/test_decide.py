@@ -254,6 +254,13 @@ def test_an_absence_is_waited_for_until_it_was_seen_often_and_long_enough() -> N
     assert actions(memory.cycle(120, GONE, WITNESS)) == {1: Action.FLIP}
 
 
+def test_the_first_sighting_of_an_absence_is_the_first() -> None:
+    absences = {uuid(1): Absence(instance(2), 5, 500)}  # of the instance before
+    for known in ({}, absences):
+        decision, *_ = planned([GONE, WITNESS], known).decisions
+        assert decision.reason == "not found: sighting 1 of 3, for 0 of 120 s"
+
+
 def test_often_is_not_enough_when_it_was_not_long() -> None:
     memory = Memory()
     for at in range(10):
@@ -308,7 +315,9 @@ def test_nothing_is_believed_counted_or_forgotten_when_nothing_at_all_is_found()
     for at in (60, 120, 180):
         plan = memory.cycle(at, GONE, saw("not_found", 2), saw(NO_ANSWER, 3))
         assert set(actions(plan).values()) == {Action.WAIT}
-        assert all("account, Region or credentials" in one.reason for one in plan.decisions)
+        assert {one.reason for one in plan.decisions} == {
+            "no instance at all was found in this cycle: account, Region or credentials?"
+        }
         assert plan.absent == ()
     assert memory.absences() == {uuid(1): Absence(instance(1), 1, 180)}
     assert actions(memory.cycle(240, GONE, WITNESS)) == {1: Action.WAIT}

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from handler.deadline import Deadline
 from handler.model import VERDICT_OF_STATE, Sighting, Verdict, Workspace
-from handler.probes import ec2
+from handler.probes import ec2, ec2_api
 from handler.probes.ec2 import BISECTING_CALLS, SWEEP_ABOVE, ZONES_ABOVE, Ec2Probe
-from handler.probes.ec2_api import ATTEMPTS, Ec2Api
+from handler.probes.ec2_api import ATTEMPTS, Ec2Api, Ec2Error
 from handler.transport import TransportError
 from tests.unit.builders import Clock, instance, number_of, uuid, workspace
 
@@ -455,6 +455,26 @@ def test_a_throttled_call_ends_the_burst_for_all(clock: Clock) -> None:
     for _ in range(50):
         pages(api, Deadline(600, clock=clock))
     assert sum(clock.slept) >= 3
+
+
+def test_after_a_throttled_call_the_next_one_waits_for_its_token(clock: Clock) -> None:
+    pace = ec2_api._Pace(clock)  # noqa: SLF001 - a call that was throttled pauses for a random time before it comes here
+    assert pace.turn() == 0
+    pace.slow_down()
+    assert pace.turn() == pytest.approx(0.1)
+    clock.sleep(0.2)
+    assert pace.turn() == 0
+
+
+def test_a_call_whose_turn_comes_too_late_is_not_made(clock: Clock) -> None:
+    account = Account({}, clock=clock)
+    api = Ec2Api(account, timeout_s=10, clock=clock, sleep=clock.sleep)
+    for _ in range(50):
+        pages(api, Deadline(600, clock=clock))
+    with pytest.raises(Ec2Error, match="paced") as failure:
+        pages(api, Deadline(0.05, clock=clock))
+    assert failure.value.cut_off
+    assert len(account.calls) == 50
 
 
 # --- very many ---

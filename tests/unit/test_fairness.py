@@ -122,6 +122,14 @@ def test_those_brought_forward_are_not_forgotten_when_a_lower_limit_leaves_some_
     assert [fleet.cycle() for _ in range(3)] == [[1, 2], [3, 4], [5, 6]]
 
 
+def test_those_brought_forward_stay_first_whether_a_limit_or_the_deadline_left_them_out() -> None:
+    fleet = Simulation({1, 2, 3, 4, 5, 6})
+    fleet.cycle(3, late=[1, 2, 3])
+    fleet.limit = 2
+    assert fleet.cycle(1) == [1]
+    assert fleet.sweep.first == (uuid(2), uuid(3))
+
+
 def test_of_very_many_that_ran_out_of_time_some_come_first_and_the_others_have_their_turn_in_the_next_pass() -> None:
     fleet = Simulation(set(range(1, 11)), most_first=2)
     fleet.cycle(8, late=[3, 5, 6, 7])

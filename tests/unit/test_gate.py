@@ -90,6 +90,12 @@ def test_a_round_is_judged_at_its_end_and_not_before(gate: Gate) -> None:
     assert room(gate) == 8
 
 
+def test_half_of_an_odd_number_is_the_smaller_half(clock: Clock) -> None:
+    gate = Gate(3, sleep=clock.sleep)
+    checks(gate, *[OVERLOADED] * 3)
+    assert room(gate) == 1
+
+
 def test_one_is_always_let_through(gate: Gate) -> None:
     checks(gate, *[OVERLOADED] * 100)
     assert room(gate) == 1
@@ -156,6 +162,13 @@ def test_answers_may_take_somewhat_longer(gate: Gate, before_s: float, after_s: 
     assert room(gate) == 8
 
 
+def test_answers_that_get_slower_little_by_little_are_noticed_all_the_same(gate: Gate) -> None:
+    answers(gate, *[1.0] * 8, *[1.9] * 8)
+    assert room(gate) == 8
+    answers(gate, *[2.1] * 8)
+    assert room(gate) == 4
+
+
 def test_what_failed_at_once_does_not_make_the_answers_look_slow(gate: Gate) -> None:
     checks(gate, *[FINE] * 8)
     answers(gate, *[0.6] * 8)
@@ -199,9 +212,9 @@ def test_a_remote_that_goes_up_and_down_at_its_limit_is_told_of_once_each_way(ga
     for _ in range(20):
         checks(gate, *[OVERLOADED] * room(gate))
         checks(gate, *[FINE] * room(gate))
-    assert [(line["level"], line["count"]) for line in log.lines("checks in flight changed")] == [
-        ("WARNING", 4),
-        ("WARNING", 8),
+    assert [(line["level"], line["count"], line["reason"]) for line in log.lines("checks in flight changed")] == [
+        ("WARNING", 4, "more than half of the checks timed out or were turned away"),
+        ("WARNING", 8, "the checks succeed again, no slower than before"),
     ]
 
 
