@@ -16,11 +16,13 @@ from sandbox.platform import Platform
 from sandbox.postgres import Database, PostgresServer, StatusType
 from tests.support.invoke import Invoke
 
-# Found examples are found again from the seed that a failure prints; machines need not remember them.
-settings.register_profile("project", database=None, deadline=None, print_blob=True)
+# The same examples in every run: a red build is red again when somebody looks at it. A long search takes others each
+# time: make test ARGS="tests/fuzz --hypothesis-profile=long --timeout=0 --show-capture=no --no-cov"
+settings.register_profile("project", derandomize=True, database=None, deadline=None)
+settings.register_profile("long", max_examples=5000, database=None, deadline=None, print_blob=True)
 settings.load_profile("project")
 
-_DIRECTORIES = ("unit", "simulation", "contract", "integration", "isolation", "infra", "e2e")
+_DIRECTORIES = ("unit", "fuzz", "simulation", "contract", "integration", "isolation", "infra", "e2e")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

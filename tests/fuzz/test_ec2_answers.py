@@ -1,0 +1,169 @@
+"""Any bytes in place of EC2's answer."""
+
+import copy
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack
+from unittest.mock import patch
+from xml.etree import ElementTree as ET
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from handler import app
+from handler.cycle import Parts
+from handler.deadline import Deadline
+from handler.model import VERDICT_OF_STATE, Verdict, Workspace
+from handler.probes import ec2_api
+from sandbox import ec2_xml
+from sandbox.ec2_xml import Instance
+from sandbox.http_server import Answer
+from sandbox.limited_ec2 import LimitedEc2
+from tests.fuzz.anything import CANARY, broken, examples
+from tests.support.stage import recorded
+
+ID = "00000000-0000-4000-8000-000000000001"
+STATES = {"i-0000000000000000a": "running", "i-0000000000000000b": "terminated", "i-0000000000000000c": "stopping"}
+WORKSPACES = [
+    Workspace(f"00000000-0000-4000-8000-{n:012d}", instance_id, None)
+    for n, instance_id in enumerate([*STATES, "i-0000000000000000d"])
+]
+# EC2's error codes are logged, whatever word stands there; all others are words of ours.
+CAUSE = re.compile(r"(?!unexpected)[a-z_]+|refused_[A-Za-z.]{1,60}|aws_[A-Za-z]+Error")
+
+WHOLE = ec2_xml.instances(
+    [Instance(one, state, "eu-central-1a", n) for n, (one, state) in enumerate(STATES.items())], None, request_id="r"
+)
+# The same with nothing that is not read, so that most of what is broken matters.
+SHORT = (
+    b'<DescribeInstancesResponse xmlns="http://ec2.amazonaws.com/doc/2016-11-15/"><reservationSet>'
+    + b"".join(
+        f"<item><instancesSet><item><instanceId>{one}</instanceId><instanceState><code>0</code><name>{state}</name>"
+        "</instanceState></item></instancesSet></item>".encode()
+        for one, state in STATES.items()
+    )
+    + b"</reservationSet></DescribeInstancesResponse>"
+)
+PIECES = sorted(set(re.findall(rb"</?\w+>", SHORT)))
+inserts = st.binary(max_size=8) | st.sampled_from(
+    [
+        *PIECES,
+        *(one.encode() for one in STATES),
+        *(state.encode() for state in VERDICT_OF_STATE),
+        b"<nextToken>more</nextToken>",
+        b"<name>terminated</name>",
+        b"<instanceState><name>terminated</name></instanceState>",
+        b"<instanceId>i-0000000000000000a</instanceId>",
+        b"<!--",
+        b"-->",
+        b"<![CDATA[",
+        b"]]>",
+        b'<!DOCTYPE x [<!ENTITY running "terminated">]>',
+        b"&running;",
+        b"&#x74;",
+        b"\xff\xfe",
+        CANARY.encode(),
+    ]
+)
+
+
+@pytest.fixture(scope="module")
+def ec2() -> Iterator[LimitedEc2]:
+    with LimitedEc2() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def parts(ec2: LimitedEc2) -> Iterator[Parts]:
+    environment = {**ec2.environment, "DATABASE_URL": "postgresql://x:y@127.0.0.1:1/z"}
+    with ExitStack() as stack, pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(ec2_api, "FIRST_PAUSE_S", 0.0)
+        stack.enter_context(patch.dict("os.environ", environment))
+        warm = app.Warm(environment)
+        stack.callback(warm.close)
+        yield warm.parts(ID)
+
+
+def said(page: bytes) -> set[tuple[str | None, str | None]]:
+    """Return every instance with every state that some reading of a page may find beside it. Raises ParseError."""
+    root = ET.fromstring(page, ET.XMLParser(encoding="utf-8"))  # noqa: S314 - pages of this test's own making
+    for element in root.iter():
+        element.tag = element.tag.rpartition("}")[2]
+    return {
+        (one.text, name.text)
+        for item in root.iter()
+        for one in item.findall("instanceId")
+        for name in item.findall("instanceState/name")
+    }
+
+
+@st.composite
+def rearranged(draw: st.DrawFn) -> bytes:
+    """Return a page that is XML, in which up to four elements are gone, doubled, elsewhere, or hold something else."""
+    root = ET.fromstring(SHORT)  # noqa: S314 - a page of this test's own making
+    for _ in range(draw(st.integers(1, 4))):
+        places = [(parent, child) for parent in root.iter() for child in parent]
+        if not places:
+            break
+        parent, child = draw(st.sampled_from(places))
+        match draw(st.sampled_from(["remove", "double", "move", "rename", "fill", "fill", "empty"])):
+            case "remove":
+                parent.remove(child)
+            case "double":
+                parent.append(copy.deepcopy(child))
+            case "move":
+                parent.remove(child)
+                draw(st.sampled_from(list(root.iter()))).append(child)
+            case "rename":
+                child.tag = draw(st.sampled_from(places))[1].tag
+            case "fill":
+                child.text = draw(st.sampled_from([*STATES, *VERDICT_OF_STATE, CANARY, "", " terminated "]))
+            case _:
+                child.clear()
+    return ET.tostring(root)
+
+
+pages = rearranged() | rearranged() | st.sampled_from([WHOLE, SHORT]).flatmap(lambda page: broken(page, inserts))
+
+
+@given(pages, st.sampled_from([200, 200, 200, 400]))
+@example(b"", 200)
+@example(b"", 204)
+@example(b"<a>" * 100_000, 200)
+@example(SHORT.replace(b"<name>", b"<name><name>"), 200)
+@example(ec2_xml.error(CANARY + "-" * 70, CANARY, request_id=CANARY), 400)
+@example(ec2_xml.error("InternalError", CANARY, request_id=CANARY), 500)
+@example(b'{"__type": "x"}', 500)
+@examples(3)
+def test_an_instance_is_seen_only_in_a_state_that_ec2s_page_gives_it(
+    ec2: LimitedEc2, parts: Parts, page: bytes, status: int
+) -> None:
+    ec2.script.clear()
+    ec2.script.reply(Answer(status, page, {"Content-Type": "text/xml;charset=UTF-8", "X": CANARY}))
+    with recorded() as output:
+        seen = list(parts.probe(Deadline(10)).sightings(WORKSPACES, Deadline(10)))
+    assert sorted(one.workspace.id for one in seen) == [one.id for one in WORKSPACES]
+    try:
+        pairs = said(page)
+    except ET.ParseError:
+        assert {one.verdict for one in seen} == {Verdict.UNKNOWN}
+        pairs = set()
+    for one in seen:
+        if one.verdict is Verdict.UNKNOWN:
+            assert CAUSE.fullmatch(one.cause)
+        elif one.verdict is Verdict.ABSENT:
+            assert one.workspace.instance_id not in {instance_id for instance_id, _ in pairs}
+        else:
+            assert (one.workspace.instance_id, one.state) in pairs
+        assert status == 200 or one.verdict is Verdict.UNKNOWN
+        assert CANARY not in one.cause
+    assert CANARY not in output.getvalue()
+
+
+def test_a_whole_page_is_believed(ec2: LimitedEc2, parts: Parts) -> None:
+    for page in (WHOLE, SHORT):
+        ec2.script.clear()
+        ec2.script.reply(Answer(200, page))
+        seen = parts.probe(Deadline(10)).sightings(WORKSPACES, Deadline(10))
+        assert {one.workspace.instance_id: one.state for one in seen} == STATES | {"i-0000000000000000d": "not_found"}

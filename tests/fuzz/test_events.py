@@ -1,0 +1,60 @@
+"""Any event at Lambda's door."""
+
+import json
+import re
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from handler.errors import ReconcilerError, RequestError, shown
+from tests.fuzz.anything import CANARY, Nobody, any_json, examples, nearly
+from tests.support.events import EVENTS, event
+from tests.support.invoke import Invoke
+from tests.support.stage import recorded
+
+ID = "00000000-0000-4000-8000-000000000001"
+RIGHT = [
+    *(event(path.stem) for path in sorted(EVENTS.glob("*.json"))),
+    {"mode": "apply", "workspace_ids": [ID], "limit": 5, "override_breaker": True},
+    {"mode": "apply", "hold": {"workspace_ids": [ID], "reason": "maintenance", "seconds": 60}},
+    {"mode": "apply", "release": [ID]},
+]
+REFUSED = re.compile(
+    r"event field (mode|workspace_ids|limit|override_breaker|shards?|source|detail|detail-type|hold|release|event)"
+    r"(\.reason|\.seconds|\.workspace_ids)?(\[\d+\])?: found "
+)
+UNKNOWN = "event field {}: unknown"
+
+
+@pytest.fixture
+def invoke() -> Invoke:
+    secrets = {"PLATFORM_TOKEN": CANARY, "PLATFORM_BASE_URL": "http://127.0.0.1:1"}
+    database = f"postgresql://reconciler:{CANARY}@127.0.0.1:1/platform?sslmode=disable"
+    return Invoke({**secrets, "DATABASE_URL": database, "AWS_REGION": "eu-central-1"})
+
+
+@given(any_json | nearly(RIGHT, any_json | st.just(ID)) | st.sampled_from(RIGHT))
+@example({"workspace_ids": [ID] * 100_000 + ["x" * 100_000]})
+@example({"x" * 1_000_000: 1})
+@example({"limit": 10**5000})
+@example({"mode": json.loads("[" * 200 + "]" * 200)})
+@examples(2)
+def test_an_event_is_understood_or_refused_by_its_field_in_few_words_before_anybody_is_asked(
+    nobody: Nobody, invoke: Invoke, event: Any
+) -> None:
+    nobody.asked = 0
+    with recorded() as output, pytest.raises(ReconcilerError) as error:
+        invoke(event)
+    message = str(error.value)
+    if isinstance(error.value, RequestError):
+        assert nobody.asked == 0
+        assert REFUSED.match(message) or any(message.startswith(UNKNOWN.format(shown(name))) for name in event)
+        assert "; expected " in message
+        assert len(message) < 300
+        assert message.isprintable()
+        assert output.getvalue() == ""
+    else:
+        assert nobody.asked > 0
+    assert CANARY not in message + output.getvalue()
