@@ -6,11 +6,13 @@ PgBouncer's transaction pooling serve.
 
 import contextlib
 import io
+import re
 import ssl
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import botocore.exceptions
 import pg8000.exceptions
 import pg8000.native
 
@@ -25,6 +27,7 @@ from handler.errors import (
     SchemaMissingError,
     SecretError,
     SettingsError,
+    shown,
 )
 from handler.settings import IAM, Database
 from handler.transport import BoundedReader
@@ -38,6 +41,7 @@ _GRACE_SECONDS = 0.3
 # A warm connection may be dead: most of the time must be left for making another.
 _WARM_SECONDS = 3.0
 _READ_BYTES = 64 * 1024
+_PORT = re.compile(r"[0-9]{1,5}")
 
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
 _ERROR_OF_SQLSTATE: dict[str, tuple[type[RegistryError], str]] = {
@@ -197,7 +201,7 @@ class Session:
             raise _explained(error) from error
         except Exception as error:  # whatever the other side answered, it is not a database's greeting
             why = getattr(error, "verify_message", "") or type(error).__name__
-            raise ConnectionLostError(f"no connection to the database at {login['host']}: {why}") from error
+            raise ConnectionLostError(f"no connection to the database at {shown(login['host'])}: {why}") from error
 
     def _login(self, deadline: Deadline, *, fresh: bool) -> dict[str, Any]:
         database, server = self._database, self._database.server
@@ -212,7 +216,10 @@ class Session:
             if not value:
                 raise SecretError(f"{_VARIABLE}: the secret has no {what}")
         if database.auth == IAM:
-            password = self._token(str(host), port, str(user))
+            try:
+                password = self._token(str(host), port, str(user))
+            except botocore.exceptions.BotoCoreError as error:
+                raise SecretError(f"DATABASE_AUTH: no IAM token can be made ({type(error).__name__})") from error
         elif password is None and database.secret_arn is not None:
             raise SecretError(f"{_VARIABLE}: the secret has no password, and DATABASE_AUTH is not iam")
         return {
@@ -229,7 +236,7 @@ class Session:
 def _port(text: str | None) -> int | None:
     if text is None:
         return None
-    if not text.isascii() or not text.isdecimal() or not 0 < int(text) <= 65535:  # noqa: PLR2004 - TCP's range
+    if not _PORT.fullmatch(text) or not 0 < int(text) <= 65535:  # noqa: PLR2004 - TCP's range
         raise SecretError(f"{_VARIABLE}: the field port of the secret is not a port number")
     return int(text)
 

@@ -65,7 +65,7 @@ def test_a_database_that_is_down_is_an_error_and_a_warm_process_goes_on_when_it_
         invoke = Invoke({**ec2.environment, "DATABASE_URL": database.url})
         invoke(DRY_RUN)
         server.stop()
-        with pytest.raises(ConnectionLostError, match=r"no connection to the database at 127\.0\.0\.1"):
+        with pytest.raises(ConnectionLostError, match=r"no connection to the database at '127\.0\.0\.1'"):
             invoke()
         server.start_again()
         assert invoke()["flipped"] == 1
