@@ -27,6 +27,7 @@ _BROKEN = "broken_connection"
 _LENGTH = re.compile(r"[0-9]+")
 # RFC 9110, 15.3
 SUCCESS = range(200, 300)
+_INTERIM = range(100, 200)
 
 
 class TransportError(Exception):
@@ -174,8 +175,14 @@ class _BoundedResponse(http.client.HTTPResponse):
         self.fp = io.BufferedReader(BoundedReader(self.fp.detach(), sock, deadline))
 
     def begin(self) -> None:
-        """Read status and headers; where http.client makes the best of broken ones, refuse (RFC 9112, 6.3)."""
+        """Read status and headers; where http.client makes the best of broken ones, refuse (RFC 9112, 6.3).
+
+        Pass over interim answers, of which http.client knows 100 only (RFC 9110, 15.2): they settle nothing.
+        """
         super().begin()
+        while self.status in _INTERIM:
+            self.headers = self.msg = None  # type: ignore[assignment]  # as they are before it begins
+            super().begin()
         lengths = set(self.headers.get_all("Content-Length", []))
         if self.headers.defects or len(lengths) > 1 or not all(_LENGTH.fullmatch(one) for one in lengths):
             raise http.client.HTTPException("broken headers")
