@@ -1,5 +1,6 @@
 """The candidates, and what is remembered between cycles."""
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -105,8 +106,7 @@ class Fleet:
                 """
                 INSERT INTO reconciler.absences AS known (workspace_id, instance_id, sightings)
                 SELECT workspace_id, instance_id, 1
-                FROM unnest(CAST(:workspace_ids AS uuid[]), CAST(:instance_ids AS text[]))
-                     AS seen (workspace_id, instance_id)
+                FROM jsonb_to_recordset(CAST(:absent AS jsonb)) AS seen (workspace_id uuid, instance_id text)
                 ON CONFLICT (workspace_id) DO UPDATE SET
                     instance_id = EXCLUDED.instance_id,
                     last_seen_at = EXCLUDED.last_seen_at,
@@ -115,8 +115,8 @@ class Fleet:
                     first_seen_at = CASE WHEN known.instance_id = EXCLUDED.instance_id
                                          THEN known.first_seen_at ELSE EXCLUDED.first_seen_at END
                 """,
-                workspace_ids=[one.id for one in absent],
-                instance_ids=[one.instance_id for one in absent],
+                # As JSON: of an array's elements pg8000 lets PostgreSQL take the text "null" for NULL.
+                absent=json.dumps([{"workspace_id": one.id, "instance_id": one.instance_id} for one in absent]),
             )
 
     def save_sweep(self, deadline: Deadline, sweep: Sweep, *, completed_pass: bool) -> None:
