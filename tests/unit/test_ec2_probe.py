@@ -1,6 +1,7 @@
 """EC2's answers, whole, broken and in pages, and what they prove."""
 
 import itertools
+import random
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -309,6 +310,23 @@ def test_a_failure_that_may_pass_is_tried_again_after_a_pause(clock: Clock, trou
     assert len(account.calls) == 3
     first, second = (pause for pause in clock.slept if pause > 0.2)
     assert 0.5 <= first <= 1 <= second <= 2
+
+
+@pytest.mark.parametrize("code", ["RequestLimitExceeded", "Throttling", "ThrottlingException", "RequestThrottled"])
+def test_each_of_awss_words_for_throttling_is_waited_out(clock: Clock, code: str) -> None:
+    account = Account(all_of(3), clock=clock)
+    account.troubles = [refusal(code)] * (ATTEMPTS + 1)
+    assert found(look(account, clock, some(3))) == dict.fromkeys([1, 2, 3], "running")
+
+
+def test_the_pauses_double_up_to_four_seconds_and_no_two_need_be_the_same(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(random, "uniform", lambda _, most: most)
+    account = Account(all_of(3), clock=clock)
+    account.troubles = [THROTTLED] * 6
+    look(account, clock, some(3), seconds=100)
+    assert [pause for pause in clock.slept if pause > 0.2] == [1, 2, 4, 8, 8, 8]
 
 
 def test_a_broken_connection_is_tried_again_so_often_and_no_more(clock: Clock) -> None:

@@ -21,6 +21,8 @@ from handler import errors
         (1.5, "1.5"),
         (True, "True"),
         (float("nan"), "nan"),
+        (2**128 - 1, str(2**128 - 1)),
+        pytest.param(2**128, "a huge number", id="one bit too many"),
         (10**5000, "a huge number"),
         ({"password": "x"}, "a dict"),
         (["x"], "a list"),
