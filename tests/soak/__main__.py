@@ -161,7 +161,9 @@ class Soak:
 def main() -> int:
     """Run the soak as the command line says."""
     parser = argparse.ArgumentParser(prog="make soak", description=__doc__)
-    parser.add_argument("--minutes", type=float, default=5.0, help="how long, besides setting up and settling (default: 5)")
+    parser.add_argument(
+        "--minutes", type=float, default=5.0, help="how long, besides setting up and settling; default: 5"
+    )
     parser.add_argument("--seed", type=int, default=random.randrange(10**6), help="what the adversary does, and when")  # noqa: S311
     options = parser.parse_args()
     print(f"seed {options.seed}, {options.minutes:g} minutes", flush=True)

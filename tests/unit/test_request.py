@@ -24,6 +24,9 @@ STATE_CHANGE = {
     "detail": {"instance-id": "i-0123456789abcdef0", "state": "terminated"},
 }
 SHARDLESS = "no such field: shards are not supported yet"
+HOLD_FORM = '{"workspace_ids": [UUID, …], "reason": text, "seconds": n}'
+REASON_FORM = "a line of 1 to 200 printable characters"
+SECONDS_FORM = "a whole number from 1 to 2592000 (30 days)"
 UNSCHEDULED = "no such field in a scheduled event"
 
 
@@ -246,12 +249,12 @@ def test_a_ceiling_that_allows_applying_makes_no_dry_run_apply() -> None:
         ),
         pytest.param({"mode": "hold"}, "mode", "'hold'", "apply or dry-run", id="a mode of hold"),
         *(
-            pytest.param({"hold": hold}, "hold", found, '{"workspace_ids": [UUID', id=f"a hold {name}")
+            pytest.param({"hold": hold}, "hold", found, HOLD_FORM, id=f"a hold {name}")
             for name, hold, found in (
                 ("of null", None, "nothing"),
                 ("in a list", [HOLD], "a list"),
                 ("of true", True, "True"),
-                ("of an id", uuid(1), uuid(1)),
+                ("of an id", uuid(1), f"'{uuid(1)}'"),
                 ("that is empty", {}, "a dict"),
                 ("without a reason", {"workspace_ids": [uuid(1)], "seconds": 1}, "a dict"),
                 ("without an end", {"workspace_ids": [uuid(1)], "reason": "x"}, "a dict"),
@@ -260,7 +263,7 @@ def test_a_ceiling_that_allows_applying_makes_no_dry_run_apply() -> None:
             )
         ),
         *(
-            pytest.param({"hold": HOLD | {"reason": reason}}, "hold.reason", found, "1 to 200 printable", id=name)
+            pytest.param({"hold": HOLD | {"reason": reason}}, "hold.reason", found, REASON_FORM, id=name)
             for name, reason, found in (
                 ("no reason", "", "''"),
                 ("a reason of blanks", "  ", "'  '"),
@@ -276,7 +279,7 @@ def test_a_ceiling_that_allows_applying_makes_no_dry_run_apply() -> None:
             )
         ),
         *(
-            pytest.param({"hold": HOLD | {"seconds": seconds}}, "hold.seconds", found, "1 to 2592000", id=name)
+            pytest.param({"hold": HOLD | {"seconds": seconds}}, "hold.seconds", found, SECONDS_FORM, id=name)
             for name, seconds, found in (
                 ("no seconds", 0, "0"),
                 ("negative seconds", -1, "-1"),
@@ -291,11 +294,11 @@ def test_a_ceiling_that_allows_applying_makes_no_dry_run_apply() -> None:
         *(
             pytest.param(event, f"{field}{place}", found, expected, id=f"{field}: {name}")
             for name, ids, place, found, expected in (
-                ("no ids", [], "", "a list", "one or more UUIDs"),
-                ("null", None, "", "nothing", "list"),
-                ("an id without a list", uuid(1), "", uuid(1), "list"),
-                ("an id that is none", [uuid(1), "x"], "[1]", "'x'", "UUID"),
-                ("a number among them", [5], "[0]", "5", "UUID"),
+                ("no ids", [], "", "a list", "a list of one or more UUIDs"),
+                ("null", None, "", "nothing", "a list of one or more UUIDs"),
+                ("an id without a list", uuid(1), "", f"'{uuid(1)}'", "a list of one or more UUIDs"),
+                ("an id that is none", [uuid(1), "x"], "[1]", "'x'", "a UUID"),
+                ("a number among them", [5], "[0]", "5", "a UUID"),
             )
             for field, event in (
                 ("hold.workspace_ids", {"hold": HOLD | {"workspace_ids": ids}}),
