@@ -23,6 +23,7 @@ ANSWERS: dict[str, dict[str, Any]] = {
     "apply.json": {"mode": "apply", "candidates": 3, "running": 1, "dead": 2, "flipped": 2},
     "override-breaker.json": {"mode": "apply", "candidates": 3, "running": 1, "dead": 2, "flipped": 2},
     "dry-run.json": {"mode": "dry-run", "candidates": 3, "running": 1, "dead": 2, "flipped": 0},
+    "dry-run-override.json": {"mode": "dry-run", "candidates": 3, "running": 1, "dead": 2, "flipped": 0},
     "one-workspace.json": {"mode": "dry-run", "candidates": 1, "running": 0, "dead": 1, "flipped": 0},
 }
 # … and what it says of those that are no cycle, one after the other.

@@ -18,10 +18,10 @@ TOPIC = "arn:aws:sns:eu-central-1:123456789012:ops"
 
 # What Powertools and CloudWatch Logs add to the code's own keys.
 POWERTOOLS_KEYS = {"level", "location", "message", "timestamp", "service"}
-INSIGHTS_KEYS = {"@timestamp", "@message"}
+INSIGHTS_KEYS = {"@timestamp", "@message", "errorType", "errorMessage"}  # the last two are Lambda's own
 INSIGHTS_WORDS = {
     *("SOURCE", "fields", "filter", "stats", "sort", "limit", "by", "as", "in", "or", "and", "asc", "desc"),
-    *("latest", "max", "sum", "coalesce"),
+    *("latest", "max", "sum", "coalesce", "ispresent"),
 }
 
 ALARMS = {
@@ -142,6 +142,7 @@ def test_the_queries_answer_the_questions_on_the_stack_s_own_log_group(applying:
         f"{STACK}/What dies again and again",
         f"{STACK}/What happened to one workspace",
         f"{STACK}/What was unknown and why",
+        f"{STACK}/What went wrong",
         f"{STACK}/Why flips were skipped",
     ]
     assert all(one["LogGroupNames"] == ["<LogGroup>"] for one in definitions)

@@ -4,6 +4,7 @@ A server process imports the handler once and forks for each invocation, which c
 It is one of its own since a process with threads, such as the tests', cannot fork safely.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -84,7 +85,8 @@ class Invocations:
 
     def kill(self) -> None:
         """End the invocation under way at once (SIGKILL). For hooks, which run while `run` waits."""
-        os.kill(self._pid.result(_START_TIMEOUT_S), signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # another hook's kill came first
+            os.kill(self._pid.result(_START_TIMEOUT_S), signal.SIGKILL)
 
     def _write(self, **order: Any) -> None:
         assert self._server.stdin is not None

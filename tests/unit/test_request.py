@@ -88,6 +88,7 @@ def test_an_event_that_is_understood_makes_a_request(event: dict[str, Any], requ
         ("scheduled-rule.json", Request("apply")),
         ("apply.json", Request("apply")),
         ("dry-run.json", Request("dry-run")),
+        ("dry-run-override.json", Request("dry-run", override_breaker=True)),
         ("one-workspace.json", Request("dry-run", ("00000000-0000-4000-8000-000000000001",))),
         ("override-breaker.json", Request("apply", override_breaker=True)),
         (
