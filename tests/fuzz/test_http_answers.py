@@ -127,8 +127,11 @@ def answers(draw: st.DrawFn) -> bytes:
 
 def status_of(answer: bytes) -> int | None:
     """Return the status that an answer has at its beginning, after any interim ones."""
-    status = re.match(rb"(?:HTTP/\S+ +1\d\d.*?\r?\n\r?\n)*HTTP/\S+\s+(\d{3})\b", answer, re.DOTALL)
-    return int(status[1]) if status else None
+    # As http.client reads it: ISO 8859-1, and blanks before it are passed over.
+    status = re.match(
+        r"(\s*HTTP/\S+\s+1\d\d.*?\r?\n\r?\n)*\s*HTTP/\S+\s+(\d{3})\b", answer.decode("latin-1"), re.DOTALL
+    )
+    return int(status[2]) if status else None
 
 
 def states_in(answer: bytes) -> set[str]:
