@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from handler.deadline import Deadline
-from handler.decide import Action, Plan, Policy, decide
+from handler.decide import Action, Plan, Policy, decide, moved_on
 from handler.errors import ReconcilerError
 from handler.fairness import Progress, advance
 from handler.flips import Flips
@@ -81,15 +81,19 @@ def _cycle(
 
     # Too late to act is no failure: what was seen is remembered, and what is dead comes first next time.
     memory = registry.fleet.recall(closing, breaker_window_s=settings.breaker_window_seconds)
-    plan = decide(sightings, memory.absences, memory.recently_flipped, _policy(order, settings))
+    everybody = not order.narrowed and selection.next_unselected is None
+    gone = moved_on(memory.absences, selection.workspaces, everybody=everybody)
+    plan = decide(sightings, memory.absences, memory.recently_flipped, _policy(order, settings), gone)
     _tell(plan, report, story)
 
     flips = Flips(registry.rows, probe, settings, selection.selected_at, report, story)
     if order.mode == APPLY:
-        registry.fleet.remember_absences(closing, plan.absent, plan.found_again)
+        registry.fleet.remember_absences(closing, plan.absent, plan.forgotten)
         flips.carry_out(plan, flipping)
+        if flips.found_again:
+            registry.fleet.remember_absences(closing, (), flips.found_again)
         Payments(registry.debts, probe, settings, report, story).pay(
-            parts.platform, paying, closing, own_only=order.narrowed
+            parts.platform, paying, closing, own_only=order.narrowed, absence_counts=plan.absence_counts
         )
     else:
         flips.rehearse(plan, flipping)

@@ -145,7 +145,7 @@ class Session:
             f" SET LOCAL statement_timeout = {milliseconds};"
             f" SET LOCAL lock_timeout = {milliseconds};"
             f" SET LOCAL idle_in_transaction_session_timeout = {milliseconds + 1000};"
-            " SET LOCAL TimeZone = 'UTC'; SET LOCAL DateStyle = 'ISO'"
+            " SET LOCAL TimeZone = 'UTC'; SET LOCAL DateStyle = 'ISO'; SET LOCAL client_encoding = 'UTF8'"
         )
         if self._connection is not None:
             try:

@@ -3,7 +3,7 @@
 An instance is killed for good when its workspace is flipped, so every doubt ends in not flipping.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -64,12 +64,16 @@ class Breaker:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a cycle is to do, and what it has to remember of absences."""
+    """What a cycle is to do, and what it has to remember of absences and to forget.
+
+    `absence_counts` tells whether "not found" is to be believed at all in this cycle.
+    """
 
     decisions: tuple[Decision, ...]
     breaker: Breaker
     absent: tuple[Workspace, ...]
-    found_again: tuple[str, ...]
+    forgotten: tuple[str, ...]
+    absence_counts: bool
 
 
 def decide(
@@ -77,16 +81,18 @@ def decide(
     absences: Mapping[str, Absence],
     recently_flipped: frozenset[str],
     policy: Policy,
+    moved_on: Collection[str] = (),
 ) -> Plan:
     """Decide about all that was seen in one cycle.
 
-    `absences` are those of earlier cycles, by workspace id; `recently_flipped` are the workspaces
+    `absences` are those of earlier cycles, by workspace id, and `moved_on` the workspaces among
+    them that are no candidates with the same instance any more; `recently_flipped` are those
     flipped within the breaker's window. Decisions are made for the dead and the absent only.
     """
     seen = [sighting for sighting in sightings if sighting.verdict is not Verdict.UNKNOWN]
     breaker = _breaker(seen, recently_flipped, policy)
     # Where nothing at all is found, it is the account, the Region or the credentials that are wrong.
-    credible = any(sighting.verdict in FOUND for sighting in seen)
+    credible = not seen or any(sighting.verdict in FOUND for sighting in seen)
     decisions = []
     for sighting in seen:
         if sighting.verdict is Verdict.DEAD:
@@ -101,7 +107,20 @@ def decide(
         decisions.append(Decision(sighting, action, reason))
     absent = [one.workspace for one in seen if credible and one.verdict is Verdict.ABSENT]
     found_again = [one.workspace.id for one in seen if one.verdict in FOUND and one.workspace.id in absences]
-    return Plan(tuple(decisions), breaker, tuple(absent), tuple(found_again))
+    return Plan(tuple(decisions), breaker, tuple(absent), (*found_again, *moved_on), credible)
+
+
+def moved_on(absences: Mapping[str, Absence], selected: Iterable[Workspace], *, everybody: bool) -> list[str]:
+    """Return the workspaces whose absences say nothing any more, since they record another instance.
+
+    `everybody` tells that all candidates were selected: who is not among them is none.
+    """
+    recorded = {one.id: one.instance_id for one in selected}
+    return [
+        one
+        for one, absence in absences.items()
+        if recorded.get(one, None if everybody else absence.instance_id) != absence.instance_id
+    ]
 
 
 def _breaker(seen: Iterable[Sighting], recently_flipped: frozenset[str], policy: Policy) -> Breaker:

@@ -3,7 +3,8 @@
 The candidates stand in a circle, in the order of their ids. The cursor is the last one up to which
 all were checked; the next cycle goes on behind it, and round past the end. A pass is complete when
 the cursor has come round to where the pass began. Workspaces that looked dead, and for which there
-was no time left to act, are remembered by name and come first of all.
+was no time left to act, are remembered by name and come first of all; so do the few whose checks the
+deadline cut off, though others behind them had been checked.
 """
 
 from collections.abc import Collection, Sequence
@@ -42,31 +43,42 @@ def advance(
 
     `selected` are the cycle's candidates in their fair order, and `next_unselected` the one that a
     limit left out first. `checked` got a verdict; `out_of_time` of those looked dead and were not
-    acted on. At most `most_first` of these are remembered by name, so that they cannot crowd out
-    the rest; the others have their turn again in the next pass.
+    acted on. At most `most_first` of these and of those cut off are remembered by name, so that they
+    cannot crowd out the rest. The other dead have their turn again in the next pass; before the others
+    that were cut off the cursor stops.
     """
     brought_forward = set(sweep.first)
     unchecked = set(selected).difference(checked)
     if next_unselected in brought_forward:  # the limit is so low that not even these were all selected
         unchecked |= brought_forward.difference(selected)
     still_first = [one for one in sweep.first if one in unchecked]
-    first = still_first + [one for one in out_of_time if one not in unchecked]
-    first = first[: max(most_first, len(still_first))]
-
-    cursor, left = sweep.cursor, next_unselected
-    for one in selected:
-        if one in brought_forward:
-            continue
-        if one in unchecked:
-            left = one
-            break
-        cursor = one
 
     def place(one: str) -> tuple[bool, str]:
         """Return its place in the circle that begins behind the old cursor."""
         return one <= sweep.cursor, one
 
+    in_turn = [one for one in selected if one not in brought_forward]
+    last_checked = next((one for one in reversed(in_turn) if one not in unchecked), None)
+    # With the end of a pass in sight the cursor passes nobody over who belongs to it, or it would never be complete.
+    ends = last_checked is not None and place(last_checked) > place(sweep.pass_began_at)
+    cursor, left = sweep.cursor, next_unselected
+    cut_off: list[str] = []
+    for one in in_turn:
+        if one not in unchecked:
+            cursor = one
+            continue
+        behind_others = last_checked is None or place(one) > place(last_checked)
+        is_needed = ends and place(one) <= place(sweep.pass_began_at)
+        if behind_others or is_needed or len(still_first) + len(cut_off) >= most_first:
+            left = one
+            break
+        cut_off.append(one)
+    still_first += cut_off
+    first = still_first + [one for one in out_of_time if one not in unchecked]
+    first = first[: max(most_first, len(still_first))]
+
     all_passed = left is None or place(left) > place(sweep.pass_began_at)
-    completed = all_passed and not still_first
+    needed = [one for one in still_first if one not in cut_off or place(one) <= place(sweep.pass_began_at)]
+    completed = all_passed and not needed
     began_at = cursor if completed else sweep.pass_began_at
     return Progress(Sweep(cursor, began_at, tuple(first)), completed)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from handler.deadline import Deadline
 from handler.decide import Action, CrashLoop, Plan, confirms
 from handler.errors import LeaseLostError, ReconcilerError, RowLockedError
-from handler.model import Flip, Report, Sighting, SkipReason
+from handler.model import FOUND, Flip, Report, Sighting, SkipReason
 from handler.probes import Probe
 from handler.registry import Flipped, Rows, Terms
 from handler.settings import Settings
@@ -42,6 +42,8 @@ class Flips:
         self._report = report
         self._story = story
         self.out_of_time: list[str] = []
+        # Not found at first, and alive right before the flip: what was counted of their absence is void.
+        self.found_again: list[str] = []
 
     def carry_out(self, plan: Plan, deadline: Deadline) -> None:
         """Flip what the plan says, as far as the time goes."""
@@ -63,6 +65,8 @@ class Flips:
                     self._attempt(attempt, message, second, deadline)
                 else:
                     self._skip(second, SkipReason.NOT_CONFIRMED)
+                    if second.verdict in FOUND:
+                        self.found_again.append(second.workspace.id)
             for first in unconfirmed.values():
                 self._skip(first, SkipReason.OUT_OF_TIME)
 

@@ -52,8 +52,12 @@ class Payments:
         closing: Deadline,
         *,
         own_only: bool,
+        absence_counts: bool,
     ) -> None:
-        """Ask for what is due, as far as the time goes; `own_only` leaves other cycles' debts alone."""
+        """Ask for what is due, as far as the time goes; `own_only` leaves other cycles' debts alone.
+
+        `absence_counts` tells whether an instance that is not found is to be believed to be gone.
+        """
         if deadline.over():
             return
         try:
@@ -64,11 +68,14 @@ class Payments:
             most = self._settings.restarts_per_cycle + LOOKED_AT_BESIDES
             due = self._debts.due(self._briefly(deadline), limit=most, own_only=own_only)
             if due:
-                self._ask_for(self._still_dead(due, deadline, closing), platform(deadline), deadline, closing)
+                dead = self._still_dead(due, deadline, closing, absence_counts=absence_counts)
+                self._ask_for(dead, platform(deadline), deadline, closing)
         except ReconcilerError as error:
             self._story.trouble("restarts left for the next cycle", error)
 
-    def _still_dead(self, due: Iterable[Debt], deadline: Deadline, closing: Deadline) -> list[Debt]:
+    def _still_dead(
+        self, due: Iterable[Debt], deadline: Deadline, closing: Deadline, *, absence_counts: bool
+    ) -> list[Debt]:
         """Return the debts whose instance is dead for all that is known; void those of the living."""
         due = list(due)
         old = {debt.workspace_id: debt for debt in due if debt.attempts or not debt.of_this_cycle}
@@ -76,7 +83,7 @@ class Payments:
         probing = deadline.within(deadline.remaining() * PROBING_SHARE)
         for sighting in self._probe.sightings([debt.as_candidate() for debt in old.values()], probing):
             debt = old[sighting.workspace.id]
-            if sighting.verdict in (Verdict.DEAD, Verdict.ABSENT):
+            if sighting.verdict is Verdict.DEAD or (sighting.verdict is Verdict.ABSENT and absence_counts):
                 dead.add(debt.id)
             elif sighting.verdict is Verdict.RUNNING:
                 voided.add(debt.id)
@@ -122,7 +129,10 @@ class Payments:
                 return
             try:
                 uncertain_s = self._settings.restart_uncertain_seconds
-                claim = self._debts.claim(self._briefly(deadline), debt, uncertain_s=uncertain_s)
+                fresh_s = self._settings.heartbeat_fresh_seconds
+                claim = self._debts.claim(
+                    self._briefly(deadline), debt, uncertain_s=uncertain_s, heartbeat_fresh_s=fresh_s
+                )
             except ReconcilerError as error:
                 self._story.trouble("restarts left for the next cycle", error)
                 return
@@ -131,6 +141,8 @@ class Payments:
                 yield debt
             elif claim == "void":
                 self._void(debt, _MOVED_ON)
+            elif claim == "alive":
+                self._story.restart("restart put off", debt, "a heartbeat came after the flip", attempt=debt.attempts)
 
     def _settle(self, debt: Debt, reply: Reply, closing: Deadline) -> None:
         counts = self._report.restarts

@@ -21,7 +21,7 @@ CALLS_AT_ONCE = 8
 # waited for: the restart is then uncertain, and the row tells later what became of it.
 CALL_SECONDS = 10.0
 LONGEST_PAUSE_SECONDS = 900.0
-LONGEST_RETRY_AFTER_SECONDS = 3600.0
+LONGEST_RETRY_AFTER_SECONDS = 86_400.0
 
 _UNAUTHORIZED = 401
 _CONFLICT = 409

@@ -1,10 +1,9 @@
 """The environment, read and checked once: frozen values, or one error that names the variable."""
 
-import math
 import re
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from handler.errors import SettingsError, shown
@@ -21,6 +20,8 @@ _ENCRYPTED = ("require", "verify-ca", "verify-full")
 
 _SECRET_ARN = re.compile(r"arn:aws[a-z-]*:secretsmanager:[a-z0-9-]+:\d{12}:secret:[\w/+=.@!-]+")
 _HEADER_VALUE = re.compile(r"[\x21-\x7e]+")
+LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+_NUMBER = re.compile(r"[0-9]{1,15}(?:\.[0-9]{1,15})?(?:[eE][+-]?[0-9]{1,2})?")
 _WHOLE_NUMBER = re.compile(r"[0-9]{1,15}")
 
 
@@ -98,6 +99,7 @@ class Settings:
         Raises SettingsError, which names the variable and what was expected of it.
         """
         env = _Environment(environment)
+        env.check_log_level("POWERTOOLS_LOG_LEVEL")  # which Powertools reads
         probe = env.word("PROBE", (EC2, CONTROL_PLANE), EC2)
         control_plane = env.remote("CP", {"shared_secret": "CP_SHARED_SECRET", "admin_token": "CP_ADMIN_TOKEN"})
         if probe == CONTROL_PLANE and control_plane is None:
@@ -195,17 +197,18 @@ class _Environment:
             raise SettingsError(f"{name}: found {shown(value)}; expected {' or '.join(words)}")
         return value
 
+    def check_log_level(self, name: str) -> None:
+        value = self.text(name)
+        if value is not None and value.upper() not in LOG_LEVELS:
+            raise SettingsError(f"{name}: found {shown(value)}; expected one of {', '.join(LOG_LEVELS)}")
+
     def number(self, name: str, default: float, least: float, most: float) -> float:
         value = self.text(name)
         if value is None:
             return default
-        try:
-            number = float(value)
-        except ValueError:
-            number = math.nan
-        if not least <= number <= most:  # which nan never is
+        if not _NUMBER.fullmatch(value) or not least <= float(value) <= most:
             raise SettingsError(f"{name}: found {shown(value)}; expected a number from {least} to {most}")
-        return number
+        return float(value)
 
     def whole(self, name: str, default: int, least: int, most: int) -> int:
         value = self.text(name)
@@ -218,11 +221,10 @@ class _Environment:
     def file(self, name: str) -> str | None:
         value = self.text(name)
         try:
-            usable = value is None or Path(value).is_file()
-        except (OSError, ValueError):  # no path at all
-            usable = False
-        if not usable:
-            raise SettingsError(f"{name}: found {shown(value)}; expected a file of certificates (PEM)")
+            if value is not None:
+                ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cafile=value)
+        except (OSError, ValueError):  # no file, no certificates in it, or no path at all
+            raise SettingsError(f"{name}: found {shown(value)}; expected a file of certificates (PEM)") from None
         return value
 
     def secret_arn(self, name: str) -> str | None:

@@ -11,6 +11,7 @@ from aws_lambda_powertools.metrics import Metrics, MetricUnit
 
 from handler.decide import Loop
 from handler.model import Debt, Gauges, Report, Sighting
+from handler.settings import LOG_LEVELS
 
 SERVICE = "instance-state-reconciler"
 NAMESPACE = "InstanceStateReconciler"
@@ -58,7 +59,13 @@ LOG_KEYS = (
 for _library in ("botocore", "urllib3"):
     logging.getLogger(_library).setLevel(logging.WARNING)
 
-logger = Logger(service=os.environ.get("POWERTOOLS_SERVICE_NAME") or SERVICE)
+
+def _level() -> str | None:
+    """Return None for what Powertools reads itself, or a level in place of what is none: the settings will say so."""
+    return None if os.environ.get("POWERTOOLS_LOG_LEVEL", "INFO").upper() in ("", *LOG_LEVELS) else "INFO"
+
+
+logger = Logger(service=os.environ.get("POWERTOOLS_SERVICE_NAME") or SERVICE, level=_level())
 
 
 class Story:

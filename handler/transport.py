@@ -184,7 +184,13 @@ class _BoundedResponse(http.client.HTTPResponse):
             self.headers = self.msg = None  # type: ignore[assignment]  # as they are before it begins
             super().begin()
         lengths = set(self.headers.get_all("Content-Length", []))
-        if self.headers.defects or len(lengths) > 1 or not all(_LENGTH.fullmatch(one) for one in lengths):
+        codings = self.headers.get_all("Transfer-Encoding", [])
+        if (
+            self.headers.defects
+            or len(lengths) > 1
+            or not all(_LENGTH.fullmatch(one) for one in lengths)
+            or (codings and (lengths or len(codings) > 1 or not self.chunked))
+        ):
             raise http.client.HTTPException("broken headers")
 
 

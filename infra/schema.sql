@@ -28,7 +28,7 @@ CREATE TABLE IF NOT EXISTS reconciler.sweep (
 COMMENT ON TABLE reconciler.sweep IS 'How far the full cycles have got through the candidates.';
 COMMENT ON COLUMN reconciler.sweep.cursor IS 'Every candidate up to this id, since pass_began_at, has been checked.';
 COMMENT ON COLUMN reconciler.sweep.pass_began_at IS 'The id behind which the present pass began.';
-COMMENT ON COLUMN reconciler.sweep.first IS 'Looked dead, but there was no time left to act: they come first.';
+COMMENT ON COLUMN reconciler.sweep.first IS 'Looked dead, but there was no time left to act, or were cut off: they come first.';
 COMMENT ON COLUMN reconciler.sweep.began_at IS 'When the first full cycle began.';
 COMMENT ON COLUMN reconciler.sweep.pass_completed_at IS 'When every candidate had last been checked.';
 INSERT INTO reconciler.sweep DEFAULT VALUES ON CONFLICT DO NOTHING;
@@ -58,11 +58,13 @@ CREATE TABLE IF NOT EXISTS reconciler.restarts (
     next_attempt_at TIMESTAMPTZ NOT NULL DEFAULT now(),
     last_answer     TEXT,
     closed_at       TIMESTAMPTZ,
-    outcome         TEXT CHECK (outcome IN ('paid', 'void')),
-    streak          INTEGER NOT NULL DEFAULT 0,
-    paused_until    TIMESTAMPTZ,
-    watched_until   TIMESTAMPTZ
+    outcome         TEXT CHECK (outcome IN ('paid', 'void'))
 );
+-- These came later: a table that an earlier version made gets them here.
+ALTER TABLE reconciler.restarts
+    ADD COLUMN IF NOT EXISTS streak        INTEGER NOT NULL DEFAULT 0,
+    ADD COLUMN IF NOT EXISTS paused_until  TIMESTAMPTZ,
+    ADD COLUMN IF NOT EXISTS watched_until TIMESTAMPTZ;
 COMMENT ON TABLE reconciler.restarts IS 'One debt per flip. Closed ones are kept for 30 days.';
 COMMENT ON COLUMN reconciler.restarts.attempts IS 'Claims so far. A claim is written before the call.';
 COMMENT ON COLUMN reconciler.restarts.refusals IS 'Definite refusals so far; each doubles the pause.';

@@ -124,7 +124,8 @@ class Ec2Probe:
             for page in self._api.pages("describe_instances", deadline, attempts=attempts, **query):
                 for reservation in page["Reservations"]:
                     for instance in reservation["Instances"]:
-                        states[instance["InstanceId"]] = str(instance["State"]["Name"])
+                        word = str(instance["State"]["Name"])
+                        states[instance["InstanceId"]] = "" if word == NOT_FOUND else word  # that word is ours
         except Ec2Error as error:
             cause, cut_off = error.cause, error.cut_off
         except Exception:  # noqa: BLE001 - an answer that makes no sense proves nothing

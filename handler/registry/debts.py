@@ -19,6 +19,12 @@ WHERE closed_at IS NULL AND next_attempt_at <= now() AND {_FREE}
 ORDER BY next_attempt_at, id LIMIT :most
 """  # noqa: S608 - put together from constants
 
+_MINE = f"""
+SELECT flipped_at::text FROM reconciler.restarts AS owed
+WHERE id = :id AND closed_at IS NULL AND next_attempt_at <= now() AND {_FREE}
+FOR UPDATE SKIP LOCKED
+"""  # noqa: S608 - put together from constants
+
 
 class Debts:
     """The debts as one cycle sees them. Every method raises RegistryError."""
@@ -64,27 +70,34 @@ class Debts:
             rows = transaction.run(_DUE, cycle_id=self._cycle_id, own_only=own_only, most=limit)
         return [Debt(*row) for row in rows]
 
-    def claim(self, deadline: Deadline, debt: Debt, *, uncertain_s: float) -> str:
+    def claim(self, deadline: Deadline, debt: Debt, *, uncertain_s: float, heartbeat_fresh_s: float) -> str:
         """Make sure that nobody asks for this restart for `uncertain_s` seconds, and that it is owed.
 
-        Return `claimed`, `void` (the row moved on: the debt is closed) or `taken` (by another
-        payer, or by a hold). Only after `claimed` may the platform be asked.
+        Return `claimed`, `void` (the row moved on: the debt is closed), `taken` (by another payer,
+        or by a hold) or `alive` (a heartbeat came after the flip, less than `heartbeat_fresh_s`
+        seconds ago). Only after `claimed` may the platform be asked.
         """
         with self._session.transaction(deadline) as transaction:
             self._lease.require(transaction)
-            mine = transaction.run(
-                "SELECT FROM reconciler.restarts AS owed WHERE id = :id AND closed_at IS NULL"
-                f" AND next_attempt_at <= now() AND {_FREE} FOR UPDATE SKIP LOCKED",
-                id=debt.id,
-            )
+            mine = transaction.run(_MINE, id=debt.id)
             if not mine:
                 return "taken"
             rows = transaction.run(
-                "SELECT status::text, instance_id FROM workspaces WHERE id = CAST(:id AS uuid)", id=debt.workspace_id
+                """
+                SELECT status::text, instance_id,
+                       COALESCE(last_heartbeat_at > GREATEST(CAST(:flipped_at AS timestamptz),
+                                clock_timestamp() - make_interval(secs => :fresh_s)), false)
+                FROM workspaces WHERE id = CAST(:id AS uuid)
+                """,
+                id=debt.workspace_id,
+                flipped_at=mine[0][0],
+                fresh_s=heartbeat_fresh_s,
             )
-            if [tuple(row) for row in rows] != [("offline", debt.instance_id)]:
+            if [tuple(row[:2]) for row in rows] != [("offline", debt.instance_id)]:
                 _close(transaction, debt, "void")
                 return "void"
+            if rows[0][2]:
+                return "alive"
             # A hold may have been placed between the first statement's snapshot and its lock.
             claimed = transaction.run(
                 f"""

@@ -91,15 +91,15 @@ class Fleet:
             )
         return Memory({row[0]: Absence(*row[1:]) for row in absences}, frozenset(row[0] for row in flipped))
 
-    def remember_absences(self, deadline: Deadline, absent: Iterable[Workspace], found_again: Iterable[str]) -> None:
-        """Count one more sighting of each absence; forget those of instances that were found."""
+    def remember_absences(self, deadline: Deadline, absent: Iterable[Workspace], forgotten: Iterable[str]) -> None:
+        """Count one more sighting of each absence; forget those of other workspaces, by id."""
         absent = list(absent)
         with self._session.transaction(deadline) as transaction:
             self._lease.require(transaction)
             transaction.run(
-                "DELETE FROM reconciler.absences WHERE workspace_id = ANY (CAST(:found AS uuid[]))"
+                "DELETE FROM reconciler.absences WHERE workspace_id = ANY (CAST(:forgotten AS uuid[]))"
                 " OR last_seen_at <= now() - make_interval(secs => :kept_s)",
-                found=list(found_again),
+                forgotten=list(forgotten),
                 kept_s=ABSENCE_KEPT_SECONDS,
             )
             transaction.run(

@@ -15,7 +15,7 @@ from handler.model import Debt, Workspace, sighting_of
 from handler.registry import Registry, Selection, Terms
 from sandbox.postgres import StatusType
 from tests.contract.subjects import InMemory, InPostgres, Subject
-from tests.contract.test_registry import CLOSE, LEASE_S, RETRY_S, UNCERTAIN_S, soon
+from tests.contract.test_registry import CLOSE, FRESH_S, LEASE_S, RETRY_S, UNCERTAIN_S, soon
 from tests.unit.builders import instance, uuid
 
 LIVES, STEPS = 12, 80
@@ -164,7 +164,14 @@ STEPS_AND_WEIGHTS: tuple[tuple[Step, int], ...] = (
     (_recall, 3),
     (_gauges, 3),
     (_due, 10),
-    (_on_debt(lambda registry, debt, _: registry.debts.claim(soon(), debt, uncertain_s=UNCERTAIN_S)), 10),
+    (
+        _on_debt(
+            lambda registry, debt, _: registry.debts.claim(
+                soon(), debt, uncertain_s=UNCERTAIN_S, heartbeat_fresh_s=FRESH_S
+            )
+        ),
+        10,
+    ),
     (_on_debt(lambda registry, debt, _: registry.debts.paid(soon(), debt)), 3),
     (_on_debt(lambda registry, debt, _: registry.debts.void(soon(), debt)), 1),
     (_on_debt(lambda registry, debt, _: registry.debts.leave(soon(), [debt], pause_s=RETRY_S)), 2),

@@ -14,7 +14,7 @@ from handler.registry import Flipped, Registry, Terms
 from tests.contract.subjects import Subject
 from tests.unit.builders import instance, uuid
 
-LEASE_S, UNCERTAIN_S, RETRY_S = 45.5, 300.0, 60.0
+LEASE_S, UNCERTAIN_S, RETRY_S, FRESH_S = 45.5, 300.0, 60.0, 60.0
 LOOP = CrashLoop(pause_s=300, healthy_s=3600)
 CLOSE = 5.0  # in seconds: how exactly an age can be told where real time goes by
 NOTHING_PLANNED = Gauges(0, 0, 0, 0, 0.0, 0.0, 0)
@@ -55,7 +55,7 @@ def due(registry: Registry, *, own_only: bool = False) -> list[Debt]:
 
 
 def claim(registry: Registry, debt: Debt) -> str:
-    return registry.debts.claim(soon(), debt, uncertain_s=UNCERTAIN_S)
+    return registry.debts.claim(soon(), debt, uncertain_s=UNCERTAIN_S, heartbeat_fresh_s=FRESH_S)
 
 
 def gauges(registry: Registry) -> Gauges:
@@ -134,7 +134,9 @@ IN_TIME: dict[str, Callable[[Registry, Debt, Deadline], object]] = {
     "would_flip": lambda registry, debt, late: registry.rows.would_flip(late, _stopped(debt), Terms("", 60, LOOP)),
     "follow_rows": lambda registry, _, late: registry.debts.follow_rows(late, own_only=False),
     "due": lambda registry, _, late: registry.debts.due(late, limit=1, own_only=False),
-    "claim": lambda registry, debt, late: registry.debts.claim(late, debt, uncertain_s=UNCERTAIN_S),
+    "claim": lambda registry, debt, late: registry.debts.claim(
+        late, debt, uncertain_s=UNCERTAIN_S, heartbeat_fresh_s=FRESH_S
+    ),
     "void": lambda registry, debt, late: registry.debts.void(late, debt),
     "paid": lambda registry, debt, late: registry.debts.paid(late, debt),
     "leave": lambda registry, debt, late: registry.debts.leave(late, [debt], pause_s=RETRY_S),

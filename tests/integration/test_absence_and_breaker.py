@@ -52,6 +52,51 @@ def test_many_sightings_within_two_minutes_are_not_enough(stage: Stage) -> None:
     stage.cycle().assert_only_flipped({workspace: "not_found"})
 
 
+def test_life_at_the_second_probe_makes_the_count_begin_anew(stage: Stage) -> None:
+    stage.add("running")
+    workspace = stage.add(None)
+    settings = stage.settings("control_plane")
+    for _ in (1, 2):
+        stage.cycle(**settings)
+        stage.fleet.age_everything(A_MINUTE_S)
+    stage.control_plane.script.reply(state_answer("running"), nth=2, workspace_id=workspace)
+    outcome = stage.cycle(**settings)
+    outcome.assert_only_flipped({})
+    assert (outcome.reasons, sightings(stage)) == ({workspace: "not_confirmed"}, {})
+    stage.fleet.age_everything(A_MINUTE_S)
+    stage.cycle(**settings).assert_only_flipped({})
+    assert sightings(stage) == {workspace: 1}
+
+
+@pytest.mark.parametrize("status", ["online", "provisioning"], ids=["and nobody knew of it", "and was no candidate"])
+def test_a_row_that_recorded_another_instance_meanwhile_begins_anew(stage: Stage, status: str) -> None:
+    stage.add("running")
+    workspace = stage.add(None)
+    gone, (other,) = stage.instance_of(workspace), stage.instances(1, "running")
+    settings = stage.settings("control_plane")
+    for _ in (1, 2):
+        stage.cycle(**settings)
+        stage.fleet.age_everything(A_MINUTE_S)
+    stage.fleet.update(workspace, instance_id=other, status=status)
+    stage.control_plane.script.reply(Answer(503), instance_id=other)
+    stage.cycle(**settings)
+    assert sightings(stage) == {}
+    stage.fleet.update(workspace, instance_id=gone, status="online")
+    stage.cycle(**settings).assert_only_flipped({})
+    assert sightings(stage) == {workspace: 1}
+
+
+def test_a_cycle_that_looks_at_others_forgets_nobody(stage: Stage) -> None:
+    running, workspace = stage.add("running"), stage.add(None)
+    stage.cycle()
+    stage.cycle(only(running))
+    assert sightings(stage) == {workspace: 1}
+    stage.add_all(3, "running")
+    for _ in range(5):
+        stage.cycle(CANDIDATE_LIMIT="1")
+    assert workspace in sightings(stage)
+
+
 def test_two_sightings_over_many_minutes_are_not_enough(stage: Stage) -> None:
     stage.add("running")
     workspace = stage.add(None)

@@ -164,6 +164,18 @@ def test_a_table_that_lost_its_only_row_is_named_with_the_file_that_mends_it(
     stage.cycle(**MOSTLY_DEAD).assert_only_flipped({dead: "terminated"})
 
 
+def test_what_an_earlier_version_made_is_brought_up_to_date_by_the_file(stage: Stage, postgres: PostgresServer) -> None:
+    dead = stage.add("terminated")
+    stage.database.query(
+        "ALTER TABLE reconciler.restarts DROP COLUMN streak, DROP COLUMN paused_until, DROP COLUMN watched_until"
+    )
+    stage.database.query("DROP TABLE reconciler.holds")
+    assert "infra/schema.sql" in failure(stage, SchemaMissingError)
+    postgres.psql(stage.database.owner_url, SCHEMA)
+    postgres.psql(stage.database.owner_url, GRANTS, role=RECONCILER_ROLE)
+    stage.cycle(**MOSTLY_DEAD).assert_only_flipped({dead: "terminated"})
+
+
 def test_a_schema_that_is_older_than_the_function_is_noticed_before_anything_is_done(stage: Stage) -> None:
     """Each column that the function's own tables have is taken away once, as if an upgrade had yet to bring it."""
     stage.add("terminated")

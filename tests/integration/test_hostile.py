@@ -143,7 +143,7 @@ def test_a_platform_that_answers_with_a_flood_is_not_listened_to(stage: Stage) -
     assert "xxxx" not in outcome.output
 
 
-def test_a_platform_can_put_restarts_off_for_an_hour_and_no_longer(stage: Stage) -> None:
+def test_a_platform_can_put_restarts_off_for_a_day_and_no_longer(stage: Stage) -> None:
     stage.add("running")
     dead = stage.add("terminated")
     stage.platform.instead.clear()
@@ -151,9 +151,9 @@ def test_a_platform_can_put_restarts_off_for_an_hour_and_no_longer(stage: Stage)
     stage.cycle()
     stage.platform.instead.clear()
     stage.platform.instead.reply(Answer(body=b"{}"))
-    stage.fleet.age_everything(3599)
+    stage.fleet.age_everything(86_398)
     assert stage.cycle().calls == []
-    stage.fleet.age_everything(2)
+    stage.fleet.age_everything(3)
     assert [call.workspace_id for call in stage.cycle().calls] == [dead]
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from handler.errors import LeaseLostError
+from sandbox.control_plane import state_answer
 from sandbox.ec2 import MotoEc2
 from sandbox.fleet import Fleet
 from sandbox.http_server import Answer, Hang, HttpStandIn, Raw, Reply, Request, Reset, drip_headers
@@ -550,6 +551,43 @@ def flipped_again(stage: Stage, **columns: Any) -> tuple[str, Outcome]:
     assert [debt["outcome"] for debt in stage.fleet.debts(workspace)][:-1] == ["void"]
     assert len(stage.fleet.events(workspace)) == 2
     return workspace, outcome
+
+
+def test_where_nothing_at_all_is_found_an_old_restart_waits(stage: Stage) -> None:
+    stage.add("running")
+    stage.add("stopped")
+    settings = stage.settings("control_plane")
+    order(stage, REFUSED, TAKEN)
+    assert restarts(stage.cycle(**settings)) == {"failed": 1, "pending": 1}
+    stage.fleet.age_everything(A_MINUTE_S + CLOCK_SLACK_S)
+    stage.control_plane.script.reply(state_answer("not_found"))
+    assert stage.cycle(**settings).calls == []
+    stage.control_plane.script.clear()
+    stage.fleet.age_everything(A_MINUTE_S + CLOCK_SLACK_S)
+    assert restarts(stage.cycle(**settings)) == {"requested": 1}
+
+
+def test_where_there_is_nobody_to_compare_with_an_instance_that_is_gone_is_restarted(stage: Stage) -> None:
+    workspace = stage.add("terminated")
+    order(stage, REFUSED, TAKEN)
+    stage.cycle(**NO_BREAKER)
+    stage.ec2.forget(stage.instance_of(workspace))
+    stage.fleet.age_everything(A_MINUTE_S + CLOCK_SLACK_S)
+    assert restarts(stage.cycle(**NO_BREAKER)) == {"requested": 1}
+
+
+def test_a_workspace_that_sends_heartbeats_after_its_flip_is_not_restarted_until_they_stop(stage: Stage) -> None:
+    stage.add("running")
+    workspace = stage.add("stopped")
+    order(stage, REFUSED, TAKEN)
+    stage.cycle()
+    stage.fleet.age_everything(10 * A_MINUTE_S)
+    stage.fleet.heartbeat(workspace, age_s=A_MINUTE_S - CLOCK_SLACK_S)
+    outcome = stage.cycle()
+    assert (outcome.calls, restarts(outcome)) == ([], {"pending": 1})
+    assert [line["reason"] for line in outcome.lines("restart put off")] == ["a heartbeat came after the flip"]
+    stage.fleet.heartbeat(workspace, age_s=A_MINUTE_S + CLOCK_SLACK_S)
+    assert restarts(stage.cycle()) == {"requested": 1}
 
 
 def test_a_workspace_that_is_flipped_again_is_not_restarted_while_an_earlier_request_may_be_under_way(

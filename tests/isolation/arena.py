@@ -114,7 +114,7 @@ def flip(arena: Arena, cycle: str, *, selected_at: str = HEARTBEAT) -> object:
 
 def claim(arena: Arena, cycle: str) -> object:
     debts = Debts(arena.sessions[cycle], cycle, arena.lease(cycle))
-    return debts.claim(Deadline(TIMEOUT_S), DEBT, uncertain_s=300)
+    return debts.claim(Deadline(TIMEOUT_S), DEBT, uncertain_s=300, heartbeat_fresh_s=60)
 
 
 def follow_rows(arena: Arena, cycle: str) -> object:

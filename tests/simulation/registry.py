@@ -135,14 +135,14 @@ class Fleet(Part):
         return Memory(absences, frozenset(flipped))
 
     @_transaction
-    def remember_absences(self, _: Deadline, absent: Iterable[Workspace], found_again: Iterable[str]) -> None:
+    def remember_absences(self, _: Deadline, absent: Iterable[Workspace], forgotten: Iterable[str]) -> None:
         self.require_lease()
         self.watch.wrote("remember_absences")
-        now, found = self.tables.now, set(found_again)
+        now, gone = self.tables.now, set(forgotten)
         known = {
             one: seen
             for one, seen in self.tables.absences.items()
-            if one not in found and seen.last_seen_at > now - ABSENCE_KEPT_SECONDS
+            if one not in gone and seen.last_seen_at > now - ABSENCE_KEPT_SECONDS
         }
         for one in absent:
             earlier = known.get(one.id)
@@ -311,7 +311,7 @@ class Debts(Part):
         return [self.debt(one) for one in due[:limit]]
 
     @_transaction
-    def claim(self, _: Deadline, debt: Debt, *, uncertain_s: float) -> str:
+    def claim(self, _: Deadline, debt: Debt, *, uncertain_s: float, heartbeat_fresh_s: float) -> str:
         self.require_lease()
         owed = self._find(debt)
         if owed is None or not self._may_be_looked_at(owed, own_only=False) or not self._is_free(owed):
@@ -320,6 +320,9 @@ class Debts(Part):
             self.watch.wrote("void", debt)
             owed.closed_at, owed.outcome = self.tables.now, "void"
             return "void"
+        beat_at = self.tables.workspaces[owed.workspace_id].heartbeat_at
+        if beat_at is not None and beat_at > max(owed.flipped_at, self.tables.now - heartbeat_fresh_s):
+            return "alive"
         self.watch.wrote("claim", debt)
         owed.attempts += 1
         owed.claimed_by, owed.asked_at, owed.last_answer = self.cycle_id, self.tables.now, "asked"

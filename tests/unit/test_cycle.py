@@ -81,9 +81,9 @@ class World:
         assert breaker_window_s == 600
         return Memory(self.absences, frozenset())
 
-    def remember_absences(self, _: Deadline, absent: Sequence[Workspace], found_again: Sequence[str]) -> None:
+    def remember_absences(self, _: Deadline, absent: Sequence[Workspace], forgotten: Sequence[str]) -> None:
         self.done += [f"absent {number_of(one.id)}" for one in absent]
-        self.done += [f"found {number_of(one)}" for one in found_again]
+        self.done += [f"found {number_of(one)}" for one in forgotten]
 
     def flip(self, deadline: Deadline, sighting: Sighting, _: Terms) -> Flipped | SkipReason:
         assert not deadline.over()

@@ -68,7 +68,7 @@ def test_nothing_is_decided_about_any_other_state(state: str) -> None:
 
 
 def test_a_cycle_that_saw_nothing_decides_nothing() -> None:
-    assert planned([]) == Plan((), planned([]).breaker, (), ())
+    assert planned([]) == Plan((), planned([]).breaker, (), (), absence_counts=True)
     assert not planned([]).breaker.open
 
 
@@ -230,7 +230,7 @@ class Memory:
     def cycle(self, at: float, *sightings: Sighting) -> Plan:
         self.now = at
         plan = planned(sightings, self.absences())
-        for workspace_id in plan.found_again:
+        for workspace_id in plan.forgotten:
             del self._known[workspace_id]
         for absent in plan.absent:
             recorded, count, since = self._known.get(absent.id, (absent.instance_id, 0, at))
@@ -331,7 +331,7 @@ def test_any_other_instance_that_is_found_makes_an_absence_credible(state: str) 
 
 def test_only_those_that_were_remembered_are_forgotten() -> None:
     plan = planned(fleet(running=3), {uuid(2): Absence(instance(2), 1, 10)})
-    assert plan.found_again == (uuid(2),)
+    assert plan.forgotten == (uuid(2),)
 
 
 def test_one_sighting_is_enough_when_the_policy_says_so() -> None:

@@ -147,8 +147,9 @@ def test_each_instance_is_seen_in_its_state_and_one_that_is_not_listed_is_not_fo
     assert found(seen) == {**dict(enumerate(states.values(), start=1)), len(states) + 1: "not_found"}
 
 
-def test_a_state_that_ec2_did_not_have_yesterday_is_unknown(clock: Clock) -> None:
-    seen = look(Account({instance(1): "hovering"}), clock, some(1))
+@pytest.mark.parametrize("state", ["hovering", "not_found"])
+def test_a_state_that_ec2_did_not_have_yesterday_is_unknown(clock: Clock, state: str) -> None:
+    seen = look(Account({instance(1): state}), clock, some(1))
     assert found(seen) == {1: "unrecognised_state"}
 
 

@@ -55,10 +55,49 @@ def test_a_limit_cuts_the_fleet_into_turns_just_like_a_deadline() -> None:
     assert [fleet.cycle() for _ in range(4)] == [[1, 2], [3, 4], [5, 1], [2, 3]]
 
 
-def test_a_candidate_in_the_midst_that_was_not_reached_is_where_the_next_cycle_begins() -> None:
-    fleet = Simulation({1, 2, 3, 4, 5})
+def test_whoever_was_cut_off_in_the_midst_comes_first_and_the_others_have_their_turn_after_the_last() -> None:
+    fleet = Simulation({1, 2, 3, 4, 5, 6, 7})
+    assert fleet.cycle(5, left=[2, 4]) == [1, 3, 5]
+    assert fleet.cycle(5) == [2, 4, 6, 7, 1]
+    assert fleet.progress.completed_pass
+
+
+def test_before_more_than_may_come_first_the_cursor_stops() -> None:
+    fleet = Simulation({1, 2, 3, 4, 5}, most_first=1)
     assert fleet.cycle(left=[2, 4]) == [1, 3, 5]
-    assert fleet.cycle() == [2, 3, 4, 5, 1]
+    assert fleet.cycle() == [2, 4, 5, 1, 3]
+
+
+def test_a_pass_is_not_complete_before_those_that_were_cut_off_have_been_checked() -> None:
+    fleet = Simulation({1, 2, 3, 4, 5})
+    fleet.cycle(left=[2])
+    assert not fleet.progress.completed_pass
+    fleet.cycle(left=[2])
+    assert not fleet.progress.completed_pass
+    fleet.cycle()
+    assert fleet.progress.completed_pass
+
+
+@given(st.integers(20, 200), st.integers(4, 30), st.integers(3, 12), st.integers(0, 3))
+def test_rows_that_hang_here_and_there_cost_the_others_no_turn(
+    size: int, capacity: int, every: int, offset: int
+) -> None:
+    """Of those that hang the ones are cut off that are begun in the second half of a cycle."""
+    fleet = Simulation(set(range(1, size + 1)))
+    unchecked, counts, completed = set(fleet.candidates), [], 0
+    while unchecked:
+        order = [number_of(one) for one in in_fair_order(map(uuid, fleet.candidates), fleet.sweep)]
+        late = [one for one in order[capacity // 2 : capacity] if one % every == offset % every]
+        checked = fleet.cycle(capacity, left=late)
+        counts.append(len(checked))
+        unchecked -= set(checked)
+        completed += fleet.progress.completed_pass
+    assert len(counts) <= ceil(size / min(counts)) + 1
+    for _ in range(2 * ceil(size / min(counts)) + 2):
+        order = [number_of(one) for one in in_fair_order(map(uuid, fleet.candidates), fleet.sweep)]
+        fleet.cycle(capacity, left=[one for one in order[capacity // 2 : capacity] if one % every == offset % every])
+        completed += fleet.progress.completed_pass
+    assert completed
 
 
 def test_a_cycle_that_reached_nobody_leaves_the_next_one_where_it_was() -> None:

@@ -54,9 +54,9 @@ class Books:
     def leave(self, _: Deadline, debts: Sequence[Debt], *, pause_s: float) -> None:
         self.left |= {one.id: pause_s for one in debts}
 
-    def claim(self, deadline: Deadline, owed: Debt, *, uncertain_s: float) -> str:
+    def claim(self, deadline: Deadline, owed: Debt, *, uncertain_s: float, heartbeat_fresh_s: float) -> str:
         self._look(deadline)
-        assert uncertain_s == 300
+        assert (uncertain_s, heartbeat_fresh_s) == (300, 60)
         claim = self.claims.get(owed.id, "claimed")
         if isinstance(claim, Exception):
             raise claim
@@ -114,6 +114,7 @@ def pay(
     states: States | None = None,
     *,
     own_only: bool = False,
+    absence_counts: bool = True,
     seconds: float = 20,
     **variables: str,
 ) -> tuple[Report, Desk]:
@@ -121,7 +122,7 @@ def pay(
     settings = Settings.from_env({"DATABASE_URL": "postgresql://u@h/n"} | variables)
     payments = Payments(cast("Debts", books), states or States(), settings, report, Story())
     deadline = Deadline(seconds, clock=Clock())
-    payments.pay(lambda _: cast("Platform", desk), deadline, deadline, own_only=own_only)
+    payments.pay(lambda _: cast("Platform", desk), deadline, deadline, own_only=own_only, absence_counts=absence_counts)
     return report, desk
 
 
@@ -162,7 +163,9 @@ def test_without_a_platform_nothing_is_claimed() -> None:
     books, report = Books(fresh(3)), Report("apply", "ec2")
     settings = Settings.from_env({"DATABASE_URL": "postgresql://u@h/n"})
     deadline = Deadline(20, clock=Clock())
-    Payments(cast("Debts", books), States(), settings, report, Story()).pay(None, deadline, deadline, own_only=False)
+    Payments(cast("Debts", books), States(), settings, report, Story()).pay(
+        None, deadline, deadline, own_only=False, absence_counts=True
+    )
     assert books.claimed == []
 
 
@@ -192,6 +195,23 @@ def test_a_debt_of_earlier_is_asked_for_only_if_its_instance_is_still_dead(
     assert (desk.asked == [1], report.restarts.void) == (asked, void)
     assert books.closed.get(1) == ("paid" if asked else "void" if void else None)
     assert (books.left == {1: 60}) is (not asked and not void)
+
+
+def test_an_absence_that_is_not_to_be_believed_puts_a_debt_of_earlier_off() -> None:
+    gone, dead = old(1), old(2)
+    states = States({gone.instance_id: "not_found", dead.instance_id: "terminated"})
+    books = Books([gone, dead])
+    _, desk = pay(books, states=states, absence_counts=False)
+    assert (desk.asked, books.closed, books.left) == ([2], {2: "paid"}, {1: 60})
+
+
+def test_a_debt_whose_workspace_sends_heartbeats_again_is_not_asked_for_and_the_log_says_why(log: Log) -> None:
+    books = Books(fresh(2), claims={1: "alive"})
+    _, desk = pay(books)
+    assert desk.asked == [2]
+    assert [(line["workspace_id"], line["reason"]) for line in log.lines("restart put off")] == [
+        (uuid(1), "a heartbeat came after the flip")
+    ]
 
 
 def test_a_debt_of_earlier_whose_instance_was_not_reached_is_left() -> None:
@@ -306,7 +326,7 @@ def test_a_platform_without_a_token_leaves_the_debts_for_the_next_cycle() -> Non
         raise SecretError("PLATFORM_SECRET_ARN: the secret cannot be fetched")
 
     payments = Payments(cast("Debts", books), States(), settings, report, Story())
-    payments.pay(no_token, deadline, deadline, own_only=False)
+    payments.pay(no_token, deadline, deadline, own_only=False, absence_counts=True)
     assert books.claimed == []
 
 

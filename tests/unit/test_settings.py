@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from handler.errors import SettingsError
 from handler.settings import Database, Server, Settings, database_from, header_safe
+from sandbox.certificates import Authority
 
 ARN = "arn:aws:secretsmanager:eu-central-1:123456789012:secret:name-AbCdEf"
 URL = "postgresql://reconciler:s3cret@db.example:6432/workspaces?sslmode=require"
@@ -190,8 +191,13 @@ def test_a_secret_holds_the_login_and_the_variables_say_what_it_does_not() -> No
 
 def test_a_file_of_authorities_is_taken_when_it_is_there(tmp_path: Path) -> None:
     file = tmp_path / "authorities.pem"
-    file.touch()
+    file.write_bytes(Authority().certificate)
     assert read(DATABASE_CA_FILE=str(file)).database.ca_file == str(file)
+
+
+@pytest.mark.parametrize("level", ["debug", "INFO", "Warning", "ERROR", "CRITICAL", ""])
+def test_powertools_has_its_log_levels(level: str) -> None:
+    read(POWERTOOLS_LOG_LEVEL=level)
 
 
 @pytest.mark.parametrize("sslmode", ["require", "verify-ca", "verify-full"])
@@ -248,6 +254,16 @@ def test_a_number_of_very_many_digits_is_refused_in_few_words(name: str) -> None
         pytest.param({"DATABASE_PORT": "tcp"}, "DATABASE_PORT: found 'tcp'", "whole number", id="a port of letters"),
         pytest.param(
             {"DATABASE_CA_FILE": "/nowhere/ca.pem"}, "DATABASE_CA_FILE: found '/nowhere/ca.pem'", "a file", id="no file"
+        ),
+        pytest.param(
+            {"DATABASE_CA_FILE": __file__}, "DATABASE_CA_FILE: found", "a file", id="a file of something else"
+        ),
+        pytest.param(
+            {"POWERTOOLS_LOG_LEVEL": "loud"}, "POWERTOOLS_LOG_LEVEL: found 'loud'", "DEBUG, INFO", id="a level"
+        ),
+        *(
+            pytest.param({"CYCLE_DEADLINE_SECONDS": number}, "CYCLE_DEADLINE_SECONDS", "a number", id=f"{number!a}")
+            for number in ("4_5", " 45", "45 ", "٤٥", "+45", "0x2d", "1e999")
         ),
         pytest.param({"DATABASE_CA_FILE": "/"}, "DATABASE_CA_FILE: found '/'", "a file", id="a directory"),
         pytest.param({"DATABASE_CA_FILE": "\0"}, "DATABASE_CA_FILE: found", "a file", id="a NUL for a file"),
