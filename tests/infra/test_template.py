@@ -10,6 +10,7 @@ import pytest
 
 from handler.aws import MODELS
 from handler.settings import Settings
+from sandbox.certificates import Authority
 from tests.infra.conftest import COMBINATIONS, DATABASE, KEYS, secret
 from tests.support.cloudformation import ACCOUNT, REGION, STACK, Stack
 
@@ -379,7 +380,7 @@ def test_the_handler_accepts_the_environment(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "infra" / "ca").mkdir(parents=True)
-    (tmp_path / "infra" / "ca" / "global-bundle.pem").touch()
+    (tmp_path / "infra" / "ca" / "global-bundle.pem").write_bytes(Authority().certificate)
     settings = Settings.from_env(stacks[name].environment("Reconciler"))
     assert settings.mode == COMBINATIONS[name].get("Mode", "dry-run")
     assert settings.probe == COMBINATIONS[name].get("Probe", "ec2")

@@ -73,7 +73,7 @@ GUARDS: Mapping[str, Guard] = {
         _replace(registry, "_is_owed", lambda *_: True), "not owed any more", "stopped"
     ),
     "an old debt's instance is looked at again": Guard(
-        _replace(Payments, "_still_dead", lambda _, due, *__: list(due)), "nobody looked again"
+        _replace(Payments, "_still_dead", lambda _, due, *__, **___: list(due)), "nobody looked again"
     ),
     "the deadline is minded": Guard(_replace(Deadline, "over", lambda _: False), "after the deadline", "stopped"),
     "the next cycle goes on where this one ended": Guard(
