@@ -27,6 +27,7 @@ _RESTARTS = {
     "restart uncertain": "whether its restart was taken is uncertain",
     "restart blocked": "its restart waits for a paused ancestor",
     "restart paused": "it dies again and again, so its restart has to wait",
+    "restart put off": "it sends heartbeats again, so its restart has to wait",
 }
 
 _IN_TRANSITION = ("pending", "stopping", "shutting-down")
