@@ -43,7 +43,6 @@ def padded(size: int) -> bytes:
 # Whoever believes one of these says that a running instance has stopped.
 STATUSES: Mapping[str, Reply] = {
     "100 and then nothing": Raw(b"HTTP/1.1 100 Continue\r\n\r\n"),
-    "102": Answer(102, STOPPED),
     "204": Answer(204, STOPPED),
     "205 without a body": Answer(205),
     "206 with a part of it": Answer(206, STOPPED[:-1], {"Content-Range": "bytes 0-18/20"}),
@@ -153,6 +152,7 @@ TRANSFERS: Mapping[str, Reply] = {
     "a reset in the body": Reset(head=OK + LENGTH + b"\r\n" + STOPPED[:-1]),
 }
 SLOW: Mapping[str, Reply] = {
+    "102 and then nothing": Answer(102, STOPPED),
     "100 for ever": Drip(b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 1000, 0.01),
     "headers that drip": drip_headers(0.05),
     "a body that drips": drip_body(STOPPED, 0.2),
@@ -168,6 +168,7 @@ QUICK = [*STATUSES, *BODIES, *TRANSFERS, *REDIRECTS]
 CLEAN: Mapping[str, Reply] = {
     "as usual": Answer(body=STOPPED),
     "200 after a 100": Raw(b"HTTP/1.1 100 Continue\r\n\r\n" + OK + LENGTH + b"\r\n" + STOPPED),
+    "200 after a 103": Raw(b"HTTP/1.1 103 Early Hints\r\nLink: </>\r\n\r\n" + OK + LENGTH + b"\r\n" + STOPPED),
     "201": Answer(201, STOPPED),
     "without a reason": Raw(b"HTTP/1.1 200\r\n" + LENGTH + b"\r\n" + STOPPED),
     "HTTP/1.0 that ends with the connection": Raw(b"HTTP/1.0 200 OK\r\n\r\n" + STOPPED),
