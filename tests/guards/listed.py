@@ -189,7 +189,8 @@ GUARDS = (
         _FLEET,
         "Fleet.remember_absences",
         "the same, from the next cycle on",
-        f"{_BREAKER}test_another_instance_that_is_not_found_either_begins_at_one",
+        "tests/contract/test_registry.py"
+        "::test_absences_are_counted_until_the_instance_is_found_or_another_one_is_recorded",
         "THEN known.sightings + 1 ELSE 1 END",
         "THEN known.sightings + 1 ELSE known.sightings + 1 END",
     ),
