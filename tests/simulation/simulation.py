@@ -12,7 +12,7 @@ import pytest
 
 from handler import cycle, payments, restarts
 from handler.deadline import Deadline
-from handler.decide import LONGEST_LOOP_PAUSE_S
+from handler.decide import CANDIDATE_STATUSES, EXTERNAL, LONGEST_LOOP_PAUSE_S
 from handler.errors import ConnectionLostError, ReconcilerError
 from handler.model import NOT_FOUND, Debt, Report, Sighting, Workspace
 from handler.request import APPLY, Request
@@ -322,7 +322,14 @@ class Simulation:
 
     def _unsettled(self) -> list[int]:
         world = self.world
-        candidates = [one for one, row in world.tables.workspaces.items() if row.status in ("online", "degraded")]
+        candidates = [
+            one
+            for one, row in world.tables.workspaces.items()
+            if row.status in CANDIDATE_STATUSES
+            and row.runtime != EXTERNAL
+            and row.instance_id
+            and not world.tables.is_held(one)
+        ]
         nothing_found = bool(candidates) and not any(map(world.instance_of, candidates))
         return [
             one.id
