@@ -17,8 +17,8 @@ books, and at the end of a schedule quiet cycles have to settle every debt.
 
 `make test` runs 230,000 schedules in half a minute of one core. To search further: `make simulate ARGS=--exhaustive`,
 all 287,651 of one workspace, and `make simulate ARGS="--schedules 1000000 --seed 1"`, a million random ones in three
-and a half minutes of two cores. A failure is told line by line, with its seed; `make simulate ARGS="--replay SEED"` tells it
-again.
+and a half minutes of two cores. A failure is told line by line, with its seed, and `make simulate ARGS="--replay SEED"`
+tells it again.
 
 What is modelled and what is not:
 

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from handler.errors import SettingsError
 from handler.settings import Database, Server, Settings, database_from, header_safe
-from sandbox.certificates import Authority
 
 ARN = "arn:aws:secretsmanager:eu-central-1:123456789012:secret:name-AbCdEf"
 URL = "postgresql://reconciler:s3cret@db.example:6432/workspaces?sslmode=require"
@@ -189,9 +188,24 @@ def test_a_secret_holds_the_login_and_the_variables_say_what_it_does_not() -> No
     assert database_from({"DATABASE_SECRET_ARN": ARN}).server == Server(None, 5432, None)
 
 
+# Of an authority that signed nothing; its key was thrown away.
+CERTIFICATE = """\
+-----BEGIN CERTIFICATE-----
+MIIBdzCCAR2gAwIBAgIUYl3bEaP86QWz8b4yklIeFvuW+jMwCgYIKoZIzj0EAwIw
+GDEWMBQGA1UEAwwNQW55IGF1dGhvcml0eTAeFw0yNjExMjUxODIwNTdaFw0yNjEx
+MjYxODI1NTdaMBgxFjAUBgNVBAMMDUFueSBhdXRob3JpdHkwWTATBgcqhkjOPQIB
+BggqhkjOPQMBBwNCAARSYkabEdD0N/kipNUbdyyGSVHZrkbuJRmcNKhTXXZXrIIj
+/a1qQ36Q8+vfUMGMd1u1MCzeGe+VLfsWWPH8fnMDo0UwQzASBgNVHRMBAf8ECDAG
+AQH/AgEAMA4GA1UdDwEB/wQEAwIBhjAdBgNVHQ4EFgQUt0VSrxE4s4GgJol6z/zh
+Ncv4TacwCgYIKoZIzj0EAwIDSAAwRQIhAMGJLwIIjy9FoherynaMinKiPgb3hB8H
+SKPtmxh43WoJAiAgQ38kaN4yJk+iQQFhTsRyri2wXAX7wO6OWRriy+BMEQ==
+-----END CERTIFICATE-----
+"""
+
+
 def test_a_file_of_authorities_is_taken_when_it_is_there(tmp_path: Path) -> None:
     file = tmp_path / "authorities.pem"
-    file.write_bytes(Authority().certificate)
+    file.write_text(CERTIFICATE)
     assert read(DATABASE_CA_FILE=str(file)).database.ca_file == str(file)
 
 
@@ -256,7 +270,7 @@ def test_a_number_of_very_many_digits_is_refused_in_few_words(name: str) -> None
             {"DATABASE_CA_FILE": "/nowhere/ca.pem"}, "DATABASE_CA_FILE: found '/nowhere/ca.pem'", "a file", id="no file"
         ),
         pytest.param(
-            {"DATABASE_CA_FILE": __file__}, "DATABASE_CA_FILE: found", "a file", id="a file of something else"
+            {"DATABASE_CA_FILE": traceback.__file__}, "DATABASE_CA_FILE: found", "a file", id="a file of something else"
         ),
         pytest.param(
             {"POWERTOOLS_LOG_LEVEL": "loud"}, "POWERTOOLS_LOG_LEVEL: found 'loud'", "DEBUG, INFO", id="a level"
