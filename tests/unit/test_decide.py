@@ -17,6 +17,7 @@ from handler.decide import (
     confirms,
     decide,
     loop_of,
+    moved_on,
     objection,
 )
 from handler.model import VERDICT_OF_STATE, CurrentRow, Sighting, SkipReason, Verdict
@@ -410,6 +411,21 @@ def test_nothing_is_said_against_the_row_that_was_probed(status: str, runtime: s
 )
 def test_a_row_that_moved_on_is_not_flipped(current: CurrentRow | None, reason: SkipReason) -> None:
     assert objection(current, workspace(1)) is reason
+
+
+# --- who has moved on ---
+
+REMEMBERED = {uuid(n): Absence(instance(n), 2, 60) for n in (1, 2, 3)}
+
+
+def test_whoever_records_another_instance_has_moved_on() -> None:
+    selected = [workspace(1), replace(workspace(2), instance_id=instance(22)), workspace(4)]
+    assert moved_on(REMEMBERED, selected, everybody=False) == [uuid(2)]
+
+
+def test_whoever_is_not_among_all_candidates_has_moved_on() -> None:
+    assert moved_on(REMEMBERED, [workspace(1)], everybody=True) == [uuid(2), uuid(3)]
+    assert moved_on(REMEMBERED, [workspace(1)], everybody=False) == []
 
 
 # --- crash loops ---
