@@ -81,14 +81,14 @@ def _cycle(
 
     # Too late to act is no failure: what was seen is remembered, and what is dead comes first next time.
     memory = registry.fleet.recall(closing, breaker_window_s=settings.breaker_window_seconds)
-    everybody = not order.narrowed and selection.next_unselected is None
-    gone = moved_on(memory.absences, selection.workspaces, everybody=everybody)
-    plan = decide(sightings, memory.absences, memory.recently_flipped, _policy(order, settings), gone)
+    plan = decide(sightings, memory.absences, memory.recently_flipped, _policy(order, settings))
     _tell(plan, report, story)
 
     flips = Flips(registry.rows, probe, settings, selection.selected_at, report, story)
     if order.mode == APPLY:
-        registry.fleet.remember_absences(closing, plan.absent, plan.forgotten)
+        everybody = not order.narrowed and selection.next_unselected is None
+        gone = moved_on(memory.absences, selection.workspaces, everybody=everybody)
+        registry.fleet.remember_absences(closing, plan.absent, [*plan.found_again, *gone])
         flips.carry_out(plan, flipping)
         if flips.found_again:
             registry.fleet.remember_absences(closing, (), flips.found_again)

@@ -3,7 +3,7 @@
 An instance is killed for good when its workspace is flipped, so every doubt ends in not flipping.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -64,7 +64,7 @@ class Breaker:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a cycle is to do, and what it has to remember of absences and to forget.
+    """What a cycle is to do, and what it has to remember of absences.
 
     `absence_counts` tells whether "not found" is to be believed at all in this cycle.
     """
@@ -72,7 +72,7 @@ class Plan:
     decisions: tuple[Decision, ...]
     breaker: Breaker
     absent: tuple[Workspace, ...]
-    forgotten: tuple[str, ...]
+    found_again: tuple[str, ...]
     absence_counts: bool
 
 
@@ -81,12 +81,10 @@ def decide(
     absences: Mapping[str, Absence],
     recently_flipped: frozenset[str],
     policy: Policy,
-    moved_on: Collection[str] = (),
 ) -> Plan:
     """Decide about all that was seen in one cycle.
 
-    `absences` are those of earlier cycles, by workspace id, and `moved_on` the workspaces among
-    them that are no candidates with the same instance any more; `recently_flipped` are those
+    `absences` are those of earlier cycles, by workspace id; `recently_flipped` are the workspaces
     flipped within the breaker's window. Decisions are made for the dead and the absent only.
     """
     seen = [sighting for sighting in sightings if sighting.verdict is not Verdict.UNKNOWN]
@@ -107,7 +105,7 @@ def decide(
         decisions.append(Decision(sighting, action, reason))
     absent = [one.workspace for one in seen if credible and one.verdict is Verdict.ABSENT]
     found_again = [one.workspace.id for one in seen if one.verdict in FOUND and one.workspace.id in absences]
-    return Plan(tuple(decisions), breaker, tuple(absent), (*found_again, *moved_on), credible)
+    return Plan(tuple(decisions), breaker, tuple(absent), tuple(found_again), credible)
 
 
 def moved_on(absences: Mapping[str, Absence], selected: Iterable[Workspace], *, everybody: bool) -> list[str]:

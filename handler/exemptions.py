@@ -1,5 +1,6 @@
 """What an engineer orders for single workspaces by hand: a hold, or the end of holds and restart pauses. No cycle."""
 
+import dataclasses
 from typing import Any
 
 from handler.deadline import Deadline
@@ -32,9 +33,6 @@ def carry_out(order: Request, registry: Registry, deadline: Deadline) -> dict[st
     return {
         "mode": order.mode,
         "outcome": outcome,
-        "holds": [
-            {"workspace_id": one.workspace_id, "reason": one.reason, "ends_at": one.ends_at}
-            for one in holds[:HOLDS_REPORTED]
-        ],
+        "holds": [dataclasses.asdict(one) for one in holds[:HOLDS_REPORTED]],
         "held": len(holds),
     }

@@ -73,12 +73,12 @@ def advance(
             left = one
             break
         cut_off.append(one)
-    still_first += cut_off
-    first = still_first + [one for one in out_of_time if one not in unchecked]
-    first = first[: max(most_first, len(still_first))]
+    unreached = still_first + cut_off
+    first = unreached + [one for one in out_of_time if one not in unchecked]
+    first = first[: max(most_first, len(unreached))]
 
     all_passed = left is None or place(left) > place(sweep.pass_began_at)
-    needed = [one for one in still_first if one not in cut_off or place(one) <= place(sweep.pass_began_at)]
-    completed = all_passed and not needed
+    lacks_any = bool(still_first) or any(place(one) <= place(sweep.pass_began_at) for one in cut_off)
+    completed = all_passed and not lacks_any
     began_at = cursor if completed else sweep.pass_began_at
     return Progress(Sweep(cursor, began_at, tuple(first)), completed)

@@ -4,7 +4,7 @@ A claim is committed before each call. A crash after it leaves a debt that nobod
 while, and then looks at anew: nothing is lost, and nothing is asked for twice.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import assert_never
 
 from handler.deadline import Deadline
@@ -94,8 +94,7 @@ class Payments:
             self._debts.leave(closing, left, pause_s=self._settings.restart_retry_seconds)
         return [debt for debt in due if debt.workspace_id not in old or debt.id in dead]
 
-    def _ask_for(self, debts: Iterable[Debt], platform: Platform, deadline: Deadline, closing: Deadline) -> None:
-        debts = list(debts)
+    def _ask_for(self, debts: Sequence[Debt], platform: Platform, deadline: Deadline, closing: Deadline) -> None:
         asked: set[int] = set()
         unanswered: dict[int, Debt] = {}
 

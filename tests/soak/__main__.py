@@ -49,7 +49,7 @@ class Soak:
                 for driver in drivers:
                     driver.start()
                 while time.monotonic() < ends_at and all(driver.is_alive() for driver in drivers):
-                    time.sleep(min(15.0, max(0.0, ends_at - time.monotonic())))
+                    drivers[0].join(min(15.0, max(0.0, ends_at - time.monotonic())))
                     self._say(f"{adversary.actions} actions of the adversary")
                 if any(not driver.is_alive() for driver in drivers):
                     self.wrong.append("a driver of invocations has given up")

@@ -234,7 +234,7 @@ class Adversary:
     def _lock(self) -> None:
         if row := self._one("online", "degraded", "offline"):
             with self._world.fleet.locked(row["id"]):
-                time.sleep(0.05)
+                self._stopping.wait(0.05)
 
     def _hang_up(self) -> None:
         try:

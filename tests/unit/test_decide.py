@@ -231,7 +231,7 @@ class Memory:
     def cycle(self, at: float, *sightings: Sighting) -> Plan:
         self.now = at
         plan = planned(sightings, self.absences())
-        for workspace_id in plan.forgotten:
+        for workspace_id in plan.found_again:
             del self._known[workspace_id]
         for absent in plan.absent:
             recorded, count, since = self._known.get(absent.id, (absent.instance_id, 0, at))
@@ -332,7 +332,7 @@ def test_any_other_instance_that_is_found_makes_an_absence_credible(state: str) 
 
 def test_only_those_that_were_remembered_are_forgotten() -> None:
     plan = planned(fleet(running=3), {uuid(2): Absence(instance(2), 1, 10)})
-    assert plan.forgotten == (uuid(2),)
+    assert plan.found_again == (uuid(2),)
 
 
 def test_one_sighting_is_enough_when_the_policy_says_so() -> None:
