@@ -5,11 +5,11 @@ from collections.abc import Callable
 
 
 class Deadline:
-    """A moment on a monotonic clock after which nothing may be begun.
+    """A moment on a monotonic clock after which nothing may begin.
 
-    A part of it, made by `within`, ends with it at the latest. A closed deadline is over, and so
-    are its parts: whatever thread still holds one (a name lookup cannot be interrupted) finds that
-    it is too late, even if the process was frozen meanwhile and its clock stood still.
+    A part of it, made by `within`, ends with it at the latest. Once closed, a deadline and all its parts are over. So a
+    thread that is still stuck in a name lookup, which nothing can interrupt, finds that it is too late, even if the
+    process was frozen meanwhile and its clock stood still.
     """
 
     def __init__(
@@ -25,7 +25,7 @@ class Deadline:
         self._ends_at = clock() + seconds
 
     def remaining(self) -> float:
-        """Return the seconds that are left, 0.0 when it is over."""
+        """Return the seconds that are left; 0.0 when it is over."""
         left = max(0.0, self._ends_at - self._clock())
         return left if self._parent is None else min(left, self._parent.remaining())
 
@@ -34,8 +34,12 @@ class Deadline:
         return self.remaining() <= 0.0
 
     def within(self, seconds: float) -> "Deadline":
-        """Return a part of this budget: `seconds` from now, or what is left when that is less."""
+        """Return a part of this budget: `seconds` from now, or what is left if that is less."""
         return Deadline(seconds, clock=self._clock, parent=self)
+
+    def extended(self, seconds: float) -> "Deadline":
+        """Return a deadline of its own that ends `seconds` after this one."""
+        return Deadline(self.remaining() + seconds, clock=self._clock)
 
     def shorten(self, seconds: float) -> None:
         """End in `seconds` from now, unless it ends sooner anyway."""

@@ -1,27 +1,27 @@
 """Everything that makes a cycle impossible, one tree.
 
 ReconcilerError
-├── RequestError            the event asks for something that is not understood
+├── RequestError            the event asks for something unknown or malformed
 ├── SettingsError           an environment variable is missing or wrong
-├── SecretError             a secret cannot be fetched, or does not hold what it should
-└── RegistryError           the platform's database cannot be used
+├── SecretError             a secret cannot be fetched, or lacks what it should hold
+└── StoreError              the platform's database cannot be used
     ├── LoginRefusedError   it refuses the user or the password
-    ├── ConnectionLostError it cannot be reached, or hung up in mid-statement
-    ├── SchemaMissingError  a table or column is not there
-    ├── RightsMissingError  the role may not do what a cycle has to do
+    ├── ConnectionLostError it cannot be reached, or hung up in the middle of a statement
+    ├── SchemaMissingError  a table or column is missing, or the schema is too old
+    ├── RightsMissingError  the role lacks a right that a cycle needs
     ├── RowLockedError      somebody else holds the lock
-    └── LeaseLostError      this cycle's time is over: it must not act any more
+    └── LeaseLostError      this cycle's lease is over: it must not act any more
 
-A message never holds a password, a token, or text that came from a remote's body.
+A message never holds a password, a token, or text from a remote's body.
 """
 
 
 class ReconcilerError(Exception):
-    """A cycle cannot be run, or not go on."""
+    """A cycle cannot be run, or cannot go on."""
 
 
 class RequestError(ReconcilerError):
-    """The event is not one of those that the function takes."""
+    """The event is none of those that the function takes."""
 
 
 class SettingsError(ReconcilerError):
@@ -32,32 +32,40 @@ class SecretError(ReconcilerError):
     """A secret cannot be read; the message names the variable that refers to it."""
 
 
-class RegistryError(ReconcilerError):
-    """A statement failed in the platform's database."""
+class StoreError(ReconcilerError):
+    """A statement failed in the platform's database.
+
+    `server_message` is the server's own main message, without details or data; None if no server answered.
+    """
+
+    def __init__(self, message: str, *, server_message: str | None = None) -> None:
+        """Take the message for the log, and the server's own."""
+        super().__init__(message)
+        self.server_message = server_message
 
 
-class LoginRefusedError(RegistryError):
+class LoginRefusedError(StoreError):
     """The database refuses the user or the password."""
 
 
-class ConnectionLostError(RegistryError):
+class ConnectionLostError(StoreError):
     """The database cannot be reached, or the session broke."""
 
 
-class SchemaMissingError(RegistryError):
-    """A table or a column is missing; the message names the file that makes it."""
+class SchemaMissingError(StoreError):
+    """A table or a column is missing, or the schema is too old; the message names the file that makes it."""
 
 
-class RightsMissingError(RegistryError):
+class RightsMissingError(StoreError):
     """The role lacks a right; the message names it, and the file that grants it."""
 
 
-class RowLockedError(RegistryError):
+class RowLockedError(StoreError):
     """Somebody else holds a lock that was asked for without waiting."""
 
 
-class LeaseLostError(RegistryError):
-    """The lease of this cycle has expired or went to another cycle."""
+class LeaseLostError(StoreError):
+    """The lease of this cycle has expired, or another cycle has it."""
 
 
 _SHOWN_CHARACTERS = 60

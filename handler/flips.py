@@ -1,101 +1,135 @@
-"""Act, first half: probe what looks dead a second time, and flip what is still dead at once."""
+"""Act, first half: probe what looks dead a second time, and flip at once what is still dead."""
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
 
 from handler.deadline import Deadline
-from handler.decide import Action, CrashLoop, Plan, confirms
+from handler.domain.decide import confirms
+from handler.domain.model import FOUND, Restart, Sighting, SkipReason
+from handler.domain.report import Flip
 from handler.errors import LeaseLostError, ReconcilerError, RowLockedError
-from handler.model import FOUND, Flip, Report, Sighting, SkipReason
 from handler.probes import Probe
-from handler.registry import Flipped, Rows, Terms
 from handler.settings import Settings
-from handler.telemetry import Story
+from handler.store import Flipped, FlipPolicy, Flips
+from handler.telemetry import CycleLog
 
-# So few at a time that the flip follows the second probe within moments.
-CONFIRMED_AT_ONCE = 200
+# Small batches, so each flip closely follows its second probe.
+BATCH = 200
 
-# `Rows.flip` or `Rows.would_flip`: returns why not, if not.
-Attempt = Callable[[Deadline, Sighting, Terms], Flipped | SkipReason]
+# `Flips.flip` or `Flips.would_flip`: returns why not, if not.
+Attempt = Callable[[Deadline, Sighting, FlipPolicy], Flipped | SkipReason]
 
 
-class Flips:
-    """The flips of one cycle."""
+@dataclass(frozen=True, slots=True)
+class Attempted:
+    """What came of one workspace. The sighting is the second one, or the first if there was no second."""
 
-    def __init__(
-        self,
-        rows: Rows,
-        probe: Probe,
-        settings: Settings,
-        selected_at: str,
-        report: Report,
-        story: Story,
-    ) -> None:
-        """Act on candidates that were selected at `selected_at` (the database's text for it)."""
-        self._rows = rows
-        self._probe = probe
-        self._settings = settings
-        self._terms = Terms(
-            selected_at,
-            settings.heartbeat_fresh_seconds,
-            CrashLoop(settings.restart_loop_pause_seconds, settings.restart_loop_healthy_seconds),
+    sighting: Sighting
+    outcome: Flipped | SkipReason
+
+
+@dataclass(frozen=True, slots=True)
+class FlipResults:
+    """What came of every workspace that was to be flipped."""
+
+    attempts: tuple[Attempted, ...] = ()
+
+    @property
+    def flips(self) -> tuple[Flip, ...]:
+        """The workspaces that were flipped, or that a dry run would flip."""
+        return tuple(
+            Flip(one.sighting.workspace.id, one.sighting.workspace.instance_id, one.sighting.state)
+            for one in self.attempts
+            if isinstance(one.outcome, Flipped)
         )
-        self._report = report
-        self._story = story
-        self.out_of_time: list[str] = []
-        # Not found at first, and alive right before the flip: what was counted of their absence is void.
-        self.found_again: list[str] = []
 
-    def carry_out(self, plan: Plan, deadline: Deadline) -> None:
-        """Flip what the plan says, as far as the time goes."""
-        self._each_confirmed(plan, deadline, self._rows.flip, "workspace flipped")
-        self._report.flipped = len(self._report.flips)
+    @property
+    def skipped(self) -> Counter[SkipReason]:
+        """How many were not flipped, by reason."""
+        return Counter(one.outcome for one in self.attempts if isinstance(one.outcome, SkipReason))
 
-    def rehearse(self, plan: Plan, deadline: Deadline) -> None:
-        """Find out what `carry_out` would do, and write nothing."""
-        self._each_confirmed(plan, deadline, self._rows.would_flip, "would flip")
+    @property
+    def out_of_time(self) -> list[str]:
+        """The ids of those for which no time was left."""
+        return [one.sighting.workspace.id for one in self.attempts if one.outcome is SkipReason.OUT_OF_TIME]
 
-    def _each_confirmed(self, plan: Plan, deadline: Deadline, attempt: Attempt, message: str) -> None:
-        to_flip = [one.sighting for one in plan.decisions if one.action is Action.FLIP]
-        for start in range(0, len(to_flip), CONFIRMED_AT_ONCE):
-            unconfirmed = {one.workspace.id: one for one in to_flip[start : start + CONFIRMED_AT_ONCE]}
-            workspaces = [one.workspace for one in unconfirmed.values()]
-            for second in self._probe.sightings(workspaces, deadline):
-                first = unconfirmed.pop(second.workspace.id)
+    @property
+    def found_again(self) -> list[str]:
+        """The ids of those whose instance the second probe found not dead: their earlier absences count no more."""
+        return [
+            one.sighting.workspace.id
+            for one in self.attempts
+            if one.outcome is SkipReason.NOT_CONFIRMED and one.sighting.verdict in FOUND
+        ]
+
+    @property
+    def superseded(self) -> list[Restart]:
+        """The older restarts that the flips cancelled."""
+        return [
+            restart for one in self.attempts if isinstance(one.outcome, Flipped) for restart in one.outcome.superseded
+        ]
+
+
+class Flipper:
+    """Flips the workspaces of one cycle."""
+
+    def __init__(self, store: Flips, probe: Probe, settings: Settings, selected_at: str, log: CycleLog) -> None:
+        """Flip candidates that were selected at `selected_at` (the database's text for it)."""
+        self._store = store
+        self._probe = probe
+        self._policy = FlipPolicy(selected_at, settings.heartbeat_fresh_seconds, settings.crash_loop)
+        self._timeout_s = settings.reconfirm_timeout_seconds
+        self._log = log
+
+    def flip(self, sightings: Sequence[Sighting], deadline: Deadline) -> FlipResults:
+        """Flip the workspaces that a second probe confirms, as far as the time goes."""
+        return self._each(sightings, self._store.flip, "workspace flipped", deadline)
+
+    def rehearse(self, sightings: Sequence[Sighting], deadline: Deadline) -> FlipResults:
+        """Find out what `flip` would do, and write nothing."""
+        return self._each(sightings, self._store.would_flip, "would flip", deadline)
+
+    def _each(self, sightings: Sequence[Sighting], attempt: Attempt, message: str, deadline: Deadline) -> FlipResults:
+        attempts = []
+        for attempted in self._attempted(sightings, attempt, deadline):
+            self._tell(attempted, message)
+            attempts.append(attempted)
+        return FlipResults(tuple(attempts))
+
+    def _attempted(self, sightings: Sequence[Sighting], attempt: Attempt, deadline: Deadline) -> Iterator[Attempted]:
+        remaining = iter(sightings)
+        while batch := {one.workspace.id: one for one in islice(remaining, BATCH)}:
+            for second in self._probe.sightings([one.workspace for one in batch.values()], deadline):
+                first = batch.pop(second.workspace.id)
                 if confirms(first, second):
-                    self._attempt(attempt, message, second, deadline)
+                    yield Attempted(second, self._attempt(attempt, second, deadline))
                 else:
-                    self._skip(second, SkipReason.NOT_CONFIRMED)
-                    if second.verdict in FOUND:
-                        self.found_again.append(second.workspace.id)
-            for first in unconfirmed.values():
-                self._skip(first, SkipReason.OUT_OF_TIME)
+                    yield Attempted(second, SkipReason.NOT_CONFIRMED)
+            for first in batch.values():
+                yield Attempted(first, SkipReason.OUT_OF_TIME)
 
-    def _attempt(self, attempt: Attempt, message: str, sighting: Sighting, deadline: Deadline) -> None:
+    def _attempt(self, attempt: Attempt, sighting: Sighting, deadline: Deadline) -> Flipped | SkipReason:
         if deadline.over():
-            self._skip(sighting, SkipReason.OUT_OF_TIME)
-            return
+            return SkipReason.OUT_OF_TIME
         try:
-            outcome = attempt(deadline.within(self._settings.reconfirm_timeout_seconds), sighting, self._terms)
+            return attempt(deadline.within(self._timeout_s), sighting, self._policy)
         except RowLockedError:
-            outcome = SkipReason.ROW_LOCKED
+            return SkipReason.ROW_LOCKED
         except LeaseLostError:
-            outcome = SkipReason.OUT_OF_TIME
+            return SkipReason.OUT_OF_TIME
         except ReconcilerError as error:
-            outcome = SkipReason.OUT_OF_TIME if deadline.over() else SkipReason.RECONFIRM_ERROR
-            self._story.trouble("re-read or flip failed", error)
-        if isinstance(outcome, SkipReason):
-            self._skip(sighting, outcome)
-            return
-        self._report.flips.append(Flip(sighting.workspace.id, sighting.workspace.instance_id, sighting.state))
-        self._story.tell(message, sighting, f"{sighting.state}, confirmed by a second probe")
-        if outcome.loop.pause_s:
-            self._story.restart_paused(sighting, outcome.loop)
-        for debt in outcome.superseded:
-            self._report.restarts.void += 1
-            self._story.restart("restart void", debt, "the workspace was online again", attempt=debt.attempts)
+            self._log.failure("re-read or flip failed", error)
+            return SkipReason.OUT_OF_TIME if deadline.over() else SkipReason.RECONFIRM_ERROR
 
-    def _skip(self, sighting: Sighting, reason: SkipReason) -> None:
-        self._report.skipped[reason] += 1
-        if reason is SkipReason.OUT_OF_TIME:
-            self.out_of_time.append(sighting.workspace.id)
-        self._story.tell("flip skipped", sighting, reason)
+    def _tell(self, attempted: Attempted, message: str) -> None:
+        sighting, outcome = attempted.sighting, attempted.outcome
+        if isinstance(outcome, SkipReason):
+            self._log.sighting("flip skipped", sighting, outcome)
+            return
+        self._log.sighting(message, sighting, f"{sighting.state}, confirmed by a second probe")
+        if outcome.crash_loop.backoff_s:
+            self._log.backing_off(sighting, outcome.crash_loop)
+        for restart in outcome.superseded:
+            self._log.restart("restart cancelled", restart, "the workspace was online again", attempt=restart.attempts)

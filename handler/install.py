@@ -1,7 +1,7 @@
-"""The installer's door: applies the project's SQL as the database's owner. Invoked by hand, at every upgrade.
+"""The installer's entry point: applies the project's SQL as the database's owner. Invoked by hand, at every upgrade.
 
-It is a function of its own, with a secret of its own: the reconciler must not own what it works on. The files are those
-that psql takes, and are applied in one transaction: all of them, or nothing.
+It is a function of its own, with a secret of its own: the reconciler must not own what it works on. It applies the same
+files as psql, in one transaction: all of them or none.
 """
 
 import os
@@ -11,16 +11,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from handler.aws import Aws
-from handler.credentials import Secrets
-from handler.database import Session, Transaction
+from handler import process
 from handler.deadline import Deadline
-from handler.door import seconds_for
-from handler.errors import RegistryError, RequestError, RightsMissingError, SchemaMissingError, SettingsError, shown
-from handler.registry.rights import RIGHTS_TO_APPLY, lacking_rights
+from handler.errors import RequestError, RightsMissingError, SchemaMissingError, SettingsError, StoreError, shown
+from handler.net.secrets import Secrets
 from handler.settings import database_from
+from handler.store.rights import RIGHTS_TO_APPLY, lacking_rights
+from handler.store.session import Session, Transaction
 from handler.telemetry import logger
-from handler.transport import Transport
 
 FILES = ("infra/schema.sql", "infra/grants.sql")
 _ROOT = Path(__file__).parent.parent
@@ -33,17 +31,18 @@ _RESERVED_ROLES = ("public", "none")
 _CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f]")
 
 
+@logger.inject_lambda_context(clear_state=True)
 def lambda_handler(event: Any, context: Any) -> dict[str, Any]:
     """Apply schema and grants, and return what that changed.
 
-    Takes `{"install": true}`, and with it `"role"`, the role to give the rights to in place of the one that
+    Takes `{"install": true}` and, optionally, `"role"`: the role to give the rights to, in place of the one that
     DATABASE_ROLE names. Raises ReconcilerError.
     """
     role = requested_role(event, os.environ)
-    aws = Aws(Transport(connections=1))
+    aws = process.aws()
     session = Session(database_from(os.environ), Secrets(aws.secret_text), aws.database_token)
     try:
-        report = install(session, role, Deadline(seconds_for(_SECONDS, context)))
+        report = install(session, role, Deadline(process.seconds_for(_SECONDS, context)))
     finally:
         session.close()
         aws.close()
@@ -81,10 +80,10 @@ def _is_role(name: object) -> bool:
 
 
 def install(session: Session, role: str, deadline: Deadline) -> dict[str, Any]:
-    """Apply the files in one transaction; return what was not there before. Raises RegistryError, SecretError."""
+    """Apply the files in one transaction; return what was not there before. Raises StoreError, SecretError."""
     with session.transaction(deadline) as transaction:
         if not transaction.run("SELECT FROM pg_roles WHERE rolname = :role", role=role):
-            raise RegistryError(f"the database has no role {role}: create it, with LOGIN")
+            raise StoreError(f"the database has no role {role}: create it, with LOGIN")
         relations, lacking = _own_relations(transaction), lacking_rights(transaction, RIGHTS_TO_APPLY, role=role)
         for file in FILES:
             with _naming(file):
@@ -110,18 +109,11 @@ def _naming(file: str) -> Iterator[None]:
         yield
     except RightsMissingError as error:
         raise RightsMissingError(
-            f"{file}: {_said(error)}: the installer's login has to own the platform's tables and may need"
+            f"{file}: {error.server_message}: the installer's login has to own the platform's tables and may need"
             " CREATE on the database"
         ) from error
     except SchemaMissingError as error:
-        raise SchemaMissingError(f"{file}: {_said(error)}: is this the platform's database?") from error
-
-
-def _said(error: RegistryError) -> str:
-    """Return the server's own message."""
-    cause = error.__cause__
-    fields = cause.args[0] if cause is not None and cause.args and isinstance(cause.args[0], dict) else {}
-    return str(fields.get("M", error))
+        raise SchemaMissingError(f"{file}: {error.server_message}: is this the platform's database?") from error
 
 
 def _own_relations(transaction: Transaction) -> set[str]:

@@ -7,7 +7,8 @@ from typing import TypeVar
 
 from handler.deadline import Deadline
 
-_A_MOMENT_S = 0.2
+# How long after the deadline an answer that came in time may still take to be handed over.
+_GRACE_S = 0.2
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -16,10 +17,10 @@ Result = TypeVar("Result")
 def in_parallel(
     work: Callable[[Item], Result], items: Iterator[Item], deadline: Deadline, *, at_once: int
 ) -> Iterator[Result]:
-    """Yield what `work` returns for each item, in any order, `at_once` at most, until the deadline.
+    """Yield what `work` returns for each item, in any order, at most `at_once` at a time, until the deadline.
 
-    An item is taken when there is room for it, not before. What is begun by the deadline has to end
-    of itself by then; a name lookup, which obeys no timeout, is left behind.
+    An item is taken when there is room for it, not before. Work that has begun must end by the deadline on its own. A
+    name lookup obeys no timeout: it is left behind.
     """
     pool = ThreadPoolExecutor(at_once)
     under_way: set[Future[Result]] = set()
@@ -27,7 +28,7 @@ def in_parallel(
         while True:
             room = 0 if deadline.over() else at_once - len(under_way)
             under_way |= {pool.submit(work, item) for item in islice(items, room)}
-            ended, under_way = wait(under_way, deadline.remaining() + _A_MOMENT_S, FIRST_COMPLETED)
+            ended, under_way = wait(under_way, deadline.remaining() + _GRACE_S, FIRST_COMPLETED)
             if not ended:
                 return
             yield from (future.result() for future in ended)

@@ -1,4 +1,4 @@
-"""What an invocation asks for. What is not understood is refused, with the field's name."""
+"""What an invocation asks for. Anything unknown is refused, with the field's name."""
 
 import re
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ DRY_RUN = "dry-run"
 _SCHEDULERS = ("aws.events", "aws.scheduler")
 _SCHEDULED = "Scheduled Event"
 _OPTIONS = ("mode", "workspace_ids", "limit", "override_breaker")
-_EXEMPTIONS = ("hold", "release")
+_HOLD_CHANGES = ("hold", "release")
 _SHARDING = ("shard", "shards")
 LONGEST_HOLD_SECONDS = 30 * 86_400
 LONGEST_REASON = 200
@@ -21,8 +21,8 @@ _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
-class HoldOrder:
-    """Workspaces to exempt for `lasts_s` seconds, and why."""
+class HoldRequest:
+    """Workspaces to put on hold for `lasts_s` seconds, and why."""
 
     workspace_ids: tuple[str, ...]
     reason: str
@@ -31,37 +31,37 @@ class HoldOrder:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One cycle's order: `workspace_ids` and `limit` narrow it, None means every candidate.
+    """One cycle. `workspace_ids` and `limit` narrow it; None means every candidate.
 
-    With `hold` or `release` (workspace ids) it is no cycle: only these are to be done.
+    With `hold` or `release` (workspace ids) there is no cycle, only that change.
     """
 
     mode: str
     workspace_ids: tuple[str, ...] | None = None
     limit: int | None = None
     override_breaker: bool = False
-    hold: HoldOrder | None = None
+    hold: HoldRequest | None = None
     release: tuple[str, ...] | None = None
 
     @property
     def narrowed(self) -> bool:
-        """Tell whether the cycle looks at a part of the candidates only."""
+        """Tell whether the cycle looks at only some of the candidates."""
         return self.workspace_ids is not None or self.limit is not None
 
 
 def parse(event: object, *, ceiling: str = APPLY) -> Request:
     """Return the request that the event makes.
 
-    `ceiling` is the setting MODE: with `dry-run` every event becomes a dry run. Raises
-    RequestError, naming the field, what was found and what was expected.
+    `ceiling` is the setting MODE: with `dry-run`, every event becomes a dry run. Raises RequestError, which names the
+    field, what was found, and what was expected.
     """
     if not isinstance(event, Mapping):
         raise _refusal("event", event, "a JSON object")
-    request = _from_bus(event) if "source" in event or "detail-type" in event else _by_hand(event)
+    request = _scheduled(event) if "source" in event or "detail-type" in event else _by_hand(event)
     return replace(request, mode=DRY_RUN) if ceiling == DRY_RUN else request
 
 
-def _from_bus(event: Mapping[str, Any]) -> Request:
+def _scheduled(event: Mapping[str, Any]) -> Request:
     source, kind = event.get("source"), event.get("detail-type")
     if source == "aws.ec2":
         raise _refusal("source", source, "aws.events or aws.scheduler: EC2 events are not supported yet")
@@ -69,7 +69,7 @@ def _from_bus(event: Mapping[str, Any]) -> Request:
         raise _refusal("source", source, " or ".join(_SCHEDULERS))
     if kind != _SCHEDULED:
         raise _refusal("detail-type", kind, _SCHEDULED)
-    for name in (*_OPTIONS, *_EXEMPTIONS, *_SHARDING):
+    for name in (*_OPTIONS, *_HOLD_CHANGES, *_SHARDING):
         if name in event:  # it would be ignored, and the cycle would apply in full
             raise _refusal(name, event[name], "no such field in a scheduled event")
     detail = event.get("detail", {})
@@ -82,15 +82,15 @@ def _by_hand(event: Mapping[str, Any]) -> Request:
     for name in event:
         if name in _SHARDING:
             raise _refusal(name, event[name], "no such field: shards are not supported yet")
-        if name not in (*_OPTIONS, *_EXEMPTIONS):
-            expected = f"one of {', '.join((*_OPTIONS, *_EXEMPTIONS))}, or a scheduled event"
+        if name not in (*_OPTIONS, *_HOLD_CHANGES):
+            expected = f"one of {', '.join((*_OPTIONS, *_HOLD_CHANGES))}, or a scheduled event"
             raise RequestError(f"event field {shown(name)}: unknown; expected {expected}")
     mode = event.get("mode", DRY_RUN)
     if mode not in (APPLY, DRY_RUN):
         raise _refusal("mode", mode, f"{APPLY} or {DRY_RUN}")
-    for name in _EXEMPTIONS:
+    for name in _HOLD_CHANGES:
         if name in event:
-            return _exemption(name, event, mode)
+            return _hold_change(name, event, mode)
     override = event.get("override_breaker", False)
     if not isinstance(override, bool):
         raise _refusal("override_breaker", override, "true or false")
@@ -98,7 +98,7 @@ def _by_hand(event: Mapping[str, Any]) -> Request:
     return Request(mode, ids, _limit(event), override)
 
 
-def _exemption(name: str, event: Mapping[str, Any], mode: str) -> Request:
+def _hold_change(name: str, event: Mapping[str, Any], mode: str) -> Request:
     for other in event:
         if other not in (name, "mode"):
             raise _refusal(other, event[other], f"no such field beside {name}")
@@ -114,7 +114,7 @@ def _exemption(name: str, event: Mapping[str, Any], mode: str) -> Request:
     if isinstance(seconds, bool) or not isinstance(seconds, int) or not 1 <= seconds <= LONGEST_HOLD_SECONDS:
         raise _refusal("hold.seconds", seconds, f"a whole number from 1 to {LONGEST_HOLD_SECONDS} (30 days)")
     ids = _workspace_ids("hold.workspace_ids", hold["workspace_ids"])
-    return Request(mode, hold=HoldOrder(ids, reason, seconds))
+    return Request(mode, hold=HoldRequest(ids, reason, seconds))
 
 
 def _workspace_ids(name: str, ids: object) -> tuple[str, ...]:

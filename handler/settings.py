@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+from handler.domain.policy import AbsencePolicy, BreakerPolicy, CrashLoopPolicy, RestartPolicy
 from handler.errors import SettingsError, shown
 from handler.request import APPLY, DRY_RUN
 
@@ -27,7 +28,7 @@ _WHOLE_NUMBER = re.compile(r"[0-9]{1,15}")
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """Where the database is. What is None has to come from the secret."""
+    """Where the database is. The secret has to supply what is None."""
 
     host: str | None
     port: int
@@ -36,7 +37,7 @@ class Server:
 
 @dataclass(frozen=True, slots=True)
 class Database:
-    """How to reach the platform's database: a login of its own, or a secret that holds it."""
+    """How to reach the platform's database: with the login given here, or with one from a secret."""
 
     server: Server
     user: str | None
@@ -67,7 +68,7 @@ class Remote:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """All settings. Times are in seconds, as the names say."""
+    """All settings. Times are in seconds, as the names say. The policies go to the decisions as they are."""
 
     probe: str
     mode: str
@@ -80,17 +81,11 @@ class Settings:
     reconfirm_timeout_seconds: float
     probe_concurrency: int
     candidate_limit: int
-    breaker_max_dead_fraction: float
-    breaker_min_dead: int
-    breaker_window_seconds: float
-    absent_sightings: int
-    absent_min_age_seconds: float
     heartbeat_fresh_seconds: float
-    restarts_per_cycle: int
-    restart_retry_seconds: float
-    restart_uncertain_seconds: float
-    restart_loop_pause_seconds: float
-    restart_loop_healthy_seconds: float
+    breaker: BreakerPolicy
+    absence: AbsencePolicy
+    restarts: RestartPolicy
+    crash_loop: CrashLoopPolicy
 
     @staticmethod
     def from_env(environment: Mapping[str, str]) -> "Settings":
@@ -116,17 +111,25 @@ class Settings:
             reconfirm_timeout_seconds=env.number("RECONFIRM_TIMEOUT_SECONDS", 5, 0.01, 900),
             probe_concurrency=env.whole("PROBE_CONCURRENCY", 64, 1, 1024),
             candidate_limit=env.whole("CANDIDATE_LIMIT", 100_000, 1, 10_000_000),
-            breaker_max_dead_fraction=env.number("BREAKER_MAX_DEAD_FRACTION", 0.5, 0, 1),
-            breaker_min_dead=env.whole("BREAKER_MIN_DEAD", 3, 1, 10_000_000),
-            breaker_window_seconds=env.number("BREAKER_WINDOW_SECONDS", 600, 0, 86_400),
-            absent_sightings=env.whole("ABSENT_SIGHTINGS", 3, 1, 1000),
-            absent_min_age_seconds=env.number("ABSENT_MIN_AGE_SECONDS", 120, 0, 3600),
             heartbeat_fresh_seconds=env.number("HEARTBEAT_FRESH_SECONDS", 60, 0, 86_400),
-            restarts_per_cycle=env.whole("RESTARTS_PER_CYCLE", 100, 0, 100_000),
-            restart_retry_seconds=env.number("RESTART_RETRY_SECONDS", 60, 0, 86_400),
-            restart_uncertain_seconds=env.number("RESTART_UNCERTAIN_SECONDS", 300, 1, 86_400),
-            restart_loop_pause_seconds=env.number("RESTART_LOOP_PAUSE_SECONDS", 300, 0, 86_400),
-            restart_loop_healthy_seconds=env.number("RESTART_LOOP_HEALTHY_SECONDS", 3600, 0, 86_400),
+            breaker=BreakerPolicy(
+                max_dead_fraction=env.number("BREAKER_MAX_DEAD_FRACTION", 0.5, 0, 1),
+                min_dead=env.whole("BREAKER_MIN_DEAD", 3, 1, 10_000_000),
+                window_s=env.number("BREAKER_WINDOW_SECONDS", 600, 0, 86_400),
+            ),
+            absence=AbsencePolicy(
+                sightings=env.whole("ABSENT_SIGHTINGS", 3, 1, 1000),
+                min_age_s=env.number("ABSENT_MIN_AGE_SECONDS", 120, 0, 3600),
+            ),
+            restarts=RestartPolicy(
+                per_cycle=env.whole("RESTARTS_PER_CYCLE", 100, 0, 100_000),
+                retry_s=env.number("RESTART_RETRY_SECONDS", 60, 0, 86_400),
+                uncertain_s=env.number("RESTART_UNCERTAIN_SECONDS", 300, 1, 86_400),
+            ),
+            crash_loop=CrashLoopPolicy(
+                backoff_s=env.number("CRASH_LOOP_BACKOFF_SECONDS", 300, 0, 86_400),
+                reset_s=env.number("CRASH_LOOP_RESET_SECONDS", 3600, 0, 86_400),
+            ),
         )
 
 
@@ -154,7 +157,7 @@ def database_from(environment: Mapping[str, str]) -> Database:
 
 
 def _parsed_url(url: str, sslmode: str) -> tuple[Server, str, str | None, str]:
-    """Take a DATABASE_URL apart. It holds a password, so no error shows any of it."""
+    """Parse a DATABASE_URL. It holds a password, so no error shows any part of it."""
     expected = "postgresql://user:password@host:port/name?sslmode=…"
     try:
         parts = urlsplit(url)
@@ -183,7 +186,7 @@ def header_safe(value: str) -> bool:
 
 
 class _Environment:
-    """Variables by name, each taken in one of the few forms that there are."""
+    """Variables by name. Each method takes one kind of value. An empty variable counts as unset."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._environment = environment
@@ -234,14 +237,14 @@ class _Environment:
         return value
 
     def header_value(self, name: str) -> str | None:
-        """Take what will travel in an HTTP header; it may be a secret, so no error shows it."""
+        """Return a value that can travel in an HTTP header. It may be a secret, so no error shows it."""
         value = self.text(name)
         if value is not None and not header_safe(value):
             raise SettingsError(f"{name}: it has a blank or a character that no HTTP header may hold")
         return value
 
     def remote(self, prefix: str, token_variables: Mapping[str, str]) -> Remote | None:
-        """Take a system's address and its tokens, each in a variable of its own or all in a secret."""
+        """Return a system's address and its tokens, which are in variables of their own or all in one secret."""
         secret_arn = self.secret_arn(f"{prefix}_SECRET_ARN")
         tokens = {field: self.header_value(name) for field, name in token_variables.items()}
         given = [token_variables[field] for field, token in tokens.items() if token]

@@ -1,4 +1,4 @@
-"""Powertools' Logger and Metrics, and the names that dashboards, alarms and queries rest on."""
+"""Powertools' Logger and Metrics, and the names that dashboards, alarms and queries rely on."""
 
 import logging
 import os
@@ -9,15 +9,16 @@ from typing import Any
 from aws_lambda_powertools import Logger
 from aws_lambda_powertools.metrics import Metrics, MetricUnit
 
-from handler.decide import Loop
-from handler.model import Debt, Gauges, Report, Sighting
+from handler.domain.backoff import CrashLoop
+from handler.domain.model import Restart, Sighting
+from handler.domain.report import Gauges, Outcome, Report
 from handler.settings import LOG_LEVELS
 
 SERVICE = "instance-state-reconciler"
 NAMESPACE = "InstanceStateReconciler"
 
-# Past this many lines, what is the same for many is only counted: a dead control plane must not write
-# a line a row, every minute.
+# Past this many lines, what is the same for many workspaces is only counted: a dead control plane must not
+# log a line for each row, every minute.
 LINES_OF_A_KIND = 100
 
 METRIC_UNITS = {
@@ -34,49 +35,49 @@ METRIC_UNITS = {
     "DeadlineHit": MetricUnit.Count,
     "CycleDuration": MetricUnit.Milliseconds,
     "CoverageAge": MetricUnit.Seconds,
-    "RestartsRequested": MetricUnit.Count,
+    "RestartsAccepted": MetricUnit.Count,
     "RestartsPending": MetricUnit.Count,
     "RestartsBlocked": MetricUnit.Count,
-    "RestartsPaused": MetricUnit.Count,
+    "RestartsBackingOff": MetricUnit.Count,
     "RestartsUnrecovered": MetricUnit.Count,
     "OldestRestartAge": MetricUnit.Seconds,
-    "Held": MetricUnit.Count,
+    "OnHold": MetricUnit.Count,
 }
 METRIC_NAMES = tuple(METRIC_UNITS)
 
 # Every key, beside Powertools' own, that a log line may carry.
 LOG_KEYS = (
-    *("cycle_id", "mode", "function_request_id", "reason", "error"),
+    *("cycle_id", "mode", "reason", "error"),
+    *("function_name", "function_memory_size", "function_arn", "function_request_id", "cold_start"),
     *("workspace_id", "instance_id", "instance_state", "verdict", "attempt"),
     *("what", "count", "dead", "answered"),
     *("probe", "outcome", "candidates", "checked", "running", "transition", "absent", "unknown"),
     *("flipped", "completed_pass", "skipped", "deferred", "deadline_hit", "breaker_open", "restarts"),
-    *("restarts_paused", "restarts_unrecovered", "held"),
-    *("duration_ms", "report"),
+    *("on_hold", "duration_ms", "report"),
 )
 
-# They tell of credentials found and connections dropped, without a cycle's keys.
-for _library in ("botocore", "urllib3"):
+# They log credentials found and connections dropped, without a cycle's keys.
+for _library in ("boto3", "botocore", "urllib3"):
     logging.getLogger(_library).setLevel(logging.WARNING)
 
 
 def _level() -> str | None:
-    """Return None for what Powertools reads itself, or a level in place of what is none: the settings will say so."""
+    """Return None: Powertools reads its variable. INFO if that holds no level: the settings refuse it later."""
     return None if os.environ.get("POWERTOOLS_LOG_LEVEL", "INFO").upper() in ("", *LOG_LEVELS) else "INFO"
 
 
-logger = Logger(service=os.environ.get("POWERTOOLS_SERVICE_NAME") or SERVICE, level=_level())
+logger = Logger(service=os.environ.get("POWERTOOLS_SERVICE_NAME") or SERVICE, level=_level(), use_rfc3339=True)
 
 
-class Story:
-    """What a cycle tells of its decisions while it makes them: one line for each that matters."""
+class CycleLog:
+    """The log lines of one cycle: one for each decision that matters."""
 
     def __init__(self) -> None:
-        """Begin with nothing told."""
+        """Begin with nothing logged."""
         self._lines: Counter[str] = Counter()
-        self._untold: Counter[tuple[str, str]] = Counter()
+        self._unlogged: Counter[tuple[str, str]] = Counter()
 
-    def tell(self, message: str, sighting: Sighting, reason: str) -> None:
+    def sighting(self, message: str, sighting: Sighting, reason: str) -> None:
         """Log a decision about one workspace."""
         logger.info(
             message,
@@ -87,51 +88,52 @@ class Story:
             reason=reason,
         )
 
-    def tell_some(self, message: str, sighting: Sighting, reason: str) -> None:
-        """Log what may be the same for very many workspaces: the first ones; the rest is counted."""
+    def sighting_capped(self, message: str, sighting: Sighting, reason: str) -> None:
+        """Log what may be the same for very many workspaces: the first ones get a line, the rest are counted."""
         self._lines[message] += 1
         if self._lines[message] <= LINES_OF_A_KIND:
-            self.tell(message, sighting, reason)
+            self.sighting(message, sighting, reason)
         else:
-            self._untold[message, reason] += 1
+            self._unlogged[message, reason] += 1
 
-    def tell_the_rest(self) -> None:
+    def the_rest(self) -> None:
         """Log how many more there were, by reason."""
-        for (message, reason), count in sorted(self._untold.items()):
+        for (message, reason), count in sorted(self._unlogged.items()):
             logger.warning("more of the same", what=message, reason=reason, count=count)
-        self._untold.clear()
+        self._unlogged.clear()
 
-    def restart(self, message: str, debt: Debt, reason: str, *, attempt: int) -> None:
-        """Log what became of a restart that is owed."""
+    def restart(self, message: str, restart: Restart, reason: str, *, attempt: int) -> None:
+        """Log what became of an owed restart."""
         logger.info(
             message,
-            workspace_id=debt.workspace_id,
-            instance_id=_printable(debt.instance_id),
+            workspace_id=restart.workspace_id,
+            instance_id=_printable(restart.instance_id),
             attempt=attempt,
             reason=reason,
         )
 
-    def restart_paused(self, sighting: Sighting, loop: Loop) -> None:
+    def backing_off(self, sighting: Sighting, loop: CrashLoop) -> None:
         """Log that a workspace which dies again and again has to wait for its restart."""
+        restart = loop.streak + 1
         logger.warning(
-            "restart paused",
+            "restart backing off",
             workspace_id=sighting.workspace.id,
             instance_id=_printable(sighting.workspace.instance_id),
-            attempt=loop.streak + 1,
-            reason=f"crash loop: restart {loop.streak + 1} without a stretch of health waits {loop.pause_s:.0f} s",
+            attempt=restart,
+            reason=f"crash loop: restart {restart} in a row waits {loop.backoff_s:.0f} s",
         )
 
-    def trouble(self, message: str, error: Exception) -> None:
-        """Log what went wrong with a part of the cycle, and cost only that part."""
+    def failure(self, message: str, error: Exception) -> None:
+        """Log an error that cost only a part of the cycle."""
         logger.warning(message, error=str(error))
 
-    def breaker_opened(self, dead: int, answered: int) -> None:
-        """Log that nothing is flipped, since too much looks dead."""
+    def breaker_open(self, dead: int, answered: int) -> None:
+        """Log that too much looks dead, so that nothing is flipped."""
         logger.error("breaker open", dead=dead, answered=answered, reason="too many look dead: nothing is flipped")
 
 
-def exemption_changed(message: str, workspace_ids: Iterable[str], reason: str) -> None:
-    """Log what was ordered by hand for these workspaces."""
+def hold_changed(message: str, workspace_ids: Iterable[str], reason: str) -> None:
+    """Log a hold or a release by hand, for each workspace."""
     for one in workspace_ids:
         logger.info(message, workspace_id=one, reason=reason)
 
@@ -143,7 +145,7 @@ def cycle_finished(summary: dict[str, Any]) -> None:
 
 def emit_metrics(report: Report, gauges: Gauges) -> None:
     """Print one EMF line with every metric of a full applied cycle."""
-    completed = report.outcome == "completed"
+    completed = report.outcome is Outcome.COMPLETED
     values = {
         "CycleCompleted": int(completed),
         "AlreadyRunning": int(not completed),
@@ -158,12 +160,12 @@ def emit_metrics(report: Report, gauges: Gauges) -> None:
         "DeadlineHit": int(report.deadline_hit),
         "CycleDuration": report.duration_ms,
         "CoverageAge": gauges.coverage_age_s,
-        "RestartsRequested": report.restarts.requested,
+        "RestartsAccepted": report.restarts.accepted,
         "RestartsPending": gauges.restarts_pending,
         "RestartsBlocked": gauges.restarts_blocked,
-        "RestartsPaused": gauges.restarts_paused,
+        "RestartsBackingOff": gauges.restarts_backing_off,
         "RestartsUnrecovered": gauges.restarts_unrecovered,
-        "Held": gauges.held,
+        "OnHold": gauges.on_hold,
         "OldestRestartAge": gauges.oldest_restart_age_s,
     }
     metrics = Metrics(
@@ -176,5 +178,5 @@ def emit_metrics(report: Report, gauges: Gauges) -> None:
 
 
 def _printable(instance_id: str) -> str:
-    """Cut short what the platform recorded, which may be anything, and leave nothing that bends or breaks a line."""
+    """Return what the platform recorded, which may be anything, as short plain ASCII that cannot break a log line."""
     return instance_id[:64].encode("ascii", "backslashreplace").decode()

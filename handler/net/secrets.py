@@ -1,6 +1,6 @@
-"""Secrets, fetched when they are needed and kept for five minutes at most.
+"""Secrets, fetched when they are needed and cached for five minutes at most.
 
-A secret is rotated while the process is warm, so whoever is refused with one asks for it `fresh`.
+A secret may be rotated while the process is warm, so a caller whose login is refused asks for a `fresh` one.
 """
 
 import contextlib
@@ -15,10 +15,10 @@ import botocore.exceptions
 
 from handler.deadline import Deadline
 from handler.errors import SecretError
+from handler.net.bounded import CallError
 from handler.settings import Remote, header_safe
-from handler.transport import TransportError
 
-KEPT_SECONDS = 300
+CACHED_SECONDS = 300
 # What may be shown of an error that AWS, or what answers in its place, sends.
 ERROR_CODE = re.compile(r"[A-Za-z.]{1,60}")
 
@@ -30,34 +30,34 @@ class Secrets:
     """The secrets of one process, by ARN."""
 
     def __init__(self, fetch: Fetch, clock: Callable[[], float] = time.monotonic) -> None:
-        """Use `fetch` for what is not known yet, and `clock` (in seconds) for its age."""
+        """Use `fetch` for what is not cached, and `clock` (in seconds) for the age of what is."""
         self._fetch = fetch
         self._clock = clock
-        self._kept: dict[str, tuple[float, Mapping[str, Any]]] = {}
+        self._cached: dict[str, tuple[float, Mapping[str, Any]]] = {}
 
     def read(self, arn: str, variable: str, deadline: Deadline, *, fresh: bool = False) -> Mapping[str, Any]:
         """Return the JSON object in the secret that `variable` names.
 
         Raises SecretError, which names the variable and nothing of the content.
         """
-        if not fresh and arn in self._kept:
-            fetched_at, kept = self._kept[arn]
-            if self._clock() - fetched_at < KEPT_SECONDS:
-                return kept
+        if not fresh and arn in self._cached:
+            fetched_at, cached = self._cached[arn]
+            if self._clock() - fetched_at < CACHED_SECONDS:
+                return cached
         try:
             secret: Any = json.loads(self._fetch(arn, deadline))
         except botocore.exceptions.ClientError as error:
             code = str(error.response.get("Error", {}).get("Code") or "")
             why = code if ERROR_CODE.fullmatch(code) else "an error without a proper code"
             raise SecretError(f"{variable}: the secret cannot be fetched: {why}") from None
-        except (botocore.exceptions.BotoCoreError, TransportError) as error:
-            why = error.cause if isinstance(error, TransportError) else type(error).__name__
+        except (botocore.exceptions.BotoCoreError, CallError) as error:
+            why = error.cause if isinstance(error, CallError) else type(error).__name__
             raise SecretError(f"{variable}: the secret cannot be fetched: {why}") from None
         except (ValueError, RecursionError):
             secret = None
         if not isinstance(secret, dict):
             raise SecretError(f"{variable}: the secret is not text that holds a JSON object")
-        self._kept[arn] = (self._clock(), secret)
+        self._cached[arn] = (self._clock(), secret)
         return secret
 
 

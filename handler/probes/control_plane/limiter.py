@@ -1,4 +1,4 @@
-"""How many checks may be in flight: fewer when a remote begins to fail or slows down, more again when it recovers."""
+"""How many checks may be in flight: fewer when a remote begins to fail or slows down, more when it recovers."""
 
 import statistics
 import threading
@@ -8,12 +8,12 @@ from collections.abc import Callable
 from handler.deadline import Deadline
 from handler.telemetry import logger
 
-# Between the checks of a remote that fails even when it is asked one thing at a time.
+# Between two checks of a remote that fails even when it gets one at a time.
 PAUSE_S = 0.05
-# A remote slows down when its answers take this many times as long as they did, and are not quick all the same.
+# A remote slows down when its answers take this many times as long as usual, and are not quick all the same.
 SLOWER = 2.0
 QUICK_S = 0.5
-# A remote that is only slow is asked at least this share of what was agreed: it may be slow for other reasons.
+# A remote that is only slow keeps at least this share of its checks: it may be slow for other reasons.
 LEAST_SHARE = 0.25
 _LONGEST_WAIT_S = 1.0
 
@@ -22,11 +22,11 @@ _SLOWING = "the checks take more than twice as long as before"
 _RECOVERED = "the checks succeed again, no slower than before"
 
 
-class Gate:
-    """Lets checks through. When a round of them fails or is slow, half as many are let through.
+class ConcurrencyLimiter:
+    """Lets checks through. After a round that fails or is slow, it lets half as many through.
 
-    A round is as many checks as may be in flight. It fails when more than half of it does, and is as slow as half of
-    it, so that no single bad row slows the others down.
+    A round is as many checks as may be in flight. It fails if more than half of them do, and its time is the median of
+    theirs, so that no single bad row slows the others down.
     """
 
     def __init__(self, most: int, *, sleep: Callable[[float], None] = time.sleep) -> None:
@@ -38,12 +38,12 @@ class Gate:
         self._failed = 0
         self._took_s: list[float] = []
         self._usual_s: float | None = None
-        self._told: set[str] = set()
+        self._logged: set[str] = set()
         self._sleep = sleep
         self._changed = threading.Condition()
 
     def enter(self, deadline: Deadline) -> bool:
-        """Wait for a place; return False when the deadline comes first."""
+        """Wait for a place; return False if the deadline comes first."""
         with self._changed:
             while self._in_flight >= self._allowed and not deadline.over():
                 self._changed.wait(min(deadline.remaining(), _LONGEST_WAIT_S))
@@ -53,12 +53,12 @@ class Gate:
         return True
 
     def pause(self, deadline: Deadline) -> None:
-        """Wait a moment if the remote fails even when it is asked one thing at a time."""
+        """Wait a moment if the remote fails even when it gets one check at a time."""
         if self._allowed == 1 < self._most:
             self._sleep(min(PAUSE_S, deadline.remaining()))
 
     def leave(self, *, overloaded: bool | None, took_s: float = 0.0) -> None:
-        """Give the place back, and say whether the remote seems overloaded; None: nothing can be said.
+        """Give the place back, and say whether the remote seems overloaded; None if the check tells nothing.
 
         `took_s` is how many seconds the answer took, 0 if there was none.
         """
@@ -75,21 +75,21 @@ class Gate:
     def _adapt(self) -> None:
         half, double = max(1, self._allowed // 2), min(self._most, self._allowed * 2)
         if 2 * self._failed > self._ended:
-            self._let_through(half, _FAILING)
+            self._allow(half, _FAILING)
         elif self._took_s and self._slows_down(statistics.median(self._took_s)):
-            self._let_through(min(self._allowed, max(half, int(self._most * LEAST_SHARE))), _SLOWING)
+            self._allow(min(self._allowed, max(half, int(self._most * LEAST_SHARE))), _SLOWING)
         else:
-            self._let_through(double, _RECOVERED)
+            self._allow(double, _RECOVERED)
         self._ended, self._failed, self._took_s = 0, 0, []
 
     def _slows_down(self, took_s: float) -> bool:
-        """Tell whether half of the answers took much longer than usual; if they go on so, it is what is usual."""
+        """Tell whether half of the answers took much longer than usual. If that goes on, it becomes the usual."""
         slower = self._usual_s is not None and took_s > max(QUICK_S, SLOWER * self._usual_s)
         self._usual_s = took_s if slower or self._usual_s is None else min(self._usual_s, took_s)
         return slower
 
-    def _let_through(self, allowed: int, reason: str) -> None:
-        if allowed != self._allowed and reason not in self._told:
-            self._told.add(reason)  # once each: a remote at its limit goes up and down all the time
-            logger.warning("checks in flight changed", count=allowed, reason=reason)
+    def _allow(self, allowed: int, reason: str) -> None:
+        if allowed != self._allowed and reason not in self._logged:
+            self._logged.add(reason)  # once each: a remote at its limit goes up and down all the time
+            logger.warning("concurrency changed", count=allowed, reason=reason)
         self._allowed = allowed

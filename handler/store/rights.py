@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from handler.database import Session, Transaction
 from handler.deadline import Deadline
 from handler.errors import RightsMissingError, SchemaMissingError
+from handler.store.session import Session, Transaction
 
 # Table, column (None for the whole table) and right.
 Rights = Sequence[tuple[str, str | None, str]]

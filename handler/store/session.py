@@ -1,7 +1,7 @@
-"""The connection to PostgreSQL: made, verified, kept warm, and bounded in time. Knows no table.
+"""The connection to PostgreSQL: made, verified, kept warm, and bounded in time. It knows no table.
 
-Nothing here outlives a transaction on the server (`SET LOCAL` only), so that RDS Proxy and
-PgBouncer's transaction pooling serve.
+Nothing here outlives a transaction on the server (`SET LOCAL` only), so it works behind RDS Proxy and PgBouncer's
+transaction pooling.
 """
 
 import contextlib
@@ -16,35 +16,35 @@ import botocore.exceptions
 import pg8000.exceptions
 import pg8000.native
 
-from handler.credentials import Secrets, text_field
 from handler.deadline import Deadline
 from handler.errors import (
     ConnectionLostError,
     LoginRefusedError,
-    RegistryError,
     RightsMissingError,
     RowLockedError,
     SchemaMissingError,
     SecretError,
     SettingsError,
+    StoreError,
     shown,
 )
+from handler.net.bounded import BoundedReader
+from handler.net.secrets import Secrets, text_field
 from handler.settings import IAM, Database
-from handler.transport import BoundedReader
 
 Rows = list[Any]
 
 _VARIABLE = "DATABASE_SECRET_ARN"
 _CONNECT_SECONDS = 10.0
-# How much longer than the server the client waits, to hear that the server gave up.
+# How much longer than the server the client waits, so that it hears that the server gave up.
 _GRACE_SECONDS = 0.3
-# A warm connection may be dead: most of the time must be left for making another.
+# A warm connection may be dead: finding out must leave most of the time for making another.
 _WARM_SECONDS = 3.0
 _READ_BYTES = 64 * 1024
 _PORT = re.compile(r"[0-9]{1,5}")
 
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
-_ERROR_OF_SQLSTATE: dict[str, tuple[type[RegistryError], str]] = {
+_ERROR_OF_SQLSTATE: dict[str, tuple[type[StoreError], str]] = {
     "28000": (LoginRefusedError, ""),
     "28P01": (LoginRefusedError, ""),
     "3F000": (SchemaMissingError, "run infra/schema.sql"),
@@ -58,22 +58,22 @@ _ERROR_OF_SQLSTATE: dict[str, tuple[type[RegistryError], str]] = {
 
 
 class Transaction:
-    """What a transaction lets its user do."""
+    """An open transaction, as its user sees it."""
 
     def __init__(self, run: Callable[..., Rows]) -> None:
         """Run statements by `run(sql, **parameters)`."""
         self._run = run
 
     def run(self, sql: str, **parameters: Any) -> Rows:
-        """Run one statement and return its rows. Raises RegistryError."""
+        """Run one statement and return its rows. Raises StoreError."""
         return self._run(sql, **parameters)
 
 
 class _Connection(pg8000.native.Connection):  # type: ignore[misc]  # pg8000 has no types
     """A connection that obeys a deadline once it is made, and leaves nothing open behind it.
 
-    pg8000 has no public way to change a connection's timeout, and a timeout of each packet would
-    not bound an answer that drips in. Its version is pinned, and the tests drip.
+    pg8000 has no public way to change a connection's timeout, and a timeout per packet would not bound an answer that
+    drips in. So this uses pg8000's private parts: its version is pinned, and the tests drip.
     """
 
     _sock: Any
@@ -91,7 +91,7 @@ class _Connection(pg8000.native.Connection):  # type: ignore[misc]  # pg8000 has
         self._usock.settimeout(deadline.remaining())
 
     def close(self) -> None:
-        """Say goodbye and close, also what pg8000 (which calls this too) leaves to the garbage collector."""
+        """Say goodbye and close everything: pg8000, which calls this too, would leave its stream open."""
         stream = self._sock
         try:
             super().close()
@@ -107,10 +107,10 @@ class _Connection(pg8000.native.Connection):  # type: ignore[misc]  # pg8000 has
 
 
 class Session:
-    """One connection, kept from one invocation to the next, made anew when it has broken."""
+    """One connection, kept from one invocation to the next, and made anew when it is broken."""
 
     def __init__(self, database: Database, secrets: Secrets, token: Callable[[str, int, str], str]) -> None:
-        """Log in as `database` says; `token(host, port, user)` makes IAM tokens."""
+        """Log in as `database` says; `token(host, port, user)` makes an IAM token."""
         self._database = database
         self._secrets = secrets
         self._token = token
@@ -118,9 +118,9 @@ class Session:
 
     @contextlib.contextmanager
     def transaction(self, deadline: Deadline, *, read_only: bool = False) -> Iterator[Transaction]:
-        """Open a transaction that ends, committed as a whole or not at all, by the deadline.
+        """Open a transaction that ends by the deadline, committed as a whole or not at all.
 
-        Raises RegistryError, SecretError, SettingsError.
+        Raises StoreError, SecretError, SettingsError.
         """
         self._begin(deadline, read_only=read_only)
         try:
@@ -138,7 +138,7 @@ class Session:
 
     def _begin(self, deadline: Deadline, *, read_only: bool) -> None:
         if deadline.over():
-            raise RegistryError("no time is left for the transaction")
+            raise StoreError("no time is left for the transaction")
         milliseconds = max(1, int(deadline.remaining() * 1000))
         begin = (
             f"BEGIN ISOLATION LEVEL READ COMMITTED, READ {'ONLY' if read_only else 'WRITE'};"
@@ -151,7 +151,7 @@ class Session:
             try:
                 self._run(deadline.within(min(_WARM_SECONDS, deadline.remaining() / 2)), begin)
             except ConnectionLostError:
-                pass  # nothing was begun, so it may be begun again
+                pass  # no transaction had begun, so it may begin again
             else:
                 return
         self._connection = self._connect(deadline)
@@ -161,7 +161,7 @@ class Session:
         if self._connection is None:
             raise ConnectionLostError("the connection broke earlier in this transaction")
         if deadline.over():
-            raise RegistryError("no time is left for the statement")
+            raise StoreError("no time is left for the statement")
         try:
             self._connection.obey(Deadline(deadline.remaining() + _GRACE_SECONDS))
             return self._connection.run(sql, **parameters) or []
@@ -199,7 +199,7 @@ class Session:
             return _in_time(lambda: _Connection(timeout=timeout_s, **login), time_left)
         except pg8000.exceptions.DatabaseError as error:
             raise _explained(error) from error
-        except Exception as error:  # whatever the other side answered, it is not a database's greeting
+        except Exception as error:  # whatever the other side answered, it is no database's greeting
             why = getattr(error, "verify_message", "") or type(error).__name__
             raise ConnectionLostError(f"no connection to the database at {shown(login['host'])}: {why}") from error
 
@@ -242,7 +242,7 @@ def _port(text: str | None) -> int | None:
 
 
 def _ssl_context(database: Database) -> ssl.SSLContext | bool | None:
-    """Return what pg8000 takes for libpq's word; its None falls back to plaintext, as `prefer` does."""
+    """Return what pg8000 takes for libpq's sslmode. None falls back to plaintext, as `prefer` does."""
     if database.sslmode == "disable":
         return False
     if database.sslmode in ("allow", "prefer"):
@@ -262,7 +262,7 @@ def _ssl_context(database: Database) -> ssl.SSLContext | bool | None:
 def _in_time(make: Callable[[], _Connection], deadline: Deadline) -> _Connection:
     """Return what `make` makes, unless the deadline comes first: a name lookup obeys no timeout.
 
-    A connection that is made too late is hung up. Raises TimeoutError, or what `make` raises.
+    A connection that comes too late is closed. Raises TimeoutError, or what `make` raises.
     """
     pool = ThreadPoolExecutor(1)
     making = pool.submit(make)
@@ -274,9 +274,10 @@ def _in_time(make: Callable[[], _Connection], deadline: Deadline) -> _Connection
         raise
 
 
-def _explained(error: pg8000.exceptions.DatabaseError) -> RegistryError:
-    """Return the server's error as one of ours: its code and its main message, no detail, no data."""
+def _explained(error: pg8000.exceptions.DatabaseError) -> StoreError:
+    """Return the server's error as one of ours: its code and its main message, without details or data."""
     fields = error.args[0] if error.args and isinstance(error.args[0], dict) else {}
     code, message = fields.get("C", "?"), fields.get("M", "no message")
-    kind, remedy = _ERROR_OF_SQLSTATE.get(code, (RegistryError, ""))
-    return kind(f"the database refused: {message} ({code})" + (f": {remedy}" if remedy else ""))
+    kind, remedy = _ERROR_OF_SQLSTATE.get(code, (StoreError, ""))
+    text = f"the database refused: {message} ({code})" + (f": {remedy}" if remedy else "")
+    return kind(text, server_message=message)

@@ -1,0 +1,36 @@
+"""The growing waits before a restart: after refusals, and in a crash loop. Pure."""
+
+from dataclasses import dataclass
+
+from handler.domain.model import CurrentRow
+from handler.domain.policy import CrashLoopPolicy
+
+LONGEST_RETRY_BACKOFF_S = 900.0
+# This many restarts may follow one another at once. Each further one has to wait.
+RESTARTS_WITHOUT_BACKOFF = 3
+LONGEST_CRASH_LOOP_BACKOFF_S = 4 * 3600.0
+# More doublings than any longest wait can use, and few enough for a float.
+_MOST_DOUBLINGS = 32
+
+
+def retry_backoff(refusals: int, retry_s: float) -> float:
+    """Return the seconds until the next attempt, after `refusals` earlier ones: each doubles the wait."""
+    longest = max(LONGEST_RETRY_BACKOFF_S, retry_s)
+    return min(retry_s * 2.0 ** min(refusals, _MOST_DOUBLINGS), longest)
+
+
+@dataclass(frozen=True, slots=True)
+class CrashLoop:
+    """How many restarts came before without a long time up between them, and how many seconds the next one waits."""
+
+    streak: int
+    backoff_s: float
+
+
+def crash_loop(row: CurrentRow, policy: CrashLoopPolicy) -> CrashLoop:
+    """Return where in a crash loop a workspace is that dies now."""
+    if row.restarts is None or row.up_s is None or row.up_s >= policy.reset_s:
+        return CrashLoop(0, 0.0)
+    doublings = min(row.restarts - RESTARTS_WITHOUT_BACKOFF, _MOST_DOUBLINGS)
+    wait_s = 0.0 if doublings < 0 else min(policy.backoff_s * 2.0**doublings, LONGEST_CRASH_LOOP_BACKOFF_S)
+    return CrashLoop(row.restarts, wait_s)

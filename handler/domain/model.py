@@ -1,0 +1,175 @@
+"""The values that a cycle works with."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Verdict(StrEnum):
+    """What an instance's state means for the workspace that records it."""
+
+    RUNNING = "running"
+    TRANSITION = "transition"
+    DEAD = "dead"
+    ABSENT = "absent"
+    UNKNOWN = "unknown"
+
+
+NOT_FOUND = "not_found"
+
+# EC2's own words:
+# https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_InstanceState.html
+VERDICT_OF_STATE = {
+    "running": Verdict.RUNNING,
+    "pending": Verdict.TRANSITION,
+    "stopping": Verdict.TRANSITION,
+    "shutting-down": Verdict.TRANSITION,
+    "stopped": Verdict.DEAD,
+    "terminated": Verdict.DEAD,
+    NOT_FOUND: Verdict.ABSENT,
+}
+
+# The source of truth knows the instance.
+FOUND = frozenset({Verdict.RUNNING, Verdict.TRANSITION, Verdict.DEAD})
+
+
+class Cause(StrEnum):
+    """Why a call has no usable answer."""
+
+    # The call itself failed.
+    NAME_LOOKUP_FAILED = "name_lookup_failed"
+    CONNECTION_REFUSED = "connection_refused"
+    TIMEOUT = "timeout"
+    TLS_FAILED = "tls_failed"
+    BROKEN_CONNECTION = "broken_connection"
+    OVERSIZE = "oversize"
+    OUT_OF_TIME = "out_of_time"
+    UNEXPECTED = "unexpected"  # detail: the exception's type
+    # An HTTP answer is of no use.
+    HTTP_STATUS = "http"  # detail: the status
+    ENCODED = "encoded"
+    NOT_JSON = "not_json"
+    NO_STATE = "no_state"
+    UNRECOGNISED_STATE = "unrecognised_state"
+    # EC2's API.
+    MALFORMED_INSTANCE_ID = "malformed_instance_id"
+    PACED = "paced"
+    THROTTLED = "throttled"
+    SERVER_ERROR = "server_error"
+    REFUSED = "refused"  # detail: the error code, if it has a proper one
+    SDK_FAILED = "aws"  # detail: the exception's type
+    GARBLED_ANSWER = "garbled_answer"
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a call has no usable answer. Neither field ever holds text from a remote's body."""
+
+    cause: Cause
+    detail: str = ""
+
+    def __str__(self) -> str:
+        """Return the words for the log, such as `timeout` or `http_503`."""
+        return f"{self.cause}_{self.detail}" if self.detail else str(self.cause)
+
+
+class SkipReason(StrEnum):
+    """Why a workspace that looked dead was not flipped."""
+
+    ROW_GONE = "row_gone"
+    STATUS_MOVED = "status_moved"
+    INSTANCE_CLEARED = "instance_cleared"
+    INSTANCE_CHANGED = "instance_changed"
+    ROW_LOCKED = "row_locked"
+    ON_HOLD = "on_hold"
+    FRESH_HEARTBEAT = "fresh_heartbeat"
+    RECONFIRM_ERROR = "reconfirm_error"
+    NOT_CONFIRMED = "not_confirmed"
+    BREAKER_OPEN = "breaker_open"
+    OUT_OF_TIME = "out_of_time"
+
+
+@dataclass(frozen=True, slots=True)
+class Workspace:
+    """A candidate, as the cycle's SELECT saw it. The heartbeat is the database's own text."""
+
+    id: str
+    instance_id: str
+    last_heartbeat_at: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """One answer about one candidate's instance.
+
+    `state` is EC2's word or `not_found`. It is empty for UNKNOWN, and `failure` then says why.
+    `took_s` is how many seconds the answer took, where that matters.
+    """
+
+    workspace: Workspace
+    verdict: Verdict
+    state: str
+    failure: Failure | None = None
+    took_s: float = 0.0
+
+    @property
+    def reason(self) -> str:
+        """Say why the instance is UNKNOWN; empty for every other verdict."""
+        return "" if self.failure is None else str(self.failure)
+
+
+def sighting_of(workspace: Workspace, state: str, took_s: float = 0.0) -> Sighting:
+    """Return the sighting of `state`: UNKNOWN if EC2 has no such word."""
+    verdict = VERDICT_OF_STATE.get(state)
+    if verdict is None:
+        return unknown(workspace, Failure(Cause.UNRECOGNISED_STATE))
+    return Sighting(workspace, verdict, state, took_s=took_s)
+
+
+def unknown(workspace: Workspace, failure: Failure) -> Sighting:
+    """Return the sighting of no usable answer."""
+    return Sighting(workspace, Verdict.UNKNOWN, "", failure)
+
+
+@dataclass(frozen=True, slots=True)
+class CurrentRow:
+    """The workspace's row as the flip's re-read finds it. The database has already judged the heartbeat.
+
+    `restarts` counts the restarts asked for since the workspace was last up for long; `up_s` is for how many
+    seconds it has been up now. Both are None if no restart was ever owed.
+    """
+
+    status: str | None
+    instance_id: str | None
+    runtime: str | None
+    fresh_heartbeat: bool
+    on_hold: bool = False
+    restarts: int | None = None
+    up_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Restart:
+    """A restart that is owed to a flipped workspace.
+
+    `attempts` counts the claims so far, `refusals` the definite refusals among them.
+    """
+
+    id: int
+    workspace_id: str
+    instance_id: str
+    attempts: int
+    refusals: int
+    of_this_cycle: bool
+
+    def as_candidate(self) -> Workspace:
+        """Return what a probe needs to look at the instance again."""
+        return Workspace(self.workspace_id, self.instance_id, None)
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """A workspace that is exempt from flips and restarts until `ends_at` (UTC, RFC 3339)."""
+
+    workspace_id: str
+    reason: str
+    ends_at: str

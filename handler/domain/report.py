@@ -1,0 +1,80 @@
+"""What one cycle did: the handler's answer, and the source of its metrics."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from handler.domain.model import SkipReason
+
+
+class Outcome(StrEnum):
+    """How a cycle ended."""
+
+    COMPLETED = "completed"
+    ALREADY_RUNNING = "already_running"
+
+
+@dataclass(frozen=True, slots=True)
+class Gauges:
+    """How things stand in the database at the end of a cycle; ages in seconds."""
+
+    restarts_pending: int
+    restarts_blocked: int
+    restarts_backing_off: int
+    restarts_unrecovered: int
+    oldest_restart_age_s: float
+    coverage_age_s: float
+    on_hold: int
+
+
+@dataclass(frozen=True, slots=True)
+class Flip:
+    """A workspace that was flipped, or that a dry run would flip."""
+
+    workspace_id: str
+    instance_id: str
+    instance_state: str
+
+
+@dataclass(frozen=True, slots=True)
+class RestartCounts:
+    """What this cycle did about owed restarts (the first four), and how many are open at its end, of which kind."""
+
+    accepted: int = 0
+    cancelled: int = 0
+    refused: int = 0
+    uncertain: int = 0
+    blocked: int = 0
+    pending: int = 0
+    backing_off: int = 0
+    unrecovered: int = 0
+
+
+def no_skips() -> dict[str, int]:
+    """Return every skip reason with the count 0."""
+    return {str(reason): 0 for reason in SkipReason}
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """One cycle, in the fields and the order of the handler's answer. `docs/reference.md` explains each field."""
+
+    mode: str
+    probe: str
+    outcome: Outcome = Outcome.COMPLETED
+    candidates: int = 0
+    checked: int = 0
+    running: int = 0
+    transition: int = 0
+    dead: int = 0
+    absent: int = 0
+    unknown: int = 0
+    flipped: int = 0
+    completed_pass: bool = False
+    skipped: dict[str, int] = field(default_factory=no_skips)
+    deferred: int = 0
+    deadline_hit: bool = False
+    breaker_open: bool = False
+    restarts: RestartCounts = field(default_factory=RestartCounts)
+    on_hold: int = 0
+    duration_ms: int = 0
+    flips: tuple[Flip, ...] = ()

@@ -1,0 +1,128 @@
+"""AWS calls by boto3 that end by their deadline, whatever a call does.
+
+botocore's own timeouts are per socket operation, and fixed when a client is made. Its documented `before-send` event lets
+a signed request go out another way, which here is `net.bounded`.
+https://docs.aws.amazon.com/boto3/latest/guide/events.html
+"""
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import boto3.session
+import botocore.session
+from botocore.awsrequest import AWSResponse
+from botocore.config import Config
+
+from handler.deadline import Deadline
+from handler.errors import SettingsError
+from handler.net.bounded import BoundedPools
+
+if TYPE_CHECKING:
+    from types_boto3_ec2 import EC2Client
+    from types_boto3_rds import RDSClient
+    from types_boto3_secretsmanager import SecretsManagerClient
+
+BODY_LIMIT = 64 * 1024 * 1024
+# One attempt: the caller decides what is tried again, and when.
+_CONFIG = Config(retries={"mode": "standard", "total_max_attempts": 1})
+
+_Service = Literal["ec2", "rds", "secretsmanager"]
+
+
+class Aws:
+    """Clients by service, each made when it is first used: making one costs more than a call.
+
+    Their calls are bounded, and may only be made inside `within`. They raise what botocore raises, and CallError.
+    """
+
+    def __init__(self, pools: BoundedPools, *, models: Path, handlers: Mapping[str, Callable[..., None]]) -> None:
+        """Send every call by `pools`. Descriptions of services in `models` win over botocore's own.
+
+        `handlers` are registered for botocore's events, by name.
+        """
+        self._pools = pools
+        session = botocore.session.Session()
+        session.set_config_variable("data_path", str(models))
+        # Lambda sets both variables; botocore reads the second only.
+        region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+        if region:
+            session.set_config_variable("region", region)
+        for event, handler in handlers.items():
+            session.register(event, handler)
+        self._session = boto3.session.Session(botocore_session=session)
+        self._clients: dict[str, Any] = {}
+        self._making = threading.Lock()
+        self._call = threading.local()
+
+    def require_region(self) -> None:
+        """Raise SettingsError if nothing says which Region's EC2 to ask."""
+        if self._session.region_name is None:
+            raise SettingsError("AWS_REGION: not set; expected the Region of the instances, as PROBE is ec2")
+
+    @contextlib.contextmanager
+    def within(self, deadline: Deadline) -> Iterator[None]:
+        """Have every call that this thread makes inside end by the deadline."""
+        self._call.deadline = deadline
+        try:
+            yield
+        finally:
+            del self._call.deadline
+
+    def ec2(self) -> "EC2Client":
+        """Return the EC2 client."""
+        return cast("EC2Client", self._client("ec2"))
+
+    def secrets_manager(self) -> "SecretsManagerClient":
+        """Return the Secrets Manager client."""
+        return cast("SecretsManagerClient", self._client("secretsmanager"))
+
+    def rds(self) -> "RDSClient":
+        """Return the RDS client."""
+        return cast("RDSClient", self._client("rds"))
+
+    def secret_text(self, arn: str, deadline: Deadline) -> str:
+        """Return the text of a secret. Raises what botocore raises, and CallError."""
+        with self.within(deadline):
+            answer = self.secrets_manager().get_secret_value(SecretId=arn)
+        return answer.get("SecretString", "")
+
+    def database_token(self, host: str, port: int, user: str) -> str:
+        """Return an RDS IAM token in place of a password. It is made here, without a call."""
+        return self.rds().generate_db_auth_token(DBHostname=host, Port=port, DBUsername=user)
+
+    def close(self) -> None:
+        """Close the idle connections; the clients stay."""
+        self._pools.clear()
+
+    def _client(self, service: _Service) -> Any:
+        with self._making:
+            if service not in self._clients:
+                client = self._session.client(service, config=_CONFIG)
+                client.meta.events.register("before-send", self._send)  # type: ignore[arg-type]  # it returns an answer
+                self._clients[service] = client
+            return self._clients[service]
+
+    def _send(self, request: Any, **_: Any) -> AWSResponse:
+        answer = self._pools.call(
+            request.method,
+            request.url,
+            headers=dict(request.headers.items()),
+            deadline=self._call.deadline,
+            body_limit=BODY_LIMIT,
+            body=request.body,
+        )
+        return AWSResponse(request.url, answer.status, dict(answer.headers), _Body(answer.body))  # type: ignore[arg-type]
+
+
+class _Body:
+    """What botocore reads an answer from."""
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+
+    def stream(self) -> Iterator[bytes]:
+        yield self._content

@@ -1,0 +1,250 @@
+"""HTTP connections that obey a deadline: the core under requests (`net.http`) and boto3 (`net.aws`).
+
+Timeouts of clients built on sockets, such as urllib3's and requests', start anew with each packet, so a server that
+drips a byte a second holds a call for ever. Here the connection itself cuts every wait from the deadline of the call
+that is under way on its thread. It also notes whether anything was sent: a request that never left is a refusal; one
+that left is uncertain until it is answered.
+"""
+
+import contextlib
+import functools
+import http.client
+import io
+import re
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import urllib3
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.util.ssl_ import create_urllib3_context
+
+from handler.deadline import Deadline
+from handler.domain.model import Cause
+
+# Everything that urllib3 and the layers under it raise. requests' exceptions are OSErrors.
+FAILURES = (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError, ValueError)
+# RFC 9110, 15.3
+SUCCESS = range(200, 300)
+_INTERIM = range(100, 200)
+_LENGTH = re.compile(r"[0-9]+")
+
+
+class CallError(Exception):
+    """A call has no answer, or none that may be used.
+
+    `sent` tells whether the request may have reached the remote. `stale` tells that it went out on a kept-alive
+    connection, which the remote may have given up before the request came.
+    """
+
+    def __init__(self, cause: Cause, *, sent: bool, stale: bool = False) -> None:
+        """Take the cause, whether the request may have left, and whether the connection may have been stale."""
+        super().__init__(cause)
+        self.cause = cause
+        self.sent = sent
+        self.stale = stale
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole answer. Its headers and body are never logged."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class OversizeError(ValueError):
+    """A body is longer than the limit."""
+
+
+class _Call(threading.local):
+    """The call that is under way on this thread."""
+
+    deadline = Deadline(0)
+    sent = False
+    reused = True  # until it has to connect
+
+
+_call = _Call()
+
+
+@contextlib.contextmanager
+def call_within(deadline: Deadline, cause_of: Callable[[Exception], Cause]) -> Iterator[urllib3.Timeout]:
+    """Have the one call that is made inside obey the deadline; yield the timeout to make it with.
+
+    Raises CallError in place of what the call raises; `cause_of` names the cause.
+    """
+    _call.deadline, _call.sent, _call.reused = deadline, False, True
+    try:
+        yield urllib3.Timeout(total=max(deadline.remaining(), 0.001))
+    except FAILURES as error:
+        cause = cause_of(error)
+        stale = _call.reused and cause is Cause.BROKEN_CONNECTION
+        raise CallError(cause, sent=_call.sent, stale=stale) from error
+
+
+def cause_of(error: Exception) -> Cause:
+    """Return the cause of what urllib3 raised."""
+    match error:
+        case urllib3.exceptions.NameResolutionError():
+            return Cause.NAME_LOOKUP_FAILED
+        case urllib3.exceptions.NewConnectionError():  # to urllib3 a kind of timeout
+            return Cause.CONNECTION_REFUSED
+        case urllib3.exceptions.TimeoutError() | TimeoutError():
+            return Cause.TIMEOUT
+        case urllib3.exceptions.SSLError():
+            return Cause.TLS_FAILED
+        case OversizeError():
+            return Cause.OVERSIZE
+        case _:
+            return Cause.BROKEN_CONNECTION
+
+
+def read_body(response: urllib3.BaseHTTPResponse, limit: int) -> bytes:
+    """Read a body as it came, of at most `limit` bytes. Raises CallError."""
+    try:
+        content = b""
+        while len(content) <= limit:
+            part = response.read(limit + 1 - len(content), decode_content=False)
+            if not part:
+                return content
+            content += part
+        response.close()
+        raise OversizeError
+    except FAILURES as error:
+        raise CallError(cause_of(error), sent=True) from error
+
+
+@functools.cache
+def tls_context() -> ssl.SSLContext:
+    """Return the process's one TLS context. It trusts the system's authorities, which take 30 ms of CPU to load."""
+    context = create_urllib3_context()
+    context.load_default_certs()
+    return context
+
+
+class BoundedPools(urllib3.PoolManager):
+    """Pools of kept-alive connections. A call obeys its deadline when it is made inside `call_within`."""
+
+    def __init__(self, *, connections: int) -> None:
+        """Keep up to `connections` idle connections to each host."""
+        super().__init__(maxsize=connections, retries=False, ssl_context=tls_context())
+        self.pool_classes_by_scheme = {"http": _HttpPool, "https": _HttpsPool}
+
+    def call(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str],
+        deadline: Deadline,
+        body_limit: int,
+        body: bytes | None = None,
+    ) -> Answer:
+        """Send a request and read its whole answer by the deadline. Raises CallError."""
+        with call_within(deadline, cause_of) as timeout:
+            response = self.urlopen(
+                method,
+                url,
+                body=body,
+                headers=dict(headers),
+                redirect=False,
+                retries=False,
+                preload_content=False,
+                timeout=timeout,
+            )
+        return Answer(response.status, response.headers, read_body(response, body_limit))
+
+    def clear(self) -> None:
+        """Close the idle connections now: urllib3 leaves it to the garbage collector."""
+        for pool in [self.pools.get(key) for key in self.pools.keys()]:  # noqa: SIM118 - it cannot be iterated over
+            if pool is not None:
+                pool.close()
+        super().clear()
+
+
+class _Bounded(HTTPConnection):
+    """A connection that sends nothing, and waits for nothing, past its call's deadline."""
+
+    def connect(self) -> None:
+        _call.reused = False
+        super().connect()
+
+    def send(self, data: Any) -> None:
+        if self.sock is None:
+            self.connect()
+        if _call.deadline.over():  # a name lookup obeys no timeout
+            raise TimeoutError
+        _call.sent = True
+        super().send(data)
+
+    def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override]  # urllib3 overrides it likewise
+        self.response_class = partial(_BoundedResponse, deadline=_call.deadline)  # type: ignore[assignment]
+        return super().getresponse()
+
+
+class _BoundedHttps(_Bounded, HTTPSConnection):
+    pass
+
+
+class _HttpPool(HTTPConnectionPool):
+    ConnectionCls = _Bounded
+
+
+class _HttpsPool(HTTPSConnectionPool):
+    ConnectionCls = _BoundedHttps
+
+
+class _BoundedResponse(http.client.HTTPResponse):
+    def __init__(self, sock: socket.socket, *args: Any, deadline: Deadline, **options: Any) -> None:
+        super().__init__(sock, *args, **options)
+        self.fp = io.BufferedReader(BoundedReader(self.fp.detach(), sock, deadline))
+
+    def begin(self) -> None:
+        """Read status and headers, and refuse broken ones, which http.client makes the best of (RFC 9112, 6.3).
+
+        Pass over every interim answer: it settles nothing. http.client passes over 100 only (RFC 9110, 15.2).
+        """
+        super().begin()
+        while self.status in _INTERIM:
+            self.headers = self.msg = None  # type: ignore[assignment]  # as they are before it begins
+            super().begin()
+        lengths = set(self.headers.get_all("Content-Length", []))
+        codings = self.headers.get_all("Transfer-Encoding", [])
+        if (
+            self.headers.defects
+            or len(lengths) > 1
+            or not all(_LENGTH.fullmatch(one) for one in lengths)
+            or (codings and (lengths or len(codings) > 1 or not self.chunked))
+        ):
+            raise http.client.HTTPException("broken headers")
+
+
+class BoundedReader(io.RawIOBase):
+    """Reads from a socket until `deadline`, which may be set anew for the next answer."""
+
+    def __init__(self, raw: io.RawIOBase, sock: socket.socket, deadline: Deadline) -> None:
+        """Read by `raw`, which reads from `sock`."""
+        self._raw, self._sock, self.deadline = raw, sock, deadline
+
+    def readable(self) -> bool:
+        """See IOBase."""
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        """See RawIOBase. Raises TimeoutError."""
+        if self.deadline.over():
+            raise TimeoutError
+        self._sock.settimeout(self.deadline.remaining())
+        return self._raw.readinto(buffer)
+
+    def close(self) -> None:
+        """See IOBase."""
+        self._raw.close()
+        super().close()

@@ -1,0 +1,100 @@
+"""HTTP calls by requests, each bounded as a whole: its time from first to last byte, and its body.
+
+requests brings the session and builds the requests. The connections under it are `net.bounded`'s, so they obey the
+call's deadline. What requests would do beyond the one call that it is asked for is turned off: it follows no redirect
+and reads none's body, retries nothing, keeps no cookies, and looks for no proxy and no netrc.
+"""
+
+from collections.abc import Mapping
+from http.cookiejar import DefaultCookiePolicy
+from typing import Any
+
+import requests
+import urllib3
+from requests.adapters import HTTPAdapter
+
+from handler.deadline import Deadline
+from handler.domain.model import Cause
+from handler.net import bounded
+from handler.net.bounded import Answer, BoundedPools, CallError, call_within, read_body
+
+USER_AGENT = "instance-state-reconciler"
+
+
+class HttpClient:
+    """A session of its own for one remote. Its connections are kept alive until `close`."""
+
+    def __init__(self, *, connections: int) -> None:
+        """Keep up to `connections` idle connections to each host."""
+        self._session = _Session()
+        self._session.trust_env = False
+        self._session.headers.clear()
+        self._session.headers.update({"User-Agent": USER_AGENT, "Accept-Encoding": "identity"})
+        self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+        for scheme in ("http://", "https://"):
+            self._session.mount(scheme, _BoundedAdapter(connections))
+
+    def get(
+        self, url: str, *, params: Mapping[str, str], headers: Mapping[str, str], deadline: Deadline, body_limit: int
+    ) -> Answer:
+        """Send a GET and read its whole answer, of at most `body_limit` bytes, by the deadline.
+
+        One that met a stale connection is sent once more (RFC 9110, 9.2.2). Raises CallError.
+        """
+        try:
+            response = self._send("GET", url, deadline, headers=headers, params=params)
+        except CallError as error:
+            if not error.stale:
+                raise
+            response = self._send("GET", url, deadline, headers=headers, params=params)
+        return Answer(response.status_code, response.headers, read_body(response.raw, body_limit))
+
+    def post(self, url: str, *, json: Mapping[str, Any], headers: Mapping[str, str], deadline: Deadline) -> Answer:
+        """Send a POST once, and return its answer by the deadline. The body of the answer is not read.
+
+        Raises CallError.
+        """
+        response = self._send("POST", url, deadline, headers=headers, json=json)
+        response.close()
+        return Answer(response.status_code, response.headers, b"")
+
+    def close(self) -> None:
+        """Close the idle connections."""
+        self._session.close()
+
+    def _send(self, method: str, url: str, deadline: Deadline, **request: Any) -> requests.Response:
+        with call_within(deadline, _cause_of) as timeout:
+            prepared = self._session.prepare_request(requests.Request(method, url, **request))
+            return self._session.send(prepared, stream=True, allow_redirects=False, timeout=timeout)
+
+
+class _Session(requests.Session):
+    def get_redirect_target(self, resp: requests.Response) -> str | None:  # noqa: ARG002 - there is none for anybody
+        """Return None: `Session.send` reads the whole body of a redirect, even one that it does not follow."""
+        return None
+
+
+class _BoundedAdapter(HTTPAdapter):
+    def __init__(self, connections: int) -> None:
+        self._connections = connections
+        super().__init__(max_retries=urllib3.Retry(False))
+
+    def init_poolmanager(self, *_: object, **__: object) -> None:
+        """Take the bounded pools in place of requests' own."""
+        self.poolmanager = BoundedPools(connections=self._connections)
+
+    def cert_verify(self, *_: object, **__: object) -> None:
+        """Leave the pools' TLS context alone: requests would load certifi's authorities for each connection."""
+
+
+def _cause_of(error: Exception) -> Cause:
+    """Return the cause of what requests raised. Without retries it passes some of urllib3's exceptions on."""
+    match error:
+        case requests.exceptions.SSLError():
+            return Cause.TLS_FAILED
+        case requests.exceptions.Timeout():
+            return Cause.TIMEOUT
+        case requests.exceptions.RequestException():
+            return Cause.BROKEN_CONNECTION
+        case _:
+            return bounded.cause_of(error)

@@ -1,0 +1,1 @@
+"""The platform's control plane as the source of truth."""

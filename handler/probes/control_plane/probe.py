@@ -1,0 +1,177 @@
+"""Asks the platform's control plane (CP) about one workspace at a time, many at once."""
+
+import json
+import queue
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+from handler.deadline import Deadline
+from handler.domain.model import Cause, Failure, Sighting, Workspace, sighting_of, unknown
+from handler.net.bounded import SUCCESS, Answer, CallError
+from handler.net.http import HttpClient
+from handler.net.secrets import Tokens
+from handler.probes import fair_share
+from handler.probes.control_plane.limiter import ConcurrencyLimiter
+
+BODY_LIMIT = 64 * 1024
+_REFUSED = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
+# An overloaded control plane fails in these ways, or answers 429 or 5xx.
+_OVERLOAD = (Cause.TIMEOUT, Cause.BROKEN_CONNECTION, Cause.CONNECTION_REFUSED)
+_OVERLOAD_STATUS = (str(HTTPStatus.TOO_MANY_REQUESTS.value), *map(str, range(500, 600)))
+_CLOCKS_DIFFER = 0.95  # a wait of ten seconds may end a little early
+# How long after the deadline a sighting that came in time may still take to be handed over.
+_GRACE_S = 0.2
+
+
+class ControlPlaneProbe:
+    """Asks `GET /cp/workspaces/{id}/status`; anything but a clean answer is UNKNOWN."""
+
+    def __init__(
+        self, base_url: str, tokens: Tokens, deadline: Deadline, *, concurrency: int, timeout_s: float
+    ) -> None:
+        """Ask the CP at `base_url`, at most `concurrency` checks at once, each `timeout_s` seconds in all.
+
+        Fetches the tokens by the deadline; raises SecretError.
+        """
+        self._base_url = base_url
+        self._concurrency = concurrency
+        self._timeout_s = timeout_s
+        self._tokens = tokens
+        self._used = tokens.read(deadline)
+        self._limiter = ConcurrencyLimiter(concurrency)
+
+    def sightings(self, workspaces: Sequence[Workspace], deadline: Deadline) -> Iterator[Sighting]:
+        """See Probe. The connections are kept alive between the checks, and closed at the end."""
+        todo = iter(workspaces)
+        taking = threading.Lock()
+        done: queue.SimpleQueue[Sighting | None] = queue.SimpleQueue()
+        enough_s = fair_share(self._timeout_s, deadline)
+        workers = min(self._concurrency, len(workspaces))
+        client = HttpClient(connections=workers)
+
+        def work() -> None:
+            while self._limiter.enter(deadline):
+                with taking:
+                    workspace = next(todo, None)
+                if workspace is None:
+                    self._limiter.leave(overloaded=None)
+                    break
+                self._limiter.pause(deadline)
+                sighting = self._check(client, workspace, deadline, enough_s)
+                if sighting is None:
+                    self._limiter.leave(overloaded=None)
+                else:
+                    self._limiter.leave(overloaded=_overloaded(sighting.failure), took_s=sighting.took_s)
+                    done.put(sighting)
+            done.put(None)
+
+        for _ in range(workers):
+            threading.Thread(target=work, daemon=True).start()
+        try:
+            yield from _until_all_end(done, workers, deadline)
+        finally:
+            client.close()
+
+    def _check(self, client: HttpClient, workspace: Workspace, deadline: Deadline, enough_s: float) -> Sighting | None:
+        """Return the sighting, or None if the check began too late to count."""
+        started = time.monotonic()
+        check = deadline.within(self._timeout_s)
+        try:
+            state = self._state(client, workspace, check)
+        except _NoAnswerError as error:
+            had_s = time.monotonic() - started
+            begun_too_late = error.failure.cause is Cause.TIMEOUT and had_s < enough_s * _CLOCKS_DIFFER
+            return None if begun_too_late else unknown(workspace, error.failure)
+        except Exception as error:  # noqa: BLE001 - one check's surprise must not cost the others
+            return unknown(workspace, Failure(Cause.UNEXPECTED, type(error).__name__))
+        return sighting_of(workspace, state, time.monotonic() - started)
+
+    def _state(self, client: HttpClient, workspace: Workspace, check: Deadline) -> str:
+        used = self._used
+        answer = self._get(client, workspace, used, check)
+        if answer.status in _REFUSED and (renewed := self._tokens.renew(used, check)) != used:
+            self._used = renewed
+            answer = self._get(client, workspace, renewed, check)
+        if answer.status not in SUCCESS or answer.status == HTTPStatus.PARTIAL_CONTENT:
+            raise _NoAnswerError(Failure(Cause.HTTP_STATUS, str(answer.status)))
+        return _parsed(answer.body)
+
+    def _get(self, client: HttpClient, workspace: Workspace, tokens: Mapping[str, str], check: Deadline) -> Answer:
+        try:
+            answer = client.get(
+                f"{self._base_url}/cp/workspaces/{workspace.id}/status",
+                params={"instance_id": workspace.instance_id},
+                headers=_headers(tokens),
+                deadline=check,
+                body_limit=BODY_LIMIT,
+            )
+        except CallError as error:
+            raise _NoAnswerError(Failure(error.cause)) from error
+        if answer.headers.get("Content-Encoding", "identity") != "identity":  # which nobody asked for
+            raise _NoAnswerError(Failure(Cause.ENCODED))
+        return answer
+
+
+class _NoAnswerError(Exception):
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(str(failure))
+        self.failure = failure
+
+
+def _overloaded(failure: Failure | None) -> bool:
+    if failure is None:
+        return False
+    if failure.cause is Cause.HTTP_STATUS:
+        return failure.detail in _OVERLOAD_STATUS
+    return failure.cause in _OVERLOAD
+
+
+def _headers(tokens: Mapping[str, str]) -> dict[str, str]:
+    headers = {"Accept": "application/json"}
+    if shared_secret := tokens.get("shared_secret"):
+        headers["Authorization"] = f"Bearer {shared_secret}"
+    if admin_token := tokens.get("admin_token"):
+        headers["X-Molecule-Admin-Token"] = admin_token
+    return headers
+
+
+def _until_all_end(done: "queue.SimpleQueue[Sighting | None]", workers: int, deadline: Deadline) -> Iterator[Sighting]:
+    """Yield what the workers put, until each has put its None, or until a moment after the deadline.
+
+    Workers end by the deadline on their own, except during a name lookup, which nothing can cut short. Such a worker
+    is left behind; it can neither send nor report anything any more.
+    """
+    while workers:
+        try:
+            sighting = done.get(timeout=deadline.remaining() + _GRACE_S)
+        except queue.Empty:
+            return
+        if sighting is None:
+            workers -= 1
+        else:
+            yield sighting
+
+
+def _parsed(body: bytes) -> str:
+    try:
+        answer = json.loads(body.decode("utf-8"), object_pairs_hook=_without_duplicates, parse_constant=_no_number)
+    except (ValueError, RecursionError) as error:
+        raise _NoAnswerError(Failure(Cause.NOT_JSON)) from error
+    state = answer.get("state") if isinstance(answer, dict) else None
+    if not isinstance(state, str):
+        raise _NoAnswerError(Failure(Cause.NO_STATE))
+    return state
+
+
+def _no_number(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    answer = dict(pairs)
+    if len(answer) != len(pairs):
+        raise ValueError("a key stands twice")
+    return answer

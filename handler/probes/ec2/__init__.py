@@ -1,0 +1,1 @@
+"""EC2's own API as the source of truth."""

@@ -1,0 +1,172 @@
+"""EC2's describe calls as a probe needs them: whole listings, paced, retried, and with a cause for each failure."""
+
+import itertools
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+import botocore.exceptions
+
+from handler.deadline import Deadline
+from handler.domain.model import Cause, Failure
+from handler.net.bounded import CallError
+from handler.net.secrets import ERROR_CODE
+
+if TYPE_CHECKING:
+    from types_boto3_ec2 import EC2Client
+    from types_boto3_ec2.type_defs import FilterTypeDef
+
+PAGE = 1000
+ATTEMPTS = 3
+FIRST_BACKOFF_S = 0.5
+LONGEST_BACKOFF_S = 4.0
+# Describe calls draw on a bucket of 100 tokens, refilled by 20 a second, that the account's other tools
+# share: https://docs.aws.amazon.com/ec2/latest/devguide/ec2-api-throttling.html. A cycle takes half at most.
+BURST_CALLS = 50
+CALLS_PER_SECOND = 10.0
+
+# https://docs.aws.amazon.com/AWSEC2/latest/APIReference/errors-overview.html
+_THROTTLED_CODES = ("RequestLimitExceeded", "Throttling", "ThrottlingException", "RequestThrottled")
+_SERVER_ERROR = 500
+_WORTH_RETRYING = (Cause.SERVER_ERROR, Cause.BROKEN_CONNECTION, Cause.CONNECTION_REFUSED)
+
+_RUNNING = "running"
+
+
+class Ec2Error(Exception):
+    """A call failed for good. `cut_off` tells that the deadline kept it from succeeding."""
+
+    def __init__(self, failure: Failure, *, cut_off: bool = False) -> None:
+        """Take the reason, and whether the deadline is to blame."""
+        super().__init__(str(failure))
+        self.failure = failure
+        self.cut_off = cut_off
+
+
+class Ec2Api:
+    """The describe calls of one cycle. Safe to use from several threads."""
+
+    def __init__(
+        self,
+        client: "EC2Client",
+        within: Callable[[Deadline], AbstractContextManager[None]],
+        *,
+        timeout_s: float,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        """Call by `client`, inside `within(deadline)`, which bounds each call to `timeout_s` seconds."""
+        self._client = client
+        self._within = within
+        self._timeout_s = timeout_s
+        self._sleep = sleep
+        self._pace = _Pace(clock)
+
+    def states(
+        self, ids: Sequence[str], deadline: Deadline, *, attempts: int = ATTEMPTS
+    ) -> Iterator[list[tuple[str, str]]]:
+        """Yield pages of id and state, for those of the ids that EC2 knows. Raises Ec2Error.
+
+        After an Ec2Error, what was yielded is true, and nothing is known of the rest.
+        """
+        by_id: FilterTypeDef = {"Name": "instance-id", "Values": ids}
+        call = self._client.describe_instances
+        for page in self._pages(call, deadline, attempts, MaxResults=PAGE, Filters=[by_id]):
+            yield [
+                (one["InstanceId"], str(one["State"]["Name"]))
+                for reservation in page["Reservations"]
+                for one in reservation["Instances"]
+            ]
+
+    def running(self, zone: str | None, deadline: Deadline) -> Iterator[list[str]]:
+        """Yield pages of the ids of all running instances, or of those in one zone. Raises Ec2Error."""
+        query: dict[str, Any] = {"MaxResults": PAGE}
+        if zone:
+            query["Filters"] = [{"Name": "availability-zone", "Values": [zone]}]
+        for page in self._pages(self._client.describe_instance_status, deadline, ATTEMPTS, **query):
+            yield [one["InstanceId"] for one in page["InstanceStatuses"] if one["InstanceState"]["Name"] == _RUNNING]
+
+    def zones(self, deadline: Deadline) -> list[str]:
+        """Return the names of the Region's zones. Raises Ec2Error."""
+        pages = self._pages(self._client.describe_availability_zones, deadline, attempts=1)
+        return [zone["ZoneName"] for page in pages for zone in page["AvailabilityZones"]]
+
+    def _pages(self, call: Callable[..., Any], deadline: Deadline, attempts: int, **query: Any) -> Iterator[Any]:
+        """Yield the pages of a listing to its end. Raises Ec2Error: what was not yielded is not known."""
+        token: dict[str, str] = {}
+        while True:
+            page = self._page(call, deadline, attempts, **query, **token)
+            yield page
+            next_token = page.get("NextToken")
+            if not next_token:
+                return
+            if token == {"NextToken": next_token}:  # the listing goes in circles
+                raise Ec2Error(Failure(Cause.GARBLED_ANSWER))
+            token = {"NextToken": next_token}
+
+    def _page(self, call: Callable[..., Any], deadline: Deadline, attempts: int, **parameters: Any) -> Any:
+        failure = Failure(Cause.PACED)
+        for attempt in itertools.count(1):
+            self._wait(self._pace.turn(), deadline, failure)
+            try:
+                with self._within(deadline.within(self._timeout_s)):
+                    return call(**parameters)
+            except Exception as error:
+                failure = _failure(error)
+                if failure.cause is Cause.THROTTLED:  # not this call's fault: wait as long as there is time
+                    self._pace.slow_down()
+                elif failure.cause not in _WORTH_RETRYING or attempt >= attempts:
+                    raise Ec2Error(failure, cut_off=deadline.over()) from error
+            backoff_s = min(FIRST_BACKOFF_S * 2.0 ** (attempt - 1), LONGEST_BACKOFF_S)
+            self._wait(backoff_s * random.uniform(1, 2), deadline, failure)  # noqa: S311 - jitter, not a secret
+        raise AssertionError
+
+    def _wait(self, seconds: float, deadline: Deadline, failure: Failure) -> None:
+        if seconds >= deadline.remaining():
+            raise Ec2Error(failure, cut_off=True)
+        if seconds > 0:
+            self._sleep(seconds)
+
+
+class _Pace:
+    """A token bucket of the cycle's own, so that it leaves the account's other tools their share."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._taking = threading.Lock()
+        self._tokens = float(BURST_CALLS)
+        self._counted_at = clock()
+
+    def turn(self) -> float:
+        """Take a token; return in how many seconds it may be used."""
+        with self._taking:
+            now = self._clock()
+            self._tokens = min(BURST_CALLS, self._tokens + (now - self._counted_at) * CALLS_PER_SECOND) - 1
+            self._counted_at = now
+            return max(0.0, -self._tokens / CALLS_PER_SECOND)
+
+    def slow_down(self) -> None:
+        """Give up the burst: the account's bucket is empty."""
+        with self._taking:
+            self._tokens = min(self._tokens, 0.0)
+
+
+def _failure(error: Exception) -> Failure:
+    match error:
+        case botocore.exceptions.ClientError():
+            code = str(error.response.get("Error", {}).get("Code", ""))
+            status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+            if code in _THROTTLED_CODES:
+                return Failure(Cause.THROTTLED)
+            if status >= _SERVER_ERROR:
+                return Failure(Cause.SERVER_ERROR)
+            return Failure(Cause.REFUSED, code if ERROR_CODE.fullmatch(code) else "")
+        case CallError():
+            return Failure(error.cause)
+        case botocore.exceptions.BotoCoreError():
+            return Failure(Cause.SDK_FAILED, type(error).__name__)  # no credentials, no XML, …
+        case _:
+            return Failure(Cause.GARBLED_ANSWER)

@@ -1,0 +1,163 @@
+"""Asks EC2's own API about many instances at once."""
+
+import contextlib
+import re
+import threading
+import time
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from itertools import islice
+
+from handler.deadline import Deadline
+from handler.domain.model import NOT_FOUND, Cause, Failure, Sighting, Workspace, sighting_of, unknown
+from handler.parallel import in_parallel
+from handler.probes import fair_share
+from handler.probes.ec2.api import ATTEMPTS, PAGE, Ec2Api, Ec2Error
+from handler.telemetry import logger
+
+# Filters take 200 values. They pass over an id that EC2 does not know, where a call by explicit ids
+# fails for all of them: https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_DescribeInstances.html
+IDS_PER_CALL = 200
+CALLS_AT_ONCE = 8
+# Up to here one call asks for the instances by their ids. Beyond, listing what runs takes a fifth of the
+# calls and a tenth of the traffic and the CPU, unless most of the account is foreign.
+LIST_ABOVE = IDS_PER_CALL
+# Up to here one listing has so few pages that reading the zones side by side gains nothing.
+ZONES_ABOVE = 5 * PAGE
+LISTING_TIME_SHARE = 0.6
+# A listing may waste one call for this many ids before it is given up.
+IDS_PER_WASTED_PAGE = 2 * PAGE
+# How many calls a cycle may spend on finding out which instances make a batch fail.
+BISECTING_CALLS = 64
+
+# https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/resource-ids.html
+# A filter takes * and ? for wildcards, so nothing else may get into one.
+_INSTANCE_ID = re.compile(r"i-(?:[0-9a-f]{8}|[0-9a-f]{17})")
+_RUNNING = "running"
+
+# What EC2 says of one instance: its state, or why there is no answer.
+_Learnt = str | Failure
+
+
+class Ec2Probe:
+    """Asks for the recorded ids in batches; for very many, first lists everything that runs."""
+
+    def __init__(self, api: Ec2Api, *, timeout_s: float) -> None:
+        """Ask by `api`; one call may take `timeout_s` seconds."""
+        self._api = api
+        self._timeout_s = timeout_s
+        self._bisecting_calls = BISECTING_CALLS
+        self._plan_logged = False
+
+    def sightings(self, workspaces: Sequence[Workspace], deadline: Deadline) -> Iterator[Sighting]:
+        """See Probe. A failed call costs only its own ids."""
+        recorded_by: dict[str, list[Workspace]] = {}
+        for workspace in workspaces:
+            if _INSTANCE_ID.fullmatch(workspace.instance_id):
+                recorded_by.setdefault(workspace.instance_id, []).append(workspace)
+            else:
+                yield unknown(workspace, Failure(Cause.MALFORMED_INSTANCE_ID))
+        list_first = len(recorded_by) > LIST_ABOVE
+        self._log_plan(len(recorded_by), list_first=list_first)
+        if list_first:
+            listing = deadline.within(deadline.remaining() * LISTING_TIME_SHARE)
+            for instance_id in self._running(recorded_by, listing):
+                for workspace in recorded_by.pop(instance_id):
+                    yield sighting_of(workspace, _RUNNING)
+        for instance_id, learnt in self._asked(recorded_by, deadline, fair_share(self._timeout_s, deadline)):
+            for workspace in recorded_by[instance_id]:
+                yield unknown(workspace, learnt) if isinstance(learnt, Failure) else sighting_of(workspace, learnt)
+
+    def _running(self, wanted: Collection[str], deadline: Deadline) -> Iterator[str]:
+        """Yield those of the wanted ids whose instances run, each once.
+
+        The listing need not be complete: an id that it does not name is not dead, it is only asked about later. So a
+        listing that fails, or that names too few of them, is simply given up.
+        """
+        budget = _ListingBudget(wanted)
+
+        def list_zone(zone: str | None) -> list[str]:
+            pages = self._api.running(zone, deadline)
+            running: list[str] = []
+            with contextlib.suppress(Exception):  # whatever went wrong, the rest is asked about
+                while budget.pays() and (page := next(pages, None)) is not None:
+                    running += budget.found(page)
+            return running
+
+        zones = self._zones(deadline) if len(wanted) > ZONES_ABOVE else [None]
+        for running in in_parallel(list_zone, iter(zones), deadline, at_once=CALLS_AT_ONCE):
+            yield from running
+
+    def _zones(self, deadline: Deadline) -> Sequence[str | None]:
+        """Return the zones, each of which is listed separately, or [None] for one listing of everything."""
+        with contextlib.suppress(Exception):
+            return self._api.zones(deadline)
+        return [None]
+
+    def _asked(self, ids: Collection[str], deadline: Deadline, enough_s: float) -> Iterator[tuple[str, _Learnt]]:
+        """Yield what EC2 says of each id; nothing for an id that was not reached by the deadline."""
+        every = iter(tuple(ids))
+        batches = iter(lambda: list(islice(every, IDS_PER_CALL)), [])
+
+        def ask(batch: Sequence[str]) -> dict[str, _Learnt]:
+            return self._ask(batch, deadline, enough_at=time.monotonic() + enough_s, attempts=ATTEMPTS)
+
+        for learnt in in_parallel(ask, batches, deadline, at_once=CALLS_AT_ONCE):
+            yield from learnt.items()
+
+    def _ask(self, ids: Sequence[str], deadline: Deadline, *, enough_at: float, attempts: int) -> dict[str, _Learnt]:
+        learnt: dict[str, _Learnt] = {}
+        try:
+            for page in self._api.states(ids, deadline, attempts=attempts):
+                # "not_found" is the project's own word: from EC2 it would be an unknown one.
+                learnt |= {one: "" if state == NOT_FOUND else state for one, state in page}
+        except Ec2Error as error:
+            failure, cut_off = error.failure, error.cut_off
+        except Exception:  # noqa: BLE001 - an answer that makes no sense proves nothing
+            failure, cut_off = Failure(Cause.GARBLED_ANSWER), False
+        else:
+            return {one: learnt.get(one, NOT_FOUND) for one in ids}
+        # A page that came before the failure is proof for the ids on it, and for no other.
+        missing = [one for one in ids if one not in learnt]
+        learnt = {one: learnt[one] for one in ids if one in learnt}
+        if cut_off and time.monotonic() < enough_at:
+            return learnt
+        if failure.cause is Cause.SERVER_ERROR and len(missing) > 1 and self._may_bisect():
+            half = len(missing) // 2
+            for part in (missing[:half], missing[half:]):
+                learnt |= self._ask(part, deadline, enough_at=enough_at, attempts=1)
+            return learnt
+        return learnt | dict.fromkeys(missing, failure)
+
+    def _log_plan(self, count: int, *, list_first: bool) -> None:
+        """Log the plan for the first question of a cycle. The second probes are always few."""
+        if not self._plan_logged:
+            self._plan_logged = True
+            reason = "list what runs, ask for the rest" if list_first else "ask for each id"
+            logger.info("plan chosen", count=count, reason=reason)
+
+    def _may_bisect(self) -> bool:
+        self._bisecting_calls -= 2
+        return self._bisecting_calls >= 0
+
+
+class _ListingBudget:
+    """Whether a listing pays: a page costs one call, and saves one for each IDS_PER_CALL wanted ids on it."""
+
+    def __init__(self, wanted: Collection[str]) -> None:
+        self._missing = set(wanted)
+        self._most_wasted = max(1, len(wanted) // IDS_PER_WASTED_PAGE)
+        self._wasted = 0.0
+        self._counting = threading.Lock()
+
+    def pays(self) -> bool:
+        """Tell whether to read another page: no, if all ids are found or only foreign instances seem to come."""
+        return bool(self._missing) and self._wasted < self._most_wasted
+
+    def found(self, running: Iterable[str]) -> set[str]:
+        """Take the ids on a page; return those that were still wanted."""
+        with self._counting:
+            found = self._missing.intersection(running)
+            self._missing -= found
+            # What earlier pages saved is no reason to waste more on later ones.
+            self._wasted = max(0.0, self._wasted + 1 - len(found) / IDS_PER_CALL)
+            return found

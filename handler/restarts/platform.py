@@ -1,0 +1,86 @@
+"""The platform's restart API: it terminates the recorded instance and provisions a new one.
+
+It has no compare-and-set, so nothing here can close the window between the last look at the row and the platform's
+own.
+"""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
+
+from handler.deadline import Deadline
+from handler.domain.model import Cause, Failure, Restart
+from handler.net.bounded import SUCCESS, CallError
+from handler.net.http import HttpClient
+from handler.net.secrets import Tokens
+from handler.restarts import Answer, Reply
+
+LONGEST_RETRY_AFTER_SECONDS = 86_400.0
+
+
+class HttpPlatform:
+    """Asks for restarts. Nothing of what it is told gets out except as a Reply."""
+
+    def __init__(self, base_url: str, org_id: str | None, tokens: Tokens, deadline: Deadline) -> None:
+        """Ask the platform at `base_url`. Fetches the token by the deadline; raises SecretError."""
+        self._base_url = base_url
+        self._org_id = org_id
+        self._tokens = tokens
+        self._used = tokens.read(deadline)
+
+    def restart(self, restart: Restart, deadline: Deadline) -> Reply:
+        """See Platform."""
+        used = self._used
+        reply = self._ask(restart, deadline, used)
+        unauthorized = reply.reason == _status(HTTPStatus.UNAUTHORIZED)
+        if unauthorized and (renewed := self._tokens.renew(used, deadline)) != used:
+            self._used = renewed
+            return self._ask(restart, deadline, renewed)
+        return reply
+
+    def _ask(self, restart: Restart, deadline: Deadline, tokens: Mapping[str, str]) -> Reply:
+        headers = {"Connection": "close"}
+        if token := tokens.get("token"):
+            headers["Authorization"] = f"Bearer {token}"
+        if self._org_id:
+            headers["X-Molecule-Org-Id"] = self._org_id
+        # A connection of its own: on a kept-alive one that the platform has just closed, a request
+        # that was never read would count as uncertain.
+        client = HttpClient(connections=1)
+        try:
+            answer = client.post(
+                f"{self._base_url}/workspaces/{restart.workspace_id}/restart",
+                json={"expected_instance_id": restart.instance_id},
+                headers=headers,
+                deadline=deadline,
+            )
+        except CallError as error:
+            return Reply(Answer.UNCERTAIN if error.sent else Answer.REFUSED, Failure(error.cause))
+        finally:
+            client.close()
+        return _reply(answer.status, answer.headers)
+
+
+def _status(status: int) -> Failure:
+    return Failure(Cause.HTTP_STATUS, str(int(status)))
+
+
+def _reply(status: int, headers: Mapping[str, str]) -> Reply:
+    if status in SUCCESS:
+        return Reply(Answer.ACCEPTED, _status(status))
+    if status == HTTPStatus.CONFLICT:
+        return Reply(Answer.BLOCKED, _status(status))
+    wait_s = _retry_after(headers.get("Retry-After", "")) if status == HTTPStatus.TOO_MANY_REQUESTS else None
+    return Reply(Answer.REFUSED, _status(status), wait_s)
+
+
+def _retry_after(value: str) -> float | None:
+    """Return the seconds that a Retry-After header asks for: a number or a date (RFC 9110, 10.2.3)."""
+    if value.isascii() and value.isdecimal():
+        return min(float(value), LONGEST_RETRY_AFTER_SECONDS)
+    try:
+        wait_s = (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds()
+    except (ValueError, TypeError, OverflowError):
+        return None
+    return min(max(wait_s, 0.0), LONGEST_RETRY_AFTER_SECONDS)

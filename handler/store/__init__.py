@@ -1,0 +1,40 @@
+"""The platform's database. All of the project's SQL is in this package.
+
+The flip, in `store.flip`, is the one place that writes to the platform's tables.
+"""
+
+from handler.deadline import Deadline
+from handler.domain.report import Gauges
+from handler.store.candidates import Candidates, Selection
+from handler.store.flip import Flipped, FlipPolicy, Flips
+from handler.store.gauges import read_gauges
+from handler.store.holds import Holds
+from handler.store.lease import Lease
+from handler.store.memory import CycleMemory
+from handler.store.restarts import Claim, Restarts
+from handler.store.rights import check_rights
+from handler.store.session import Session
+
+__all__ = ["Claim", "FlipPolicy", "Flipped", "Flips", "Holds", "Restarts", "Selection", "Store"]
+
+
+class Store:
+    """The database as one cycle sees it. Every method of its parts raises StoreError."""
+
+    def __init__(self, session: Session, cycle_id: str) -> None:
+        """Act in the name of `cycle_id`, a UUID."""
+        self._session = session
+        self.lease = Lease(session, cycle_id)
+        self.candidates = Candidates(session)
+        self.memory = CycleMemory(session, self.lease)
+        self.flips = Flips(session, cycle_id, self.lease)
+        self.restarts = Restarts(session, cycle_id, self.lease)
+        self.holds = Holds(session)
+
+    def check_rights(self, deadline: Deadline, *, to_apply: bool) -> None:
+        """Raise SchemaMissingError or RightsMissingError if a cycle would fail half-way."""
+        check_rights(self._session, deadline, to_apply=to_apply)
+
+    def gauges(self, deadline: Deadline) -> Gauges:
+        """Return what is open, and how old it is."""
+        return read_gauges(self._session, deadline)

@@ -1,0 +1,51 @@
+"""Who runs now: one applying cycle at a time."""
+
+from handler.deadline import Deadline
+from handler.errors import LeaseLostError
+from handler.store.session import Session, Transaction
+
+FLEET = "fleet"
+# A lease outlives its cycle by this much, so that a cycle that ends late is still alone.
+MARGIN_SECONDS = 1.5
+
+# For a statement that must not do anything once the lease is lost. Its parameters are those of `Lease.own`.
+LEASE_IS_OURS = """EXISTS (
+    SELECT FROM reconciler.lease
+    WHERE scope = :scope AND holder = CAST(:cycle_id AS uuid) AND expires_at > clock_timestamp()
+)"""
+_ACQUIRE = """
+INSERT INTO reconciler.lease AS current (scope, holder, expires_at)
+VALUES (:scope, CAST(:cycle_id AS uuid), clock_timestamp() + make_interval(secs => :lasts_s))
+ON CONFLICT (scope) DO UPDATE
+SET holder = EXCLUDED.holder, acquired_at = now(), expires_at = EXCLUDED.expires_at
+WHERE current.expires_at <= clock_timestamp() OR current.holder = EXCLUDED.holder
+RETURNING 1
+"""
+
+
+class Lease:
+    """The right of one cycle to act. It only keeps cycles apart: without it, still nothing happens twice."""
+
+    def __init__(self, session: Session, cycle_id: str) -> None:
+        """Take it in the name of `cycle_id`, a UUID."""
+        self._session = session
+        self.own = {"scope": FLEET, "cycle_id": cycle_id}
+
+    def acquire(self, deadline: Deadline, *, lasts_s: float) -> bool:
+        """Take the lease for `lasts_s` seconds, the longest that the cycle can last; tell whether it was free."""
+        with self._session.transaction(deadline) as transaction:
+            return bool(transaction.run(_ACQUIRE, **self.own, lasts_s=lasts_s + MARGIN_SECONDS))
+
+    def require(self, transaction: Transaction) -> None:
+        """Raise LeaseLostError unless the lease is ours: a cycle that was frozen and thawed writes nothing."""
+        ((is_ours,),) = transaction.run("SELECT " + LEASE_IS_OURS, **self.own)
+        if not is_ours:
+            raise LeaseLostError("this cycle's lease has expired or is another cycle's")
+
+    def release(self, deadline: Deadline) -> None:
+        """Give the lease back, if it is still ours."""
+        with self._session.transaction(deadline) as transaction:
+            transaction.run(
+                "DELETE FROM reconciler.lease WHERE scope = :scope AND holder = CAST(:cycle_id AS uuid)",
+                **self.own,
+            )

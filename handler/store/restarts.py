@@ -1,0 +1,149 @@
+"""Owed restarts, from the flip until the platform has accepted them or the row has moved on."""
+
+from collections.abc import Sequence
+from enum import Enum, auto
+
+from handler.deadline import Deadline
+from handler.domain.model import Restart
+from handler.store.holds import on_hold
+from handler.store.lease import Lease
+from handler.store.session import Session, Transaction
+
+# Neither backing off nor on hold.
+_FREE = f"COALESCE(backoff_until <= now(), true) AND NOT {on_hold('owed.workspace_id')}"
+
+_END_WATCH = """
+UPDATE reconciler.restarts AS accepted SET watch_ended_at = now()
+WHERE outcome = 'accepted' AND watch_ended_at IS NULL
+  AND NOT EXISTS (SELECT FROM workspaces WHERE workspaces.id = accepted.workspace_id
+                  AND status NOT IN ('online', 'removed', 'paused', 'hibernating', 'hibernated'))
+"""
+_CANCEL_MOVED_ON = """
+UPDATE reconciler.restarts AS owed SET closed_at = now(), outcome = 'cancelled'
+WHERE closed_at IS NULL AND due_at <= now()
+  AND (cycle_id = CAST(:cycle_id AS uuid) OR NOT :own_only)
+  AND NOT EXISTS (SELECT FROM workspaces AS current WHERE current.id = owed.workspace_id
+                  AND current.status = 'offline' AND current.instance_id = owed.instance_id)
+RETURNING id, workspace_id::text, instance_id, attempts, refusals, cycle_id = CAST(:cycle_id AS uuid)
+"""
+_DUE = f"""
+SELECT id, workspace_id::text, instance_id, attempts, refusals, cycle_id = CAST(:cycle_id AS uuid)
+FROM reconciler.restarts AS owed
+WHERE closed_at IS NULL AND due_at <= now() AND {_FREE}
+  AND (cycle_id = CAST(:cycle_id AS uuid) OR NOT :own_only)
+ORDER BY due_at, id LIMIT :most
+"""  # noqa: S608 - put together from constants
+_LOCK = f"""
+SELECT flipped_at::text FROM reconciler.restarts AS owed
+WHERE id = :id AND closed_at IS NULL AND due_at <= now() AND {_FREE}
+FOR UPDATE SKIP LOCKED
+"""  # noqa: S608 - put together from constants
+_ROW = """
+SELECT status::text, instance_id,
+       COALESCE(last_heartbeat_at > GREATEST(CAST(:flipped_at AS timestamptz),
+                clock_timestamp() - make_interval(secs => :fresh_s)), false)
+FROM workspaces WHERE id = CAST(:id AS uuid)
+"""
+# A hold may have been placed between the snapshot of _LOCK and its lock.
+_CLAIM = f"""
+UPDATE reconciler.restarts AS owed
+SET attempts = attempts + 1, claimed_by = CAST(:cycle_id AS uuid), asked_at = now(),
+    last_answer = 'claimed', due_at = now() + make_interval(secs => :uncertain_s)
+WHERE id = :id AND {_FREE}
+RETURNING 1
+"""  # noqa: S608 - put together from constants
+_CLOSE = "UPDATE reconciler.restarts SET closed_at = now(), outcome = :outcome WHERE id = :id AND closed_at IS NULL"
+_PUT_OFF = """
+UPDATE reconciler.restarts SET due_at = now() + make_interval(secs => :wait_s)
+WHERE id = ANY (CAST(:ids AS bigint[])) AND closed_at IS NULL AND due_at <= now()
+"""
+_RECORD_ANSWER = """
+UPDATE reconciler.restarts
+SET last_answer = :answer,
+    refusals = refusals + CASE WHEN CAST(:wait_s AS double precision) IS NULL THEN 0 ELSE 1 END,
+    due_at = COALESCE(now() + make_interval(secs => CAST(:wait_s AS double precision)), due_at)
+WHERE id = :id AND closed_at IS NULL AND claimed_by = CAST(:cycle_id AS uuid)
+"""
+
+
+class Claim(Enum):
+    """What came of a claim. Only after CLAIMED may the platform be asked."""
+
+    CLAIMED = auto()
+    CANCELLED = auto()  # the row has moved on: the restart is closed
+    TAKEN = auto()  # another cycle has it, or a hold or a back-off keeps it
+    HEARTBEAT = auto()  # a fresh heartbeat came after the flip
+
+
+class Restarts:
+    """The restarts as one cycle sees them. Every method raises StoreError."""
+
+    def __init__(self, session: Session, cycle_id: str, lease: Lease) -> None:
+        """Act in the name of `cycle_id`, a UUID, as long as its `lease` is its own."""
+        self._session = session
+        self._cycle_id = cycle_id
+        self._lease = lease
+
+    def cancel_moved_on(self, deadline: Deadline, *, own_only: bool) -> list[Restart]:
+        """Cancel the due restarts whose row is gone, or is no longer offline with the dead instance; return them.
+
+        Also end the watch over accepted restarts whose workspace is online again, or no longer wanted.
+        """
+        with self._session.transaction(deadline) as transaction:
+            self._lease.require(transaction)
+            transaction.run(_END_WATCH)
+            rows = transaction.run(_CANCEL_MOVED_ON, cycle_id=self._cycle_id, own_only=own_only)
+        return [Restart(*row) for row in rows]
+
+    def due(self, deadline: Deadline, *, limit: int, own_only: bool) -> list[Restart]:
+        """Return the restarts that may be asked for now, the longest due first."""
+        with self._session.transaction(deadline, read_only=True) as transaction:
+            rows = transaction.run(_DUE, cycle_id=self._cycle_id, own_only=own_only, most=limit)
+        return [Restart(*row) for row in rows]
+
+    def claim(self, deadline: Deadline, restart: Restart, *, uncertain_s: float, heartbeat_fresh_s: float) -> Claim:
+        """Make sure that the restart is still owed, and that nobody else asks for it for `uncertain_s` seconds.
+
+        A heartbeat that came after the flip, less than `heartbeat_fresh_s` seconds ago, puts the restart off.
+        """
+        with self._session.transaction(deadline) as transaction:
+            self._lease.require(transaction)
+            locked = transaction.run(_LOCK, id=restart.id)
+            if not locked:
+                return Claim.TAKEN
+            ((flipped_at,),) = locked
+            rows = transaction.run(_ROW, id=restart.workspace_id, flipped_at=flipped_at, fresh_s=heartbeat_fresh_s)
+            if [tuple(row[:2]) for row in rows] != [("offline", restart.instance_id)]:
+                _close(transaction, restart, "cancelled")
+                return Claim.CANCELLED
+            ((_, _, fresh_heartbeat),) = rows
+            if fresh_heartbeat:
+                return Claim.HEARTBEAT
+            claimed = transaction.run(_CLAIM, id=restart.id, cycle_id=self._cycle_id, uncertain_s=uncertain_s)
+        return Claim.CLAIMED if claimed else Claim.TAKEN
+
+    def cancel(self, deadline: Deadline, restart: Restart) -> None:
+        """Close a restart that is no longer owed."""
+        with self._session.transaction(deadline) as transaction:
+            self._lease.require(transaction)
+            _close(transaction, restart, "cancelled")
+
+    def accepted(self, deadline: Deadline, restart: Restart) -> None:
+        """Close a restart that the platform has accepted. It needs no lease: what happened stays true."""
+        with self._session.transaction(deadline) as transaction:
+            _close(transaction, restart, "accepted")
+
+    def put_off(self, deadline: Deadline, restarts: Sequence[Restart], *, wait_s: float) -> None:
+        """Put restarts behind the others, for `wait_s` seconds from now: nothing can be done about them yet."""
+        with self._session.transaction(deadline) as transaction:
+            self._lease.require(transaction)
+            transaction.run(_PUT_OFF, ids=[restart.id for restart in restarts], wait_s=wait_s)
+
+    def record_answer(self, deadline: Deadline, restart: Restart, answer: str, *, wait_s: float | None) -> None:
+        """Record the platform's answer. The restart is due again in `wait_s` seconds; with None, as the claim said."""
+        with self._session.transaction(deadline) as transaction:
+            transaction.run(_RECORD_ANSWER, id=restart.id, answer=answer, wait_s=wait_s, cycle_id=self._cycle_id)
+
+
+def _close(transaction: Transaction, restart: Restart, outcome: str) -> None:
+    transaction.run(_CLOSE, id=restart.id, outcome=outcome)
