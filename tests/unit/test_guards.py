@@ -1,22 +1,49 @@
-"""The guards that docs/safety.md lists: each is still in the code, and each test that is named for one exists."""
+"""The guards that docs/safety.md lists are in the code, and so are the tests that prove them."""
 
 import ast
 import re
 
 import pytest
 
-from tests.guards.__main__ import PAGE, ROOT, page_with_table, removed
+from tests.guards.__main__ import PAGE, ROOT, page_with_table
 from tests.guards.listed import GUARDS, Guard
+from tests.guards.removal import Arguments, Code, Removal, Sql, removed
+
+MODULE = '''
+LIMIT = 3
+QUERY = f"""
+SELECT status,
+       'no {{placeholder}}'
+FROM workspaces   WHERE id = :id AND {LIMIT} > 0
+                    AND NOT {held("workspaces.id")}
+""" + " FOR UPDATE"
+
+class Rows:
+    def flip(self, row):
+        if row.held or not row.id: return "skipped"
+        self.check(row)
+        self.write(row, dry_run=False)
+
+def other(row):
+    if row.held:
+        return 1
+    return 2 if row.held else 3
+'''
 
 
 @pytest.mark.parametrize("guard", GUARDS, ids=lambda guard: guard.name)
-def test_a_guard_stands_where_the_page_says_and_can_be_taken_away(guard: Guard) -> None:
+def test_a_guard_is_in_its_function_and_can_be_removed(guard: Guard) -> None:
     source = (ROOT / guard.file).read_text()
-    changed = removed(guard, source)
-    compile(changed, guard.file, "exec")
-    assert changed != source
-    line = source[: source.index(guard.text)].count("\n") + 1
-    assert guard.function in _enclosing(source, line), f"it stands in {_enclosing(source, line)}"
+    without = removed(source, guard.function, guard.removal)
+    compile(without, guard.file, "exec")
+    assert without != ast.unparse(ast.parse(source))
+
+
+@pytest.mark.parametrize("guard", GUARDS, ids=lambda guard: guard.name)
+def test_a_guard_is_found_after_a_reformat(guard: Guard) -> None:
+    source = (ROOT / guard.file).read_text()
+    reformatted = ast.unparse(ast.parse(source))
+    assert removed(reformatted, guard.function, guard.removal) == removed(source, guard.function, guard.removal)
 
 
 @pytest.mark.parametrize("guard", GUARDS, ids=lambda guard: guard.name)
@@ -26,8 +53,51 @@ def test_the_test_that_proves_a_guard_exists(guard: Guard) -> None:
     assert functions.count(name) == 1
 
 
-def test_no_guard_stands_twice() -> None:
+def test_no_two_guards_have_the_same_name() -> None:
     assert len({guard.name for guard in GUARDS}) == len(GUARDS)
+
+
+@pytest.mark.parametrize(
+    ("function", "removal", "old", "new"),
+    [
+        ("Rows.flip", Code("row.held", "False"), "if row.held or", "if False or"),
+        ("Rows.flip", Code("self.check(row)", "None"), "self.check(row)", "None"),
+        (
+            "Rows.flip",
+            Code("self.check(row)\nself.write(row,\n  dry_run = False)", "pass"),
+            "self.check(row)\n        self.write(row, dry_run=False)",
+            "pass",
+        ),
+        ("Rows.flip", Arguments("dry_run = False", "dry_run=True"), "dry_run=False", "dry_run=True"),
+        ("LIMIT", Code("3", "4"), "LIMIT = 3", "LIMIT = 4"),
+        ("QUERY", Sql("FOR  UPDATE", ""), "FOR UPDATE", ""),
+        ("QUERY", Sql("FROM workspaces WHERE", "WHERE"), "FROM workspaces   WHERE", "WHERE"),
+        ("QUERY", Sql("AND {LIMIT} > 0 AND", "AND"), "AND {LIMIT} > 0\n                    AND", "AND"),
+        ("QUERY", Sql("'no {placeholder}'", "NULL"), "'no {{placeholder}}'", "NULL"),
+    ],
+    ids=str,
+)
+def test_a_removal_changes_one_place(function: str, removal: Removal, old: str, new: str) -> None:
+    expected = MODULE.replace(old, new, 1)
+    assert ast.dump(ast.parse(removed(MODULE, function, removal))) == ast.dump(ast.parse(expected))
+
+
+@pytest.mark.parametrize(
+    ("function", "removal", "message"),
+    [
+        ("other", Code("row.held", "False"), "contains it 2 times: row.held"),
+        ("other", Code("row.held or not row.id", "False"), "contains it 0 times"),
+        ("Rows.flip", Code("self.write(row)", "None"), "contains it 0 times"),
+        ("Rows.flip", Arguments("dry_run=None", ""), "contains it 0 times"),
+        ("QUERY", Sql("AND", ""), "contains it 2 times"),
+        ("QUERY", Sql("AND NOT {held('other')}", ""), "contains it 0 times"),
+        ("Rows.lock", Code("row.held", "False"), "lock is defined 0 times"),
+    ],
+    ids=str,
+)
+def test_a_guard_that_is_missing_or_ambiguous_is_an_error(function: str, removal: Removal, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        removed(MODULE, function, removal)
 
 
 def test_the_page_shows_the_guards_as_they_are() -> None:
@@ -42,22 +112,3 @@ def test_every_file_and_every_name_that_the_page_mentions_exists() -> None:
     sources = "".join(path.read_text() for path in (ROOT / "handler").rglob("*.py"))
     for name in re.findall(r"`(_?[A-Z][A-Za-z_]+|_[a-z_]+)`", page):
         assert name in sources, name
-
-
-def _enclosing(source: str, line: int) -> list[str]:
-    """Return the names of what a line is part of at the top of a module, with those of a class's functions."""
-    names = []
-    for node in ast.parse(source).body:
-        if node.lineno <= line <= (node.end_lineno or 0):
-            match node:
-                case ast.ClassDef():
-                    names += [
-                        f"{node.name}.{one.name}"
-                        for one in node.body
-                        if isinstance(one, ast.FunctionDef) and one.lineno <= line <= (one.end_lineno or 0)
-                    ]
-                case ast.FunctionDef():
-                    names.append(node.name)
-                case ast.Assign(targets=[ast.Name(id=name)]):
-                    names.append(name)
-    return names
