@@ -1,54 +1,88 @@
-"""README's figures, from bench/results.json.
+"""Write the figures of bench/results.json into the READMEs.
 
     python -m bench.readme [--write]
 
-Prints the section that stands between the markers in README.md; with --write it puts it there.
+README.md gets one summary table, bench/README.md gets every table, each between its markers. Prints both sections;
+with --write it puts them into the files.
 """
 
 import argparse
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bench.tables import Table, all_tables
 
 CHECKOUT = Path(__file__).parent.parent
-README = CHECKOUT / "README.md"
 RESULTS = CHECKOUT / "bench" / "results.json"
 START, END = "<!-- bench:start -->", "<!-- bench:end -->"
+# The one table that README.md shows, by its title.
+SUMMARY = "100,000 workspaces in one cycle"
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A file with a generated section between START and END."""
+
+    path: Path
+    render: Callable[[Mapping[str, Any]], str]
+
+    def written(self) -> str:
+        """Return the section as the file has it now. Raises ValueError if the file has no markers."""
+        return self._parts()[1].strip("\n")
+
+    def write(self, results: Mapping[str, Any]) -> None:
+        """Replace the section. Raises ValueError if the file has no markers."""
+        before, _, after = self._parts()
+        self.path.write_text(f"{before}{START}\n{self.render(results)}\n{END}{after}")
+
+    def _parts(self) -> tuple[str, str, str]:
+        before, start, rest = self.path.read_text().partition(START)
+        section, end, after = rest.partition(END)
+        if not start or not end:
+            raise ValueError(f"{self.path.relative_to(CHECKOUT)} has no {START} … {END}")
+        return before, section, after
 
 
 def main() -> int:
-    """Print the section, or write it; return the process's exit code."""
-    parser = argparse.ArgumentParser(prog="python -m bench.readme", description="README's figures.")
-    parser.add_argument("--write", action="store_true", help="put them into README.md")
+    """Print the sections, or write them; return the process's exit code."""
+    parser = argparse.ArgumentParser(prog="python -m bench.readme", description="The bench figures in the READMEs.")
+    parser.add_argument("--write", action="store_true", help="put them into README.md and bench/README.md")
     if parser.parse_args().write:
         rewrite()
-    else:
-        sys.stdout.write(rendered(json.loads(RESULTS.read_text())) + "\n")
+        return 0
+    results = measured()
+    for page in PAGES:
+        sys.stdout.write(f"{page.path.relative_to(CHECKOUT)}:\n\n{page.render(results)}\n\n")
     return 0
 
 
 def rewrite() -> None:
-    """Put the figures into README.md, between the markers. Raises ValueError if it has none."""
-    before, _, after = _parts(README.read_text())
-    README.write_text(f"{before}{START}\n{rendered(json.loads(RESULTS.read_text()))}\n{END}{after}")
+    """Put the figures into both files. Raises ValueError if one of them has no markers."""
+    results = measured()
+    for page in PAGES:
+        page.write(results)
 
 
-def in_readme() -> str:
-    """Return the section as it stands in README.md now."""
-    return _parts(README.read_text())[1].strip("\n")
+def measured() -> dict[str, Any]:
+    """Return what the last run of the bench measured."""
+    results: dict[str, Any] = json.loads(RESULTS.read_text())
+    return results
 
 
-def rendered(results: Mapping[str, Any]) -> str:
-    """Return the section as Markdown."""
+def _summary(results: Mapping[str, Any]) -> str:
+    return _markdown(next(table for table in all_tables(results) if table.title == SUMMARY))
+
+
+def _everything(results: Mapping[str, Any]) -> str:
     machine = results["machine"]
     intro = (
-        f"Measured by `make bench` on {machine['processor']}, {machine['cores']} cores, Python {machine['python']},"
-        f" {machine['system']}, servers and contestants on the same machine, at {machine['measured_at']}. Medians;"
-        " ratios are to the first row of a table unless it says otherwise. `bench/README.md` says what they depend on."
+        f"Measured on {machine['processor']}, {machine['cores']} cores, Python {machine['python']},"
+        f" {machine['system']}, at {machine['measured_at']}; servers and contestants share the machine. Figures are"
+        " medians. Ratios compare with the first row of a table unless the table says otherwise."
     )
     return "\n\n".join([intro, *(_markdown(table) for table in all_tables(results))])
 
@@ -60,12 +94,7 @@ def _markdown(table: Table) -> str:
     )
 
 
-def _parts(text: str) -> tuple[str, str, str]:
-    before, start, rest = text.partition(START)
-    section, end, after = rest.partition(END)
-    if not start or not end:
-        raise ValueError(f"README.md has no {START} … {END}")
-    return before, section, after
+PAGES = (Page(CHECKOUT / "README.md", _summary), Page(CHECKOUT / "bench" / "README.md", _everything))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""The README's figures are those that were measured."""
+"""The READMEs show the figures that were measured."""
 
-import json
+import pytest
 
 from bench import readme
+from bench.readme import Page
 
 
-def test_the_figures_in_the_readme_are_the_measured_ones() -> None:
-    results = json.loads(readme.RESULTS.read_text())
-
-    assert readme.in_readme() == readme.rendered(results), "run `python -m bench.readme --write`"
+@pytest.mark.parametrize("page", readme.PAGES, ids=lambda page: page.path.parent.name or "root")
+def test_a_readme_shows_the_measured_figures(page: Page) -> None:
+    assert page.written() == page.render(readme.measured()), "run `python -m bench.readme --write`"
