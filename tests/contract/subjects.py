@@ -6,9 +6,9 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 from uuid import UUID
 
-from handler.credentials import Secrets
-from handler.database import Session
-from handler.registry import Registry
+from handler.net.secrets import Secrets
+from handler.store.session import Session
+from handler.store import Store
 from handler.settings import database_from
 from sandbox.fleet import Fleet
 from sandbox.postgres import Database
@@ -35,7 +35,7 @@ _TIMES = (
 class Subject(Protocol):
     """A database with workspaces, and what everybody but the reconciler does there. Ids are UUIDs."""
 
-    def registry(self, cycle: int = 0) -> Registry:
+    def registry(self, cycle: int = 0) -> Store:
         """Return the registry of the first cycle or the second one."""
         ...
 
@@ -82,7 +82,7 @@ class InMemory:
     def __init__(self) -> None:
         self.tables = Tables()
 
-    def registry(self, cycle: int = 0) -> Registry:
+    def registry(self, cycle: int = 0) -> Store:
         return registry(self.tables, CYCLES[cycle])
 
     def add(self, workspace_id: str, instance_id: str | None, **columns: Any) -> None:
@@ -144,8 +144,8 @@ class InPostgres:
         """Hang up."""
         self._session.close()
 
-    def registry(self, cycle: int = 0) -> Registry:
-        return Registry(self._session, CYCLES[cycle])
+    def registry(self, cycle: int = 0) -> Store:
+        return Store(self._session, CYCLES[cycle])
 
     def add(self, workspace_id: str, instance_id: str | None, **columns: Any) -> None:
         self._fleet.add(instance_id, id=workspace_id, **columns)

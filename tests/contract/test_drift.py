@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from handler.decide import CrashLoop
+from handler.domain.policy import CrashLoopPolicy
 from handler.errors import ReconcilerError
-from handler.fairness import BEFORE_ALL, Sweep
-from handler.model import Debt, Workspace, sighting_of
-from handler.registry import Registry, Selection, Terms
+from handler.domain.coverage import BEFORE_ALL, Coverage
+from handler.domain.model import Restart, Workspace, sighting_of
+from handler.store import Store, Selection, FlipPolicy
 from sandbox.postgres import StatusType
 from tests.contract.subjects import InMemory, InPostgres, Subject
 from tests.contract.test_registry import CLOSE, FRESH_S, LEASE_S, RETRY_S, UNCERTAIN_S, soon
@@ -21,7 +21,7 @@ from tests.unit.builders import instance, uuid
 LIVES, STEPS = 12, 80
 A_MOMENT_S = 0.001  # so that what comes later is later in memory, too
 WORKSPACES = 3
-LOOP = CrashLoop(pause_s=300, healthy_s=600)
+LOOP = CrashLoopPolicy(pause_s=300, healthy_s=600)
 # No sum of a few of them is close to a time that means anything, since on PostgreSQL time goes by meanwhile.
 AGES_S = (7.13, 61.37, 131.71, 353.93, 1013.57)
 
@@ -33,9 +33,9 @@ class Life:
     subject: Subject
     cycle: int = 0
     selection: Selection | None = None
-    debts: list[Debt] = field(default_factory=list)
+    debts: list[Restart] = field(default_factory=list)
 
-    def registry(self, chance: random.Random) -> Registry:
+    def registry(self, chance: random.Random) -> Store:
         """Return that of the cycle which had the lease last, or now and then of the other one."""
         return self.subject.registry(self.cycle if chance.random() < 0.9 else 1 - self.cycle)
 
@@ -71,7 +71,7 @@ def _flip(life: Life, number: int, chance: random.Random) -> object:
     workspace = life.selection.workspaces[number % len(life.selection.workspaces)]
     rows = life.registry(chance).rows
     attempt = rows.would_flip if chance.random() < 0.1 else rows.flip
-    return attempt(soon(), sighting_of(workspace, "stopped"), Terms(life.selection.selected_at, 60, LOOP))
+    return attempt(soon(), sighting_of(workspace, "stopped"), FlipPolicy(life.selection.selected_at, 60, LOOP))
 
 
 def _recall(life: Life, _: int, chance: random.Random) -> object:
@@ -103,7 +103,7 @@ def _due(life: Life, _: int, chance: random.Random) -> object:
     return life.debts
 
 
-def _on_debt(act: Callable[[Registry, Debt, random.Random], object]) -> Step:
+def _on_debt(act: Callable[[Store, Restart, random.Random], object]) -> Step:
     """Do something about one of the debts that were due last."""
 
     def step(life: Life, number: int, chance: random.Random) -> object:
@@ -119,7 +119,7 @@ def _follow(life: Life, _: int, chance: random.Random) -> object:
 
 def _sweep(life: Life, number: int, chance: random.Random) -> None:
     first = tuple(uuid(one) for one in range(1, 4) if chance.random() < 0.2)
-    sweep = Sweep(chance.choice((BEFORE_ALL, uuid(1), uuid(2))), uuid(number), first)
+    sweep = Coverage(chance.choice((BEFORE_ALL, uuid(1), uuid(2))), uuid(number), first)
     life.registry(chance).fleet.save_sweep(soon(), sweep, completed_pass=chance.random() < 0.5)
 
 

@@ -8,16 +8,16 @@ from typing import Protocol
 
 import pytest
 
-from handler.aws import Aws
-from handler.credentials import Secrets, Tokens
+from handler.net.aws import Aws
+from handler.net.secrets import Secrets, Tokens
 from handler.deadline import Deadline
-from handler.model import NOT_FOUND, VERDICT_OF_STATE, Debt, Sighting, Verdict, Workspace
+from handler.domain.model import NOT_FOUND, VERDICT_OF_STATE, Restart, Sighting, Verdict, Workspace
 from handler.probes import Probe
-from handler.probes.control_plane import ControlPlaneProbe
-from handler.probes.ec2 import Ec2Probe
-from handler.probes.ec2_api import Ec2Api
+from handler.probes.control_plane.probe import ControlPlaneProbe
+from handler.probes.ec2.probe import Ec2Probe
+from handler.probes.ec2.api import Ec2Api
 from handler.settings import Remote
-from handler.transport import Transport
+from handler.net.bounded import BoundedPools
 from sandbox.control_plane import ControlPlane
 from sandbox.ec2_xml import STATE_CODES
 from sandbox.http_server import Answer
@@ -92,7 +92,7 @@ class InMemory:
     def answered(self, workspace: Workspace, word: str, *, lied: bool) -> None:
         pass
 
-    def asks(self, debt: Debt) -> Asked:
+    def asks(self, debt: Restart) -> Asked:
         raise AssertionError(debt)
 
 
@@ -102,7 +102,7 @@ class OfEc2:
     def __init__(self, server: LimitedEc2) -> None:
         self._server = server
         assert server.add(len(WORDS) + 2)[0] == instance(1)
-        self._aws = Aws(Transport(connections=1))
+        self._aws = Aws(BoundedPools(connections=1))
         self.close = self._aws.close
 
     def set_state(self, number: int, state: str | None) -> None:

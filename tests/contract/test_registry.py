@@ -6,16 +6,19 @@ from dataclasses import replace
 import pytest
 
 from handler.deadline import Deadline
-from handler.decide import Absence, CrashLoop, Loop
-from handler.errors import LeaseLostError, RegistryError, RequestError, RowLockedError
-from handler.fairness import Sweep
-from handler.model import Debt, Gauges, Sighting, SkipReason, Workspace, sighting_of
-from handler.registry import Flipped, Registry, Terms
+from handler.domain.decide import Absence
+from handler.domain.policy import CrashLoopPolicy
+from handler.domain.backoff import CrashLoopPolicy
+from handler.errors import LeaseLostError, StoreError, RequestError, RowLockedError
+from handler.domain.coverage import Coverage
+from handler.domain.model import Restart, Sighting, SkipReason, Workspace, sighting_of
+from handler.domain.report import Gauges
+from handler.store import Flipped, Store, FlipPolicy
 from tests.contract.subjects import Subject
 from tests.unit.builders import instance, uuid
 
 LEASE_S, UNCERTAIN_S, RETRY_S, FRESH_S = 45.5, 300.0, 60.0, 60.0
-LOOP = CrashLoop(pause_s=300, healthy_s=3600)
+LOOP = CrashLoopPolicy(pause_s=300, healthy_s=3600)
 CLOSE = 5.0  # in seconds: how exactly an age can be told where real time goes by
 NOTHING_PLANNED = Gauges(0, 0, 0, 0, 0.0, 0.0, 0)
 
@@ -24,25 +27,25 @@ def soon() -> Deadline:
     return Deadline(10)
 
 
-def holding(subject: Subject, cycle: int = 0) -> Registry:
+def holding(subject: Subject, cycle: int = 0) -> Store:
     """Return the registry of a cycle that has the lease."""
     registry = subject.registry(cycle)
     assert registry.lease.acquire(soon(), lasts_s=LEASE_S)
     return registry
 
 
-def selected(registry: Registry, limit: int = 100, workspace_ids: list[str] | None = None) -> list[Workspace]:
+def selected(registry: Store, limit: int = 100, workspace_ids: list[str] | None = None) -> list[Workspace]:
     return registry.fleet.select(soon(), limit=limit, workspace_ids=workspace_ids).workspaces
 
 
-def flip(registry: Registry, number: int = 1, *, loop: CrashLoop = LOOP) -> Flipped | SkipReason:
+def flip(registry: Store, number: int = 1, *, loop: CrashLoopPolicy = LOOP) -> Flipped | SkipReason:
     """Select and flip a workspace at once."""
     selection = registry.fleet.select(soon(), limit=100, workspace_ids=[uuid(number)])
-    terms = Terms(selection.selected_at, 60.0, loop)
+    terms = FlipPolicy(selection.selected_at, 60.0, loop)
     return registry.rows.flip(soon(), sighting_of(selection.workspaces[0], "stopped"), terms)
 
 
-def flipped(subject: Subject, number: int = 1) -> Registry:
+def flipped(subject: Subject, number: int = 1) -> Store:
     """Return the registry of a cycle that has just flipped a workspace."""
     subject.add(uuid(number), instance(number))
     registry = holding(subject)
@@ -50,15 +53,15 @@ def flipped(subject: Subject, number: int = 1) -> Registry:
     return registry
 
 
-def due(registry: Registry, *, own_only: bool = False) -> list[Debt]:
+def due(registry: Store, *, own_only: bool = False) -> list[Restart]:
     return registry.debts.due(soon(), limit=100, own_only=own_only)
 
 
-def claim(registry: Registry, debt: Debt) -> str:
+def claim(registry: Store, debt: Restart) -> str:
     return registry.debts.claim(soon(), debt, uncertain_s=UNCERTAIN_S, heartbeat_fresh_s=FRESH_S)
 
 
-def gauges(registry: Registry) -> Gauges:
+def gauges(registry: Store) -> Gauges:
     return registry.fleet.gauges(soon())
 
 
@@ -84,9 +87,9 @@ def test_the_lease_outlives_what_it_was_taken_for_by_its_margin(subject: Subject
     assert subject.registry(1).lease.acquire(soon(), lasts_s=LEASE_S)
 
 
-WITH_THE_LEASE: dict[str, Callable[[Registry, Debt], object]] = {
+WITH_THE_LEASE: dict[str, Callable[[Store, Restart], object]] = {
     "remember_absences": lambda registry, _: registry.fleet.remember_absences(soon(), [], []),
-    "save_sweep": lambda registry, _: registry.fleet.save_sweep(soon(), Sweep(), completed_pass=True),
+    "save_sweep": lambda registry, _: registry.fleet.save_sweep(soon(), Coverage(), completed_pass=True),
     "flip": lambda registry, _: flip(registry, 2),
     "follow_rows": lambda registry, _: registry.debts.follow_rows(soon(), own_only=False),
     "claim": claim,
@@ -121,17 +124,17 @@ def test_what_the_platform_said_is_noted_with_or_without_the_lease(subject: Subj
     assert subject.debts() == [(1, uuid(1), instance(1), 1, 1, "refused", "paid", 0)]
 
 
-IN_TIME: dict[str, Callable[[Registry, Debt, Deadline], object]] = {
+IN_TIME: dict[str, Callable[[Store, Restart, Deadline], object]] = {
     "check_rights": lambda registry, _, late: registry.check_rights(late, to_apply=True),
     "acquire": lambda registry, _, late: registry.lease.acquire(late, lasts_s=LEASE_S),
     "release": lambda registry, _, late: registry.lease.release(late),
     "select": lambda registry, _, late: registry.fleet.select(late, limit=1, workspace_ids=None),
     "recall": lambda registry, _, late: registry.fleet.recall(late, breaker_window_s=600),
     "remember_absences": lambda registry, _, late: registry.fleet.remember_absences(late, [], []),
-    "save_sweep": lambda registry, _, late: registry.fleet.save_sweep(late, Sweep(), completed_pass=True),
+    "save_sweep": lambda registry, _, late: registry.fleet.save_sweep(late, Coverage(), completed_pass=True),
     "gauges": lambda registry, _, late: registry.fleet.gauges(late),
-    "flip": lambda registry, debt, late: registry.rows.flip(late, _stopped(debt), Terms("", 60, LOOP)),
-    "would_flip": lambda registry, debt, late: registry.rows.would_flip(late, _stopped(debt), Terms("", 60, LOOP)),
+    "flip": lambda registry, debt, late: registry.rows.flip(late, _stopped(debt), FlipPolicy("", 60, LOOP)),
+    "would_flip": lambda registry, debt, late: registry.rows.would_flip(late, _stopped(debt), FlipPolicy("", 60, LOOP)),
     "follow_rows": lambda registry, _, late: registry.debts.follow_rows(late, own_only=False),
     "due": lambda registry, _, late: registry.debts.due(late, limit=1, own_only=False),
     "claim": lambda registry, debt, late: registry.debts.claim(
@@ -147,7 +150,7 @@ IN_TIME: dict[str, Callable[[Registry, Debt, Deadline], object]] = {
 }
 
 
-def _stopped(debt: Debt) -> Sighting:
+def _stopped(debt: Restart) -> Sighting:
     return sighting_of(debt.as_candidate(), "stopped")
 
 
@@ -156,7 +159,7 @@ def test_nothing_is_begun_when_no_time_is_left(subject: Subject, call: str) -> N
     registry = flipped(subject)
     (debt,) = due(registry)
     before = subject.rows(), subject.events(), subject.debts()
-    with pytest.raises(RegistryError):
+    with pytest.raises(StoreError):
         IN_TIME[call](registry, debt, Deadline(0))
     assert (subject.rows(), subject.events(), subject.debts()) == before
 
@@ -190,7 +193,7 @@ def test_the_candidates_come_in_the_order_that_the_last_cycle_left(subject: Subj
     for number in range(1, 7):
         subject.add(uuid(number), instance(number))
     registry = holding(subject)
-    sweep = Sweep(cursor=uuid(3), pass_began_at=uuid(2), first=(uuid(6), uuid(2), uuid(99)))
+    sweep = Coverage(cursor=uuid(3), pass_began_at=uuid(2), first=(uuid(6), uuid(2), uuid(99)))
     registry.fleet.save_sweep(soon(), sweep, completed_pass=False)
     selection = registry.fleet.select(soon(), limit=4, workspace_ids=None)
     assert [one.id for one in selection.workspaces] == [uuid(6), uuid(2), uuid(4), uuid(5)]
@@ -203,11 +206,11 @@ def test_the_candidates_come_in_the_order_that_the_last_cycle_left(subject: Subj
 def test_what_is_open_and_how_old_it_is(subject: Subject) -> None:
     registry = holding(subject)
     assert gauges(registry) == NOTHING_PLANNED
-    registry.fleet.save_sweep(soon(), Sweep(), completed_pass=False)
+    registry.fleet.save_sweep(soon(), Coverage(), completed_pass=False)
     subject.age(50)
     assert gauges(registry).coverage_age_s == pytest.approx(50, abs=CLOSE)
     registry = holding(subject)
-    registry.fleet.save_sweep(soon(), Sweep(), completed_pass=True)
+    registry.fleet.save_sweep(soon(), Coverage(), completed_pass=True)
     for number in range(1, 6):
         subject.add(uuid(number), instance(number))
         flip(registry, number)
@@ -317,10 +320,10 @@ def test_a_flip_writes_all_or_nothing_by_what_the_row_says_then(subject: Subject
     subject.add(uuid(1), instance(1))
     registry = holding(subject)
     selection = registry.fleet.select(soon(), limit=1, workspace_ids=None)
-    seen, terms = sighting_of(selection.workspaces[0], "stopped"), Terms(selection.selected_at, 60.0, LOOP)
+    seen, terms = sighting_of(selection.workspaces[0], "stopped"), FlipPolicy(selection.selected_at, 60.0, LOOP)
     happen(subject)
     before = subject.rows()
-    expected = reason or Flipped(Loop(0, 0.0))
+    expected = reason or Flipped(CrashLoop(0, 0.0))
     assert registry.rows.would_flip(soon(), seen, terms) == expected
     assert (subject.rows(), subject.events(), subject.debts()) == (before, [], [])
     assert registry.rows.flip(soon(), seen, terms) == expected
@@ -339,7 +342,7 @@ def test_a_young_heartbeat_vetoes_though_it_is_the_one_that_was_selected(
     subject.add(uuid(1), instance(1), heartbeat_age_s=age_s)
     registry = holding(subject)
     selection = registry.fleet.select(soon(), limit=1, workspace_ids=None)
-    seen, terms = sighting_of(selection.workspaces[0], "stopped"), Terms(selection.selected_at, fresh_s, LOOP)
+    seen, terms = sighting_of(selection.workspaces[0], "stopped"), FlipPolicy(selection.selected_at, fresh_s, LOOP)
     assert (registry.rows.flip(soon(), seen, terms) is SkipReason.FRESH_HEARTBEAT) is vetoed
 
 
@@ -391,12 +394,12 @@ def test_restarts_that_follow_one_another_wait_longer_each_time_until_the_worksp
         assert claim(registry, debt) == "claimed"
         registry.debts.paid(soon(), debt)
         subject.update(uuid(1), status="online", instance_id=instance(number + 1))
-    assert pauses == [Loop(0, 0.0), Loop(1, 0.0), Loop(2, 0.0), Loop(3, 300.0), Loop(4, 600.0)]
+    assert pauses == [CrashLoop(0, 0.0), CrashLoop(1, 0.0), CrashLoop(2, 0.0), CrashLoop(3, 300.0), CrashLoop(4, 600.0)]
     assert [debt[-1] for debt in subject.debts()] == [0, 1, 2, 3, 4]
     registry.debts.follow_rows(soon(), own_only=False)
     subject.age(3601)
     outcome = flip(holding(subject))
-    assert outcome == Flipped(Loop(0, 0.0))
+    assert outcome == Flipped(CrashLoop(0, 0.0))
 
 
 def test_health_counts_from_when_a_cycle_saw_the_workspace_online_again(subject: Subject) -> None:
@@ -409,14 +412,14 @@ def test_health_counts_from_when_a_cycle_saw_the_workspace_online_again(subject:
     registry = holding(subject)
     registry.debts.follow_rows(soon(), own_only=False)
     subject.age(3000)
-    assert flip(holding(subject)) == Flipped(Loop(1, 0.0))
+    assert flip(holding(subject)) == Flipped(CrashLoop(1, 0.0))
 
 
 def test_a_restart_that_was_never_asked_for_does_not_count(subject: Subject) -> None:
     registry = flipped(subject)
     subject.update(uuid(1), status="online")
     registry.debts.follow_rows(soon(), own_only=False)
-    assert flip(registry) == Flipped(Loop(0, 0.0))
+    assert flip(registry) == Flipped(CrashLoop(0, 0.0))
 
 
 # --- the debts ---
@@ -424,9 +427,9 @@ def test_a_restart_that_was_never_asked_for_does_not_count(subject: Subject) -> 
 
 def test_a_debt_is_due_at_once_and_to_any_cycle_but_one_that_pays_only_its_own(subject: Subject) -> None:
     first = flipped(subject)
-    assert due(first) == due(first, own_only=True) == [Debt(1, uuid(1), instance(1), 0, 0, of_this_cycle=True)]
+    assert due(first) == due(first, own_only=True) == [Restart(1, uuid(1), instance(1), 0, 0, of_this_cycle=True)]
     second = subject.registry(1)
-    assert due(second) == [Debt(1, uuid(1), instance(1), 0, 0, of_this_cycle=False)]
+    assert due(second) == [Restart(1, uuid(1), instance(1), 0, 0, of_this_cycle=False)]
     assert due(second, own_only=True) == []
 
 
@@ -491,7 +494,7 @@ def test_a_claim_keeps_everybody_away_for_as_long_as_its_answer_may_take(subject
     subject.age(10)
     second = holding(subject, 1)
     (again,) = due(second)
-    assert again == Debt(1, uuid(1), instance(1), 1, 0, of_this_cycle=False)
+    assert again == Restart(1, uuid(1), instance(1), 1, 0, of_this_cycle=False)
     assert claim(second, again) == "claimed"
     assert claim(second, replace(again, id=99)) == "taken"
 
@@ -590,7 +593,7 @@ def test_a_hold_of_workspaces_of_which_one_does_not_exist_is_refused_as_a_whole(
 
 def test_a_hold_waits_for_whoever_has_the_row_and_gives_up_in_time(subject: Subject) -> None:
     subject.add(uuid(1), instance(1))
-    with subject.locked(uuid(1)), pytest.raises(RegistryError):
+    with subject.locked(uuid(1)), pytest.raises(StoreError):
         subject.registry().holds.place(Deadline(0.2), [uuid(1)], reason="why", lasts_s=100)
     assert subject.registry().holds.active(soon()) == []
 
@@ -601,11 +604,11 @@ def test_a_release_ends_a_crash_loops_pause(subject: Subject) -> None:
     for number in range(1, 4):
         flip(registry)
         claim(registry, due(registry)[0])
-        registry.debts.paid(soon(), Debt(number, uuid(1), "", 0, 0, of_this_cycle=True))
+        registry.debts.paid(soon(), Restart(number, uuid(1), "", 0, 0, of_this_cycle=True))
         subject.update(uuid(1), status="online", instance_id=instance(number + 1))
-    assert flip(registry) == Flipped(Loop(3, 300.0))
+    assert flip(registry) == Flipped(CrashLoop(3, 300.0))
     assert (due(registry), gauges(registry).restarts_paused) == ([], 1)
-    debt = Debt(4, uuid(1), instance(4), 0, 0, of_this_cycle=True)
+    debt = Restart(4, uuid(1), instance(4), 0, 0, of_this_cycle=True)
     assert claim(registry, debt) == "taken"
     registry.holds.release(soon(), [uuid(1)])
     assert (due(registry), gauges(registry).restarts_paused) == ([debt], 0)

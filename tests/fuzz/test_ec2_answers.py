@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from handler import app
 from handler.cycle import Parts
 from handler.deadline import Deadline
-from handler.model import Verdict, Workspace
-from handler.probes import ec2_api
+from handler.domain.model import Verdict, Workspace
+from handler.probes.ec2 import api
 from sandbox import ec2_xml
 from sandbox.ec2_xml import STATE_CODES, Instance
 from sandbox.http_server import Answer
@@ -78,7 +78,7 @@ def ec2() -> Iterator[LimitedEc2]:
 def parts(ec2: LimitedEc2) -> Iterator[Parts]:
     environment = {**ec2.environment, "DATABASE_URL": "postgresql://x:y@127.0.0.1:1/z"}
     with ExitStack() as stack, pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(ec2_api, "FIRST_PAUSE_S", 0.0)
+        monkeypatch.setattr(api, "FIRST_PAUSE_S", 0.0)
         stack.enter_context(patch.dict("os.environ", environment))
         warm = app.Warm(environment)
         stack.callback(warm.close)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from handler.aws import Aws
+from handler.net.aws import Aws
 from handler.errors import ConnectionLostError, ReconcilerError, SecretError, SettingsError
 from tests.fuzz.anything import CANARY, Nobody, any_json, examples, nearly
 from tests.support.events import DRY_RUN

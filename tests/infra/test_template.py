@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from handler.aws import MODELS
+from handler.process import MODELS
 from handler.settings import Settings
 from sandbox.certificates import Authority
 from tests.infra.conftest import COMBINATIONS, DATABASE, KEYS, secret

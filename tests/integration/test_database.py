@@ -8,13 +8,7 @@ from typing import Any
 
 import pytest
 
-from handler.errors import (
-    ConnectionLostError,
-    LoginRefusedError,
-    ReconcilerError,
-    RightsMissingError,
-    SchemaMissingError,
-)
+from handler.errors import ConnectionLostError, LoginRefusedError, ReconcilerError, RightsMissingError, SchemaMissingError
 from sandbox.ec2 import MotoEc2
 from sandbox.fleet import Fleet
 from sandbox.http_server import Answer

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from handler.errors import ReconcilerError, RegistryError, SecretError
+from handler.errors import ReconcilerError, StoreError, SecretError
 from sandbox.control_plane import state_answer
 from sandbox.http_server import Answer, Hang, HttpStandIn, Raw, Reply, Request, drip_body, drip_headers
 from sandbox.invocation import InvocationError
@@ -53,7 +53,7 @@ def timed_cycle(stage: Stage, deadline_s: float, event: Any = APPLY, **settings:
 
 
 def timed_failure(
-    stage: Stage, deadline_s: float, error: type[ReconcilerError] = RegistryError, **settings: str | None
+    stage: Stage, deadline_s: float, error: type[ReconcilerError] = StoreError, **settings: str | None
 ) -> str:
     """Run a cycle that cannot be run, which has to be known within its deadline; return what it says."""
     with ends_within(deadline_s), pytest.raises(error) as raised:
@@ -185,7 +185,7 @@ def test_a_table_that_is_locked_right_before_the_flip_costs_the_flips_and_not_th
     settings = stage.settings("control_plane") | MOSTLY_DEAD
     with ExitStack() as locks:
         stage.control_plane.script.before(lambda _: lock_table(stage, table, locks), nth=2)
-        with ends_within(1), contextlib.suppress(RegistryError):
+        with ends_within(1), contextlib.suppress(StoreError):
             stage.invoke(CYCLE_DEADLINE_SECONDS="1", **settings)
     assert stage.fleet.statuses() == {dead: "online"}
     assert (stage.fleet.events(), stage.fleet.debts(), stage.platform.calls) == ([], [], [])
@@ -221,7 +221,7 @@ def test_a_database_that_falls_silent_holds_no_cycle_and_leaves_nothing_half_don
         settings["CYCLE_DEADLINE_SECONDS"] = str(freeze.deadline_s)
         stage.cycle(DRY_RUN, **settings)  # the process is warm when it happens
         proxy.before(freeze.words, proxy.freeze, nth=freeze.nth)
-        with ends_within(freeze.deadline_s), contextlib.suppress(RegistryError):
+        with ends_within(freeze.deadline_s), contextlib.suppress(StoreError):
             stage.invoke(**settings)
         assert proxy.frozen
         proxy.thaw()
@@ -235,7 +235,7 @@ def test_a_flip_that_the_network_lost_holds_its_row_for_a_moment_and_not_longer(
     with PostgresProxy(stage.database) as proxy, contextlib.closing(stage.database.connect()) as platform:
         proxy.before(b"WITH flipped AS", proxy.freeze)
         settings = {"DATABASE_URL": proxy.url, "RECONFIRM_TIMEOUT_SECONDS": "0.2", "CYCLE_DEADLINE_SECONDS": "2"}
-        with contextlib.suppress(RegistryError):
+        with contextlib.suppress(StoreError):
             stage.invoke(APPLY, **settings)
         assert proxy.frozen
         platform.run("SET lock_timeout = '5s'")
@@ -250,7 +250,7 @@ def test_a_database_that_drips_its_answers_holds_no_cycle(stage: Stage) -> None:
         settings = {"DATABASE_URL": proxy.url, "CYCLE_DEADLINE_SECONDS": "1"}
         stage.cycle(DRY_RUN, **settings)
         proxy.drip(0.03)
-        with ends_within(1), pytest.raises(RegistryError):
+        with ends_within(1), pytest.raises(StoreError):
             stage.invoke(**settings)
     assert stage.fleet.statuses() == {dead: "online"}
 
@@ -322,7 +322,7 @@ def test_what_lambda_leaves_less_a_reserve_wins_when_it_is_shorter(stage: Stage,
 
 def test_an_invocation_without_time_says_so_and_does_nothing(stage: Stage) -> None:
     dead = stage.add("terminated")
-    with ends_within(0), pytest.raises(RegistryError):
+    with ends_within(0), pytest.raises(StoreError):
         stage.invoke.with_remaining(1)(**MOSTLY_DEAD)
     assert (stage.fleet.statuses(), stage.ec2.calls) == ({dead: "online"}, [])
 

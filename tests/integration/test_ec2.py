@@ -7,7 +7,7 @@ from uuid import UUID
 
 import pytest
 
-from handler.probes.ec2 import CALLS_AT_ONCE
+from handler.probes.ec2.probe import CALLS_AT_ONCE
 from sandbox import ec2_xml
 from sandbox.ec2_xml import Instance
 from sandbox.http_server import Answer, Hang, Raw, Reply, Reset, drip_body, drip_headers

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from handler.errors import RegistryError
+from handler.errors import StoreError
 from sandbox.control_plane import state_answer
 from sandbox.http_server import Hang
 from tests.support.events import APPLY, DRY_RUN
@@ -136,7 +136,7 @@ def test_a_cycle_that_lost_its_lease_moves_no_cursor(stage: Stage) -> None:
     watch = Watch(stage, "control_plane")
     watch.cycle(CANDIDATE_LIMIT="2")
     stage.control_plane.script.before(lambda _: stage.fleet.age_everything(400), nth=1)
-    with pytest.raises(RegistryError, match="lease"):
+    with pytest.raises(StoreError, match="lease"):
         watch.cycle(CANDIDATE_LIMIT="2")
     watch.cycle(CANDIDATE_LIMIT="2")
     assert [sorted(cycle) for cycle in watch.cycles] == [ids[0:2], ids[2:4]]

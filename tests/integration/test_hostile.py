@@ -12,7 +12,7 @@ from typing import Any
 import pg8000.exceptions
 import pytest
 
-from handler.errors import RegistryError
+from handler.errors import StoreError
 from sandbox.control_plane import state_answer
 from sandbox.http_server import Answer, HttpStandIn, Reply, Request
 from sandbox.postgres import RECONCILER_ROLE
@@ -88,7 +88,7 @@ def test_a_workspace_whose_id_is_no_uuid_ends_the_cycle_and_gets_into_no_address
             "INSERT INTO workspaces (id, name, status, instance_id)"
             " VALUES ('../../admin', 'one', 'online', 'i-00000000000000001')"
         )
-        with pytest.raises(RegistryError):
+        with pytest.raises(StoreError):
             stage.cycle(**stage.settings("control_plane"))
     finally:
         database.run("DELETE FROM workspaces; ALTER TABLE workspaces ALTER id TYPE uuid USING id::uuid")

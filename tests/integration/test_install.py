@@ -7,14 +7,7 @@ from typing import Any
 
 import pytest
 
-from handler.errors import (
-    ReconcilerError,
-    RegistryError,
-    RequestError,
-    RightsMissingError,
-    SchemaMissingError,
-    SettingsError,
-)
+from handler.errors import ReconcilerError, StoreError, RequestError, RightsMissingError, SchemaMissingError, SettingsError
 from handler.install import lambda_handler, requested_role
 from sandbox.postgres import OWNER_ROLE, RECONCILER_ROLE, Database, PostgresServer
 
@@ -129,7 +122,7 @@ def refused(environment: pytest.MonkeyPatch, url: str, kind: type[ReconcilerErro
 
 
 def test_a_role_that_is_not_there_is_named(environment: pytest.MonkeyPatch, empty: Database) -> None:
-    said = refused(environment, empty.owner_url, RegistryError, EVENT | {"role": "nobody"})
+    said = refused(environment, empty.owner_url, StoreError, EVENT | {"role": "nobody"})
     assert said == "the database has no role nobody: create it, with LOGIN"
     assert "reconciler" not in schemas(empty)
 
@@ -170,7 +163,7 @@ def test_grants_that_postgresql_only_warns_about_are_an_error(environment: pytes
 def test_a_wrong_password_is_an_error_that_does_not_show_it(
     environment: pytest.MonkeyPatch, empty: Database, server: PostgresServer
 ) -> None:
-    said = refused(environment, server.url(empty.name, user=OWNER_ROLE, password="hunter2"), RegistryError)
+    said = refused(environment, server.url(empty.name, user=OWNER_ROLE, password="hunter2"), StoreError)
     assert "password authentication failed" in said
     assert "hunter2" not in said
 

@@ -5,10 +5,12 @@ from collections.abc import Callable
 from typing import Any
 
 from handler.deadline import Deadline
-from handler.decide import CrashLoop
-from handler.fairness import Sweep
-from handler.model import Debt, Sighting, Verdict, Workspace
-from handler.registry import Debts, Fleet, Holds, Lease, Rows, Terms
+from handler.domain.policy import CrashLoopPolicy
+from handler.domain.coverage import Coverage
+from handler.domain.model import Restart, Sighting, Verdict, Workspace
+from handler.store import Restarts, Holds, Flips, FlipPolicy
+from handler.store.memory import CycleMemory
+from handler.store.lease import Lease
 from sandbox.postgres import Database
 from tests.support.interleaving import TIMEOUT_S, Side, SteppedSession, SteppedStatements, stepped_session
 
@@ -18,7 +20,7 @@ OURS, THEIRS = "00000000-0000-4000-8000-00000000000a", "00000000-0000-4000-8000-
 EARLIER = "00000000-0000-4000-8000-00000000000c"
 # As with shards, so that what is tested is not the lease: "Nothing is doubled without it".
 SCOPES = {OURS: "ours", THEIRS: "theirs"}
-DEBT = Debt(1, WORKSPACE, OLD, 0, 0, of_this_cycle=False)
+DEBT = Restart(1, WORKSPACE, OLD, 0, 0, of_this_cycle=False)
 HEARTBEAT = "2026-01-01 00:00:00+00"
 
 # Everything that either side could have changed. A time is told only as far as it matters.
@@ -107,37 +109,37 @@ def _pid_of(session: SteppedSession) -> int:
 
 def flip(arena: Arena, cycle: str, *, selected_at: str = HEARTBEAT) -> object:
     sighting = Sighting(Workspace(WORKSPACE, OLD, HEARTBEAT), Verdict.DEAD, "terminated")
-    rows = Rows(arena.sessions[cycle], cycle, arena.lease(cycle))
-    terms = Terms(selected_at, 60, CrashLoop(600, 3600))
+    rows = Flips(arena.sessions[cycle], cycle, arena.lease(cycle))
+    terms = FlipPolicy(selected_at, 60, CrashLoopPolicy(600, 3600))
     return rows.flip(Deadline(TIMEOUT_S), sighting, terms)
 
 
 def claim(arena: Arena, cycle: str) -> object:
-    debts = Debts(arena.sessions[cycle], cycle, arena.lease(cycle))
+    debts = Restarts(arena.sessions[cycle], cycle, arena.lease(cycle))
     return debts.claim(Deadline(TIMEOUT_S), DEBT, uncertain_s=300, heartbeat_fresh_s=60)
 
 
 def follow_rows(arena: Arena, cycle: str) -> object:
-    debts = Debts(arena.sessions[cycle], cycle, arena.lease(cycle))
+    debts = Restarts(arena.sessions[cycle], cycle, arena.lease(cycle))
     return debts.follow_rows(Deadline(TIMEOUT_S), own_only=False)
 
 
 def leave(arena: Arena, cycle: str) -> None:
-    Debts(arena.sessions[cycle], cycle, arena.lease(cycle)).leave(Deadline(TIMEOUT_S), [DEBT], pause_s=300)
+    Restarts(arena.sessions[cycle], cycle, arena.lease(cycle)).leave(Deadline(TIMEOUT_S), [DEBT], pause_s=300)
 
 
 def void(arena: Arena, cycle: str) -> None:
-    Debts(arena.sessions[cycle], cycle, arena.lease(cycle)).void(Deadline(TIMEOUT_S), DEBT)
+    Restarts(arena.sessions[cycle], cycle, arena.lease(cycle)).void(Deadline(TIMEOUT_S), DEBT)
 
 
 def remember_absences(arena: Arena, cycle: str) -> None:
     absent = [Workspace(WORKSPACE, OLD, None)]
-    Fleet(arena.sessions[cycle], arena.lease(cycle)).remember_absences(Deadline(TIMEOUT_S), absent, [])
+    CycleMemory(arena.sessions[cycle], arena.lease(cycle)).remember_absences(Deadline(TIMEOUT_S), absent, [])
 
 
 def save_sweep(arena: Arena, cycle: str) -> None:
-    sweep = Sweep(WORKSPACE, WORKSPACE, ())
-    Fleet(arena.sessions[cycle], arena.lease(cycle)).save_sweep(Deadline(TIMEOUT_S), sweep, completed_pass=True)
+    sweep = Coverage(WORKSPACE, WORKSPACE, ())
+    CycleMemory(arena.sessions[cycle], arena.lease(cycle)).save_sweep(Deadline(TIMEOUT_S), sweep, completed_pass=True)
 
 
 def hold(arena: Arena, cycle: str) -> object:

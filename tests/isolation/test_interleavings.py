@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from handler.errors import RowLockedError
-from handler.model import SkipReason
-from handler.registry import Flipped
+from handler.domain.model import SkipReason
+from handler.store import Flipped
 from sandbox.postgres import StatusType
 from tests.guards.__main__ import PAGE
 from tests.isolation.arena import BEFORE, OURS, OWED, THEIRS, Arena, claim, flip, follow_rows, hold, leave

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from handler.errors import LeaseLostError
-from handler.model import SkipReason
-from handler.registry import Flipped
+from handler.domain.model import SkipReason
+from handler.store import Flipped
 from sandbox.postgres import StatusType
 from tests.isolation.arena import (
     BEFORE,

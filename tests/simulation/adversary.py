@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from handler.model import NOT_FOUND
+from handler.domain.model import NOT_FOUND
 from handler.request import APPLY, DRY_RUN, Request
 from tests.simulation.simulation import FULL, OTHERS, Actor, Simulation
 from tests.simulation.tables import Held, Row

@@ -8,15 +8,20 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Concatenate, ParamSpec, TypeVar, cast
 
-from handler import registry as real
+from handler import store as real
 from handler.deadline import Deadline
-from handler.decide import Absence, loop_of, objection
-from handler.errors import ConnectionLostError, LeaseLostError, RegistryError, RequestError, RowLockedError
-from handler.fairness import Sweep
-from handler.model import CurrentRow, Debt, Gauges, Hold, Sighting, SkipReason, Workspace
-from handler.registry.fleet import ABSENCE_KEPT_SECONDS, RECOVERY_SECONDS, Memory, Selection
-from handler.registry.lease import MARGIN_SECONDS
-from handler.registry.rows import Flipped, Terms
+from handler.domain.decide import Absence, objection
+from handler.domain.backoff import crash_loop
+from handler.errors import ConnectionLostError, LeaseLostError, StoreError, RequestError, RowLockedError
+from handler.domain.coverage import Coverage
+from handler.domain.model import CurrentRow, Restart, Hold, Sighting, SkipReason, Workspace
+from handler.domain.report import Gauges
+from handler.store.memory import ABSENCE_KEPT_SECONDS
+from handler.store.gauges import RECOVERY_SECONDS
+from handler.domain.decide import Memory
+from handler.store import Selection
+from handler.store.lease import MARGIN_SECONDS
+from handler.store.flip import Flipped, FlipPolicy
 from tests.simulation.tables import Absent, Held, Owed, Row, Tables
 
 IDLE_GRACE_SECONDS = 1.0  # the server ends a session that sleeps in a transaction for so much longer than its deadline
@@ -54,9 +59,9 @@ class Part:
         ):
             raise LeaseLostError("the lease has expired or is another's")
 
-    def debt(self, owed: Owed) -> Debt:
+    def debt(self, owed: Owed) -> Restart:
         of_this_cycle = owed.cycle_id == self.cycle_id
-        return Debt(owed.id, owed.workspace_id, owed.instance_id, owed.attempts, owed.refusals, of_this_cycle)
+        return Restart(owed.id, owed.workspace_id, owed.instance_id, owed.attempts, owed.refusals, of_this_cycle)
 
 
 Self = TypeVar("Self", bound=Part)
@@ -72,7 +77,7 @@ def _transaction(method: Method[Self, P, R]) -> Method[Self, P, R]:
     def watched(self: Self, deadline: Deadline, /, *args: P.args, **kwargs: P.kwargs) -> R:
         self.watch.before(name)
         if deadline.over():
-            raise RegistryError("no time is left for the transaction")
+            raise StoreError("no time is left for the transaction")
         result = method(self, deadline, *args, **kwargs)
         self.watch.after(name)
         return result
@@ -153,7 +158,7 @@ class Fleet(Part):
         self.tables.absences = known
 
     @_transaction
-    def save_sweep(self, _: Deadline, sweep: Sweep, *, completed_pass: bool) -> None:
+    def save_sweep(self, _: Deadline, sweep: Coverage, *, completed_pass: bool) -> None:
         self.require_lease()
         self.watch.wrote("save_sweep")
         tables = self.tables
@@ -197,7 +202,7 @@ class Rows(Part):
     """See handler.registry.Rows."""
 
     @_transaction
-    def flip(self, deadline: Deadline, sighting: Sighting, terms: Terms) -> Flipped | SkipReason:
+    def flip(self, deadline: Deadline, sighting: Sighting, terms: FlipPolicy) -> Flipped | SkipReason:
         workspace = sighting.workspace
         row = self.tables.workspaces.get(workspace.id)
         if row is None:
@@ -211,20 +216,20 @@ class Rows(Part):
             self._stop_and_go_on(deadline)
             self.require_lease()
             self.watch.wrote("flip", sighting)
-            loop = loop_of(current, terms.crash_loop)
+            loop = crash_loop(current, terms.crash_loop)
             superseded = self._write(row, workspace, loop.streak, loop.pause_s)
             return Flipped(loop, superseded)
         finally:
             row.locked_by = None
 
     @_transaction
-    def would_flip(self, _: Deadline, sighting: Sighting, terms: Terms) -> Flipped | SkipReason:
+    def would_flip(self, _: Deadline, sighting: Sighting, terms: FlipPolicy) -> Flipped | SkipReason:
         workspace = sighting.workspace
         row = self.tables.workspaces.get(workspace.id)
         if row is None:
             return SkipReason.ROW_GONE
         current = self._current(row, workspace, terms)
-        return objection(current, workspace) or Flipped(loop_of(current, terms.crash_loop))
+        return objection(current, workspace) or Flipped(crash_loop(current, terms.crash_loop))
 
     def lock(self, row: Row) -> None:
         """Take the row's lock, or fail at once."""
@@ -239,9 +244,9 @@ class Rows(Part):
         if self.tables.now - began_at > may_last_s:
             raise ConnectionLostError("the server has ended the session")
         if deadline.over():
-            raise RegistryError("no time is left for the statement")
+            raise StoreError("no time is left for the statement")
 
-    def _current(self, row: Row, workspace: Workspace, terms: Terms) -> CurrentRow:
+    def _current(self, row: Row, workspace: Workspace, terms: FlipPolicy) -> CurrentRow:
         now, beat_at = self.tables.now, row.heartbeat_at
         fresh = _text(beat_at) != workspace.last_heartbeat_at or (
             beat_at is not None and (beat_at > float(terms.selected_at) or beat_at > now - terms.heartbeat_fresh_s)
@@ -256,7 +261,7 @@ class Rows(Part):
         held = self.tables.is_held(workspace.id)
         return CurrentRow(row.status, row.instance_id, row.runtime, fresh, held, restarts, healthy_s)
 
-    def _write(self, row: Row, workspace: Workspace, streak: int, pause_s: float) -> tuple[Debt, ...]:
+    def _write(self, row: Row, workspace: Workspace, streak: int, pause_s: float) -> tuple[Restart, ...]:
         tables, now = self.tables, self.tables.now
         row.status = "offline"
         tables.events.append((workspace.id, workspace.instance_id))
@@ -280,7 +285,7 @@ class Rows(Part):
         )
         tables.restarts.append(owed)
         return tuple(
-            Debt(one.id, one.workspace_id, one.instance_id, one.attempts, one.refusals, of_this_cycle=False)
+            Restart(one.id, one.workspace_id, one.instance_id, one.attempts, one.refusals, of_this_cycle=False)
             for one in superseded
         )
 
@@ -289,7 +294,7 @@ class Debts(Part):
     """See handler.registry.Debts."""
 
     @_transaction
-    def follow_rows(self, _: Deadline, *, own_only: bool) -> list[Debt]:
+    def follow_rows(self, _: Deadline, *, own_only: bool) -> list[Restart]:
         self.require_lease()
         self.watch.wrote("follow_rows")
         now, closed = self.tables.now, []
@@ -303,7 +308,7 @@ class Debts(Part):
         return closed
 
     @_transaction
-    def due(self, _: Deadline, *, limit: int, own_only: bool) -> list[Debt]:
+    def due(self, _: Deadline, *, limit: int, own_only: bool) -> list[Restart]:
         due = [
             one for one in self.tables.restarts if self._may_be_looked_at(one, own_only=own_only) and self._is_free(one)
         ]
@@ -311,7 +316,7 @@ class Debts(Part):
         return [self.debt(one) for one in due[:limit]]
 
     @_transaction
-    def claim(self, _: Deadline, debt: Debt, *, uncertain_s: float, heartbeat_fresh_s: float) -> str:
+    def claim(self, _: Deadline, debt: Restart, *, uncertain_s: float, heartbeat_fresh_s: float) -> str:
         self.require_lease()
         owed = self._find(debt)
         if owed is None or not self._may_be_looked_at(owed, own_only=False) or not self._is_free(owed):
@@ -330,16 +335,16 @@ class Debts(Part):
         return "claimed"
 
     @_transaction
-    def void(self, _: Deadline, debt: Debt) -> None:
+    def void(self, _: Deadline, debt: Restart) -> None:
         self.require_lease()
         self._close(debt, "void")
 
     @_transaction
-    def paid(self, _: Deadline, debt: Debt) -> None:
+    def paid(self, _: Deadline, debt: Restart) -> None:
         self._close(debt, "paid")
 
     @_transaction
-    def leave(self, _: Deadline, debts: Sequence[Debt], *, pause_s: float) -> None:
+    def leave(self, _: Deadline, debts: Sequence[Restart], *, pause_s: float) -> None:
         self.require_lease()
         self.watch.wrote("leave")
         ids = {debt.id for debt in debts}
@@ -348,7 +353,7 @@ class Debts(Part):
                 one.next_attempt_at = self.tables.now + pause_s
 
     @_transaction
-    def postpone(self, _: Deadline, debt: Debt, answer: str, *, pause_s: float | None) -> None:
+    def postpone(self, _: Deadline, debt: Restart, answer: str, *, pause_s: float | None) -> None:
         owed = self._find(debt)
         if owed is None or owed.closed_at is not None or owed.claimed_by != self.cycle_id:
             return
@@ -358,10 +363,10 @@ class Debts(Part):
             owed.refusals += 1
             owed.next_attempt_at = self.tables.now + pause_s
 
-    def _find(self, debt: Debt) -> Owed | None:
+    def _find(self, debt: Restart) -> Owed | None:
         return next((one for one in self.tables.restarts if one.id == debt.id), None)
 
-    def _close(self, debt: Debt, outcome: str) -> None:
+    def _close(self, debt: Restart, outcome: str) -> None:
         owed = self._find(debt)
         if owed is not None and owed.closed_at is None:
             self.watch.wrote(outcome, debt)
@@ -427,7 +432,7 @@ class Registry:
     def check_rights(self, deadline: Deadline, *, to_apply: bool) -> None:  # noqa: ARG002 - all rights are given
         self._watch.before("check_rights")
         if deadline.over():
-            raise RegistryError("no time is left for the transaction")
+            raise StoreError("no time is left for the transaction")
         self._watch.after("check_rights")
 
 

@@ -10,11 +10,14 @@ from typing import TypeVar, cast
 
 import pytest
 
-from handler import cycle, payments, restarts
+from handler import cycle
+from handler.restarts import worker, platform
 from handler.deadline import Deadline
-from handler.decide import CANDIDATE_STATUSES, EXTERNAL, LONGEST_LOOP_PAUSE_S
+from handler.domain.decide import CANDIDATE_STATUSES, EXTERNAL
+from handler.domain.backoff import LONGEST_CRASH_LOOP_BACKOFF_S
 from handler.errors import ConnectionLostError, ReconcilerError
-from handler.model import NOT_FOUND, Debt, Report, Sighting, Workspace
+from handler.domain.model import NOT_FOUND, Restart, Sighting, Workspace
+from handler.domain.report import Report
 from handler.request import APPLY, Request
 from handler.settings import Settings
 from handler.telemetry import logger
@@ -28,7 +31,7 @@ PERIOD_SECONDS = 60.0
 OTHERS = "others"  # who holds a row's lock, when it is no cycle
 # So many quiet cycles, each past every pause there is, have to settle every debt, also where one is paid in each.
 QUIET_CYCLES = 8
-QUIET_SECONDS = LONGEST_LOOP_PAUSE_S + 60.0
+QUIET_SECONDS = LONGEST_CRASH_LOOP_BACKOFF_S + 60.0
 
 # Writes that say what has happened, or end what is the cycle's own: true with or without the lease.
 _WITHOUT_LEASE = ("acquire", "release", "paid", "postpone")
@@ -125,13 +128,13 @@ class Actor(Watch):
             self.require(held, f"{call} without the lease")
         if isinstance(subject, Sighting):
             self._flips(subject)
-        elif isinstance(subject, Debt) and call == "claim":
+        elif isinstance(subject, Restart) and call == "claim":
             row = self.tables.workspaces.get(subject.workspace_id)
             owed = row is not None and row.status == "offline" and row.instance_id == subject.instance_id
             self.require(owed, "a restart is claimed that is not owed any more")
             self.require(not self.tables.is_held(subject.workspace_id), "the restart of a held workspace is claimed")
             self.claims[subject.id] = self.tables.now
-        elif isinstance(subject, Debt) and call == "paid":
+        elif isinstance(subject, Restart) and call == "paid":
             asked = self.asked.get(subject.id)
             self.require(asked is not None and not asked.is_refused, "a debt is called paid that is not")
         elif call == "remember_absences":
@@ -197,7 +200,7 @@ class Actor(Watch):
         self.answers.setdefault(workspace.instance_id, []).append((word, lied))
         self.first.setdefault(workspace.id, (workspace.instance_id, word))
 
-    def asks(self, debt: Debt) -> Asked:
+    def asks(self, debt: Restart) -> Asked:
         self.require(debt.id in self.claims, "a restart is asked for without a claim")
         words = [word for word, _ in self.answers.get(debt.instance_id, ())]
         self.require(words and words[-1] in (NOT_FOUND, *DEAD), "a restart is asked for, and nobody looked again")
@@ -364,7 +367,7 @@ def simulated() -> Iterator[None]:
     """Put the handler's one thread pool and its one clock in the simulation's hands, and silence its log."""
     level = logger.log_level
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(payments, "in_parallel", _one_after_another)
+        patch.setattr(worker, "in_parallel", _one_after_another)
         patch.setattr(cycle, "Deadline", lambda seconds: Deadline(seconds, clock=_running[-1].clock))
         logger.setLevel(logging.CRITICAL)
         try:

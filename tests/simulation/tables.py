@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from handler.fairness import Sweep
+from handler.domain.coverage import Coverage
 
 
 @dataclass
@@ -64,7 +64,7 @@ class Tables:
     workspaces: dict[str, Row] = field(default_factory=dict)
     events: list[tuple[str, str]] = field(default_factory=list)
     lease: tuple[str, float] | None = None
-    sweep: Sweep = field(default_factory=Sweep)
+    sweep: Coverage = field(default_factory=Coverage)
     began_at: float | None = None
     pass_completed_at: float | None = None
     absences: dict[str, Absent] = field(default_factory=dict)

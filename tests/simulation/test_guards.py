@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 
-from handler import cycle, decide, flips
+from handler import cycle, flips
+from handler.domain import decide
 from handler.deadline import Deadline
-from handler.decide import Action, objection
-from handler.fairness import Progress, Sweep
-from handler.model import CurrentRow, SkipReason, Workspace
-from handler.payments import Payments
+from handler.domain.decide import Action, objection
+from handler.domain.coverage import Progress, Coverage
+from handler.domain.model import CurrentRow, SkipReason, Workspace
+from handler.restarts.worker import RestartWorker
 from tests.simulation import registry
 from tests.simulation.explore import Exhaustive, smallest_world, walk
 from tests.simulation.simulation import ViolationError
@@ -73,11 +74,11 @@ GUARDS: Mapping[str, Guard] = {
         _replace(registry, "_is_owed", lambda *_: True), "not owed any more", "stopped"
     ),
     "an old debt's instance is looked at again": Guard(
-        _replace(Payments, "_still_dead", lambda _, due, *__, **___: list(due)), "nobody looked again"
+        _replace(RestartWorker, "_still_dead", lambda _, due, *__, **___: list(due)), "nobody looked again"
     ),
     "the deadline is minded": Guard(_replace(Deadline, "over", lambda _: False), "after the deadline", "stopped"),
     "the next cycle goes on where this one ended": Guard(
-        _replace(cycle, "advance", lambda *_, **__: Progress(Sweep(), completed_pass=False)), "not everybody"
+        _replace(cycle, "advance", lambda *_, **__: Progress(Coverage(), completed_pass=False)), "not everybody"
     ),
     "absences are remembered": Guard(_replace(decide, "_absent", lambda *_, **__: (Action.FLIP, "")), "never dead"),
     "the breaker": Guard(_replace(decide, "_breaker", lambda *_: decide.Breaker(0, 0, open=False)), "breaker's window"),

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from typing import Protocol, Self
 
 from handler.deadline import Deadline
-from handler.model import NOT_FOUND, Debt, Sighting, Workspace, sighting_of, unknown
+from handler.domain.model import NOT_FOUND, Restart, Sighting, Workspace, sighting_of, unknown
 from handler.probes import fair_share
-from handler.restarts import CALL_SECONDS, Answer, Reply
+from handler.restarts.worker import CALL_SECONDS
+from handler.restarts import Answer, Reply
 from tests.simulation.tables import Owed, Row, Tables
 
 DEAD = ("stopped", "terminated")
@@ -78,7 +79,7 @@ class Caller(Protocol):
     def before(self, call: str) -> None: ...
     def clock(self) -> float: ...
     def answered(self, workspace: Workspace, word: str, *, lied: bool) -> None: ...
-    def asks(self, debt: Debt) -> Asked: ...
+    def asks(self, debt: Restart) -> Asked: ...
 
 
 @dataclass
@@ -257,7 +258,7 @@ class Platform:
     def __init__(self, world: World, caller: Caller) -> None:
         self._world, self._caller = world, caller
 
-    def restart(self, debt: Debt, deadline: Deadline) -> Reply:
+    def restart(self, debt: Restart, deadline: Deadline) -> Reply:
         """See handler.restarts.Platform."""
         world, began_at = self._world, self._caller.clock()
         self._caller.before("restart")

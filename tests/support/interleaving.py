@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from handler.credentials import Secrets
-from handler.database import Session
+from handler.net.secrets import Secrets
+from handler.store.session import Session
 from handler.deadline import Deadline
 from handler.settings import database_from
 

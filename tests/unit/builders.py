@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from typing import Any
 from uuid import UUID
 
-from handler.fairness import Sweep
-from handler.model import Debt, Sighting, Workspace, sighting_of
+from handler.domain.coverage import Coverage
+from handler.domain.model import Restart, Sighting, Workspace, sighting_of
 
 
 def uuid(number: int) -> str:
@@ -36,12 +36,12 @@ def saw(state: str, number: int = 1, instance_id: str | None = None) -> Sighting
     return sighting_of(workspace(number, instance_id), state)
 
 
-def debt(number: int = 1, *, attempts: int = 0, refusals: int = 0, of_this_cycle: bool = True) -> Debt:
+def debt(number: int = 1, *, attempts: int = 0, refusals: int = 0, of_this_cycle: bool = True) -> Restart:
     """Return the restart that is owed to workspace `number`."""
-    return Debt(number, uuid(number), instance(number), attempts, refusals, of_this_cycle)
+    return Restart(number, uuid(number), instance(number), attempts, refusals, of_this_cycle)
 
 
-def in_fair_order(ids: Iterable[str], sweep: Sweep) -> list[str]:
+def in_fair_order(ids: Iterable[str], sweep: Coverage) -> list[str]:
     """Return the candidates' ids in the order that the cycle's SELECT brings them in."""
     return sorted(ids, key=lambda one: (one not in sweep.first, one <= sweep.cursor, one))
 

@@ -12,13 +12,13 @@ import pytest
 
 from handler import app, cycle
 from handler.deadline import Deadline
-from handler.door import seconds_for
+from handler.process import seconds_for
 from handler.errors import ConnectionLostError, RequestError, SettingsError
-from handler.model import Flip, Gauges, Report
-from handler.probes.control_plane import ControlPlaneProbe
-from handler.probes.ec2 import Ec2Probe
+from handler.domain.report import Flip, Gauges, Report
+from handler.probes.control_plane.probe import ControlPlaneProbe
+from handler.probes.ec2.probe import Ec2Probe
 from handler.request import Request
-from handler.restarts import Platform
+from handler.restarts.platform import HttpPlatform
 from handler.settings import Settings
 from handler.telemetry import logger
 from tests.unit.builders import instance, uuid
@@ -160,7 +160,7 @@ def test_the_cycle_gets_the_platform_that_the_setting_names(cycles: Cycles) -> N
     app.lambda_handler({}, context(60))
     platform = cycles.parts[0].platform
     assert platform is not None
-    assert isinstance(platform(Deadline(10)), Platform)
+    assert isinstance(platform(Deadline(10)), HttpPlatform)
 
 
 def test_without_an_address_there_is_no_platform(cycles: Cycles) -> None:

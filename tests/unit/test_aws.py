@@ -15,10 +15,11 @@ from botocore.config import Config
 from botocore.exceptions import ClientError, EndpointVariantError
 from botocore.regions import EndpointResolver
 
-from handler import listing
-from handler.aws import MODELS, Aws
+from handler.probes.ec2 import status_pages
+from handler.process import MODELS
+from handler.net.aws import Aws
 from handler.deadline import Deadline
-from handler.transport import Answer, Transport
+from handler.net.bounded import Answer, BoundedPools
 from sandbox import ec2_xml
 from sandbox.ec2_xml import Instance
 
@@ -37,7 +38,7 @@ class NoAnswerError(Exception):
     pass
 
 
-class Recorder(Transport):
+class Recorder(BoundedPools):
     """Notes where a request goes, and whom it is signed for."""
 
     def __init__(self) -> None:
@@ -183,7 +184,7 @@ def test_a_database_token_is_for_the_instances_region(environment: pytest.Monkey
 # --- what runs ---
 
 
-class Answering(Transport):
+class Answering(BoundedPools):
     """Gives one answer, whatever is asked."""
 
     def __init__(self, status: int, body: bytes) -> None:
@@ -203,13 +204,13 @@ def pages_read(environment: pytest.MonkeyPatch) -> list[Any]:
     """What is read without botocore, from here on."""
     environment.setenv("AWS_REGION", "eu-central-1")
     read: list[Any] = []
-    read_page = listing.read
+    read_page = status_pages.read
 
     def noted(page: bytes) -> Any:
         read.append(read_page(page))
         return read[-1]
 
-    environment.setattr(listing, "read", noted)
+    environment.setattr(status_pages, "read", noted)
     return read
 
 
@@ -221,7 +222,7 @@ def test_a_page_of_what_runs_is_read_without_botocore(pages_read: list[Any]) -> 
 
 def test_botocore_is_left_nothing_to_parse_of_a_page_that_is_read_without_it(environment: pytest.MonkeyPatch) -> None:
     environment.setenv("AWS_REGION", "eu-central-1")
-    environment.setattr(listing, "read", lambda _: LISTED)
+    environment.setattr(status_pages, "read", lambda _: LISTED)
     answer = Aws(Answering(200, b"what botocore would stumble over")).call("ec2", "describe_instance_status", SOON)
     assert answer["InstanceStatuses"] == LISTED["InstanceStatuses"]
 

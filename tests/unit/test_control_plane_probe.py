@@ -14,15 +14,15 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from handler.credentials import Secrets, Tokens
+from handler.net.secrets import Secrets, Tokens
 from handler.deadline import Deadline
 from handler.errors import SecretError
-from handler.model import VERDICT_OF_STATE, Sighting, Verdict, Workspace
-from handler.probes import control_plane
-from handler.probes.control_plane import BODY_LIMIT, ControlPlaneProbe
-from handler.probes.gate import Gate
+from handler.domain.model import VERDICT_OF_STATE, Sighting, Verdict, Workspace
+from handler.probes.control_plane import probe
+from handler.probes.control_plane.probe import BODY_LIMIT, ControlPlaneProbe
+from handler.probes.control_plane.limiter import ConcurrencyLimiter
 from handler.settings import Remote
-from handler.transport import Answer, TransportError
+from handler.net.bounded import Answer, CallError
 from tests.unit.builders import Clock, instance, uuid, workspace
 
 # Given the id of the asked workspace and the headers that were sent.
@@ -70,8 +70,8 @@ class Wire:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """Time that nobody waits for, neither the probe nor its gate."""
     clock = Clock()
-    monkeypatch.setattr(control_plane, "time", SimpleNamespace(monotonic=clock))
-    monkeypatch.setattr(control_plane, "Gate", partial(Gate, sleep=clock.sleep))
+    monkeypatch.setattr(probe, "time", SimpleNamespace(monotonic=clock))
+    monkeypatch.setattr(probe, "ConcurrencyLimiter", partial(ConcurrencyLimiter, sleep=clock.sleep))
     return clock
 
 
@@ -85,7 +85,7 @@ def connect(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> Connect:
 
     def behind(behaviour: Behaviour) -> Wire:
         wire = Wire(behaviour)
-        monkeypatch.setattr(control_plane, "Transport", lambda **_: wire)
+        monkeypatch.setattr(probe, "Transport", lambda **_: wire)
         return wire
 
     return behind
@@ -291,8 +291,8 @@ values = st.recursive(
 def test_any_body_is_a_word_or_no_answer(body: bytes) -> None:
     # The probe itself would begin a thread for each example.
     state: object = None
-    with contextlib.suppress(control_plane._NoAnswerError):  # noqa: SLF001
-        state = control_plane._parsed(body)  # noqa: SLF001
+    with contextlib.suppress(probe._NoAnswerError):  # noqa: SLF001
+        state = probe._parsed(body)  # noqa: SLF001
     if state is not None:
         assert isinstance(state, str)
         assert json.loads(body)["state"] == state
@@ -302,7 +302,7 @@ def test_any_body_is_a_word_or_no_answer(body: bytes) -> None:
     "cause", ["connection_refused", "name_lookup_failed", "tls_failed", "oversize", "broken_connection"]
 )
 def test_a_failed_call_is_no_answer_however_early_it_failed(connect: Connect, clock: Clock, cause: str) -> None:
-    connect(fails(TransportError(cause, sent=False)))
+    connect(fails(CallError(cause, sent=False)))
     assert learnt(look(clock, some(3))) == [cause] * 3
 
 
@@ -330,7 +330,7 @@ def test_a_check_that_was_cut_off_counts_if_it_had_its_time_and_else_is_left_to_
 ) -> None:
     def hang(*_: Any) -> Answer:
         clock.sleep(took_s)
-        raise TransportError("timeout", sent=True)
+        raise CallError("timeout", sent=True)
 
     connect(hang)
     assert learnt(look(clock, some(1), concurrency=1)) == expected
@@ -339,7 +339,7 @@ def test_a_check_that_was_cut_off_counts_if_it_had_its_time_and_else_is_left_to_
 def test_when_half_of_the_time_is_shorter_than_a_check_may_take_it_is_enough(connect: Connect, clock: Clock) -> None:
     def hang(*_: Any) -> Answer:
         clock.sleep(8)
-        raise TransportError("timeout", sent=True)
+        raise CallError("timeout", sent=True)
 
     connect(hang)
     assert learnt(look(clock, some(1), deadline=Deadline(16, clock=clock))) == ["timeout"]
@@ -386,7 +386,7 @@ def test_tokens_that_are_still_the_same_are_not_tried_again(connect: Connect, cl
 
 def test_tokens_that_cannot_be_fetched_anew_leave_the_refusal(connect: Connect, clock: Clock) -> None:
     connect(takes("new"))
-    trouble = TransportError("timeout", sent=True)
+    trouble = CallError("timeout", sent=True)
     assert learnt(look(clock, some(3), tokens_from(OLD, trouble))) == ["http_401"] * 3
 
 
@@ -400,8 +400,8 @@ def test_tokens_that_cannot_be_fetched_anew_leave_the_refusal(connect: Connect, 
             pytest.param(says("", status), f"http_{status}", id=f"HTTP {status}")
             for status in (429, 500, 502, 503, 599)
         ],
-        pytest.param(fails(TransportError("broken_connection", sent=True)), "broken_connection", id="hangs up"),
-        pytest.param(fails(TransportError("connection_refused", sent=False)), "connection_refused", id="refuses"),
+        pytest.param(fails(CallError("broken_connection", sent=True)), "broken_connection", id="hangs up"),
+        pytest.param(fails(CallError("connection_refused", sent=False)), "connection_refused", id="refuses"),
     ],
 )
 def test_a_control_plane_that_is_overloaded_is_asked_less_and_less_at_once(
@@ -417,7 +417,7 @@ def test_a_control_plane_that_is_overloaded_is_asked_less_and_less_at_once(
 def test_a_control_plane_that_hangs_is_asked_less_and_less_at_once(connect: Connect, clock: Clock) -> None:
     def hang(*_: Any) -> Answer:
         clock.sleep(10)
-        raise TransportError("timeout", sent=True)
+        raise CallError("timeout", sent=True)
 
     connect(hang)
     sightings = look(clock, some(100), concurrency=8, deadline=Deadline(10_000, clock=clock))
@@ -432,7 +432,7 @@ def test_a_control_plane_that_hangs_is_asked_less_and_less_at_once(connect: Conn
         pytest.param(says("<html>"), id="no JSON"),
         pytest.param(says({}), id="no state"),
         pytest.param(says({"state": "hovering"}), id="a word that EC2 does not have"),
-        pytest.param(fails(TransportError("oversize", sent=True)), id="too much"),
+        pytest.param(fails(CallError("oversize", sent=True)), id="too much"),
     ],
 )
 def test_a_control_plane_that_has_a_prompt_but_useless_answer_for_most_is_not_slowed_down(

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from handler.credentials import KEPT_SECONDS, Secrets, Tokens, text_field
+from handler.net.secrets import CACHED_SECONDS, Secrets, Tokens, text_field
 from handler.deadline import Deadline
 from handler.errors import SecretError
 from handler.settings import Remote
-from handler.transport import TransportError
+from handler.net.bounded import CallError
 from tests.unit.builders import Clock
 
 ARN, OTHER = "arn:of-one", "arn:of-another"
@@ -64,7 +64,7 @@ def test_a_secret_is_fetched_when_it_is_first_needed_within_the_deadline(secrets
 
 
 def test_a_secret_is_kept_for_five_minutes_and_not_longer(secrets: Secrets, vault: Vault, clock: Clock) -> None:
-    assert KEPT_SECONDS == 300
+    assert CACHED_SECONDS == 300
     token(secrets)
     vault.texts[ARN] = '{"token": "rotated"}'
     clock.sleep(299)
@@ -95,7 +95,7 @@ def test_each_secret_is_kept_by_itself(secrets: Secrets, vault: Vault) -> None:
 
 
 def test_a_failure_is_not_kept(secrets: Secrets, vault: Vault) -> None:
-    vault.texts[ARN] = TransportError("timeout", sent=True)
+    vault.texts[ARN] = CallError("timeout", sent=True)
     with pytest.raises(SecretError):
         token(secrets)
     vault.texts[ARN] = '{"token": "back"}'
@@ -106,7 +106,7 @@ def test_a_secret_that_cannot_be_fetched_fresh_is_an_error_and_the_old_one_stays
     secrets: Secrets, vault: Vault
 ) -> None:
     token(secrets)
-    vault.texts[ARN] = TransportError("timeout", sent=True)
+    vault.texts[ARN] = CallError("timeout", sent=True)
     with pytest.raises(SecretError):
         token(secrets, fresh=True)
     assert token(secrets) == "first"
@@ -130,7 +130,7 @@ def refusal_of_aws(code: object) -> botocore.exceptions.ClientError:
         ),
         pytest.param(refusal_of_aws("x" * 500), "without a proper code", id="AWS refuses in many words"),
         pytest.param(botocore.exceptions.NoCredentialsError(), "NoCredentialsError", id="no credentials"),
-        pytest.param(TransportError("timeout", sent=True), "timeout", id="no answer"),
+        pytest.param(CallError("timeout", sent=True), "timeout", id="no answer"),
         pytest.param("", "JSON object", id="an empty or binary secret"),
         pytest.param("s3cret", "JSON object", id="a bare password"),
         pytest.param('{"token": "s3cret"', "JSON object", id="half an object"),

@@ -9,13 +9,17 @@ import pytest
 
 from handler import cycle
 from handler.deadline import Deadline
-from handler.decide import Absence, Loop
+from handler.domain.decide import Absence
+from handler.domain.backoff import CrashLoop
 from handler.errors import ConnectionLostError, LeaseLostError, ReconcilerError, RowLockedError, SecretError
-from handler.fairness import Sweep
-from handler.model import Debt, Gauges, Report, Sighting, SkipReason, Workspace, sighting_of
-from handler.registry import Flipped, Memory, Registry, Selection, Terms
+from handler.domain.coverage import Coverage
+from handler.domain.model import Restart, Sighting, SkipReason, Workspace, sighting_of
+from handler.domain.report import Gauges, Report
+from handler.store import Flipped, Store, Selection, FlipPolicy
+from handler.domain.decide import Memory
 from handler.request import Request
-from handler.restarts import Answer, Platform, Reply
+from handler.restarts import Answer, Reply
+from handler.restarts.platform import HttpPlatform
 from handler.settings import Settings
 from tests.unit.builders import Clock, Log, debt, in_fair_order, instance, number_of, uuid, workspace
 
@@ -36,9 +40,9 @@ class World:
     absences: dict[str, Absence] = field(default_factory=dict)
     lease_is_free: bool = True
     release_fails: ReconcilerError | None = None
-    debts_due: list[Debt] = field(default_factory=list)
+    debts_due: list[Restart] = field(default_factory=list)
     done: list[str] = field(default_factory=list)
-    saved: list[tuple[Sweep, bool]] = field(default_factory=list)
+    saved: list[tuple[Coverage, bool]] = field(default_factory=list)
     probed: set[int] = field(default_factory=set)
 
     # the registry
@@ -72,7 +76,7 @@ class World:
             raise self.release_fails
 
     def select(self, _: Deadline, *, limit: int, workspace_ids: Sequence[str] | None) -> Selection:
-        sweep = self.saved[-1][0] if self.saved else Sweep()
+        sweep = self.saved[-1][0] if self.saved else Coverage()
         ids = in_fair_order((uuid(n) for n in self.states if workspace_ids is None or uuid(n) in workspace_ids), sweep)
         chosen = [workspace(number_of(one)) for one in ids[:limit]]
         return Selection(chosen, "now", next(iter(ids[limit:]), None), sweep)
@@ -85,7 +89,7 @@ class World:
         self.done += [f"absent {number_of(one.id)}" for one in absent]
         self.done += [f"found {number_of(one)}" for one in forgotten]
 
-    def flip(self, deadline: Deadline, sighting: Sighting, _: Terms) -> Flipped | SkipReason:
+    def flip(self, deadline: Deadline, sighting: Sighting, _: FlipPolicy) -> Flipped | SkipReason:
         assert not deadline.over()
         self.clock.sleep(self.flip_takes_s)
         number = number_of(sighting.workspace.id)
@@ -95,30 +99,30 @@ class World:
         if answer is not None:
             return answer
         self.done.append(f"flipped {number}")
-        return Flipped(Loop(0, 0.0))
+        return Flipped(CrashLoop(0, 0.0))
 
-    def would_flip(self, _: Deadline, sighting: Sighting, __: Terms) -> Flipped | SkipReason:
-        answer = self.flips.get(number_of(sighting.workspace.id), Flipped(Loop(0, 0.0)))
+    def would_flip(self, _: Deadline, sighting: Sighting, __: FlipPolicy) -> Flipped | SkipReason:
+        answer = self.flips.get(number_of(sighting.workspace.id), Flipped(CrashLoop(0, 0.0)))
         assert not isinstance(answer, Exception)
         return answer
 
-    def save_sweep(self, _: Deadline, sweep: Sweep, *, completed_pass: bool) -> None:
+    def save_sweep(self, _: Deadline, sweep: Coverage, *, completed_pass: bool) -> None:
         self.saved.append((sweep, completed_pass))
 
     def gauges(self, _: Deadline) -> Gauges:
         return Gauges(4, 1, 0, 0, 0.0, 0.0, 0)
 
-    def follow_rows(self, _: Deadline, **__: object) -> list[Debt]:
+    def follow_rows(self, _: Deadline, **__: object) -> list[Restart]:
         return []
 
-    def due(self, _: Deadline, **__: object) -> list[Debt]:
+    def due(self, _: Deadline, **__: object) -> list[Restart]:
         return self.debts_due
 
-    def claim(self, _: Deadline, owed: Debt, **__: object) -> str:
+    def claim(self, _: Deadline, owed: Restart, **__: object) -> str:
         self.done.append(f"claimed {owed.id}")
         return "claimed"
 
-    def paid(self, _: Deadline, owed: Debt) -> None:
+    def paid(self, _: Deadline, owed: Restart) -> None:
         self.done.append(f"paid {owed.id}")
 
     # the probe and the platform
@@ -134,14 +138,14 @@ class World:
             self.states |= {number: self.second_states.get(number, state)}
             yield sighting_of(one, state, self.probe_takes_s)
 
-    def restart(self, _: Debt, __: Deadline) -> Reply:
+    def restart(self, _: Restart, __: Deadline) -> Reply:
         self.clock.sleep(self.restart_takes_s)
         return Reply(Answer.PAID, "http_202")
 
 
 def run(world: World, order: Request = APPLY, seconds: float = 45, **variables: str) -> Report:
     settings = Settings.from_env({"DATABASE_URL": "postgresql://u@h/n"} | variables)
-    parts = cycle.Parts(cast("Registry", world), lambda _: world, lambda _: cast("Platform", world))
+    parts = cycle.Parts(cast("Store", world), lambda _: world, lambda _: cast("HttpPlatform", world))
     report, _ = cycle.run(order, settings, parts, Deadline(seconds, clock=world.clock))
     return report
 

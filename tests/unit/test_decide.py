@@ -7,20 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from handler.decide import (
-    Absence,
-    Action,
-    CrashLoop,
-    Loop,
-    Plan,
-    Policy,
-    confirms,
-    decide,
-    loop_of,
-    moved_on,
-    objection,
-)
-from handler.model import VERDICT_OF_STATE, CurrentRow, Sighting, SkipReason, Verdict
+from handler.domain.decide import Absence, Action, Plan, confirms, decide, outdated_absences, objection
+from handler.domain.policy import CrashLoopPolicy, Policy
+from handler.domain.backoff import CrashLoopPolicy, crash_loop
+from handler.domain.model import VERDICT_OF_STATE, CurrentRow, Sighting, SkipReason, Verdict
 from tests.unit.builders import instance, number_of, saw, uuid, workspace
 
 NO_ANSWER = "a word that EC2 does not have"
@@ -420,26 +410,26 @@ REMEMBERED = {uuid(n): Absence(instance(n), 2, 60) for n in (1, 2, 3)}
 
 def test_whoever_records_another_instance_has_moved_on() -> None:
     selected = [workspace(1), replace(workspace(2), instance_id=instance(22)), workspace(4)]
-    assert moved_on(REMEMBERED, selected, everybody=False) == [uuid(2)]
+    assert outdated_absences(REMEMBERED, selected, everybody=False) == [uuid(2)]
 
 
 def test_whoever_is_not_among_all_candidates_has_moved_on() -> None:
-    assert moved_on(REMEMBERED, [workspace(1)], everybody=True) == [uuid(2), uuid(3)]
-    assert moved_on(REMEMBERED, [workspace(1)], everybody=False) == []
+    assert outdated_absences(REMEMBERED, [workspace(1)], everybody=True) == [uuid(2), uuid(3)]
+    assert outdated_absences(REMEMBERED, [workspace(1)], everybody=False) == []
 
 
 # --- crash loops ---
 
-BY_DEFAULT = CrashLoop(pause_s=300, healthy_s=3600)
+BY_DEFAULT = CrashLoopPolicy(pause_s=300, healthy_s=3600)
 
 
-def loop(restarts: int | None, healthy_s: float | None = 0.0, by: CrashLoop = BY_DEFAULT) -> Loop:
+def loop(restarts: int | None, healthy_s: float | None = 0.0, by: CrashLoopPolicy = BY_DEFAULT) -> CrashLoop:
     """Return the loop of a row that was restarted so often, and has been up for so many seconds since."""
-    return loop_of(replace(row(), restarts=restarts, healthy_s=healthy_s), by)
+    return crash_loop(replace(row(), restarts=restarts, healthy_s=healthy_s), by)
 
 
 def test_a_workspace_that_was_never_owed_a_restart_is_in_no_loop() -> None:
-    assert loop(None, None) == Loop(0, 0)
+    assert loop(None, None) == CrashLoop(0, 0)
 
 
 @pytest.mark.parametrize(
@@ -449,27 +439,27 @@ def test_a_workspace_that_was_never_owed_a_restart_is_in_no_loop() -> None:
 def test_three_restarts_follow_at_once_and_then_each_pause_is_twice_the_last_up_to_four_hours(
     restarts: int, pause_s: float
 ) -> None:
-    assert loop(restarts) == Loop(restarts, pause_s)
+    assert loop(restarts) == CrashLoop(restarts, pause_s)
 
 
-@pytest.mark.parametrize(("healthy_s", "expected"), [(-1, Loop(3, 300)), (3599.9, Loop(3, 300)), (3600, Loop(0, 0))])
-def test_a_stretch_of_health_ends_a_loop(healthy_s: float, expected: Loop) -> None:
+@pytest.mark.parametrize(("healthy_s", "expected"), [(-1, CrashLoop(3, 300)), (3599.9, CrashLoop(3, 300)), (3600, CrashLoop(0, 0))])
+def test_a_stretch_of_health_ends_a_loop(healthy_s: float, expected: CrashLoop) -> None:
     assert loop(3, healthy_s) == expected
 
 
 @pytest.mark.parametrize("restarts", [34, 35, 36, 1000, 100_000])
 def test_the_longest_loop_has_no_longer_pause(restarts: int) -> None:
-    assert loop(restarts) == Loop(restarts, 14_400)
+    assert loop(restarts) == CrashLoop(restarts, 14_400)
 
 
 @pytest.mark.parametrize("restarts", [0, 3, 4, 1000])
 def test_without_a_pause_a_loop_is_counted_and_nothing_waits(restarts: int) -> None:
-    assert loop(restarts, by=CrashLoop(0, 3600)) == Loop(restarts, 0)
+    assert loop(restarts, by=CrashLoopPolicy(0, 3600)) == CrashLoop(restarts, 0)
 
 
 def test_a_first_pause_of_more_than_the_longest_is_the_longest() -> None:
-    assert loop(3, by=CrashLoop(86_400, 3600)) == Loop(3, 14_400)
+    assert loop(3, by=CrashLoopPolicy(86_400, 3600)) == CrashLoop(3, 14_400)
 
 
 def test_where_no_health_is_asked_for_there_is_no_loop() -> None:
-    assert loop(100, 0.0, CrashLoop(300, 0)) == Loop(0, 0)
+    assert loop(100, 0.0, CrashLoopPolicy(300, 0)) == CrashLoop(0, 0)

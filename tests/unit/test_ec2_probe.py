@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from handler.deadline import Deadline
-from handler.model import VERDICT_OF_STATE, Sighting, Verdict, Workspace
-from handler.probes import ec2, ec2_api
-from handler.probes.ec2 import BISECTING_CALLS, SWEEP_ABOVE, ZONES_ABOVE, Ec2Probe
-from handler.probes.ec2_api import ATTEMPTS, Ec2Api, Ec2Error
-from handler.transport import TransportError
+from handler.domain.model import VERDICT_OF_STATE, Sighting, Verdict, Workspace
+from handler.probes.ec2 import probe, api
+from handler.probes.ec2.probe import BISECTING_CALLS, LIST_ABOVE, ZONES_ABOVE, Ec2Probe
+from handler.probes.ec2.api import ATTEMPTS, Ec2Api, Ec2Error
+from handler.net.bounded import CallError
 from tests.unit.builders import Clock, instance, number_of, uuid, workspace
 
 Trouble = Callable[[], BaseException]
@@ -30,7 +30,7 @@ def refusal(code: str, status: int = 400) -> Trouble:
 
 
 def broken(cause: str) -> Trouble:
-    return lambda: TransportError(cause, sent=True)
+    return lambda: CallError(cause, sent=True)
 
 
 THROTTLED = refusal("RequestLimitExceeded", 503)
@@ -59,7 +59,7 @@ class Account:
             self.deadlines.append(deadline.remaining())
             if self.takes_s >= deadline.remaining():
                 self.clock.sleep(deadline.remaining())
-                raise TransportError("timeout", sent=True)
+                raise CallError("timeout", sent=True)
             self.clock.sleep(self.takes_s)
             trouble = self.troubles.pop(0) if self.troubles else self.trouble(operation, query)
             if trouble is not None:
@@ -108,7 +108,7 @@ class Answers:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(ec2, "time", SimpleNamespace(monotonic=clock))
+    monkeypatch.setattr(probe, "time", SimpleNamespace(monotonic=clock))
     return clock
 
 
@@ -423,7 +423,7 @@ def test_a_call_that_the_deadline_cuts_off_counts_if_it_had_its_time_and_else_is
     def call(*_: Any, **__: Any) -> Any:
         clock.sleep(took_s)
         deadline.shorten(0)
-        raise TransportError("timeout", sent=True)
+        raise CallError("timeout", sent=True)
 
     seen = probe(call, clock).sightings(some(2), deadline)
     assert found({one.workspace.id: one for one in seen}) == expected
@@ -477,7 +477,7 @@ def test_a_throttled_call_ends_the_burst_for_all(clock: Clock) -> None:
 
 
 def test_after_a_throttled_call_the_next_one_waits_for_its_token(clock: Clock) -> None:
-    pace = ec2_api._Pace(clock)  # noqa: SLF001 - a call that was throttled pauses for a random time before it comes here
+    pace = api._Pace(clock)  # noqa: SLF001 - a call that was throttled pauses for a random time before it comes here
     assert pace.turn() == 0
     pace.slow_down()
     assert pace.turn() == pytest.approx(0.1)
@@ -498,15 +498,15 @@ def test_a_call_whose_turn_comes_too_late_is_not_made(clock: Clock) -> None:
 
 # --- very many ---
 
-MANY = SWEEP_ABOVE + 1
+MANY = LIST_ABOVE + 1
 VERY_MANY = ZONES_ABOVE + 1
 STATUS = "describe_instance_status"
 TROUBLE_NAMES = ["denied", "server error", "timeout", "throttled"]
 
 
 def test_a_few_instances_are_asked_for_by_their_ids(clock: Clock) -> None:
-    account = Account(all_of(SWEEP_ABOVE), clock=clock)
-    assert len(look(account, clock, some(SWEEP_ABOVE))) == SWEEP_ABOVE
+    account = Account(all_of(LIST_ABOVE), clock=clock)
+    assert len(look(account, clock, some(LIST_ABOVE))) == LIST_ABOVE
     assert account.asked(STATUS) == []
 
 

@@ -7,7 +7,7 @@ from math import ceil
 from hypothesis import given
 from hypothesis import strategies as st
 
-from handler.fairness import Progress, Sweep, advance
+from handler.domain.coverage import Progress, Coverage, advance
 from tests.unit.builders import in_fair_order, number_of, uuid
 
 NO_LIMIT = 1_000
@@ -18,7 +18,7 @@ class Simulation:
     """Full cycles over a fleet, each of which checks the first `capacity` that were selected."""
 
     candidates: set[int]
-    sweep: Sweep = field(default_factory=Sweep)
+    sweep: Coverage = field(default_factory=Coverage)
     limit: int = NO_LIMIT
     most_first: int = 64
 
@@ -364,11 +364,11 @@ def test_never_more_are_remembered_by_name_than_was_agreed(
 
 def test_the_progress_of_a_first_cycle_in_full() -> None:
     progress = advance(
-        Sweep(),
+        Coverage(),
         [uuid(1), uuid(2), uuid(3)],
         next_unselected=None,
         checked={uuid(1), uuid(2)},
         out_of_time=[uuid(1)],
         most_first=64,
     )
-    assert progress == Progress(Sweep(uuid(2), Sweep().pass_began_at, (uuid(1),)), completed_pass=False)
+    assert progress == Progress(Coverage(uuid(2), Coverage().pass_began_at, (uuid(1),)), completed_pass=False)

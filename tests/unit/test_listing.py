@@ -10,8 +10,8 @@ from botocore.parsers import ResponseParserError, create_parser
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from handler import listing
-from handler.aws import MODELS
+from handler.probes.ec2 import status_pages
+from handler.process import MODELS
 from sandbox import ec2_xml
 from sandbox.ec2_xml import STATE_CODES, Instance
 
@@ -99,13 +99,13 @@ PAGES = {
 
 @pytest.mark.parametrize("name", PAGES)
 def test_a_page_as_ec2_writes_it_is_read_as_botocore_reads_it(name: str) -> None:
-    read = listing.read(PAGES[name])
+    read = status_pages.read(PAGES[name])
     assert read is not None
     assert read == read_by_botocore(PAGES[name])
 
 
 def test_ids_states_and_the_token_are_read() -> None:
-    assert listing.read(page("running", "pending", token="token-2")) == {
+    assert status_pages.read(page("running", "pending", token="token-2")) == {
         "InstanceStatuses": [
             {"InstanceId": "i-00000000000000000", "InstanceState": {"Name": "running"}},
             {"InstanceId": "i-00000000000000001", "InstanceState": {"Name": "pending"}},
@@ -159,7 +159,7 @@ ODD = {
 @pytest.mark.parametrize("name", ODD)
 def test_a_page_of_another_kind_is_left_to_botocore(name: str) -> None:
     assert ODD[name] not in (RUNS, page("running", token="a")), "nothing odd was put into it"
-    assert listing.read(ODD[name]) is None
+    assert status_pages.read(ODD[name]) is None
 
 
 def test_an_odd_page_takes_no_second_reading() -> None:
@@ -168,7 +168,7 @@ def test_an_odd_page_takes_no_second_reading() -> None:
     nested = b"<a>%b</a>" % (b"<b>%b</b>" % (b"<c>%b</c>" % (b"<d/>" * 50) * 50) * 50)
     deep = b"<a>" * 20_000
     for odd in (broad * 49, nested, deep, b"<a/>" * 1_000, b" " * 100_000):
-        assert listing.read(RUNS.replace(ID, ID + odd + b"!")) is None
+        assert status_pages.read(RUNS.replace(ID, ID + odd + b"!")) is None
 
 
 # --- whatever comes ---
@@ -225,7 +225,7 @@ composed = st.lists(items | elements, max_size=3).map(
 @settings(max_examples=800)
 @given(mutated() | composed)
 def test_no_page_is_read_otherwise_than_botocore_reads_it(document: bytes) -> None:
-    read = listing.read(document)
+    read = status_pages.read(document)
     assert read is None or read == read_by_botocore(document)
 
 
@@ -235,6 +235,6 @@ def test_no_page_is_read_otherwise_than_botocore_reads_it(document: bytes) -> No
 )
 def test_every_page_as_ec2_writes_it_is_read(states_listed: list[str], token: str | None) -> None:
     for document in (page(*states_listed, token=token), indented(page(*states_listed, token=token))):
-        read = listing.read(document)
+        read = status_pages.read(document)
         assert read is not None
         assert read == read_by_botocore(document)

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from handler.model import NOT_FOUND, VERDICT_OF_STATE, Report, SkipReason, Verdict, sighting_of, unknown
+from handler.domain.model import NOT_FOUND, VERDICT_OF_STATE, SkipReason, Verdict, sighting_of, unknown
+from handler.domain.report import Report
 from tests.unit.builders import debt, instance, uuid, workspace
 
 

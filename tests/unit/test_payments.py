@@ -8,15 +8,18 @@ import pytest
 
 from handler.deadline import Deadline
 from handler.errors import ConnectionLostError, SecretError
-from handler.model import Debt, Report, Sighting, Workspace, sighting_of
-from handler.payments import Payments
-from handler.restarts import CALLS_AT_ONCE, Answer, Platform, Reply
+from handler.domain.model import Restart, Sighting, Workspace, sighting_of
+from handler.domain.report import Report
+from handler.restarts.worker import RestartWorker
+from handler.restarts.worker import CALLS_AT_ONCE
+from handler.restarts import Answer, Reply
+from handler.restarts.platform import HttpPlatform
 from handler.settings import Settings
-from handler.telemetry import Story
+from handler.telemetry import CycleLog
 from tests.unit.builders import Clock, Log, debt, uuid
 
 if TYPE_CHECKING:
-    from handler.registry import Debts
+    from handler.store import Restarts
 
 PAID = Reply(Answer.PAID, "http_202")
 
@@ -28,7 +31,7 @@ class Books:
     `moved_on` are those whose row is not what it was; `claims` says what becomes of a debt's claim.
     """
 
-    owed: list[Debt]
+    owed: list[Restart]
     moved_on: set[int] = field(default_factory=set)
     claims: dict[int, str | Exception] = field(default_factory=dict)
     claimed: list[int] = field(default_factory=list)
@@ -38,23 +41,23 @@ class Books:
     trouble_at_closing: Exception | None = None
     longest_look_s: float = 0.0
 
-    def follow_rows(self, deadline: Deadline, *, own_only: bool) -> list[Debt]:
+    def follow_rows(self, deadline: Deadline, *, own_only: bool) -> list[Restart]:
         self._look(deadline)
         void = [one for one in self._open(own_only=own_only) if one.id in self.moved_on]
         self.closed |= {one.id: "void" for one in void}
         return void
 
-    def due(self, deadline: Deadline, *, limit: int, own_only: bool) -> list[Debt]:
+    def due(self, deadline: Deadline, *, limit: int, own_only: bool) -> list[Restart]:
         self._look(deadline)
         return sorted(self._open(own_only=own_only), key=lambda one: one.id in self.left)[:limit]
 
-    def _open(self, *, own_only: bool) -> list[Debt]:
+    def _open(self, *, own_only: bool) -> list[Restart]:
         return [one for one in self.owed if one.id not in self.closed and (one.of_this_cycle or not own_only)]
 
-    def leave(self, _: Deadline, debts: Sequence[Debt], *, pause_s: float) -> None:
+    def leave(self, _: Deadline, debts: Sequence[Restart], *, pause_s: float) -> None:
         self.left |= {one.id: pause_s for one in debts}
 
-    def claim(self, deadline: Deadline, owed: Debt, *, uncertain_s: float, heartbeat_fresh_s: float) -> str:
+    def claim(self, deadline: Deadline, owed: Restart, *, uncertain_s: float, heartbeat_fresh_s: float) -> str:
         self._look(deadline)
         assert (uncertain_s, heartbeat_fresh_s) == (300, 60)
         claim = self.claims.get(owed.id, "claimed")
@@ -67,15 +70,15 @@ class Books:
     def _look(self, deadline: Deadline) -> None:
         self.longest_look_s = max(self.longest_look_s, deadline.remaining())
 
-    def void(self, _: Deadline, owed: Debt) -> None:
+    def void(self, _: Deadline, owed: Restart) -> None:
         self.closed[owed.id] = "void"
 
-    def paid(self, _: Deadline, owed: Debt) -> None:
+    def paid(self, _: Deadline, owed: Restart) -> None:
         if self.trouble_at_closing is not None:
             raise self.trouble_at_closing
         self.closed[owed.id] = "paid"
 
-    def postpone(self, _: Deadline, owed: Debt, answer: str, *, pause_s: float | None) -> None:
+    def postpone(self, _: Deadline, owed: Restart, answer: str, *, pause_s: float | None) -> None:
         self.postponed[owed.id] = (answer, pause_s)
 
 
@@ -93,7 +96,7 @@ class States:
                 yield sighting_of(workspace, self.states[workspace.instance_id])
 
 
-Answers = Callable[[Debt], Reply]
+Answers = Callable[[Restart], Reply]
 
 
 @dataclass
@@ -103,7 +106,7 @@ class Desk:
     answers: Answers
     asked: list[int] = field(default_factory=list)
 
-    def restart(self, owed: Debt, _: Deadline) -> Reply:
+    def restart(self, owed: Restart, _: Deadline) -> Reply:
         self.asked.append(owed.id)
         return self.answers(owed)
 
@@ -120,17 +123,17 @@ def pay(
 ) -> tuple[Report, Desk]:
     desk, report = Desk(answers), Report("apply", "ec2")
     settings = Settings.from_env({"DATABASE_URL": "postgresql://u@h/n"} | variables)
-    payments = Payments(cast("Debts", books), states or States(), settings, report, Story())
+    payments = RestartWorker(cast("Restarts", books), states or States(), settings, report, CycleLog())
     deadline = Deadline(seconds, clock=Clock())
-    payments.pay(lambda _: cast("Platform", desk), deadline, deadline, own_only=own_only, absence_counts=absence_counts)
+    payments.pay(lambda _: cast("HttpPlatform", desk), deadline, deadline, own_only=own_only, absence_counts=absence_counts)
     return report, desk
 
 
-def fresh(count: int) -> list[Debt]:
+def fresh(count: int) -> list[Restart]:
     return [debt(number) for number in range(1, count + 1)]
 
 
-def old(number: int) -> Debt:
+def old(number: int) -> Restart:
     return debt(number, attempts=1, of_this_cycle=False)
 
 
@@ -163,7 +166,7 @@ def test_without_a_platform_nothing_is_claimed() -> None:
     books, report = Books(fresh(3)), Report("apply", "ec2")
     settings = Settings.from_env({"DATABASE_URL": "postgresql://u@h/n"})
     deadline = Deadline(20, clock=Clock())
-    Payments(cast("Debts", books), States(), settings, report, Story()).pay(
+    RestartWorker(cast("Restarts", books), States(), settings, report, CycleLog()).pay(
         None, deadline, deadline, own_only=False, absence_counts=True
     )
     assert books.claimed == []
@@ -188,7 +191,7 @@ def test_a_call_that_would_be_cut_off_at_once_is_not_begun(seconds: float) -> No
 )
 @pytest.mark.parametrize("owed", [old(1), debt(1, attempts=1)], ids=["of an earlier cycle", "asked for before"])
 def test_a_debt_of_earlier_is_asked_for_only_if_its_instance_is_still_dead(
-    owed: Debt, state: str, asked: bool, void: int
+    owed: Restart, state: str, asked: bool, void: int
 ) -> None:
     books = Books([owed])
     report, desk = pay(books, states=States({owed.instance_id: state}))
@@ -322,10 +325,10 @@ def test_a_platform_without_a_token_leaves_the_debts_for_the_next_cycle() -> Non
     settings = Settings.from_env({"DATABASE_URL": "postgresql://u@h/n"})
     deadline = Deadline(20, clock=Clock())
 
-    def no_token(_: Deadline) -> Platform:
+    def no_token(_: Deadline) -> HttpPlatform:
         raise SecretError("PLATFORM_SECRET_ARN: the secret cannot be fetched")
 
-    payments = Payments(cast("Debts", books), States(), settings, report, Story())
+    payments = RestartWorker(cast("Restarts", books), States(), settings, report, CycleLog())
     payments.pay(no_token, deadline, deadline, own_only=False, absence_counts=True)
     assert books.claimed == []
 
@@ -348,7 +351,7 @@ def test_answers_to_what_was_asked_are_noted_though_a_later_claim_fails(trouble:
 
 
 def test_a_call_that_fails_in_an_unforeseen_way_is_uncertain_and_costs_the_others_nothing() -> None:
-    def surprise(owed: Debt) -> Reply:
+    def surprise(owed: Restart) -> Reply:
         if owed.id == 2:
             raise OverflowError("s3cret")
         return PAID

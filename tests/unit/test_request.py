@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from handler.errors import RequestError
-from handler.request import HoldOrder, Request, parse
+from handler.request import HoldRequest, Request, parse
 from tests.unit.builders import uuid
 
 EVENTS = Path(__file__).parents[2] / "events"
@@ -60,17 +60,17 @@ UNSCHEDULED = "no such field in a scheduled event"
         ),
         pytest.param(
             {"mode": "apply", "hold": HOLD},
-            Request("apply", hold=HoldOrder((uuid(1), uuid(2)), "maintenance", 3600)),
+            Request("apply", hold=HoldRequest((uuid(1), uuid(2)), "maintenance", 3600)),
             id="a hold",
         ),
         pytest.param(
             {"hold": HOLD | {"reason": "x" * 200, "seconds": 30 * 86_400, "workspace_ids": [uuid(1)]}},
-            Request("dry-run", hold=HoldOrder((uuid(1),), "x" * 200, 30 * 86_400)),
+            Request("dry-run", hold=HoldRequest((uuid(1),), "x" * 200, 30 * 86_400)),
             id="the longest hold with the longest reason, as a dry run",
         ),
         pytest.param(
             {"hold": HOLD | {"reason": "Ärger: 日本", "seconds": 1}},
-            Request("dry-run", hold=HoldOrder((uuid(1), uuid(2)), "Ärger: 日本", 1)),
+            Request("dry-run", hold=HoldRequest((uuid(1), uuid(2)), "Ärger: 日本", 1)),
             id="the shortest hold, with a reason in other letters",
         ),
         pytest.param({"mode": "apply", "release": [uuid(1)]}, Request("apply", release=(uuid(1),)), id="a release"),
@@ -93,7 +93,7 @@ def test_an_event_that_is_understood_makes_a_request(event: dict[str, Any], requ
         ("override-breaker.json", Request("apply", override_breaker=True)),
         (
             "hold.json",
-            Request("apply", hold=HoldOrder(("00000000-0000-4000-8000-000000000001",), "its disk is replaced", 3600)),
+            Request("apply", hold=HoldRequest(("00000000-0000-4000-8000-000000000001",), "its disk is replaced", 3600)),
         ),
         ("release.json", Request("apply", release=("00000000-0000-4000-8000-000000000001",))),
     ],
@@ -381,20 +381,20 @@ SECONDS_EXPECTED = "a whole number from 1 to 2592000 (30 days)"
 @pytest.mark.parametrize(
     ("event", "request_made"),
     [
-        pytest.param({"hold": HOLD}, Request("dry-run", hold=HoldOrder((uuid(1),), "maintenance", 3600)), id="a hold"),
+        pytest.param({"hold": HOLD}, Request("dry-run", hold=HoldRequest((uuid(1),), "maintenance", 3600)), id="a hold"),
         pytest.param(
             {"mode": "apply", "hold": HOLD},
-            Request("apply", hold=HoldOrder((uuid(1),), "maintenance", 3600)),
+            Request("apply", hold=HoldRequest((uuid(1),), "maintenance", 3600)),
             id="a hold that applies",
         ),
         pytest.param(
             {"hold": {"workspace_ids": [uuid(10).upper(), uuid(10), uuid(2)], "reason": "é" * 200, "seconds": 1}},
-            Request("dry-run", hold=HoldOrder((uuid(10), uuid(2)), "é" * 200, 1)),
+            Request("dry-run", hold=HoldRequest((uuid(10), uuid(2)), "é" * 200, 1)),
             id="the longest reason and the shortest time",
         ),
         pytest.param(
             {"hold": HOLD | {"reason": "x", "seconds": MONTH_S}},
-            Request("dry-run", hold=HoldOrder((uuid(1),), "x", MONTH_S)),
+            Request("dry-run", hold=HoldRequest((uuid(1),), "x", MONTH_S)),
             id="the shortest reason and the longest time",
         ),
         pytest.param({"release": [uuid(1)]}, Request("dry-run", release=(uuid(1),)), id="a release"),

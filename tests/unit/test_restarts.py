@@ -11,13 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from handler import restarts
-from handler.credentials import Secrets, Tokens
+from handler.restarts import platform
+from handler.net.secrets import Secrets, Tokens
 from handler.deadline import Deadline
 from handler.errors import SecretError
-from handler.restarts import Answer, Platform, Reply, pause
+from handler.restarts import Answer, Reply
+from handler.restarts.platform import HttpPlatform
+from handler.domain.backoff import retry_backoff
 from handler.settings import Remote
-from handler.transport import TransportError
+from handler.net.bounded import CallError
 from tests.unit.builders import Clock, debt, instance, uuid
 
 SOON = Deadline(10, clock=Clock())
@@ -40,16 +42,16 @@ class Response:
 class Wire:
     """Stands in for the network: gives the answers in turn, the last one for ever, and notes what was sent."""
 
-    answers: list[Response | TransportError]
+    answers: list[Response | CallError]
     sent: list[dict[str, Any]] = field(default_factory=list)
     closed: int = 0
 
     def open(self, method: str, url: str, *, deadline: Deadline, **rest: Any) -> Response:
         if deadline.over():
-            raise TransportError("timeout", sent=False)
+            raise CallError("timeout", sent=False)
         self.sent.append({"method": method, "url": url, "deadline": deadline, **rest})
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
-        if isinstance(answer, TransportError):
+        if isinstance(answer, CallError):
             raise answer
         if answer.ends is not None:
             answer.ends.close()
@@ -70,9 +72,9 @@ Connect = Callable[..., Wire]
 def connect(monkeypatch: pytest.MonkeyPatch) -> Connect:
     """Put a wire with these answers between the client and the platform."""
 
-    def between(*answers: Response | TransportError) -> Wire:
+    def between(*answers: Response | CallError) -> Wire:
         wire = Wire(list(answers))
-        monkeypatch.setattr(restarts, "Transport", lambda **_: wire)
+        monkeypatch.setattr(platform, "Transport", lambda **_: wire)
         return wire
 
     return between
@@ -92,11 +94,11 @@ class Vault:
         return text
 
 
-def platform(*texts: str | Exception, token: str | None = "t", org_id: str | None = None) -> Platform:
+def platform(*texts: str | Exception, token: str | None = "t", org_id: str | None = None) -> HttpPlatform:
     """Return a platform whose token stands in a variable, or in a secret that says `texts` in turn."""
     remote = Remote("https://platform.example", "arn" if texts else None, ("token",), {"token": token} if token else {})
     tokens = Tokens(remote, "PLATFORM_SECRET_ARN", Secrets(Vault(*texts or ("{}",)).fetch, Clock()))
-    return Platform(remote.base_url, org_id, tokens, SOON)
+    return HttpPlatform(remote.base_url, org_id, tokens, SOON)
 
 
 # --- what is asked ---
@@ -129,7 +131,7 @@ def test_the_answer_is_closed_unread_and_so_is_the_connection(connect: Connect) 
 
 
 def test_the_connection_is_closed_though_no_answer_came(connect: Connect) -> None:
-    wire = connect(TransportError("timeout", sent=True))
+    wire = connect(CallError("timeout", sent=True))
     platform().restart(debt(), SOON)
     assert wire.closed == 1
 
@@ -153,13 +155,13 @@ def test_a_status_settles_a_debt_blocks_it_or_refuses(connect: Connect, status: 
 
 @pytest.mark.parametrize("cause", ["connection_refused", "name_lookup_failed", "tls_failed", "timeout"])
 def test_a_request_that_never_left_is_a_refusal(connect: Connect, cause: str) -> None:
-    connect(TransportError(cause, sent=False))
+    connect(CallError(cause, sent=False))
     assert platform().restart(debt(), SOON) == Reply(Answer.REFUSED, cause)
 
 
 @pytest.mark.parametrize("cause", ["timeout", "broken_connection"])
 def test_a_request_that_left_and_got_no_answer_is_uncertain(connect: Connect, cause: str) -> None:
-    connect(TransportError(cause, sent=True))
+    connect(CallError(cause, sent=True))
     assert platform().restart(debt(), SOON) == Reply(Answer.UNCERTAIN, cause)
 
 
@@ -190,7 +192,7 @@ def test_a_new_token_that_is_refused_too_is_a_refusal(connect: Connect) -> None:
 
 def test_a_refused_token_that_cannot_be_fetched_anew_is_a_refusal(connect: Connect) -> None:
     connect(Response(401))
-    trouble = TransportError("timeout", sent=True)
+    trouble = CallError("timeout", sent=True)
     assert platform(OLD, trouble).restart(debt(), SOON) == Reply(Answer.REFUSED, "http_401")
 
 
@@ -253,7 +255,7 @@ dates = st.builds(
 @given(header_values | dates)
 def test_whatever_else_the_platform_says_about_waiting_is_survived(value: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(restarts, "Transport", lambda **_: Wire([Response(429, {"Retry-After": value})]))
+        patch.setattr(platform, "Transport", lambda **_: Wire([Response(429, {"Retry-After": value})]))
         reply = platform().restart(debt(), SOON)
     assert reply.answer is Answer.REFUSED
     assert reply.retry_after_s is None or 0 <= reply.retry_after_s <= 86_400
@@ -269,4 +271,4 @@ def test_whatever_else_the_platform_says_about_waiting_is_survived(value: str) -
 def test_the_pause_doubles_with_each_refusal_up_to_fifteen_minutes_or_the_setting(
     refusals: int, retry_s: float, expected_s: float
 ) -> None:
-    assert pause(refusals, retry_s) == expected_s
+    assert retry_backoff(refusals, retry_s) == expected_s

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 import handler
-from handler.errors import RegistryError
-from handler.model import Flip, Gauges, Report, RestartCounts, SkipReason
-from handler.telemetry import LOG_KEYS, METRIC_NAMES, Story, cycle_finished, emit_metrics
+from handler.errors import StoreError
+from handler.domain.report import Flip, Gauges, Report, RestartCounts
+from handler.domain.model import SkipReason
+from handler.telemetry import LOG_KEYS, METRIC_NAMES, CycleLog, cycle_finished, emit_metrics
 from tests.unit.builders import Log, debt, instance, saw, uuid
 
 POWERTOOLS_KEYS = {"level", "location", "message", "timestamp", "service"}
@@ -36,7 +37,7 @@ def without_powertools(line: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_a_decision_is_one_line_with_the_keys_that_queries_rest_on(log: Log) -> None:
-    Story().tell("workspace flipped", saw("terminated", 5), "terminated, confirmed by a second probe")
+    CycleLog().tell("workspace flipped", saw("terminated", 5), "terminated, confirmed by a second probe")
     (line,) = log.lines()
     assert (line["level"], line["message"], line["service"]) == (
         "INFO",
@@ -53,15 +54,15 @@ def test_a_decision_is_one_line_with_the_keys_that_queries_rest_on(log: Log) -> 
 
 
 def test_a_restart_is_one_line_with_the_number_of_the_attempt(log: Log) -> None:
-    Story().restart("restart requested", debt(5), "http_202", attempt=3)
+    CycleLog().restart("restart requested", debt(5), "http_202", attempt=3)
     (line,) = log.lines()
     expected = {"workspace_id": uuid(5), "instance_id": instance(5), "attempt": 3, "reason": "http_202"}
     assert without_powertools(line) == expected
 
 
 def test_trouble_is_a_warning_and_an_open_breaker_an_error(log: Log) -> None:
-    story = Story()
-    story.trouble("re-read or flip failed", RegistryError("the database refused"))
+    story = CycleLog()
+    story.trouble("re-read or flip failed", StoreError("the database refused"))
     story.breaker_opened(6, 10)
     warning, error = log.lines()
     assert (warning["level"], warning["error"]) == ("WARNING", "the database refused")
@@ -69,7 +70,7 @@ def test_trouble_is_a_warning_and_an_open_breaker_an_error(log: Log) -> None:
 
 
 def test_what_the_platform_recorded_for_an_instance_is_cut_short_and_stays_on_its_line(log: Log) -> None:
-    story = Story()
+    story = CycleLog()
     story.tell("flip skipped", saw("stopped", 1, 'x"\n' * 10_000), "not_confirmed")
     (line,) = log.lines()
     assert line["instance_id"] == ('x"\n' * 10_000)[:64]
@@ -79,7 +80,7 @@ def test_what_the_platform_recorded_for_an_instance_is_cut_short_and_stays_on_it
 
 
 def test_a_hundred_lines_of_a_kind_are_told_and_the_rest_is_counted_by_reason(log: Log) -> None:
-    story = Story()
+    story = CycleLog()
     for number in range(250):
         story.tell_some("instance unknown", saw(NO_ANSWER, number), "timeout" if number % 2 else "http_500")
     told = log.lines()
@@ -95,7 +96,7 @@ def test_a_hundred_lines_of_a_kind_are_told_and_the_rest_is_counted_by_reason(lo
 
 
 def test_each_kind_of_line_has_a_hundred_of_its_own(log: Log) -> None:
-    story = Story()
+    story = CycleLog()
     for number in range(100):
         story.tell_some("instance unknown", saw(NO_ANSWER, number), "timeout")
         story.tell_some("instance absent", saw("not_found", number), "not found: sighting 1 of 3")
@@ -105,7 +106,7 @@ def test_each_kind_of_line_has_a_hundred_of_its_own(log: Log) -> None:
 
 
 def test_what_was_counted_is_told_once(log: Log) -> None:
-    story = Story()
+    story = CycleLog()
     for number in range(101):
         story.tell_some("instance unknown", saw(NO_ANSWER, number), "timeout")
     story.tell_the_rest()
@@ -116,7 +117,7 @@ def test_what_was_counted_is_told_once(log: Log) -> None:
 
 def test_every_cycle_has_a_story_of_its_own(log: Log) -> None:
     for _ in range(2):
-        story = Story()
+        story = CycleLog()
         for number in range(100):
             story.tell_some("instance unknown", saw(NO_ANSWER, number), "timeout")
     assert len(log.lines()) == 200

@@ -7,7 +7,7 @@ import pytest
 import urllib3.util.connection
 
 from handler.deadline import Deadline
-from handler.transport import Transport, TransportError
+from handler.net.bounded import BoundedPools, CallError
 
 
 @pytest.mark.parametrize(
@@ -26,8 +26,8 @@ def test_a_connection_that_does_not_come_about_has_its_cause_and_sent_nothing(
         raise trouble
 
     monkeypatch.setattr(urllib3.util.connection, "create_connection", create_connection)
-    transport = Transport(connections=1)
-    with pytest.raises(TransportError) as failure:
+    transport = BoundedPools(connections=1)
+    with pytest.raises(CallError) as failure:
         transport.call("GET", "http://cp.example/", headers={}, deadline=Deadline(5), body_limit=10)
     assert (failure.value.cause, failure.value.sent) == (cause, False)
     transport.close()
@@ -35,7 +35,7 @@ def test_a_connection_that_does_not_come_about_has_its_cause_and_sent_nothing(
 
 @pytest.mark.parametrize("url", ["http://", "ftp://cp.example/", "http://[::1"])
 def test_an_address_that_is_none_is_a_failed_call(url: str) -> None:
-    transport = Transport(connections=1)
-    with pytest.raises(TransportError) as failure:
+    transport = BoundedPools(connections=1)
+    with pytest.raises(CallError) as failure:
         transport.call("GET", url, headers={}, deadline=Deadline(5), body_limit=10)
     assert not failure.value.sent
