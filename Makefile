@@ -135,6 +135,11 @@ clean: ## remove what the other targets made
 	rm -rf .venv .venv-* .aws-sam .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.* htmlcov mutants
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
+# For .ci/run, which tests on it.
+.PHONY: deployed-python
+deployed-python:
+	@echo "$(DEPLOYED_PYTHON)"
+
 # --- how .venv comes about ---------------------------------------------------------------------------------------
 
 define CHECK_PYTHON
