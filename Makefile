@@ -118,25 +118,27 @@ format: $(STAMP) ## rewrite the code in the project's format, with the safe fixe
 UV_COMPILE = $(PY) -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
   --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" $(ARGS)
 
+# The tests run what is deployed: dev.txt takes the versions of runtime.txt, and mutate.txt those of dev.txt.
 .PHONY: lock
-lock: $(STAMP) ## pin requirements/*.in anew into requirements/*.txt; ARGS=--upgrade moves to the newest versions
-	$(UV_COMPILE) --output-file requirements/runtime.txt requirements/runtime.in
-	$(UV_COMPILE) --output-file requirements/dev.txt requirements/dev.in
-	$(UV_COMPILE) --output-file requirements/deploy.txt requirements/deploy.in
-	$(UV_COMPILE) --output-file requirements/checkov.txt requirements/checkov.in
-	$(UV_COMPILE) --output-file requirements/lambda.txt requirements/lambda.in
-	$(UV_COMPILE) --output-file requirements/bench.txt requirements/bench.in
-	$(UV_COMPILE) --output-file requirements/audit.txt requirements/audit.in
-	$(UV_COMPILE) --output-file requirements/mutate.txt requirements/mutate.in
-
-.PHONY: models
-models: $(STAMP) ## cut handler/aws_models/endpoints.json out of botocore's anew, after `make lock` and `make setup`
-	$(PY) infra/cut_endpoints.py
+lock: $(STAMP) ## pin the dependencies of pyproject.toml into requirements/*.txt; ARGS=--upgrade moves to the newest versions
+	$(UV_COMPILE) --output-file requirements/runtime.txt pyproject.toml
+	$(UV_COMPILE) --output-file requirements/dev.txt --constraints requirements/runtime.txt pyproject.toml --group dev
+	$(UV_COMPILE) --output-file requirements/mutate.txt --constraints requirements/dev.txt pyproject.toml --group mutate
+	$(UV_COMPILE) --output-file requirements/deploy.txt --group deploy
+	$(UV_COMPILE) --output-file requirements/checkov.txt --group checkov
+	$(UV_COMPILE) --output-file requirements/lambda.txt --group lambda
+	$(UV_COMPILE) --output-file requirements/bench.txt --group bench
+	$(UV_COMPILE) --output-file requirements/audit.txt --group audit
 
 .PHONY: clean
 clean: ## remove what the other targets made
 	rm -rf .venv .venv-* .aws-sam .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.* htmlcov mutants
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# For .ci/run, which tests on it.
+.PHONY: deployed-python
+deployed-python:
+	@echo "$(DEPLOYED_PYTHON)"
 
 # --- how .venv comes about ---------------------------------------------------------------------------------------
 

@@ -20,18 +20,23 @@ SOURCES = ("handler/**/*.py", "handler/**/*.json", "infra/*.sql", "infra/ca/*.pe
 
 # The AWS services that the handler calls: botocore carries the descriptions of 400.
 SERVICES = ("ec2", "rds", "secretsmanager")
-# The parts of Powertools that Logger and Metrics import.
-POWERTOOLS_UTILITIES = ("jmespath_utils",)
+# The parts of Powertools' utilities that Logger, Metrics and the event data classes import.
+POWERTOOLS_UTILITIES = ("data_classes", "jmespath_utils", "typing")
 
 # What else can go, as patterns under the artifact, with the reason.
 SUPERFLUOUS = (
     ".lock",  # uv's
     "bin",  # command-line scripts
+    "boto3/data",  # resources, boto3's older interface: the handler calls clients
+    "boto3/dynamodb",  # boto3's additions to resources, and to clients that the handler never makes
+    "boto3/ec2",
+    "boto3/s3",  # but s3transfer stays: `import boto3` imports it
+    "boto3/examples",  # documentation
     "botocore/data/*/*/examples-1.json",  # documentation
     "botocore/data/*/*/waiters-2.json",  # the handler waits for nothing
-    "botocore/data/ec2/*/service-2.json.gz",  # handler/aws_models describes the operations that are called
-    "botocore/data/endpoints.json",  # handler/aws_models has those of the services that are called
+    "botocore/data/ec2/*/service-2.json.gz",  # the handler brings a model of the operations that it calls
     "aws_lambda_powertools/event_handler",  # routing for HTTP APIs, with a web page of 1.5 MB
+    "charset_normalizer/*.so",  # compiled for one processor; the same modules lie beside them in Python
     "dateutil/zoneinfo",  # a second copy of the system's time zones; botocore needs UTC alone
     "*.dist-info/RECORD",  # no longer true here; the other metadata stays, for scanners and for pg8000's version
     "*.dist-info/INSTALLER",

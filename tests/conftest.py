@@ -15,6 +15,7 @@ from sandbox.limited_ec2 import LimitedEc2
 from sandbox.platform import Platform
 from sandbox.postgres import Database, PostgresServer, StatusType
 from tests.support.invoke import Invoke
+from tests.support.skips import pytest_make_collect_report, pytest_runtest_makereport  # noqa: F401 - pytest's hooks
 
 # The same examples in every run: a red build is red again when somebody looks at it. A long search takes others each
 # time: make test ARGS="tests/fuzz --hypothesis-profile=long --timeout=0 --show-capture=no --no-cov"

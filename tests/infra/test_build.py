@@ -41,8 +41,9 @@ def test_the_artifact_holds_the_pinned_requirements_and_nothing_else(artifact: P
     pinned = re.findall(r"^([a-z0-9-]+)==(\S+)", (ROOT / "requirements" / "runtime.txt").read_text(), re.MULTILINE)
     expected = {f"{name.replace('-', '_')}-{version}.dist-info" for name, version in pinned}
     assert {path.name for path in artifact.glob("*.dist-info")} == expected
-    packages = {"handler", "infra", "asn1crypto", "aws_lambda_powertools", "botocore", "dateutil", "jmespath"}
-    packages |= {"pg8000", "scramp", "six.py", "typing_extensions.py", "urllib3"}
+    packages = {"handler", "infra", "asn1crypto", "aws_lambda_powertools", "boto3", "botocore", "certifi"}
+    packages |= {"charset_normalizer", "dateutil", "idna", "jmespath", "pg8000", "requests", "s3transfer"}
+    packages |= {"scramp", "six.py", "typing_extensions.py", "urllib3"}
     assert {path.name for path in artifact.iterdir()} - expected - {"__pycache__"} == packages
 
 

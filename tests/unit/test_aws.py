@@ -1,33 +1,23 @@
 """AWS calls: where they go, signed how, is what botocore makes of the same environment without the project's data."""
 
-import filecmp
-import json
-import subprocess
-import sys
 from collections.abc import Mapping
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 import botocore.session
 import pytest
 from botocore.config import Config
-from botocore.exceptions import ClientError, EndpointVariantError
-from botocore.regions import EndpointResolver
+from botocore.exceptions import ClientError
 
+from handler.net.aws import Aws
 from handler.probes.ec2 import status_pages
 from handler.process import MODELS
-from handler.net.aws import Aws
 from handler.deadline import Deadline
 from handler.net.bounded import Answer, BoundedPools
 from sandbox import ec2_xml
 from sandbox.ec2_xml import Instance
 
-ROOT = Path(__file__).parents[2]
 SOON = Deadline(10)
-BOTOCORES = Path(botocore.session.__file__).parent / "data" / "endpoints.json"
-OURS = MODELS / "endpoints.json"
-PREFIXES = ("ec2", "oidc", "portal.sso", "rds", "secretsmanager", "signin", "sts")
 CALLS: Mapping[str, tuple[str, dict[str, str]]] = {
     "ec2": ("describe_availability_zones", {}),
     "secretsmanager": ("get_secret_value", {"SecretId": "arn:of-one"}),
@@ -92,39 +82,6 @@ def sent_by_botocore(service: str, region: str) -> tuple[str, str] | None:
 
 
 # --- which endpoint ---
-
-
-def resolved(resolver: EndpointResolver, prefix: str, region: str, *, dualstack: bool, fips: bool) -> Any:
-    try:
-        return resolver.construct_endpoint(prefix, region, use_dualstack_endpoint=dualstack, use_fips_endpoint=fips)
-    except EndpointVariantError as error:
-        return str(error)
-
-
-def test_every_service_has_the_endpoint_that_botocore_has_in_every_region() -> None:
-    whole = json.loads(BOTOCORES.read_text())
-    botocores, ours = EndpointResolver(whole), EndpointResolver(json.loads(OURS.read_text()))
-    regions = {region for partition in whole["partitions"] for region in partition["regions"]}
-    regions |= {
-        region
-        for partition in whole["partitions"]
-        for prefix in PREFIXES
-        for region in partition["services"].get(prefix, {}).get("endpoints", {})
-    }
-    assert len(regions) > 40
-    differing = [
-        (prefix, region, dualstack, fips)
-        for prefix, region, dualstack, fips in product(PREFIXES, sorted(regions), (False, True), (False, True))
-        if resolved(botocores, prefix, region, dualstack=dualstack, fips=fips)
-        != resolved(ours, prefix, region, dualstack=dualstack, fips=fips)
-    ]
-    assert differing == [], "botocore's endpoints have changed: run `make models`"
-
-
-def test_the_endpoints_are_what_make_models_cuts_out_of_botocores(tmp_path: Path) -> None:
-    cut = tmp_path / "endpoints.json"
-    subprocess.run([sys.executable, "infra/cut_endpoints.py", "--output", str(cut)], cwd=ROOT, check=True)
-    assert filecmp.cmp(cut, OURS, shallow=False), "botocore's endpoints have changed: run `make models`"
 
 
 @pytest.mark.parametrize("service", CALLS)
