@@ -211,7 +211,7 @@ _OFFLINE = {"AWS_REGION": "eu-central-1", "AWS_EC2_METADATA_DISABLED": "true"}
 
 
 def _eased(line: Mapping[str, Any]) -> bool:
-    return line.get("message") == "checks in flight changed"
+    return line.get("message") == "concurrency changed"
 
 
 def _each_second(times: Iterable[float]) -> list[int]:

@@ -29,8 +29,8 @@ _FILL = """
 """
 _RESET = (
     "UPDATE workspaces SET status = 'online' WHERE status = 'offline'",
-    "TRUNCATE structure_events, reconciler.restarts, reconciler.absences, reconciler.lease, reconciler.sweep",
-    "INSERT INTO reconciler.sweep DEFAULT VALUES",
+    "TRUNCATE structure_events, reconciler.restarts, reconciler.absences, reconciler.lease, reconciler.coverage",
+    "INSERT INTO reconciler.coverage DEFAULT VALUES",
 )
 
 

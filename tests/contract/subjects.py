@@ -7,9 +7,9 @@ from typing import Any, Protocol
 from uuid import UUID
 
 from handler.net.secrets import Secrets
-from handler.store.session import Session
-from handler.store import Store
 from handler.settings import database_from
+from handler.store import Store
+from handler.store.session import Session
 from sandbox.fleet import Fleet
 from sandbox.postgres import Database
 from tests.simulation.registry import registry
@@ -21,14 +21,14 @@ Debts = list[tuple[Any, ...]]
 CYCLES = [str(UUID(int=number)) for number in (0xA, 0xB)]
 
 _EMPTY = """
-    TRUNCATE workspaces, structure_events, reconciler.lease, reconciler.sweep, reconciler.absences, reconciler.restarts,
+    TRUNCATE workspaces, structure_events, reconciler.lease, reconciler.coverage, reconciler.absences, reconciler.restarts,
              reconciler.holds RESTART IDENTITY;
-    INSERT INTO reconciler.sweep DEFAULT VALUES
+    INSERT INTO reconciler.coverage DEFAULT VALUES
 """
 
 _TIMES = (
     *("began_at", "pass_completed_at", "first_seen_at", "last_seen_at", "ends_at"),
-    *("flipped_at", "next_attempt_at", "asked_at", "closed_at", "paused_until", "watched_until"),
+    *("flipped_at", "due_at", "asked_at", "closed_at", "backoff_until", "watch_ended_at"),
 )
 
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from handler.domain.policy import CrashLoopPolicy
-from handler.errors import ReconcilerError
 from handler.domain.coverage import BEFORE_ALL, Coverage
 from handler.domain.model import Restart, Workspace, sighting_of
-from handler.store import Store, Selection, FlipPolicy
+from handler.domain.policy import CrashLoopPolicy
+from handler.errors import ReconcilerError
+from handler.store import FlipPolicy, Selection, Store
 from sandbox.postgres import StatusType
 from tests.contract.subjects import InMemory, InPostgres, Subject
 from tests.contract.test_registry import CLOSE, FRESH_S, LEASE_S, RETRY_S, UNCERTAIN_S, soon
@@ -59,7 +59,7 @@ def _age(life: Life, number: int, chance: random.Random) -> object:
 def _select(life: Life, number: int, chance: random.Random) -> object:
     limit, narrowed = chance.randint(1, 4), chance.random() < 0.2
     ids = [uuid(number)] if narrowed else None
-    life.selection = life.registry(chance).fleet.select(soon(), limit=limit, workspace_ids=ids)
+    life.selection = life.registry(chance).candidates.select(soon(), limit=limit, workspace_ids=ids)
     found = [(one.id, one.instance_id, one.last_heartbeat_at is None) for one in life.selection.workspaces]
     return found, life.selection.next_unselected, life.selection.sweep
 
@@ -75,7 +75,7 @@ def _flip(life: Life, number: int, chance: random.Random) -> object:
 
 
 def _recall(life: Life, _: int, chance: random.Random) -> object:
-    memory = life.registry(chance).fleet.recall(soon(), breaker_window_s=600)
+    memory = life.registry(chance).memory.recall(soon(), breaker_window_s=600)
     known = {one: (seen.instance_id, seen.sightings) for one, seen in memory.absences.items()}
     return known, memory.recently_flipped, _Ages(tuple(seen.age_s for _, seen in sorted(memory.absences.items())))
 
@@ -83,7 +83,13 @@ def _recall(life: Life, _: int, chance: random.Random) -> object:
 def _gauges(life: Life, _: int, chance: random.Random) -> object:
     found = life.registry(chance).fleet.gauges(soon())
     return (
-        (found.restarts_pending, found.restarts_blocked, found.restarts_paused, found.restarts_unrecovered, found.held),
+        (
+            found.restarts_pending,
+            found.restarts_blocked,
+            found.restarts_backing_off,
+            found.restarts_unrecovered,
+            found.held,
+        ),
         _Ages((found.oldest_restart_age_s, found.coverage_age_s)),
     )
 
@@ -99,7 +105,7 @@ class _Ages:  # noqa: PLW1641 - it is only compared
 
 
 def _due(life: Life, _: int, chance: random.Random) -> object:
-    life.debts = life.registry(chance).debts.due(soon(), limit=3, own_only=chance.random() < 0.2)
+    life.debts = life.registry(chance).restarts.due(soon(), limit=3, own_only=chance.random() < 0.2)
     return life.debts
 
 
@@ -114,19 +120,19 @@ def _on_debt(act: Callable[[Store, Restart, random.Random], object]) -> Step:
 
 
 def _follow(life: Life, _: int, chance: random.Random) -> object:
-    return life.registry(chance).debts.follow_rows(soon(), own_only=chance.random() < 0.2)
+    return life.registry(chance).restarts.cancel_moved_on(soon(), own_only=chance.random() < 0.2)
 
 
 def _sweep(life: Life, number: int, chance: random.Random) -> None:
     first = tuple(uuid(one) for one in range(1, 4) if chance.random() < 0.2)
     sweep = Coverage(chance.choice((BEFORE_ALL, uuid(1), uuid(2))), uuid(number), first)
-    life.registry(chance).fleet.save_sweep(soon(), sweep, completed_pass=chance.random() < 0.5)
+    life.registry(chance).memory.save_coverage(soon(), sweep, completed_pass=chance.random() < 0.5)
 
 
 def _absent(life: Life, number: int, chance: random.Random) -> None:
     absent = [Workspace(uuid(number), instance(chance.randint(1, 2)), None)]
     found = [uuid(one) for one in range(1, 4) if one != number and chance.random() < 0.3]
-    life.registry(chance).fleet.remember_absences(soon(), absent, found)
+    life.registry(chance).memory.remember_absences(soon(), absent, found)
 
 
 def _hold(life: Life, number: int, chance: random.Random) -> object:
@@ -166,18 +172,18 @@ STEPS_AND_WEIGHTS: tuple[tuple[Step, int], ...] = (
     (_due, 10),
     (
         _on_debt(
-            lambda registry, debt, _: registry.debts.claim(
+            lambda registry, debt, _: registry.restarts.claim(
                 soon(), debt, uncertain_s=UNCERTAIN_S, heartbeat_fresh_s=FRESH_S
             )
         ),
         10,
     ),
-    (_on_debt(lambda registry, debt, _: registry.debts.paid(soon(), debt)), 3),
-    (_on_debt(lambda registry, debt, _: registry.debts.void(soon(), debt)), 1),
-    (_on_debt(lambda registry, debt, _: registry.debts.leave(soon(), [debt], pause_s=RETRY_S)), 2),
+    (_on_debt(lambda registry, debt, _: registry.restarts.accepted(soon(), debt)), 3),
+    (_on_debt(lambda registry, debt, _: registry.restarts.cancel(soon(), debt)), 1),
+    (_on_debt(lambda registry, debt, _: registry.restarts.put_off(soon(), [debt], pause_s=RETRY_S)), 2),
     (
         _on_debt(
-            lambda registry, debt, chance: registry.debts.postpone(
+            lambda registry, debt, chance: registry.restarts.record_answer(
                 soon(), debt, chance.choice(("refused", "blocked")), pause_s=chance.choice((None, RETRY_S))
             )
         ),

@@ -8,16 +8,16 @@ from typing import Protocol
 
 import pytest
 
-from handler.net.aws import Aws
-from handler.net.secrets import Secrets, Tokens
 from handler.deadline import Deadline
 from handler.domain.model import NOT_FOUND, VERDICT_OF_STATE, Restart, Sighting, Verdict, Workspace
+from handler.net.aws import Aws
+from handler.net.bounded import BoundedPools
+from handler.net.secrets import Secrets, Tokens
 from handler.probes import Probe
 from handler.probes.control_plane.probe import ControlPlaneProbe
-from handler.probes.ec2.probe import Ec2Probe
 from handler.probes.ec2.api import Ec2Api
+from handler.probes.ec2.probe import Ec2Probe
 from handler.settings import Remote
-from handler.net.bounded import BoundedPools
 from sandbox.control_plane import ControlPlane
 from sandbox.ec2_xml import STATE_CODES
 from sandbox.http_server import Answer

@@ -6,14 +6,14 @@ from dataclasses import replace
 import pytest
 
 from handler.deadline import Deadline
-from handler.domain.decide import Absence
-from handler.domain.policy import CrashLoopPolicy
 from handler.domain.backoff import CrashLoopPolicy
-from handler.errors import LeaseLostError, StoreError, RequestError, RowLockedError
 from handler.domain.coverage import Coverage
+from handler.domain.decide import Absence
 from handler.domain.model import Restart, Sighting, SkipReason, Workspace, sighting_of
+from handler.domain.policy import CrashLoopPolicy
 from handler.domain.report import Gauges
-from handler.store import Flipped, Store, FlipPolicy
+from handler.errors import LeaseLostError, RequestError, RowLockedError, StoreError
+from handler.store import Flipped, FlipPolicy, Store
 from tests.contract.subjects import Subject
 from tests.unit.builders import instance, uuid
 
@@ -35,14 +35,14 @@ def holding(subject: Subject, cycle: int = 0) -> Store:
 
 
 def selected(registry: Store, limit: int = 100, workspace_ids: list[str] | None = None) -> list[Workspace]:
-    return registry.fleet.select(soon(), limit=limit, workspace_ids=workspace_ids).workspaces
+    return registry.candidates.select(soon(), limit=limit, workspace_ids=workspace_ids).workspaces
 
 
 def flip(registry: Store, number: int = 1, *, loop: CrashLoopPolicy = LOOP) -> Flipped | SkipReason:
     """Select and flip a workspace at once."""
-    selection = registry.fleet.select(soon(), limit=100, workspace_ids=[uuid(number)])
+    selection = registry.candidates.select(soon(), limit=100, workspace_ids=[uuid(number)])
     terms = FlipPolicy(selection.selected_at, 60.0, loop)
-    return registry.rows.flip(soon(), sighting_of(selection.workspaces[0], "stopped"), terms)
+    return registry.flips.flip(soon(), sighting_of(selection.workspaces[0], "stopped"), terms)
 
 
 def flipped(subject: Subject, number: int = 1) -> Store:
@@ -54,15 +54,15 @@ def flipped(subject: Subject, number: int = 1) -> Store:
 
 
 def due(registry: Store, *, own_only: bool = False) -> list[Restart]:
-    return registry.debts.due(soon(), limit=100, own_only=own_only)
+    return registry.restarts.due(soon(), limit=100, own_only=own_only)
 
 
 def claim(registry: Store, debt: Restart) -> str:
-    return registry.debts.claim(soon(), debt, uncertain_s=UNCERTAIN_S, heartbeat_fresh_s=FRESH_S)
+    return registry.restarts.claim(soon(), debt, uncertain_s=UNCERTAIN_S, heartbeat_fresh_s=FRESH_S)
 
 
 def gauges(registry: Store) -> Gauges:
-    return registry.fleet.gauges(soon())
+    return registry.gauges(soon())
 
 
 # --- the lease ---
@@ -88,13 +88,13 @@ def test_the_lease_outlives_what_it_was_taken_for_by_its_margin(subject: Subject
 
 
 WITH_THE_LEASE: dict[str, Callable[[Store, Restart], object]] = {
-    "remember_absences": lambda registry, _: registry.fleet.remember_absences(soon(), [], []),
-    "save_sweep": lambda registry, _: registry.fleet.save_sweep(soon(), Coverage(), completed_pass=True),
+    "remember_absences": lambda registry, _: registry.memory.remember_absences(soon(), [], []),
+    "save_sweep": lambda registry, _: registry.memory.save_coverage(soon(), Coverage(), completed_pass=True),
     "flip": lambda registry, _: flip(registry, 2),
-    "follow_rows": lambda registry, _: registry.debts.follow_rows(soon(), own_only=False),
+    "follow_rows": lambda registry, _: registry.restarts.cancel_moved_on(soon(), own_only=False),
     "claim": claim,
-    "void": lambda registry, debt: registry.debts.void(soon(), debt),
-    "leave": lambda registry, debt: registry.debts.leave(soon(), [debt], pause_s=RETRY_S),
+    "void": lambda registry, debt: registry.restarts.cancel(soon(), debt),
+    "leave": lambda registry, debt: registry.restarts.put_off(soon(), [debt], pause_s=RETRY_S),
 }
 
 
@@ -118,9 +118,9 @@ def test_what_the_platform_said_is_noted_with_or_without_the_lease(subject: Subj
     (debt,) = due(registry)
     assert claim(registry, debt) == "claimed"
     subject.age(LEASE_S + 2)
-    registry.debts.postpone(soon(), debt, "refused", pause_s=RETRY_S)
+    registry.restarts.record_answer(soon(), debt, "refused", pause_s=RETRY_S)
     assert subject.debts() == [(1, uuid(1), instance(1), 1, 1, "refused", None, 0)]
-    registry.debts.paid(soon(), debt)
+    registry.restarts.accepted(soon(), debt)
     assert subject.debts() == [(1, uuid(1), instance(1), 1, 1, "refused", "paid", 0)]
 
 
@@ -128,22 +128,24 @@ IN_TIME: dict[str, Callable[[Store, Restart, Deadline], object]] = {
     "check_rights": lambda registry, _, late: registry.check_rights(late, to_apply=True),
     "acquire": lambda registry, _, late: registry.lease.acquire(late, lasts_s=LEASE_S),
     "release": lambda registry, _, late: registry.lease.release(late),
-    "select": lambda registry, _, late: registry.fleet.select(late, limit=1, workspace_ids=None),
-    "recall": lambda registry, _, late: registry.fleet.recall(late, breaker_window_s=600),
-    "remember_absences": lambda registry, _, late: registry.fleet.remember_absences(late, [], []),
-    "save_sweep": lambda registry, _, late: registry.fleet.save_sweep(late, Coverage(), completed_pass=True),
-    "gauges": lambda registry, _, late: registry.fleet.gauges(late),
-    "flip": lambda registry, debt, late: registry.rows.flip(late, _stopped(debt), FlipPolicy("", 60, LOOP)),
-    "would_flip": lambda registry, debt, late: registry.rows.would_flip(late, _stopped(debt), FlipPolicy("", 60, LOOP)),
-    "follow_rows": lambda registry, _, late: registry.debts.follow_rows(late, own_only=False),
-    "due": lambda registry, _, late: registry.debts.due(late, limit=1, own_only=False),
-    "claim": lambda registry, debt, late: registry.debts.claim(
+    "select": lambda registry, _, late: registry.candidates.select(late, limit=1, workspace_ids=None),
+    "recall": lambda registry, _, late: registry.memory.recall(late, breaker_window_s=600),
+    "remember_absences": lambda registry, _, late: registry.memory.remember_absences(late, [], []),
+    "save_sweep": lambda registry, _, late: registry.memory.save_coverage(late, Coverage(), completed_pass=True),
+    "gauges": lambda registry, _, late: registry.gauges(late),
+    "flip": lambda registry, debt, late: registry.flips.flip(late, _stopped(debt), FlipPolicy("", 60, LOOP)),
+    "would_flip": lambda registry, debt, late: registry.flips.would_flip(
+        late, _stopped(debt), FlipPolicy("", 60, LOOP)
+    ),
+    "follow_rows": lambda registry, _, late: registry.restarts.cancel_moved_on(late, own_only=False),
+    "due": lambda registry, _, late: registry.restarts.due(late, limit=1, own_only=False),
+    "claim": lambda registry, debt, late: registry.restarts.claim(
         late, debt, uncertain_s=UNCERTAIN_S, heartbeat_fresh_s=FRESH_S
     ),
-    "void": lambda registry, debt, late: registry.debts.void(late, debt),
-    "paid": lambda registry, debt, late: registry.debts.paid(late, debt),
-    "leave": lambda registry, debt, late: registry.debts.leave(late, [debt], pause_s=RETRY_S),
-    "postpone": lambda registry, debt, late: registry.debts.postpone(late, debt, "refused", pause_s=RETRY_S),
+    "void": lambda registry, debt, late: registry.restarts.cancel(late, debt),
+    "paid": lambda registry, debt, late: registry.restarts.accepted(late, debt),
+    "leave": lambda registry, debt, late: registry.restarts.put_off(late, [debt], pause_s=RETRY_S),
+    "postpone": lambda registry, debt, late: registry.restarts.record_answer(late, debt, "refused", pause_s=RETRY_S),
     "active": lambda registry, _, late: registry.holds.active(late),
     "place": lambda registry, debt, late: registry.holds.place(late, [debt.workspace_id], reason="why", lasts_s=9),
     "release a hold": lambda registry, debt, late: registry.holds.release(late, [debt.workspace_id]),
@@ -194,11 +196,11 @@ def test_the_candidates_come_in_the_order_that_the_last_cycle_left(subject: Subj
         subject.add(uuid(number), instance(number))
     registry = holding(subject)
     sweep = Coverage(cursor=uuid(3), pass_began_at=uuid(2), first=(uuid(6), uuid(2), uuid(99)))
-    registry.fleet.save_sweep(soon(), sweep, completed_pass=False)
-    selection = registry.fleet.select(soon(), limit=4, workspace_ids=None)
+    registry.memory.save_coverage(soon(), sweep, completed_pass=False)
+    selection = registry.candidates.select(soon(), limit=4, workspace_ids=None)
     assert [one.id for one in selection.workspaces] == [uuid(6), uuid(2), uuid(4), uuid(5)]
     assert (selection.next_unselected, selection.sweep) == (uuid(1), sweep)
-    narrowed = registry.fleet.select(soon(), limit=4, workspace_ids=[uuid(1), uuid(5), uuid(99)])
+    narrowed = registry.candidates.select(soon(), limit=4, workspace_ids=[uuid(1), uuid(5), uuid(99)])
     assert [one.id for one in narrowed.workspaces] == [uuid(5), uuid(1)]
     assert narrowed.next_unselected is None
 
@@ -206,23 +208,23 @@ def test_the_candidates_come_in_the_order_that_the_last_cycle_left(subject: Subj
 def test_what_is_open_and_how_old_it_is(subject: Subject) -> None:
     registry = holding(subject)
     assert gauges(registry) == NOTHING_PLANNED
-    registry.fleet.save_sweep(soon(), Coverage(), completed_pass=False)
+    registry.memory.save_coverage(soon(), Coverage(), completed_pass=False)
     subject.age(50)
     assert gauges(registry).coverage_age_s == pytest.approx(50, abs=CLOSE)
     registry = holding(subject)
-    registry.fleet.save_sweep(soon(), Coverage(), completed_pass=True)
+    registry.memory.save_coverage(soon(), Coverage(), completed_pass=True)
     for number in range(1, 6):
         subject.add(uuid(number), instance(number))
         flip(registry, number)
     free, blocked, paid, recovered, held = due(registry)
     for debt in (blocked, paid, recovered):
         claim(registry, debt)
-    registry.debts.postpone(soon(), blocked, "blocked", pause_s=RETRY_S)
-    registry.debts.paid(soon(), paid)
-    registry.debts.paid(soon(), recovered)
+    registry.restarts.record_answer(soon(), blocked, "blocked", pause_s=RETRY_S)
+    registry.restarts.accepted(soon(), paid)
+    registry.restarts.accepted(soon(), recovered)
     registry.holds.place(soon(), [held.workspace_id], reason="why", lasts_s=10_000)
     subject.update(recovered.workspace_id, status="online")
-    registry.debts.follow_rows(soon(), own_only=False)
+    registry.restarts.cancel_moved_on(soon(), own_only=False)
     subject.age(901)
     now = gauges(registry)
     assert replace(now, oldest_restart_age_s=0.0, coverage_age_s=0.0) == Gauges(3, 1, 0, 1, 0.0, 0.0, 1)
@@ -239,8 +241,8 @@ def test_absences_are_counted_until_the_instance_is_found_or_another_one_is_reco
     ones = [Workspace(uuid(number), instance(number), None) for number in (1, 2, 3)]
 
     def absences(absent: list[Workspace], found_again: list[str]) -> dict[str, tuple[str, int, float]]:
-        registry.fleet.remember_absences(soon(), absent, found_again)
-        remembered = registry.fleet.recall(soon(), breaker_window_s=600).absences
+        registry.memory.remember_absences(soon(), absent, found_again)
+        remembered = registry.memory.recall(soon(), breaker_window_s=600).absences
         return {one: (known.instance_id, known.sightings, round(known.age_s, -1)) for one, known in remembered.items()}
 
     assert absences(ones, []) == {one.id: (one.instance_id, 1, 0) for one in ones}
@@ -256,14 +258,14 @@ def test_absences_are_counted_until_the_instance_is_found_or_another_one_is_reco
 
 def test_an_absence_that_was_seen_an_hour_ago_is_forgotten(subject: Subject) -> None:
     registry = holding(subject)
-    registry.fleet.remember_absences(soon(), [Workspace(uuid(1), instance(1), None)], [])
+    registry.memory.remember_absences(soon(), [Workspace(uuid(1), instance(1), None)], [])
     subject.age(3590)
-    assert set(registry.fleet.recall(soon(), breaker_window_s=1).absences) == {uuid(1)}
+    assert set(registry.memory.recall(soon(), breaker_window_s=1).absences) == {uuid(1)}
     subject.age(20)
-    assert registry.fleet.recall(soon(), breaker_window_s=1).absences == {}
+    assert registry.memory.recall(soon(), breaker_window_s=1).absences == {}
     registry = holding(subject)
-    registry.fleet.remember_absences(soon(), [Workspace(uuid(1), instance(1), None)], [])
-    (absence,) = registry.fleet.recall(soon(), breaker_window_s=1).absences.values()
+    registry.memory.remember_absences(soon(), [Workspace(uuid(1), instance(1), None)], [])
+    (absence,) = registry.memory.recall(soon(), breaker_window_s=1).absences.values()
     assert replace(absence, age_s=0.0) == Absence(instance(1), 1, 0.0)
     assert absence.age_s == pytest.approx(0, abs=CLOSE)
 
@@ -271,9 +273,9 @@ def test_an_absence_that_was_seen_an_hour_ago_is_forgotten(subject: Subject) -> 
 def test_the_breakers_window_holds_whoever_was_flipped_within_it(subject: Subject) -> None:
     registry = flipped(subject, 1)
     subject.age(590)
-    assert registry.fleet.recall(soon(), breaker_window_s=600).recently_flipped == {uuid(1)}
+    assert registry.memory.recall(soon(), breaker_window_s=600).recently_flipped == {uuid(1)}
     subject.age(20)
-    assert registry.fleet.recall(soon(), breaker_window_s=600).recently_flipped == frozenset()
+    assert registry.memory.recall(soon(), breaker_window_s=600).recently_flipped == frozenset()
 
 
 # --- the flip ---
@@ -319,14 +321,14 @@ def test_a_flip_writes_all_or_nothing_by_what_the_row_says_then(subject: Subject
     happen, reason = LATER[later]
     subject.add(uuid(1), instance(1))
     registry = holding(subject)
-    selection = registry.fleet.select(soon(), limit=1, workspace_ids=None)
+    selection = registry.candidates.select(soon(), limit=1, workspace_ids=None)
     seen, terms = sighting_of(selection.workspaces[0], "stopped"), FlipPolicy(selection.selected_at, 60.0, LOOP)
     happen(subject)
     before = subject.rows()
     expected = reason or Flipped(CrashLoop(0, 0.0))
-    assert registry.rows.would_flip(soon(), seen, terms) == expected
+    assert registry.flips.would_flip(soon(), seen, terms) == expected
     assert (subject.rows(), subject.events(), subject.debts()) == (before, [], [])
-    assert registry.rows.flip(soon(), seen, terms) == expected
+    assert registry.flips.flip(soon(), seen, terms) == expected
     if reason:
         assert (subject.rows(), subject.events(), subject.debts()) == (before, [], [])
     else:
@@ -341,9 +343,9 @@ def test_a_young_heartbeat_vetoes_though_it_is_the_one_that_was_selected(
 ) -> None:
     subject.add(uuid(1), instance(1), heartbeat_age_s=age_s)
     registry = holding(subject)
-    selection = registry.fleet.select(soon(), limit=1, workspace_ids=None)
+    selection = registry.candidates.select(soon(), limit=1, workspace_ids=None)
     seen, terms = sighting_of(selection.workspaces[0], "stopped"), FlipPolicy(selection.selected_at, fresh_s, LOOP)
-    assert (registry.rows.flip(soon(), seen, terms) is SkipReason.FRESH_HEARTBEAT) is vetoed
+    assert (registry.flips.flip(soon(), seen, terms) is SkipReason.FRESH_HEARTBEAT) is vetoed
 
 
 def test_a_row_that_somebody_holds_is_not_waited_for(subject: Subject) -> None:
@@ -392,11 +394,11 @@ def test_restarts_that_follow_one_another_wait_longer_each_time_until_the_worksp
         registry = holding(subject)
         (debt,) = due(registry)
         assert claim(registry, debt) == "claimed"
-        registry.debts.paid(soon(), debt)
+        registry.restarts.accepted(soon(), debt)
         subject.update(uuid(1), status="online", instance_id=instance(number + 1))
     assert pauses == [CrashLoop(0, 0.0), CrashLoop(1, 0.0), CrashLoop(2, 0.0), CrashLoop(3, 300.0), CrashLoop(4, 600.0)]
     assert [debt[-1] for debt in subject.debts()] == [0, 1, 2, 3, 4]
-    registry.debts.follow_rows(soon(), own_only=False)
+    registry.restarts.cancel_moved_on(soon(), own_only=False)
     subject.age(3601)
     outcome = flip(holding(subject))
     assert outcome == Flipped(CrashLoop(0, 0.0))
@@ -406,11 +408,11 @@ def test_health_counts_from_when_a_cycle_saw_the_workspace_online_again(subject:
     registry = flipped(subject)
     (debt,) = due(registry)
     claim(registry, debt)
-    registry.debts.paid(soon(), debt)
+    registry.restarts.accepted(soon(), debt)
     subject.age(3000)
     subject.update(uuid(1), status="online")
     registry = holding(subject)
-    registry.debts.follow_rows(soon(), own_only=False)
+    registry.restarts.cancel_moved_on(soon(), own_only=False)
     subject.age(3000)
     assert flip(holding(subject)) == Flipped(CrashLoop(1, 0.0))
 
@@ -418,7 +420,7 @@ def test_health_counts_from_when_a_cycle_saw_the_workspace_online_again(subject:
 def test_a_restart_that_was_never_asked_for_does_not_count(subject: Subject) -> None:
     registry = flipped(subject)
     subject.update(uuid(1), status="online")
-    registry.debts.follow_rows(soon(), own_only=False)
+    registry.restarts.cancel_moved_on(soon(), own_only=False)
     assert flip(registry) == Flipped(CrashLoop(0, 0.0))
 
 
@@ -438,10 +440,10 @@ def test_the_longest_due_come_first(subject: Subject) -> None:
     for number in (1, 2, 3):
         subject.add(uuid(number), instance(number))
         flip(registry, number)
-    registry.debts.leave(soon(), due(registry)[:1], pause_s=RETRY_S)
+    registry.restarts.put_off(soon(), due(registry)[:1], pause_s=RETRY_S)
     assert [debt.id for debt in due(registry)] == [2, 3]
     subject.age(RETRY_S + 1)
-    assert [debt.id for debt in registry.debts.due(soon(), limit=2, own_only=False)] == [2, 3]
+    assert [debt.id for debt in registry.restarts.due(soon(), limit=2, own_only=False)] == [2, 3]
     assert [debt.id for debt in due(registry)] == [2, 3, 1]
 
 
@@ -464,10 +466,10 @@ def test_a_debt_whose_row_has_moved_on_is_void(subject: Subject, moved_on: str, 
     if by == "claim":
         assert claim(registry, debt) == "void"
     else:
-        assert registry.debts.follow_rows(soon(), own_only=True) == [debt]
+        assert registry.restarts.cancel_moved_on(soon(), own_only=True) == [debt]
     assert subject.debts() == [(1, uuid(1), instance(1), 0, 0, None, "void", 0)]
     assert claim(registry, debt) == "taken"
-    assert registry.debts.follow_rows(soon(), own_only=False) == []
+    assert registry.restarts.cancel_moved_on(soon(), own_only=False) == []
 
 
 def test_rows_are_followed_only_for_debts_that_are_due_and_ones_own_if_so_ordered(subject: Subject) -> None:
@@ -475,11 +477,11 @@ def test_rows_are_followed_only_for_debts_that_are_due_and_ones_own_if_so_ordere
     subject.update(uuid(1), status="online")
     registry.lease.release(soon())
     second = holding(subject, 1)
-    assert second.debts.follow_rows(soon(), own_only=True) == []
-    second.debts.leave(soon(), due(second), pause_s=RETRY_S)
-    assert second.debts.follow_rows(soon(), own_only=False) == []
+    assert second.restarts.cancel_moved_on(soon(), own_only=True) == []
+    second.restarts.put_off(soon(), due(second), pause_s=RETRY_S)
+    assert second.restarts.cancel_moved_on(soon(), own_only=False) == []
     subject.age(RETRY_S + 1)
-    assert [debt.id for debt in holding(subject, 1).debts.follow_rows(soon(), own_only=False)] == [1]
+    assert [debt.id for debt in holding(subject, 1).restarts.cancel_moved_on(soon(), own_only=False)] == [1]
 
 
 def test_a_claim_keeps_everybody_away_for_as_long_as_its_answer_may_take(subject: Subject) -> None:
@@ -506,7 +508,7 @@ def test_a_debt_that_was_not_paid_is_due_when_its_answer_says_or_else_the_claim(
     registry = flipped(subject)
     (debt,) = due(registry)
     claim(registry, debt)
-    registry.debts.postpone(soon(), debt, "blocked", pause_s=pause_s)
+    registry.restarts.record_answer(soon(), debt, "blocked", pause_s=pause_s)
     assert subject.debts() == [(1, uuid(1), instance(1), 1, refusals, "blocked", None, 0)]
     subject.age(due_after_s - 5)
     assert due(registry) == []
@@ -521,7 +523,7 @@ def test_an_answer_that_comes_after_another_cycles_claim_changes_nothing(subject
     subject.age(UNCERTAIN_S + 1)
     second = holding(subject, 1)
     assert claim(second, due(second)[0]) == "claimed"
-    first.debts.postpone(soon(), debt, "refused", pause_s=0.0)
+    first.restarts.record_answer(soon(), debt, "refused", pause_s=0.0)
     assert subject.debts() == [(1, uuid(1), instance(1), 2, 0, "asked", None, 0)]
     assert due(second) == []
 
@@ -530,12 +532,12 @@ def test_an_answer_that_comes_after_another_cycles_claim_changes_nothing(subject
 def test_a_debt_ends_once(subject: Subject, outcome: str) -> None:
     registry = flipped(subject)
     (debt,) = due(registry)
-    end: dict[str, Callable[..., None]] = {"void": registry.debts.void, "paid": registry.debts.paid}
+    end: dict[str, Callable[..., None]] = {"void": registry.restarts.cancel, "paid": registry.restarts.accepted}
     end[outcome](soon(), debt)
     for other in end.values():
         other(soon(), debt)
-    registry.debts.leave(soon(), [debt], pause_s=0.0)
-    registry.debts.postpone(soon(), debt, "refused", pause_s=0.0)
+    registry.restarts.put_off(soon(), [debt], pause_s=0.0)
+    registry.restarts.record_answer(soon(), debt, "refused", pause_s=0.0)
     assert subject.debts() == [(1, uuid(1), instance(1), 0, 0, None, outcome, 0)]
     assert due(registry) == []
 
@@ -548,12 +550,12 @@ def test_a_restart_is_watched_until_the_workspace_is_online_or_not_wanted_any_mo
         flip(registry, number)
         (debt,) = due(registry)
         claim(registry, debt)
-        registry.debts.paid(soon(), debt)
+        registry.restarts.accepted(soon(), debt)
         if status == "gone":
             subject.delete(uuid(number))
         else:
             subject.update(uuid(number), status=status)
-    registry.debts.follow_rows(soon(), own_only=False)
+    registry.restarts.cancel_moved_on(soon(), own_only=False)
     subject.age(890)
     assert gauges(registry).restarts_unrecovered == 0
     subject.age(20)
@@ -604,12 +606,12 @@ def test_a_release_ends_a_crash_loops_pause(subject: Subject) -> None:
     for number in range(1, 4):
         flip(registry)
         claim(registry, due(registry)[0])
-        registry.debts.paid(soon(), Restart(number, uuid(1), "", 0, 0, of_this_cycle=True))
+        registry.restarts.accepted(soon(), Restart(number, uuid(1), "", 0, 0, of_this_cycle=True))
         subject.update(uuid(1), status="online", instance_id=instance(number + 1))
     assert flip(registry) == Flipped(CrashLoop(3, 300.0))
-    assert (due(registry), gauges(registry).restarts_paused) == ([], 1)
+    assert (due(registry), gauges(registry).restarts_backing_off) == ([], 1)
     debt = Restart(4, uuid(1), instance(4), 0, 0, of_this_cycle=True)
     assert claim(registry, debt) == "taken"
     registry.holds.release(soon(), [uuid(1)])
-    assert (due(registry), gauges(registry).restarts_paused) == ([debt], 0)
+    assert (due(registry), gauges(registry).restarts_backing_off) == ([debt], 0)
     assert [one[-1] for one in subject.debts()] == [0, 0, 0, 0]

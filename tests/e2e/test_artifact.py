@@ -146,7 +146,7 @@ def test_the_log_is_json_with_known_keys_and_one_line_of_metrics(world: World, s
     # At level INFO, which Lambda sets for all loggers, the SDK tells once what it found in the environment.
     assert {line["logger"] for line in lines if "logger" in line} <= {"botocore.credentials", "botocore.configprovider"}
     told = [line for line in lines if "_aws" not in line and "logger" not in line]
-    assert {line["message"] for line in told} >= {"workspace flipped", "restart requested", "cycle finished"}
+    assert {line["message"] for line in told} >= {"workspace flipped", "restart accepted", "cycle finished"}
     for line in told:
         assert line.keys() <= POWERTOOLS_KEYS | set(LOG_KEYS)
         assert (line["service"], line["mode"], line["function_request_id"]) == ("blue", "apply", outcome.request_id)

@@ -14,8 +14,8 @@ from handler import app
 from handler.cycle import Parts
 from handler.deadline import Deadline
 from handler.domain.model import VERDICT_OF_STATE, Restart, Verdict, Workspace
-from handler.restarts.platform import LONGEST_RETRY_AFTER_SECONDS
 from handler.restarts import Answer
+from handler.restarts.platform import LONGEST_RETRY_AFTER_SECONDS
 from sandbox.http_server import HttpStandIn, Raw, Reply, Request
 from tests.fuzz.anything import CANARY, any_json, broken, examples, nearly
 from tests.support.stage import recorded
@@ -192,7 +192,7 @@ def test_a_platform_has_taken_a_restart_only_when_it_says_so(liar: Liar, parts: 
         reply = parts.platform(Deadline(10)).restart(Restart(1, ID, INSTANCE, 0, 0, of_this_cycle=True), Deadline(10))
     assert CAUSE.fullmatch(reply.reason)
     status = status_of(answer)
-    if reply.answer is Answer.PAID:
+    if reply.answer is Answer.ACCEPTED:
         assert status in range(200, 300)
     elif reply.answer is Answer.UNCERTAIN:
         assert not reply.reason.startswith("http_")

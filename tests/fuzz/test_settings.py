@@ -9,8 +9,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from handler.net.aws import Aws
 from handler.errors import ConnectionLostError, ReconcilerError, SecretError, SettingsError
+from handler.net.aws import Aws
 from tests.fuzz.anything import CANARY, Nobody, any_json, examples, nearly
 from tests.support.events import DRY_RUN
 from tests.support.invoke import Invoke

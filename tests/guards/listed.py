@@ -191,7 +191,7 @@ GUARDS = (
         "two stale answers from EC2 cost a workspace its machine",
         _DECIDE,
         "_absent",
-        Code("count < policy.absent_sightings", "False"),
+        Code("count < policy.absence.sightings", "False"),
         f"{_TEST_BREAKER}test_two_sightings_over_many_minutes_are_not_enough",
     ),
     Guard(
@@ -437,7 +437,7 @@ GUARDS = (
         "a restart is claimed although another cycle has just claimed it",
         _DEBTS,
         "_MINE",
-        Sql("AND next_attempt_at <= now()", ""),
+        Sql("AND due_at <= now()", ""),
         f"{_TEST_REFUSALS}test_a_restart_is_claimed_once",
     ),
     Guard(
@@ -469,7 +469,7 @@ GUARDS = (
         "a workspace that keeps dying is restarted again and again",
         _DEBTS,
         "_FREE",
-        Sql("COALESCE(paused_until <= now(), true)", "true"),
+        Sql("COALESCE(backoff_until <= now(), true)", "true"),
         f"{_TEST_REFUSALS}test_a_restart_that_is_not_to_be_asked_for_any_more_is_not_claimed",
     ),
     Guard(
@@ -556,7 +556,7 @@ GUARDS = (
         "the platform has to provision the whole fleet at once",
         _PAYMENTS,
         "Payments._claimed",
-        Code("calls >= self._settings.restarts_per_cycle", "False"),
+        Code("calls >= self._settings.restarts.per_cycle", "False"),
         f"{_TEST_RESTARTS}test_one_cycle_asks_for_as_many_restarts_as_it_may_and_the_next_ones_for_the_rest",
     ),
     Guard(

@@ -412,7 +412,7 @@ RECOVERED = "the checks succeed again, no slower than before"
 
 
 def changes(outcome: Outcome) -> list[tuple[int, str]]:
-    return [(line["count"], line["reason"]) for line in outcome.lines("checks in flight changed")]
+    return [(line["count"], line["reason"]) for line in outcome.lines("concurrency changed")]
 
 
 def test_a_control_plane_that_fails_is_asked_less_and_less_at_once_and_flips_nobody(stage: Stage) -> None:

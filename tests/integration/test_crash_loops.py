@@ -51,8 +51,8 @@ def in_a_loop(stage: Stage, times: int = IN_A_ROW, **settings: str | None) -> st
 
 def pause_s(stage: Stage, workspace: str) -> float:
     """Return for how long the newest restart is paused, in seconds."""
-    paused_until: datetime | None = stage.fleet.debts(workspace)[-1]["paused_until"]
-    return 0.0 if paused_until is None else (paused_until - datetime.now(UTC)).total_seconds()
+    backoff_until: datetime | None = stage.fleet.debts(workspace)[-1]["backoff_until"]
+    return 0.0 if backoff_until is None else (backoff_until - datetime.now(UTC)).total_seconds()
 
 
 def release(stage: Stage, *workspaces: str, mode: str = "apply") -> Outcome:
@@ -66,7 +66,7 @@ def release(stage: Stage, *workspaces: str, mode: str = "apply") -> Outcome:
     ("settings", "pauses_s"),
     [
         pytest.param({}, [300, 600, 1200, 2400, 4800, 9600, 14_400, 14_400], id="as set by default"),
-        pytest.param({"RESTART_LOOP_PAUSE_SECONDS": "5000"}, [5000, 10_000, 14_400], id="from 5000 seconds on"),
+        pytest.param({"CRASH_LOOP_BACKOFF_SECONDS": "5000"}, [5000, 10_000, 14_400], id="from 5000 seconds on"),
     ],
 )
 def test_from_the_fourth_death_in_a_row_on_each_restart_waits_twice_as_long_up_to_four_hours(
@@ -84,13 +84,13 @@ def test_from_the_fourth_death_in_a_row_on_each_restart_waits_twice_as_long_up_t
 
 
 def test_without_a_pause_every_restart_is_asked_for_at_once(stage: Stage) -> None:
-    workspace = in_a_loop(stage, 6, RESTART_LOOP_PAUSE_SECONDS="0")
-    assert {debt["paused_until"] for debt in stage.fleet.debts(workspace)} == {None}
+    workspace = in_a_loop(stage, 6, CRASH_LOOP_BACKOFF_SECONDS="0")
+    assert {debt["backoff_until"] for debt in stage.fleet.debts(workspace)} == {None}
 
 
 @pytest.mark.parametrize(
     ("settings", "healthy_s"),
-    [({}, AN_HOUR_S), ({"RESTART_LOOP_HEALTHY_SECONDS": "100"}, 100.0)],
+    [({}, AN_HOUR_S), ({"CRASH_LOOP_RESET_SECONDS": "100"}, 100.0)],
     ids=["as set by default", "as set to 100 seconds"],
 )
 def test_a_stretch_of_health_ends_the_loop_and_a_shorter_one_does_not(
@@ -150,7 +150,7 @@ def test_the_time_in_which_a_paused_workspace_was_offline_is_no_health(stage: St
     workspace = in_a_loop(stage)
     comes_back(stage, workspace)
     cycle(stage)
-    dies(stage, workspace, RESTART_LOOP_PAUSE_SECONDS="10000")
+    dies(stage, workspace, CRASH_LOOP_BACKOFF_SECONDS="10000")
     stage.fleet.age_everything(2 * AN_HOUR_S)
     if seen:
         comes_back(stage, workspace)  # somebody has restarted it by hand
@@ -176,7 +176,7 @@ def test_a_paused_restart_is_owed_no_longer_when_the_workspace_moved_on(stage: S
     dies(stage, workspace)
     comes_back(stage, workspace)
     report = cycle(stage).report
-    assert (report["restarts"]["void"], report["restarts"]["pending"], report["restarts_paused"]) == (1, 0, 0)
+    assert (report["restarts"]["void"], report["restarts"]["pending"], report["restarts_backing_off"]) == (1, 0, 0)
 
 
 # --- seen from outside ---
@@ -185,7 +185,7 @@ def test_a_paused_restart_is_owed_no_longer_when_the_workspace_moved_on(stage: S
 def test_a_pause_is_in_the_log_the_report_and_the_metrics_and_is_no_overdue_restart(stage: Stage) -> None:
     workspace = in_a_loop(stage)
     outcome = dies(stage, workspace)
-    (line,) = outcome.lines("restart paused")
+    (line,) = outcome.lines("restart backing off")
     assert (line["workspace_id"], line["attempt"], line["level"]) == (workspace, 4, "WARNING")
     assert line["instance_id"] == stage.instance_of(workspace)
     assert "crash loop" in line["reason"]
@@ -193,9 +193,9 @@ def test_a_pause_is_in_the_log_the_report_and_the_metrics_and_is_no_overdue_rest
     for since_s in (0.0, 200.0):
         stage.fleet.age_everything(since_s)
         waiting = outcome if not since_s else cycle(stage)
-        assert (waiting.report["restarts_paused"], waiting.report["restarts"]["pending"]) == (1, 1)
+        assert (waiting.report["restarts_backing_off"], waiting.report["restarts"]["pending"]) == (1, 1)
         (metrics,) = waiting.metrics()
-        assert (metrics["RestartsPaused"], metrics["RestartsPending"]) == ([1], [1])
+        assert (metrics["RestartsBackingOff"], metrics["RestartsPending"]) == ([1], [1])
         assert metrics["OldestRestartAge"] == [0]
 
 
@@ -204,7 +204,7 @@ def test_a_restart_becomes_overdue_from_the_end_of_its_pause_on(stage: Stage) ->
     dies(stage, workspace)
     stage.fleet.age_everything(300 + 40)
     outcome = cycle(stage, PLATFORM_BASE_URL=None)
-    assert outcome.report["restarts_paused"] == 0
+    assert outcome.report["restarts_backing_off"] == 0
     assert outcome.metrics()[0]["OldestRestartAge"] == [about(40)]
 
 
@@ -212,8 +212,8 @@ def test_the_first_restarts_are_not_told_of_as_paused(stage: Stage) -> None:
     workspace = stage.add("terminated")
     for _ in range(IN_A_ROW):
         outcome = dies(stage, workspace)
-        assert outcome.lines("restart paused") == []
-        assert outcome.report["restarts_paused"] == 0
+        assert outcome.lines("restart backing off") == []
+        assert outcome.report["restarts_backing_off"] == 0
 
 
 # --- released by hand ---

@@ -8,7 +8,13 @@ from typing import Any
 
 import pytest
 
-from handler.errors import ConnectionLostError, LoginRefusedError, ReconcilerError, RightsMissingError, SchemaMissingError
+from handler.errors import (
+    ConnectionLostError,
+    LoginRefusedError,
+    ReconcilerError,
+    RightsMissingError,
+    SchemaMissingError,
+)
 from sandbox.ec2 import MotoEc2
 from sandbox.fleet import Fleet
 from sandbox.http_server import Answer
@@ -152,7 +158,7 @@ def test_a_table_that_lost_its_only_row_is_named_with_the_file_that_mends_it(
     stage: Stage, postgres: PostgresServer
 ) -> None:
     dead = stage.add("terminated")
-    stage.database.query("DELETE FROM reconciler.sweep")
+    stage.database.query("DELETE FROM reconciler.coverage")
     assert "infra/schema.sql" in failure(stage, SchemaMissingError)
     postgres.psql(stage.database.owner_url, SCHEMA)
     stage.cycle(**MOSTLY_DEAD).assert_only_flipped({dead: "terminated"})
@@ -161,7 +167,7 @@ def test_a_table_that_lost_its_only_row_is_named_with_the_file_that_mends_it(
 def test_what_an_earlier_version_made_is_brought_up_to_date_by_the_file(stage: Stage, postgres: PostgresServer) -> None:
     dead = stage.add("terminated")
     stage.database.query(
-        "ALTER TABLE reconciler.restarts DROP COLUMN streak, DROP COLUMN paused_until, DROP COLUMN watched_until"
+        "ALTER TABLE reconciler.restarts DROP COLUMN streak, DROP COLUMN backoff_until, DROP COLUMN watch_ended_at"
     )
     stage.database.query("DROP TABLE reconciler.holds")
     assert "infra/schema.sql" in failure(stage, SchemaMissingError)
@@ -268,7 +274,7 @@ def test_both_files_may_be_run_again_at_every_upgrade_and_keep_what_there_is(
     stage.cycle(CANDIDATE_LIMIT="4")
 
     def state() -> list[Any]:
-        sweep = stage.database.query("SELECT * FROM reconciler.sweep")
+        sweep = stage.database.query("SELECT * FROM reconciler.coverage")
         return [sweep, stage.fleet.absences(), stage.fleet.debts(), rights_of(stage.database, RECONCILER_ROLE)]
 
     before = state()

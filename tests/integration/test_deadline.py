@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from handler.errors import ReconcilerError, StoreError, SecretError
+from handler.errors import ReconcilerError, SecretError, StoreError
 from sandbox.control_plane import state_answer
 from sandbox.http_server import Answer, Hang, HttpStandIn, Raw, Reply, Request, drip_body, drip_headers
 from sandbox.invocation import InvocationError

@@ -220,7 +220,7 @@ def test_a_number_that_makes_no_sense_is_refused_by_the_name_of_its_variable(
 
 def cursor(database: Database) -> dict[str, Any]:
     """Return how far the full cycles have got."""
-    (row,) = database.query("SELECT * FROM reconciler.sweep")
+    (row,) = database.query("SELECT * FROM reconciler.coverage")
     return row
 
 
@@ -259,7 +259,7 @@ SELECT_ONLY = """
 MAY_WRITE = """
     GRANT INSERT, UPDATE, DELETE ON reconciler.lease, reconciler.absences, reconciler.restarts, reconciler.holds
     TO reconciler;
-    GRANT UPDATE ON reconciler.sweep TO reconciler;
+    GRANT UPDATE ON reconciler.coverage TO reconciler;
     GRANT UPDATE (status, updated_at) ON workspaces TO reconciler;
     GRANT INSERT (event_type, workspace_id, payload) ON structure_events TO reconciler
 """
@@ -380,7 +380,7 @@ ZERO: dict[str, Any] = {
     "deadline_hit": False,
     "breaker_open": False,
     "restarts": dict.fromkeys(("requested", "void", "failed", "uncertain", "blocked", "pending"), 0),
-    **dict.fromkeys(("restarts_paused", "restarts_unrecovered", "held"), 0),
+    **dict.fromkeys(("restarts_backing_off", "restarts_unrecovered", "held"), 0),
     "flips": [],
 }
 

@@ -296,7 +296,7 @@ def test_a_hold_is_answered_with_all_that_are_held_why_and_until_when(stage: Sta
     }
     for moment, seconds in zip(ends_at, (600, 7200), strict=True):
         assert abs(moment - datetime.now(UTC) - timedelta(seconds=seconds)) < timedelta(seconds=SLACK_S)
-    (line,) = outcome.lines("workspace held")
+    (line,) = outcome.lines("workspace on hold")
     assert (line["workspace_id"], line["reason"], line["mode"]) == (first, "for 600 s: maintenance", "apply")
 
 
@@ -385,7 +385,7 @@ def test_a_dry_run_says_who_is_held_and_writes_nothing_and_needs_no_right_to(
         answer = outcome.report
         assert (answer["mode"], answer["outcome"], answer["held"]) == ("dry-run", "unchanged", 1)
         assert [one["workspace_id"] for one in answer["holds"]] == [exempt]
-        assert outcome.lines("workspace held") == outcome.lines("workspace released") == []
+        assert outcome.lines("workspace on hold") == outcome.lines("workspace released") == []
 
 
 @pytest.mark.parametrize("event", [order(NOBODY), {"mode": "apply", "release": [NOBODY]}], ids=["hold", "release"])

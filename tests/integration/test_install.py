@@ -7,7 +7,14 @@ from typing import Any
 
 import pytest
 
-from handler.errors import ReconcilerError, StoreError, RequestError, RightsMissingError, SchemaMissingError, SettingsError
+from handler.errors import (
+    ReconcilerError,
+    RequestError,
+    RightsMissingError,
+    SchemaMissingError,
+    SettingsError,
+    StoreError,
+)
 from handler.install import lambda_handler, requested_role
 from sandbox.postgres import OWNER_ROLE, RECONCILER_ROLE, Database, PostgresServer
 
@@ -83,10 +90,10 @@ def test_the_first_time_it_creates_everything_and_says_so(environment: pytest.Mo
 
 def test_the_second_time_it_changes_nothing_and_says_so(environment: pytest.MonkeyPatch, empty: Database) -> None:
     installed(environment, empty.owner_url)
-    empty.query("UPDATE reconciler.sweep SET cursor = '00000000-0000-0000-0000-0000000000aa'")
+    empty.query("UPDATE reconciler.coverage SET cursor = '00000000-0000-0000-0000-0000000000aa'")
     report = installed(environment, empty.owner_url)
     assert (report["created"], report["granted"]) == ([], [])
-    (row,) = empty.query("SELECT cursor::text FROM reconciler.sweep")
+    (row,) = empty.query("SELECT cursor::text FROM reconciler.coverage")
     assert row["cursor"].endswith("aa"), "its state is kept"
 
 

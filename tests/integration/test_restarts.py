@@ -89,7 +89,7 @@ def debt_of(stage: Stage, workspace: str) -> dict[str, Any]:
 def due_in_s(stage: Stage, workspace: str) -> float:
     debt = debt_of(stage, workspace)
     assert debt["closed_at"] is None
-    due_at: datetime = debt["next_attempt_at"]
+    due_at: datetime = debt["due_at"]
     return (due_at - datetime.now(UTC)).total_seconds()
 
 
@@ -596,7 +596,7 @@ def test_a_workspace_that_is_flipped_again_is_not_restarted_while_an_earlier_req
     workspace, outcome = flipped_again(stage)
     assert outcome.calls == []
     assert restarts(outcome) == {"void": 1, "pending": 1}
-    assert [line["reason"] for line in outcome.lines("restart void")] == ["the workspace was online again"]
+    assert [line["reason"] for line in outcome.lines("restart cancelled")] == ["the workspace was online again"]
     assert due_in_s(stage, workspace) == about(300 - A_MINUTE_S)
     stage.fleet.age_everything(300 - A_MINUTE_S - 2 * CLOCK_SLACK_S)
     assert stage.cycle().calls == []

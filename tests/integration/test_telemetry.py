@@ -29,7 +29,7 @@ COUNT, MILLISECONDS, SECONDS = "Count", "Milliseconds", "Seconds"
 METRICS = {
     **dict.fromkeys(("CycleCompleted", "AlreadyRunning", "Candidates", "Checked", "Dead", "Unknown"), COUNT),
     **dict.fromkeys(("Flipped", "SkippedFlips", "Deferred", "BreakerOpen", "DeadlineHit"), COUNT),
-    **dict.fromkeys(("RestartsRequested", "RestartsPending", "RestartsBlocked", "RestartsPaused"), COUNT),
+    **dict.fromkeys(("RestartsAccepted", "RestartsPending", "RestartsBlocked", "RestartsBackingOff"), COUNT),
     **dict.fromkeys(("RestartsUnrecovered", "Held"), COUNT),
     "CycleDuration": MILLISECONDS,
     "CoverageAge": SECONDS,
@@ -81,7 +81,7 @@ def test_every_line_is_json_with_the_same_keys_and_no_others_than_those_that_que
     assert {message: len(keys) for message, keys in keys_of.items()} == dict.fromkeys(keys_of, 1)
     told = {
         *("workspace flipped", "would flip", "flip skipped", "instance unknown", "instance absent", "breaker open"),
-        *("restart requested", "restart failed", "restart blocked", "restart uncertain", "restart void"),
+        *("restart accepted", "restart refused", "restart blocked", "restart uncertain", "restart cancelled"),
         "cycle finished",
     }
     assert told <= keys_of.keys()
@@ -170,7 +170,7 @@ def test_the_metrics_say_what_the_report_says(stage: Stage) -> None:
         "DeadlineHit": 0,
         "CycleCompleted": 1,
         "AlreadyRunning": 0,
-        "RestartsRequested": report["restarts"]["requested"],
+        "RestartsAccepted": report["restarts"]["requested"],
         "RestartsPending": report["restarts"]["pending"],
         "RestartsBlocked": 1,
     }

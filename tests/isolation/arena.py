@@ -5,12 +5,12 @@ from collections.abc import Callable
 from typing import Any
 
 from handler.deadline import Deadline
-from handler.domain.policy import CrashLoopPolicy
 from handler.domain.coverage import Coverage
 from handler.domain.model import Restart, Sighting, Verdict, Workspace
-from handler.store import Restarts, Holds, Flips, FlipPolicy
-from handler.store.memory import CycleMemory
+from handler.domain.policy import CrashLoopPolicy
+from handler.store import FlipPolicy, Flips, Holds, Restarts
 from handler.store.lease import Lease
+from handler.store.memory import CycleMemory
 from sandbox.postgres import Database
 from tests.support.interleaving import TIMEOUT_S, Side, SteppedSession, SteppedStatements, stepped_session
 
@@ -32,11 +32,11 @@ SELECT json_build_object(
     'events', (SELECT json_agg(json_build_array(event_type, workspace_id, payload)) FROM structure_events),
     'debts', (SELECT json_agg(json_build_array(
         workspace_id, instance_id, cycle_id, attempts, refusals, claimed_by, asked_at IS NULL, last_answer, outcome,
-        closed_at IS NULL, next_attempt_at > now() + interval '1 minute', streak, paused_until)
+        closed_at IS NULL, due_at > now() + interval '1 minute', streak, backoff_until)
         ORDER BY id) FROM reconciler.restarts),
     'holds', (SELECT json_agg(json_build_array(workspace_id, reason)) FROM reconciler.holds),
     'absences', (SELECT json_agg(json_build_array(workspace_id, instance_id, sightings)) FROM reconciler.absences),
-    'sweep', (SELECT json_agg(json_build_array(cursor, pass_completed_at)) FROM reconciler.sweep)
+    'sweep', (SELECT json_agg(json_build_array(cursor, pass_completed_at)) FROM reconciler.coverage)
 )::text
 """
 
@@ -46,7 +46,7 @@ INSERT INTO workspaces (id, name, status, instance_id, last_heartbeat_at, update
 VALUES ('{WORKSPACE}', 'one', '{{status}}', '{OLD}', '{HEARTBEAT}', '{HEARTBEAT}');
 """  # noqa: S608 - put together from constants
 OWED = f"""
-INSERT INTO reconciler.restarts (id, workspace_id, instance_id, cycle_id, next_attempt_at) OVERRIDING SYSTEM VALUE
+INSERT INTO reconciler.restarts (id, workspace_id, instance_id, cycle_id, due_at) OVERRIDING SYSTEM VALUE
 VALUES (1, '{WORKSPACE}', '{OLD}', '{EARLIER}', now() - interval '1 hour');
 """  # noqa: S608 - put together from constants
 _ONCE = f"""

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from handler.errors import RowLockedError
 from handler.domain.model import SkipReason
+from handler.errors import RowLockedError
 from handler.store import Flipped
 from sandbox.postgres import StatusType
 from tests.guards.__main__ import PAGE

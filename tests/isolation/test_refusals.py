@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from handler.errors import LeaseLostError
 from handler.domain.model import SkipReason
+from handler.errors import LeaseLostError
 from handler.store import Flipped
 from sandbox.postgres import StatusType
 from tests.isolation.arena import (
@@ -52,9 +52,9 @@ def test_a_heartbeat_later_than_the_select_prevents_the_flip_though_the_select_s
 
 
 OBSTACLES = {
-    "another payer has claimed it": "UPDATE reconciler.restarts SET next_attempt_at = now() + interval '5 minutes'",
-    "another payer has settled it": "UPDATE reconciler.restarts SET closed_at = now(), outcome = 'paid'",
-    "its workspace is in a crash loop": "UPDATE reconciler.restarts SET paused_until = now() + interval '5 minutes'",
+    "another payer has claimed it": "UPDATE reconciler.restarts SET due_at = now() + interval '5 minutes'",
+    "another payer has settled it": "UPDATE reconciler.restarts SET closed_at = now(), outcome = 'accepted'",
+    "its workspace is in a crash loop": "UPDATE reconciler.restarts SET backoff_until = now() + interval '5 minutes'",
 }
 
 

@@ -10,18 +10,17 @@ from typing import Concatenate, ParamSpec, TypeVar, cast
 
 from handler import store as real
 from handler.deadline import Deadline
-from handler.domain.decide import Absence, objection
 from handler.domain.backoff import crash_loop
-from handler.errors import ConnectionLostError, LeaseLostError, StoreError, RequestError, RowLockedError
 from handler.domain.coverage import Coverage
-from handler.domain.model import CurrentRow, Restart, Hold, Sighting, SkipReason, Workspace
+from handler.domain.decide import Absence, Memory, objection
+from handler.domain.model import CurrentRow, Hold, Restart, Sighting, SkipReason, Workspace
 from handler.domain.report import Gauges
-from handler.store.memory import ABSENCE_KEPT_SECONDS
-from handler.store.gauges import RECOVERY_SECONDS
-from handler.domain.decide import Memory
+from handler.errors import ConnectionLostError, LeaseLostError, RequestError, RowLockedError, StoreError
 from handler.store import Selection
-from handler.store.lease import MARGIN_SECONDS
 from handler.store.flip import Flipped, FlipPolicy
+from handler.store.gauges import RECOVERY_SECONDS
+from handler.store.lease import MARGIN_SECONDS
+from handler.store.memory import ABSENCE_KEPT_SECONDS
 from tests.simulation.tables import Absent, Held, Owed, Row, Tables
 
 IDLE_GRACE_SECONDS = 1.0  # the server ends a session that sleeps in a transaction for so much longer than its deadline
@@ -170,14 +169,14 @@ class Fleet(Part):
     def gauges(self, _: Deadline) -> Gauges:
         tables, now = self.tables, self.tables.now
         owed = tables.open_restarts()
-        paused = [one for one in owed if one.paused_until is not None and one.paused_until > now]
+        paused = [one for one in owed if one.backoff_until is not None and one.backoff_until > now]
         blocked = [one for one in owed if one.last_answer == "blocked"]
         waiting = [self._wanted_since(one) for one in owed if one not in blocked]
         since = tables.began_at if tables.pass_completed_at is None else tables.pass_completed_at
         return Gauges(
             restarts_pending=len(owed),
             restarts_blocked=len(blocked),
-            restarts_paused=len(paused),
+            restarts_backing_off=len(paused),
             restarts_unrecovered=sum(map(self._is_unrecovered, tables.restarts)),
             oldest_restart_age_s=max(0.0, now - min(waiting, default=now)),
             coverage_age_s=0.0 if since is None else now - since,
@@ -186,11 +185,11 @@ class Fleet(Part):
 
     def _wanted_since(self, owed: Owed) -> float:
         hold = self.tables.holds.get(owed.workspace_id)
-        waits_until = [owed.paused_until, None if hold is None else hold.ends_at]
+        waits_until = [owed.backoff_until, None if hold is None else hold.ends_at]
         return max([owed.flipped_at, *(at for at in waits_until if at is not None)])
 
     def _is_unrecovered(self, paid: Owed) -> bool:
-        if paid.outcome != "paid" or paid.watched_until is not None or paid.closed_at is None:
+        if paid.outcome != "paid" or paid.watch_ended_at is not None or paid.closed_at is None:
             return False
         if self.tables.is_held(paid.workspace_id):
             return False
@@ -255,7 +254,7 @@ class Rows(Part):
         restarts = healthy_s = None
         if debts:
             last = debts[-1]
-            marks = [last.watched_until] if last.outcome == "paid" else [last.closed_at, last.asked_at]
+            marks = [last.watch_ended_at] if last.outcome == "paid" else [last.closed_at, last.asked_at]
             restarts = last.streak + (last.asked_at is not None)
             healthy_s = now - next((at for at in marks if at is not None), now)
         held = self.tables.is_held(workspace.id)
@@ -269,7 +268,7 @@ class Rows(Part):
         for older in superseded:
             older.closed_at, older.outcome = now, "void"
         not_before = [
-            one.next_attempt_at
+            one.due_at
             for one in tables.restarts
             if (one.workspace_id, one.instance_id) == (workspace.id, workspace.instance_id) and one.asked_at is not None
         ]
@@ -279,9 +278,9 @@ class Rows(Part):
             instance_id=workspace.instance_id,
             cycle_id=self.cycle_id,
             flipped_at=now,
-            next_attempt_at=max([now, *not_before]),
+            due_at=max([now, *not_before]),
             streak=streak,
-            paused_until=now + pause_s if pause_s else None,
+            backoff_until=now + pause_s if pause_s else None,
         )
         tables.restarts.append(owed)
         return tuple(
@@ -300,8 +299,8 @@ class Debts(Part):
         now, closed = self.tables.now, []
         for one in self.tables.restarts:
             row = self.tables.workspaces.get(one.workspace_id)
-            if one.outcome == "paid" and one.watched_until is None and (row is None or row.status in _SETTLED):
-                one.watched_until = now
+            if one.outcome == "paid" and one.watch_ended_at is None and (row is None or row.status in _SETTLED):
+                one.watch_ended_at = now
             if self._may_be_looked_at(one, own_only=own_only) and not _is_owed(one, row):
                 one.closed_at, one.outcome = now, "void"
                 closed.append(self.debt(one))
@@ -312,7 +311,7 @@ class Debts(Part):
         due = [
             one for one in self.tables.restarts if self._may_be_looked_at(one, own_only=own_only) and self._is_free(one)
         ]
-        due.sort(key=lambda one: (one.next_attempt_at, one.id))
+        due.sort(key=lambda one: (one.due_at, one.id))
         return [self.debt(one) for one in due[:limit]]
 
     @_transaction
@@ -331,7 +330,7 @@ class Debts(Part):
         self.watch.wrote("claim", debt)
         owed.attempts += 1
         owed.claimed_by, owed.asked_at, owed.last_answer = self.cycle_id, self.tables.now, "asked"
-        owed.next_attempt_at = self.tables.now + uncertain_s
+        owed.due_at = self.tables.now + uncertain_s
         return "claimed"
 
     @_transaction
@@ -350,7 +349,7 @@ class Debts(Part):
         ids = {debt.id for debt in debts}
         for one in self.tables.restarts:
             if one.id in ids and self._may_be_looked_at(one, own_only=False):
-                one.next_attempt_at = self.tables.now + pause_s
+                one.due_at = self.tables.now + pause_s
 
     @_transaction
     def postpone(self, _: Deadline, debt: Restart, answer: str, *, pause_s: float | None) -> None:
@@ -361,7 +360,7 @@ class Debts(Part):
         owed.last_answer = str(answer)
         if pause_s is not None:
             owed.refusals += 1
-            owed.next_attempt_at = self.tables.now + pause_s
+            owed.due_at = self.tables.now + pause_s
 
     def _find(self, debt: Restart) -> Owed | None:
         return next((one for one in self.tables.restarts if one.id == debt.id), None)
@@ -373,11 +372,11 @@ class Debts(Part):
             owed.closed_at, owed.outcome = self.tables.now, outcome
 
     def _may_be_looked_at(self, owed: Owed, *, own_only: bool) -> bool:
-        is_due = owed.closed_at is None and owed.next_attempt_at <= self.tables.now
+        is_due = owed.closed_at is None and owed.due_at <= self.tables.now
         return is_due and (owed.cycle_id == self.cycle_id or not own_only)
 
     def _is_free(self, owed: Owed) -> bool:
-        is_paused = owed.paused_until is not None and owed.paused_until > self.tables.now
+        is_paused = owed.backoff_until is not None and owed.backoff_until > self.tables.now
         return not is_paused and not self.tables.is_held(owed.workspace_id)
 
 
@@ -407,7 +406,7 @@ class Holds(Part):
             tables.holds.pop(one, None)
         for owed in tables.restarts:
             if owed.workspace_id in workspace_ids:
-                owed.streak, owed.paused_until = 0, None
+                owed.streak, owed.backoff_until = 0, None
         return self._active()
 
     def _active(self) -> list[Hold]:

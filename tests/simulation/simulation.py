@@ -11,14 +11,14 @@ from typing import TypeVar, cast
 import pytest
 
 from handler import cycle
-from handler.restarts import worker, platform
 from handler.deadline import Deadline
-from handler.domain.decide import CANDIDATE_STATUSES, EXTERNAL
 from handler.domain.backoff import LONGEST_CRASH_LOOP_BACKOFF_S
-from handler.errors import ConnectionLostError, ReconcilerError
+from handler.domain.decide import CANDIDATE_STATUSES, EXTERNAL
 from handler.domain.model import NOT_FOUND, Restart, Sighting, Workspace
 from handler.domain.report import Report
+from handler.errors import ConnectionLostError, ReconcilerError
 from handler.request import APPLY, Request
+from handler.restarts import worker
 from handler.settings import Settings
 from handler.telemetry import logger
 from tests.simulation.registry import Watch, registry
@@ -160,7 +160,7 @@ class Actor(Watch):
 
     @property
     def _window_s(self) -> float:
-        return self.simulation.setup.settings.breaker_window_seconds
+        return self.simulation.setup.settings.breaker.window_s
 
     def _was_dead(self, workspace: Workspace) -> None:
         """Judge the flip by the truth; and where EC2 does not know the instance, by how often it said so."""
@@ -170,7 +170,7 @@ class Actor(Watch):
         if workspace.instance_id in self.died:
             return
         times = self.world.unfound.get((workspace.id, workspace.instance_id), [])
-        if len(times) >= settings.absent_sightings and self.tables.now - times[0] >= settings.absent_min_age_seconds:
+        if len(times) >= settings.absence.sightings and self.tables.now - times[0] >= settings.absence.min_age_s:
             return
         # EC2 is eventually consistent: what it calls dead both times cannot be told from the dead.
         stale = all(lied and word in DEAD for word, lied in answers[-2:])
@@ -180,7 +180,7 @@ class Actor(Watch):
     def _bounds_the_damage(self) -> None:
         settings = self.simulation.setup.settings
         flipped = len({one for _, one in self.world.flips})
-        most = max(settings.breaker_min_dead - 1, settings.breaker_max_dead_fraction * self.world.population)
+        most = max(settings.breaker.min_dead - 1, settings.breaker.max_dead_fraction * self.world.population)
         self.require(flipped <= most, f"{flipped} of {self.world.population} are flipped within the breaker's window")
 
     def _remembers(self) -> None:
@@ -205,7 +205,7 @@ class Actor(Watch):
         words = [word for word, _ in self.answers.get(debt.instance_id, ())]
         self.require(words and words[-1] in (NOT_FOUND, *DEAD), "a restart is asked for, and nobody looked again")
         asked = Asked(debt.id, debt.workspace_id, debt.instance_id, self.claims[debt.id])
-        uncertain_s = self.simulation.setup.settings.restart_uncertain_seconds
+        uncertain_s = self.simulation.setup.settings.restarts.uncertain_s
         for earlier in self.world.asked:
             same = (earlier.workspace_id, earlier.instance_id) == (asked.workspace_id, asked.instance_id)
             apart_s = abs(asked.claimed_at - earlier.claimed_at)

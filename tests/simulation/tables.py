@@ -35,7 +35,7 @@ class Owed:
     instance_id: str
     cycle_id: str
     flipped_at: float
-    next_attempt_at: float
+    due_at: float
     attempts: int = 0
     refusals: int = 0
     claimed_by: str | None = None
@@ -44,8 +44,8 @@ class Owed:
     closed_at: float | None = None
     outcome: str | None = None
     streak: int = 0
-    paused_until: float | None = None
-    watched_until: float | None = None
+    backoff_until: float | None = None
+    watch_ended_at: float | None = None
 
 
 @dataclass

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from handler import cycle, flips
-from handler.domain import decide
 from handler.deadline import Deadline
+from handler.domain import decide
+from handler.domain.coverage import Coverage, Progress
 from handler.domain.decide import Action, objection
-from handler.domain.coverage import Progress, Coverage
 from handler.domain.model import CurrentRow, SkipReason, Workspace
 from handler.restarts.worker import RestartWorker
 from tests.simulation import registry
@@ -39,10 +39,10 @@ def _replace(where: Any, name: str, other: Any) -> Callable[[Patch], None]:
 
 def _claims_nothing(debts: registry.Debts, *args: Any, _claim: Any = registry.Debts.claim, **options: Any) -> str:
     """Claim, and leave the debt as it was."""
-    due = {one.id: one.next_attempt_at for one in debts.tables.open_restarts()}
+    due = {one.id: one.due_at for one in debts.tables.open_restarts()}
     answer: str = _claim(debts, *args, **options)
     for one in debts.tables.open_restarts():
-        one.next_attempt_at = due[one.id]
+        one.due_at = due[one.id]
     return answer
 
 

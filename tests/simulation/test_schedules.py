@@ -43,7 +43,7 @@ def test_the_random_schedules_reach_what_there_is_to_reach() -> None:
     assert {debt.outcome for debt in debts} >= {"paid", "void"}
     assert any(debt.attempts > 1 for debt in debts)
     assert any(debt.refusals for debt in debts)
-    assert any(debt.paused_until for debt in debts)
+    assert any(debt.backoff_until for debt in debts)
     assert any(world.unfound for world in worlds)
     assert any(world.windows for world in worlds)
 

@@ -8,8 +8,8 @@ from typing import Protocol, Self
 from handler.deadline import Deadline
 from handler.domain.model import NOT_FOUND, Restart, Sighting, Workspace, sighting_of, unknown
 from handler.probes import fair_share
-from handler.restarts.worker import CALL_SECONDS
 from handler.restarts import Answer, Reply
+from handler.restarts.worker import CALL_SECONDS
 from tests.simulation.tables import Owed, Row, Tables
 
 DEAD = ("stopped", "terminated")
@@ -140,7 +140,7 @@ class World:
                 old,
                 BEFORE,
                 flipped_at=at,
-                next_attempt_at=at,
+                due_at=at,
                 attempts=1,
                 asked_at=at,
                 closed_at=at,
@@ -274,7 +274,7 @@ class Platform:
         if mood is None:
             world.read(asked, writes_at=world.tables.now)
             world.work()
-            return Reply(Answer.REFUSED, "http_404") if asked.is_refused else Reply(Answer.PAID, "http_202")
+            return Reply(Answer.REFUSED, "http_404") if asked.is_refused else Reply(Answer.ACCEPTED, "http_202")
         if mood == "write late":
             world.read(asked, writes_at=late_at)
         elif mood == "read late":

@@ -36,8 +36,8 @@ SETTINGS = {
     "BREAKER_WINDOW_SECONDS": "2",
     "RESTART_RETRY_SECONDS": "0.5",
     "RESTART_UNCERTAIN_SECONDS": str(UNCERTAIN_S),
-    "RESTART_LOOP_PAUSE_SECONDS": "0.5",
-    "RESTART_LOOP_HEALTHY_SECONDS": "20",
+    "CRASH_LOOP_BACKOFF_SECONDS": "0.5",
+    "CRASH_LOOP_RESET_SECONDS": "20",
 }
 
 # Every flip as the database sees it, whoever claims what: the row as it was, and the instant.

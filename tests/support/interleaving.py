@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from handler.net.secrets import Secrets
-from handler.store.session import Session
 from handler.deadline import Deadline
+from handler.net.secrets import Secrets
 from handler.settings import database_from
+from handler.store.session import Session
 
 # Nothing here takes as long; it is what a defect costs before it fails by name.
 TIMEOUT_S = 30.0

@@ -54,9 +54,9 @@ NOTHING = Snapshot({}, [], [])
 
 _EMPTY = """
     TRUNCATE workspaces, structure_events,
-             reconciler.lease, reconciler.sweep, reconciler.absences, reconciler.restarts,
+             reconciler.lease, reconciler.coverage, reconciler.absences, reconciler.restarts,
              reconciler.holds RESTART IDENTITY;
-    INSERT INTO reconciler.sweep DEFAULT VALUES
+    INSERT INTO reconciler.coverage DEFAULT VALUES
 """
 
 

@@ -12,11 +12,11 @@ import pytest
 
 from handler import app, cycle
 from handler.deadline import Deadline
-from handler.process import seconds_for
-from handler.errors import ConnectionLostError, RequestError, SettingsError
 from handler.domain.report import Flip, Gauges, Report
+from handler.errors import ConnectionLostError, RequestError, SettingsError
 from handler.probes.control_plane.probe import ControlPlaneProbe
 from handler.probes.ec2.probe import Ec2Probe
+from handler.process import seconds_for
 from handler.request import Request
 from handler.restarts.platform import HttpPlatform
 from handler.settings import Settings

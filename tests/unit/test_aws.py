@@ -9,11 +9,10 @@ import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
-from handler.net.aws import Aws
-from handler.probes.ec2 import status_pages
-from handler.process import MODELS
 from handler.deadline import Deadline
+from handler.net.aws import Aws
 from handler.net.bounded import Answer, BoundedPools
+from handler.probes.ec2 import status_pages
 from sandbox import ec2_xml
 from sandbox.ec2_xml import Instance
 

@@ -14,15 +14,15 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from handler.net.secrets import Secrets, Tokens
 from handler.deadline import Deadline
-from handler.errors import SecretError
 from handler.domain.model import VERDICT_OF_STATE, Sighting, Verdict, Workspace
-from handler.probes.control_plane import probe
-from handler.probes.control_plane.probe import BODY_LIMIT, ControlPlaneProbe
-from handler.probes.control_plane.limiter import ConcurrencyLimiter
-from handler.settings import Remote
+from handler.errors import SecretError
 from handler.net.bounded import Answer, CallError
+from handler.net.secrets import Secrets, Tokens
+from handler.probes.control_plane import probe
+from handler.probes.control_plane.limiter import ConcurrencyLimiter
+from handler.probes.control_plane.probe import BODY_LIMIT, ControlPlaneProbe
+from handler.settings import Remote
 from tests.unit.builders import Clock, instance, uuid, workspace
 
 # Given the id of the asked workspace and the headers that were sent.

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from handler.net.secrets import CACHED_SECONDS, Secrets, Tokens, text_field
 from handler.deadline import Deadline
 from handler.errors import SecretError
-from handler.settings import Remote
 from handler.net.bounded import CallError
+from handler.net.secrets import CACHED_SECONDS, Secrets, Tokens, text_field
+from handler.settings import Remote
 from tests.unit.builders import Clock
 
 ARN, OTHER = "arn:of-one", "arn:of-another"

@@ -9,18 +9,17 @@ import pytest
 
 from handler import cycle
 from handler.deadline import Deadline
-from handler.domain.decide import Absence
 from handler.domain.backoff import CrashLoop
-from handler.errors import ConnectionLostError, LeaseLostError, ReconcilerError, RowLockedError, SecretError
 from handler.domain.coverage import Coverage
+from handler.domain.decide import Absence, Memory
 from handler.domain.model import Restart, Sighting, SkipReason, Workspace, sighting_of
 from handler.domain.report import Gauges, Report
-from handler.store import Flipped, Store, Selection, FlipPolicy
-from handler.domain.decide import Memory
+from handler.errors import ConnectionLostError, LeaseLostError, ReconcilerError, RowLockedError, SecretError
 from handler.request import Request
 from handler.restarts import Answer, Reply
 from handler.restarts.platform import HttpPlatform
 from handler.settings import Settings
+from handler.store import Flipped, FlipPolicy, Selection, Store
 from tests.unit.builders import Clock, Log, debt, in_fair_order, instance, number_of, uuid, workspace
 
 APPLY, DRY_RUN = Request("apply"), Request("dry-run")
@@ -140,7 +139,7 @@ class World:
 
     def restart(self, _: Restart, __: Deadline) -> Reply:
         self.clock.sleep(self.restart_takes_s)
-        return Reply(Answer.PAID, "http_202")
+        return Reply(Answer.ACCEPTED, "http_202")
 
 
 def run(world: World, order: Request = APPLY, seconds: float = 45, **variables: str) -> Report:

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from handler.domain.decide import Absence, Action, Plan, confirms, decide, outdated_absences, objection
-from handler.domain.policy import CrashLoopPolicy, Policy
 from handler.domain.backoff import CrashLoopPolicy, crash_loop
+from handler.domain.decide import Absence, Action, Plan, confirms, decide, objection, outdated_absences
 from handler.domain.model import VERDICT_OF_STATE, CurrentRow, Sighting, SkipReason, Verdict
+from handler.domain.policy import CrashLoopPolicy, Policy
 from tests.unit.builders import instance, number_of, saw, uuid, workspace
 
 NO_ANSWER = "a word that EC2 does not have"
@@ -90,7 +90,7 @@ def test_every_doubt_ends_in_not_flipping(
                 recorded = decision.sighting.workspace.instance_id
                 if known is None or known.instance_id != recorded:
                     known = Absence(recorded, 0, 0.0)
-                assert known.sightings + 1 >= by.absent_sightings
+                assert known.sightings + 1 >= by.absence.sightings
                 assert known.age_s >= by.absent_min_age_s
     decided = [one.sighting for one in plan.decisions]
     assert decided == [one for one in sightings if one.verdict in (Verdict.DEAD, Verdict.ABSENT)]
@@ -442,7 +442,9 @@ def test_three_restarts_follow_at_once_and_then_each_pause_is_twice_the_last_up_
     assert loop(restarts) == CrashLoop(restarts, pause_s)
 
 
-@pytest.mark.parametrize(("healthy_s", "expected"), [(-1, CrashLoop(3, 300)), (3599.9, CrashLoop(3, 300)), (3600, CrashLoop(0, 0))])
+@pytest.mark.parametrize(
+    ("healthy_s", "expected"), [(-1, CrashLoop(3, 300)), (3599.9, CrashLoop(3, 300)), (3600, CrashLoop(0, 0))]
+)
 def test_a_stretch_of_health_ends_a_loop(healthy_s: float, expected: CrashLoop) -> None:
     assert loop(3, healthy_s) == expected
 

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from handler.deadline import Deadline
 from handler.domain.model import VERDICT_OF_STATE, Sighting, Verdict, Workspace
-from handler.probes.ec2 import probe, api
-from handler.probes.ec2.probe import BISECTING_CALLS, LIST_ABOVE, ZONES_ABOVE, Ec2Probe
-from handler.probes.ec2.api import ATTEMPTS, Ec2Api, Ec2Error
 from handler.net.bounded import CallError
+from handler.probes.ec2 import api, probe
+from handler.probes.ec2.api import ATTEMPTS, Ec2Api, Ec2Error
+from handler.probes.ec2.probe import BISECTING_CALLS, LIST_ABOVE, ZONES_ABOVE, Ec2Probe
 from tests.unit.builders import Clock, instance, number_of, uuid, workspace
 
 Trouble = Callable[[], BaseException]

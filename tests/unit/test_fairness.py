@@ -7,7 +7,7 @@ from math import ceil
 from hypothesis import given
 from hypothesis import strategies as st
 
-from handler.domain.coverage import Progress, Coverage, advance
+from handler.domain.coverage import Coverage, Progress, advance
 from tests.unit.builders import in_fair_order, number_of, uuid
 
 NO_LIMIT = 1_000

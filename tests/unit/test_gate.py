@@ -147,7 +147,9 @@ def answers(gate: ConcurrencyLimiter, *took_s: float) -> None:
         gate.leave(overloaded=False, took_s=one)
 
 
-def test_half_as_many_are_let_through_when_half_of_a_round_takes_more_than_twice_as_long_as_before(gate: ConcurrencyLimiter) -> None:
+def test_half_as_many_are_let_through_when_half_of_a_round_takes_more_than_twice_as_long_as_before(
+    gate: ConcurrencyLimiter,
+) -> None:
     answers(gate, *[0.3] * 8)
     answers(gate, *[0.3] * 3, *[0.7] * 5)
     assert room(gate) == 4
@@ -180,7 +182,9 @@ def test_a_few_slow_answers_slow_nobody_down(gate: ConcurrencyLimiter) -> None:
     assert room(gate) == 8
 
 
-def test_a_remote_that_is_slow_from_the_beginning_or_stays_so_is_asked_as_much_as_was_agreed(gate: ConcurrencyLimiter) -> None:
+def test_a_remote_that_is_slow_from_the_beginning_or_stays_so_is_asked_as_much_as_was_agreed(
+    gate: ConcurrencyLimiter,
+) -> None:
     answers(gate, *[8.0] * 24)
     assert room(gate) == 8
     answers(gate, *[0.1] * 8, *[8.0] * 8)
@@ -204,15 +208,17 @@ def test_a_remote_that_was_asked_too_much_and_slows_down_is_not_asked_more_for_i
 
 def test_that_a_remote_slows_down_is_told(gate: ConcurrencyLimiter, log: Log) -> None:
     answers(gate, *[0.1] * 8, *[1.0] * 8)
-    (line,) = log.lines("checks in flight changed")
+    (line,) = log.lines("concurrency changed")
     assert (line["count"], line["reason"]) == (4, "the checks take more than twice as long as before")
 
 
-def test_a_remote_that_goes_up_and_down_at_its_limit_is_told_of_once_each_way(gate: ConcurrencyLimiter, log: Log) -> None:
+def test_a_remote_that_goes_up_and_down_at_its_limit_is_told_of_once_each_way(
+    gate: ConcurrencyLimiter, log: Log
+) -> None:
     for _ in range(20):
         checks(gate, *[OVERLOADED] * room(gate))
         checks(gate, *[FINE] * room(gate))
-    assert [(line["level"], line["count"], line["reason"]) for line in log.lines("checks in flight changed")] == [
+    assert [(line["level"], line["count"], line["reason"]) for line in log.lines("concurrency changed")] == [
         ("WARNING", 4, "more than half of the checks timed out or were turned away"),
         ("WARNING", 8, "the checks succeed again, no slower than before"),
     ]

@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, cast
 import pytest
 
 from handler.deadline import Deadline
-from handler.errors import ConnectionLostError, SecretError
 from handler.domain.model import Restart, Sighting, Workspace, sighting_of
 from handler.domain.report import Report
-from handler.restarts.worker import RestartWorker
-from handler.restarts.worker import CALLS_AT_ONCE
+from handler.errors import ConnectionLostError, SecretError
 from handler.restarts import Answer, Reply
 from handler.restarts.platform import HttpPlatform
+from handler.restarts.worker import CALLS_AT_ONCE, RestartWorker
 from handler.settings import Settings
 from handler.telemetry import CycleLog
 from tests.unit.builders import Clock, Log, debt, uuid
@@ -21,7 +20,7 @@ from tests.unit.builders import Clock, Log, debt, uuid
 if TYPE_CHECKING:
     from handler.store import Restarts
 
-PAID = Reply(Answer.PAID, "http_202")
+PAID = Reply(Answer.ACCEPTED, "http_202")
 
 
 @dataclass
@@ -125,7 +124,9 @@ def pay(
     settings = Settings.from_env({"DATABASE_URL": "postgresql://u@h/n"} | variables)
     payments = RestartWorker(cast("Restarts", books), states or States(), settings, report, CycleLog())
     deadline = Deadline(seconds, clock=Clock())
-    payments.pay(lambda _: cast("HttpPlatform", desk), deadline, deadline, own_only=own_only, absence_counts=absence_counts)
+    payments.pay(
+        lambda _: cast("HttpPlatform", desk), deadline, deadline, own_only=own_only, absence_counts=absence_counts
+    )
     return report, desk
 
 
@@ -251,7 +252,7 @@ def test_a_debt_whose_row_has_moved_on_is_void_without_a_look_at_its_instance(lo
     assert (states.asked, desk.asked) == ([old(2).instance_id], [2])
     assert books.closed == {1: "void", 2: "paid", 3: "void"}
     assert (report.restarts.void, report.restarts.requested) == (2, 1)
-    told = [(line["workspace_id"], line["reason"]) for line in log.lines("restart void")]
+    told = [(line["workspace_id"], line["reason"]) for line in log.lines("restart cancelled")]
     assert told == [(uuid(1), "the row has moved on"), (uuid(3), "the row has moved on")]
 
 

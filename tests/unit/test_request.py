@@ -381,7 +381,9 @@ SECONDS_EXPECTED = "a whole number from 1 to 2592000 (30 days)"
 @pytest.mark.parametrize(
     ("event", "request_made"),
     [
-        pytest.param({"hold": HOLD}, Request("dry-run", hold=HoldRequest((uuid(1),), "maintenance", 3600)), id="a hold"),
+        pytest.param(
+            {"hold": HOLD}, Request("dry-run", hold=HoldRequest((uuid(1),), "maintenance", 3600)), id="a hold"
+        ),
         pytest.param(
             {"mode": "apply", "hold": HOLD},
             Request("apply", hold=HoldRequest((uuid(1),), "maintenance", 3600)),

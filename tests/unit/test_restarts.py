@@ -11,15 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from handler.restarts import platform
-from handler.net.secrets import Secrets, Tokens
 from handler.deadline import Deadline
-from handler.errors import SecretError
-from handler.restarts import Answer, Reply
-from handler.restarts.platform import HttpPlatform
 from handler.domain.backoff import retry_backoff
-from handler.settings import Remote
+from handler.errors import SecretError
 from handler.net.bounded import CallError
+from handler.net.secrets import Secrets, Tokens
+from handler.restarts import Answer, Reply, platform
+from handler.restarts.platform import HttpPlatform
+from handler.settings import Remote
 from tests.unit.builders import Clock, debt, instance, uuid
 
 SOON = Deadline(10, clock=Clock())
@@ -142,7 +141,7 @@ def test_the_connection_is_closed_though_no_answer_came(connect: Connect) -> Non
 @pytest.mark.parametrize(
     ("status", "answer"),
     [
-        *((status, Answer.PAID) for status in (200, 201, 202, 204, 299)),
+        *((status, Answer.ACCEPTED) for status in (200, 201, 202, 204, 299)),
         *((status, Answer.REFUSED) for status in (101, 300, 301, 302, 303, 304, 307, 308)),
         *((status, Answer.REFUSED) for status in (400, 401, 403, 404, 408, 410, 422, 429, 500, 502, 503, 504, 599)),
         (409, Answer.BLOCKED),
@@ -173,8 +172,8 @@ OLD, NEW = '{"token": "old"}', '{"token": "new"}'
 def test_a_token_that_is_refused_is_fetched_anew_once_and_kept(connect: Connect) -> None:
     wire = connect(Response(401), Response(202))
     renewed = platform(OLD, NEW)
-    assert renewed.restart(debt(1), SOON).answer is Answer.PAID
-    assert renewed.restart(debt(2), SOON).answer is Answer.PAID
+    assert renewed.restart(debt(1), SOON).answer is Answer.ACCEPTED
+    assert renewed.restart(debt(2), SOON).answer is Answer.ACCEPTED
     assert wire.tokens == ["Bearer old", "Bearer new", "Bearer new"]
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 import handler
-from handler.errors import StoreError
-from handler.domain.report import Flip, Gauges, Report, RestartCounts
 from handler.domain.model import SkipReason
+from handler.domain.report import Flip, Gauges, Report, RestartCounts
+from handler.errors import StoreError
 from handler.telemetry import LOG_KEYS, METRIC_NAMES, CycleLog, cycle_finished, emit_metrics
 from tests.unit.builders import Log, debt, instance, saw, uuid
 
@@ -20,7 +20,7 @@ POWERTOOLS_KEYS = {"level", "location", "message", "timestamp", "service"}
 GAUGES = Gauges(
     restarts_pending=7,
     restarts_blocked=2,
-    restarts_paused=3,
+    restarts_backing_off=3,
     restarts_unrecovered=1,
     oldest_restart_age_s=81.5,
     coverage_age_s=60.25,
@@ -54,7 +54,7 @@ def test_a_decision_is_one_line_with_the_keys_that_queries_rest_on(log: Log) -> 
 
 
 def test_a_restart_is_one_line_with_the_number_of_the_attempt(log: Log) -> None:
-    CycleLog().restart("restart requested", debt(5), "http_202", attempt=3)
+    CycleLog().restart("restart accepted", debt(5), "http_202", attempt=3)
     (line,) = log.lines()
     expected = {"workspace_id": uuid(5), "instance_id": instance(5), "attempt": 3, "reason": "http_202"}
     assert without_powertools(line) == expected
@@ -203,11 +203,11 @@ def test_every_metric_of_a_cycle_has_its_figure(capsys: pytest.CaptureFixture[st
         "DeadlineHit": 1,
         "CycleDuration": 1234,
         "CoverageAge": 60.25,
-        "RestartsRequested": 4,
+        "RestartsAccepted": 4,
         "RestartsPending": 7,
         "RestartsBlocked": 2,
         "OldestRestartAge": 81.5,
-        "RestartsPaused": 3,
+        "RestartsBackingOff": 3,
         "RestartsUnrecovered": 1,
         "Held": 4,
     }
