@@ -1,4 +1,4 @@
-"""Throw-away certificates, for showing that TLS is verified."""
+"""Throw-away certificates, to test that TLS is verified."""
 
 import datetime as dt
 import ipaddress
@@ -23,7 +23,7 @@ class Certificate:
 
 
 class Authority:
-    """A certificate authority of one's own; `certificate` is its own certificate (PEM), to be trusted or not."""
+    """A private certificate authority. `certificate` is its own certificate (PEM)."""
 
     def __init__(self, name: str = "Sandbox authority") -> None:
         self._key = ec.generate_private_key(ec.SECP256R1())

@@ -1,4 +1,4 @@
-"""The control plane's stand-in: tells the state of an instance over HTTP, or fails to in every way a server can."""
+"""A stand-in for the control plane: reports instance states over HTTP, or fails in every way a server can."""
 
 import json
 import re
@@ -14,7 +14,7 @@ _STATUS_PATH = re.compile(r"/cp/workspaces/([^/]+)/status")
 
 @dataclass(frozen=True, slots=True)
 class StatusRequest:
-    """One question of the reconciler's. `at` is a monotonic time in seconds."""
+    """One status request from the reconciler. `at` is a monotonic time in seconds."""
 
     workspace_id: str
     instance_id: str
@@ -25,9 +25,9 @@ class StatusRequest:
 class ControlPlane(HttpStandIn):
     """Answers `GET /cp/workspaces/{workspace_id}/status?instance_id=…` from `state_of`, after `latency_s` seconds.
 
-    `state_of` returns EC2's word for an instance's state, or None for an instance that EC2 does not know. `script`
-    takes orders for faults and hooks; they may name `workspace_id` or `instance_id`. `requests` lists the questions
-    that came with the right credentials; any others get 401.
+    `state_of` returns EC2's word for an instance's state, or None if EC2 does not know the instance. `script` holds
+    rules for faults and hooks, which may select by `workspace_id` or `instance_id`. `requests` lists the requests that
+    had the right credentials; all others get 401.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class ControlPlane(HttpStandIn):
 
     @property
     def environment(self) -> dict[str, str]:
-        """The settings that have the reconciler ask this control plane."""
+        """The settings with which the reconciler uses this control plane."""
         return {
             "PROBE": "control_plane",
             "CP_BASE_URL": self.url,
@@ -57,25 +57,25 @@ class ControlPlane(HttpStandIn):
         }
 
     def handle(self, request: Request) -> Reply:
-        """Return the state, what the script orders in its place, or the error that the request deserves."""
+        """Return the state, the script's reply instead, or an error for a bad request."""
         path = _STATUS_PATH.fullmatch(request.path)
         if request.method != "GET" or path is None:
             return Answer(HTTPStatus.NOT_FOUND)
         if not self._is_authorised(request.headers):
             return Answer(HTTPStatus.UNAUTHORIZED)
-        question = StatusRequest(
+        status_request = StatusRequest(
             workspace_id=path[1],
             instance_id=request.query.get("instance_id", ""),
             headers=request.headers,
             at=request.received_at,
         )
-        self.requests.append(question)
-        if (ordered := self.script.play(question)) is not None:
-            return ordered
-        return state_answer(self._state_of(question.instance_id) or "not_found", delay_s=self.latency_s)
+        self.requests.append(status_request)
+        if (scripted := self.script.play(status_request)) is not None:
+            return scripted
+        return state_answer(self._state_of(status_request.instance_id) or "not_found", delay_s=self.latency_s)
 
     def _is_authorised(self, headers: Mapping[str, str]) -> bool:
-        """Whether both headers are as they should be; one whose credential is empty has to be left out."""
+        """Tell whether both headers are right. A header whose credential is empty has to be absent."""
         expected = {
             "authorization": f"Bearer {self.shared_secret}" if self.shared_secret else None,
             "x-molecule-admin-token": self.admin_token or None,
@@ -84,5 +84,5 @@ class ControlPlane(HttpStandIn):
 
 
 def state_answer(state: str, *, delay_s: float = 0.0) -> Answer:
-    """Return the control plane's well-formed answer for a state."""
+    """Return the control plane's regular answer for a state."""
     return Answer(body=json.dumps({"state": state}).encode(), delay_s=delay_s)

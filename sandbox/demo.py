@@ -1,4 +1,4 @@
-"""One cycle of the real handler on a made-up fleet, shown as a person would like to read it.
+"""The demo: runs one cycle of the real handler on a sample fleet and shows what it did.
 
 python -m sandbox.demo [--probe ec2|control_plane] [--event FILE] [--workspaces N] [--watch]
 """
@@ -12,9 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-from sandbox import cast, show
+from sandbox import show
 from sandbox.explain import Explanations
 from sandbox.invocation import Invocation, InvocationError
+from sandbox.sample_fleet import sample_fleet, workspace_id
 from sandbox.snapshot import Snapshot
 from sandbox.terminal import headline, say, step, styled
 from sandbox.watch import watch
@@ -27,9 +28,9 @@ _TERMINATED = 143
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the demo; return the process's exit code: 0, or 1 when the cycle failed."""
+    """Run the demo; return the process's exit code: 0, or 1 if the cycle failed."""
     options = _parse(arguments)
-    signal.signal(signal.SIGTERM, _terminated)
+    signal.signal(signal.SIGTERM, _exit_on_sigterm)
     try:
         event = json.loads(options.event.read_text())
         headline("Setting up")
@@ -45,14 +46,14 @@ def main(arguments: list[str] | None = None) -> int:
         return _FAILED
     except KeyboardInterrupt:
         say()
-        say("Interrupted; nothing is left behind.")
+        say("Interrupted. Nothing is left behind.")
         return _INTERRUPTED
     return 0
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="make demo", description="One cycle of the reconciler on a made-up fleet, on this machine alone."
+        prog="make demo", description="Runs one cycle of the reconciler on a sample fleet, on this machine alone."
     )
     parser.add_argument("--probe", choices=["ec2", "control_plane"], default="ec2", help="the source of truth (ec2)")
     parser.add_argument(
@@ -60,10 +61,10 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         type=_event,
         default=_EVENTS / "scheduled.json",
         metavar="FILE",
-        help="what to send to the handler (events/scheduled.json)",
+        help="the event to send to the handler (events/scheduled.json)",
     )
     parser.add_argument("--workspaces", type=_count, default=24, metavar="N", help="how many workspaces (24)")
-    parser.add_argument("--watch", action="store_true", help="go on, while instances die, until Ctrl-C")
+    parser.add_argument("--watch", action="store_true", help="run cycle after cycle while instances die, until Ctrl-C")
     return parser.parse_args(arguments)
 
 
@@ -84,28 +85,28 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _terminated(*_: object) -> NoReturn:
-    """End by an exception, so that everything that was started is ended first."""
+def _exit_on_sigterm(*_: object) -> NoReturn:
+    """Exit through an exception, so that everything that was started is stopped."""
     sys.exit(_TERMINATED)
 
 
 @contextmanager
 def _populated_world(number: int, probe: str) -> Iterator[World]:
-    roles = cast.roles(number)
+    workspaces = sample_fleet(number)
     with world(step) as populated:
-        with step(f"{number} workspaces, their instances launched through EC2's API"):
-            populated.populate(roles)
-        for place, role in enumerate(roles, start=1):
-            if role.reprovisioned:
-                populated.reprovision_while_probed(cast.workspace_id(place), probe)
+        with step(f"{number} workspaces and their EC2 instances"):
+            populated.populate(workspaces)
+        for place, workspace in enumerate(workspaces, start=1):
+            if workspace.reprovisioned:
+                populated.reprovision_while_probed(workspace_id(place), probe)
         yield populated
 
 
 def _one_cycle(populated: World, event: Any, environment: Mapping[str, str], *, title: str) -> None:
-    """Show the fleet, one cycle over it, and what became of it. Raises InvocationError."""
+    """Run one cycle; show the fleet before and after it. Raises InvocationError."""
     before = Snapshot.of(populated)
     show.fleet_before(before)
-    headline(f"The {'cycle' if _is_cycle(event) else 'order'} ({title}), as it logs itself")
+    headline(f"The log of the {'cycle' if _is_cycle(event) else 'request'} ({title})")
     lines: list[Mapping[str, Any]] = []
     with Invocation(event, environment) as invocation:
         for line in invocation:
@@ -118,22 +119,23 @@ def _one_cycle(populated: World, event: Any, environment: Mapping[str, str], *, 
         return
     populated.platform.settle()
     explanations = Explanations(lines)
-    fates = {
-        row["id"]: explanations.of(row, before.states[row["id"]], in_cycle=_is_asked_for(event, row))
+    results = {
+        row["id"]: explanations.of(row, before.states[row["id"]], in_cycle=_is_included(event, row))
         for row in before.rows
     }
-    show.fleet_after(before, Snapshot.of(populated), fates)
+    show.fleet_after(before, Snapshot.of(populated), results)
     show.report(report)
     show.metrics(lines)
-    show.story(report, restarted=len(populated.platform.restarts))
+    show.summary(report, restarted=len(populated.platform.restarts))
 
 
 def _is_cycle(event: Any) -> bool:
-    """Tell whether an event starts a cycle: the others hold or release workspaces."""
+    """Tell whether an event starts a cycle. Hold and release events do not."""
     return not (isinstance(event, dict) and event.keys() & {"hold", "release"})
 
 
-def _is_asked_for(event: Any, row: Mapping[str, Any]) -> bool:
+def _is_included(event: Any, row: Mapping[str, Any]) -> bool:
+    """Tell whether an event's cycle includes a workspace."""
     wanted = event.get("workspace_ids") if isinstance(event, dict) else None
     return not isinstance(wanted, list) or row["id"] in wanted
 

@@ -1,4 +1,4 @@
-"""EC2's and Secrets Manager's API over HTTP: moto's server in this process, with instances launched through it."""
+"""EC2's and Secrets Manager's APIs over HTTP: moto's server, run in this process."""
 
 import io
 import json
@@ -24,11 +24,11 @@ if TYPE_CHECKING:  # the stubs exist for the type checker only
     from types_boto3_secretsmanager import SecretsManagerClient
 
 REGION = "eu-central-1"
-ACCOUNT_ID = "123456789012"  # the one that moto gives to unknown access keys
+ACCOUNT_ID = "123456789012"  # moto's account for unknown access keys
 
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "sandbox", "AWS_SECRET_ACCESS_KEY": "sandbox"}
 
-# What a process needs to take no other AWS account for this one.
+# With these variables, a process cannot reach a real AWS account by mistake.
 AWS_ENVIRONMENT = {
     **CREDENTIALS,
     "AWS_REGION": REGION,
@@ -38,14 +38,14 @@ AWS_ENVIRONMENT = {
 }
 
 
-_IMAGE_ID = "ami-12c6146b"  # one that moto knows
+_IMAGE_ID = "ami-12c6146b"  # an image that moto knows
 _LAUNCH_CHUNK = 100
 _STOP_POLL_S = 0.02
 
 
 @dataclass(frozen=True, slots=True)
 class ApiCall:
-    """One call of AWS' API; `parameters` are the Query API's own (EC2), or empty (Secrets Manager, whose are JSON)."""
+    """One call of an AWS API. `parameters` are those of EC2's Query protocol; for Secrets Manager they are empty."""
 
     service: str
     action: str
@@ -55,8 +55,8 @@ class ApiCall:
 class MotoEc2:
     """moto's EC2 and Secrets Manager on 127.0.0.1 and a free port, from `start` to `stop`.
 
-    moto keeps its state per process, so there is one of these at a time. `script` takes orders for hooks and faults
-    (of which only `Answer` is understood); they may name `service` or `action`. `calls` lists what came in.
+    moto keeps its state per process, so only one of these can run at a time. `script` holds rules for hooks and faults
+    (only `Answer` works), which may select by `service` or `action`. `calls` lists all calls.
     """
 
     def __init__(self) -> None:
@@ -74,14 +74,14 @@ class MotoEc2:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The variables that have a process call this API instead of AWS'."""
+        """The variables with which a process calls this API instead of AWS."""
         return {**AWS_ENVIRONMENT, "AWS_ENDPOINT_URL": self.url}
 
     def start(self) -> Self:
         """Listen and answer until `stop`; return the server itself."""
-        application = _Scripted(DomainDispatcherApplication(create_backend_app), self)
+        application = _ScriptedApplication(DomainDispatcherApplication(create_backend_app), self)
         self._server = make_server("127.0.0.1", 0, application, threaded=True, request_handler=_SilentHandler)
-        self._server.daemon_threads = False  # type: ignore[attr-defined]  # so that closing waits for them
+        self._server.daemon_threads = False  # type: ignore[attr-defined]  # so that closing waits for their threads
         self._thread = threading.Thread(target=self._server.serve_forever, args=(_STOP_POLL_S,), daemon=True)
         self._thread.start()
         client = _client_options(self.url)
@@ -108,15 +108,15 @@ class MotoEc2:
         self.stop()
 
     def reset(self) -> None:
-        """Forget every instance, secret, order and call."""
-        # moto's own reset of EC2 would read its catalogue of images anew, which takes longer than most tests.
+        """Forget every instance, secret, rule and call."""
+        # moto's own reset of EC2 reloads its catalogue of images, which takes longer than most tests.
         self._backend().reservations.clear()
         get_backend("secretsmanager")[ACCOUNT_ID].reset()
         self.script.clear()
         self.calls.clear()
 
     def launch(self, count: int = 1) -> list[str]:
-        """Launch that many instances through the API; return their ids once they are `running`."""
+        """Launch instances through the API; return their ids once they are `running`."""
         ids: list[str] = []
         while len(ids) < count:
             chunk = min(_LAUNCH_CHUNK, count - len(ids))
@@ -135,18 +135,18 @@ class MotoEc2:
             self.ec2.start_instances(InstanceIds=ids)
 
     def terminate(self, instance_ids: Iterable[str]) -> None:
-        """Bring instances to `terminated`, in which they stay visible; those that are not known are left alone."""
+        """Bring instances to `terminated`, where they stay visible; ignore unknown ones."""
         if ids := [one for one in instance_ids if self.state_of(one) is not None]:
             self.ec2.terminate_instances(InstanceIds=ids)
 
     def set_state(self, instance_id: str, state: str) -> None:
-        """Put an instance into one of EC2's states, those included that moto's instances only rush through."""
+        """Put an instance into one of EC2's states, even one that moto itself passes through at once."""
         instance = self._find(instance_id)
-        instance._state.name = state  # noqa: SLF001 - no public way leads to `pending` or `stopping`
+        instance._state.name = state  # noqa: SLF001 - moto has no public way to `pending` or `stopping`
         instance._state.code = STATE_CODES[state]  # noqa: SLF001
 
     def forget(self, instance_id: str) -> None:
-        """Make an instance unknown, as EC2 does some time after it was terminated."""
+        """Make an instance unknown, as EC2 does a while after its termination."""
         reservations = self._backend().reservations
         for reservation in reservations.values():
             reservation.instances = [one for one in reservation.instances if one.id != instance_id]
@@ -178,8 +178,8 @@ class MotoEc2:
         return get_backend("ec2")[ACCOUNT_ID][REGION]
 
 
-class _Scripted:
-    """Lets the script see, and perhaps answer, each call before moto does."""
+class _ScriptedApplication:
+    """Passes each call to the script first, and to moto unless the script answers."""
 
     def __init__(self, application: Callable[..., Iterable[bytes]], server: MotoEc2) -> None:
         self._application = application
@@ -199,7 +199,7 @@ class _Scripted:
 
 
 def _api_call(target: str, body: bytes) -> ApiCall:
-    """Read from a request what is called: AWS' JSON protocol says it in a header, its Query protocol in a parameter."""
+    """Read the action of a request from its header (AWS's JSON protocol) or its parameters (the Query protocol)."""
     if target:
         service, _, action = target.partition(".")
         return ApiCall(service, action, {})
@@ -208,9 +208,9 @@ def _api_call(target: str, body: bytes) -> ApiCall:
 
 
 class _SilentHandler(WSGIRequestHandler):
-    """Without a line on stderr for each request."""
+    """Writes no line to stderr for each request."""
 
-    def log(self, type: str, message: str, *args: Any) -> None:  # noqa: A002 - the base class named it
+    def log(self, type: str, message: str, *args: Any) -> None:  # noqa: A002 - the base class's name for it
         """Say nothing."""
 
 

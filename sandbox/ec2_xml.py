@@ -1,9 +1,9 @@
-"""EC2's answers as AWS writes them: as long as the real ones, for their length is most of what a client pays for."""
+"""EC2's answers in XML. They are as long as the real ones, because length determines a client's costs."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-# EC2's own codes; it keeps the high byte for itself.
+# EC2's own codes, without the high byte, which EC2 reserves.
 STATE_CODES = {"pending": 0, "running": 16, "shutting-down": 32, "terminated": 48, "stopping": 64, "stopped": 80}
 
 _NAMESPACE = "http://ec2.amazonaws.com/doc/2016-11-15/"
@@ -42,7 +42,7 @@ def zones(names: Iterable[str], *, request_id: str) -> bytes:
 
 
 def error(code: str, message: str, *, request_id: str) -> bytes:
-    """Return an error's document. The words have to be escaped already."""
+    """Return an error document. Code and message must already be escaped."""
     return (
         '<?xml version="1.0" encoding="UTF-8"?>\n'
         f"<Response><Errors><Error><Code>{code}</Code><Message>{message}</Message></Error></Errors>"
@@ -72,7 +72,7 @@ def _fields(instance: Instance) -> dict[bytes, bytes]:
 
 
 def _squeezed(document: str) -> bytes:
-    """Return a document without the indentation that is there for the reader."""
+    """Return a document without its indentation, which only helps the reader of this module."""
     return "".join(line.strip() for line in document.splitlines()).encode()
 
 

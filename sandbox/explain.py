@@ -1,33 +1,34 @@
-"""Why a workspace fared as it did: told from what the handler logged, and from the row where it logged nothing."""
+"""Explains what a cycle did with each workspace, from the handler's log and, where it logged nothing, from the row."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-# What the handler's skip reasons mean, for someone who reads them for the first time.
+# The handler's reasons to skip a flip, for someone who reads them for the first time.
 SKIPPED = {
-    "row_gone": "its row was deleted while it was being probed",
-    "status_moved": "its status changed while it was being probed",
-    "instance_cleared": "its instance was cleared while it was being probed",
-    "instance_changed": "it got a new instance while the old one was being probed",
-    "row_locked": "someone else holds its row",
-    "fresh_heartbeat": "its heartbeat is fresh, so something still lives",
+    "row_gone": "its row was deleted during the probe",
+    "status_moved": "its status changed during the probe",
+    "instance_cleared": "its instance was cleared during the probe",
+    "instance_changed": "it got a new instance during the probe",
+    "row_locked": "another transaction has locked its row",
+    "on_hold": "it is on hold",
+    "fresh_heartbeat": "its heartbeat is fresh, so it still lives",
     "reconfirm_error": "its row could not be read again",
-    "not_confirmed": "the second probe did not say the same",
-    "breaker_open": "too many look dead at once, so the probe itself is doubted",
-    "out_of_time": "no time was left; the next cycle takes it up first",
+    "not_confirmed": "the second probe did not confirm that it is dead",
+    "breaker_open": "the breaker is open: too many look dead at once, so the probe may be wrong",
+    "out_of_time": "the cycle ran out of time; the next one takes it first",
 }
 
 _DECISIONS = ("workspace flipped", "would flip", "flip skipped", "instance unknown", "instance absent")
 
 _RESTARTS = {
-    "restart requested": "a restart is paid",
-    "restart void": "no restart is owed any more",
-    "restart failed": "its restart was refused and stays owed",
-    "restart uncertain": "whether its restart was taken is uncertain",
-    "restart blocked": "its restart waits for a paused ancestor",
-    "restart paused": "it dies again and again, so its restart has to wait",
-    "restart put off": "it sends heartbeats again, so its restart has to wait",
+    "restart accepted": "the platform accepted its restart",
+    "restart cancelled": "its restart was cancelled",
+    "restart refused": "the platform refused its restart, so it stays owed",
+    "restart uncertain": "the platform did not answer, so its restart is uncertain",
+    "restart blocked": "its restart is blocked by a paused ancestor",
+    "restart backing off": "it is in a crash loop, so its restart waits",
+    "restart put off": "it sends heartbeats again, so its restart waits",
 }
 
 _IN_TRANSITION = ("pending", "stopping", "shutting-down")
@@ -35,8 +36,8 @@ _CANDIDATE_STATUSES = ("online", "degraded")
 
 
 @dataclass(frozen=True, slots=True)
-class Fate:
-    """What became of a workspace, in a word (flipped, doomed, spared, watched, fine or ignored), and why."""
+class Result:
+    """What the cycle did with a workspace (flipped, would flip, skipped, waiting, healthy or ignored), and why."""
 
     word: str
     why: str
@@ -55,10 +56,10 @@ class Explanations:
             elif message in _DECISIONS:
                 self._decisions[workspace_id] = line
 
-    def of(self, row: Mapping[str, Any], state: str | None, *, in_cycle: bool) -> Fate:
-        """Return the fate of a workspace from its row and its instance's state, both as they were before the cycle.
+    def of(self, row: Mapping[str, Any], state: str | None, *, in_cycle: bool) -> Result:
+        """Return a workspace's result, given its row and its instance's state from before the cycle.
 
-        `in_cycle` tells whether the event let the cycle look at it at all.
+        `in_cycle` says whether the event's cycle includes the workspace.
         """
         workspace_id = str(row["id"])
         decision = self._decisions.get(workspace_id)
@@ -68,33 +69,33 @@ class Explanations:
         match decision["message"]:
             case "workspace flipped":
                 restart = self._restarts.get(workspace_id, "its restart is owed")
-                return Fate("flipped", f"{reason}; {restart}")
+                return Result("flipped", f"{reason}; {restart}")
             case "would flip":
-                return Fate("doomed", f"{reason}; an applied cycle would flip it")
+                return Result("would flip", f"{reason}; an applied cycle would flip it")
             case "flip skipped":
-                return Fate("spared", SKIPPED.get(reason, reason))
+                return Result("skipped", SKIPPED.get(reason, reason))
             case "instance unknown":
-                return Fate("watched", f"no usable answer ({reason}), which proves nothing")
+                return Result("waiting", f"no usable answer ({reason}), which proves nothing")
             case _:
-                return Fate("watched", reason)
+                return Result("waiting", reason)
 
 
-def _undecided(row: Mapping[str, Any], state: str | None, *, in_cycle: bool) -> Fate:
+def _undecided(row: Mapping[str, Any], state: str | None, *, in_cycle: bool) -> Result:
     why_not = _why_not_a_candidate(row)
     if why_not is not None:
-        return Fate("ignored", why_not)
+        return Result("ignored", why_not)
     if not in_cycle:
-        return Fate("ignored", "not in what the event asks for")
+        return Result("ignored", "the event does not include it")
     if state == "running":
-        return Fate("fine", "its instance is running")
+        return Result("healthy", "its instance is running")
     if state in _IN_TRANSITION:
-        return Fate("watched", f"its instance is {state}; the next cycle looks again")
-    return Fate("watched", "not reached in this cycle")
+        return Result("waiting", f"its instance is {state}; the next cycle checks again")
+    return Result("waiting", "this cycle did not reach it")
 
 
 def _why_not_a_candidate(row: Mapping[str, Any]) -> str | None:
     if row["status"] not in _CANDIDATE_STATUSES:
-        return f"{row['status']}: not the reconciler's business"
+        return f"not a candidate: its status is {row['status']}"
     if row["runtime"] == "external":
-        return "external: no instance of ours behind it"
-    return None if row["instance_id"] else "no instance is recorded"
+        return "not a candidate: it is external, without an instance of ours"
+    return None if row["instance_id"] else "not a candidate: its row records no instance"

@@ -1,4 +1,4 @@
-"""The rows of the platform's tables and of the reconciler's own: put there, changed, and read back."""
+"""Writes, changes and reads rows of the platform's tables and the reconciler's own."""
 
 import json
 import uuid
@@ -8,7 +8,7 @@ from typing import Any
 
 from sandbox.postgres import Database
 
-# A heartbeat so old that it vetoes nothing.
+# So old that this heartbeat vetoes no flip.
 _HEARTBEAT_AGE_S = 300.0
 
 _DEFAULTS: Mapping[str, Any] = {
@@ -33,10 +33,10 @@ _INSERT = """
 
 
 class Fleet:
-    """The workspaces of one database, as their owner sees them. Ids are strings.
+    """The workspaces of one database, as the database's owner sees them. Ids are strings.
 
-    A new workspace is a candidate unless the columns given for it say otherwise. Two of these are ages in seconds:
-    `heartbeat_age_s` (None: no heartbeat yet) and `updated_age_s`.
+    A new workspace is a candidate unless its columns say otherwise. Two columns are ages in seconds: `heartbeat_age_s`
+    (None: no heartbeat yet) and `updated_age_s`.
     """
 
     def __init__(self, database: Database) -> None:
@@ -48,11 +48,11 @@ class Fleet:
         return self.insert([{"instance_id": instance_id, **columns}])[0]
 
     def add_all(self, instance_ids: Iterable[str | None], **columns: Any) -> list[str]:
-        """Add a workspace for each instance, with the same columns otherwise; return their ids, in that order."""
+        """Add a workspace for each instance, all with the same columns; return their ids in that order."""
         return self.insert({"instance_id": instance_id, **columns} for instance_id in instance_ids)
 
     def insert(self, rows: Iterable[Mapping[str, Any]]) -> list[str]:
-        """Add a workspace for each set of columns, in one statement; return their ids, in that order."""
+        """Add a workspace for each set of columns, in one statement; return their ids in that order."""
         complete = [{"id": str(uuid.uuid4()), **_DEFAULTS, **row} for row in rows]
         self.database.query(_INSERT.format(status_type=self._status_type), rows=json.dumps(complete))
         return [row["id"] for row in complete]
@@ -70,7 +70,7 @@ class Fleet:
         return {row["id"]: row["status"] for row in rows}
 
     def update(self, workspace_id: str, **columns: Any) -> None:
-        """Set columns of one row, such as `status` or `instance_id`, and `updated_at`, as the platform does."""
+        """Set columns of one row, such as `status`, and its `updated_at`, as the platform does."""
         types = {"status": self._status_type, "parent_id": "uuid", "last_heartbeat_at": "timestamptz"}
         assignments = [f"{name} = CAST(:{name} AS {types.get(name, 'text')})" for name in columns]
         self.database.query(
@@ -80,7 +80,7 @@ class Fleet:
         )
 
     def heartbeat(self, workspace_id: str, *, age_s: float = 0.0) -> None:
-        """Record a heartbeat that came `age_s` seconds ago."""
+        """Record a heartbeat from `age_s` seconds ago."""
         self.database.query(
             "UPDATE workspaces SET last_heartbeat_at = now() - make_interval(secs => CAST(:age_s AS float)), "
             "updated_at = now() WHERE id = CAST(:id AS uuid)",
@@ -94,7 +94,7 @@ class Fleet:
 
     @contextmanager
     def locked(self, *workspace_ids: str) -> Iterator[None]:
-        """Hold the locks of these rows, as a transaction of the platform's would."""
+        """Lock these rows, as one of the platform's transactions would."""
         connection = self.database.connect()
         try:
             connection.run("BEGIN")
@@ -106,27 +106,27 @@ class Fleet:
             connection.close()
 
     def events(self, workspace_id: str | None = None) -> list[dict[str, Any]]:
-        """Return the platform's events, of one workspace or all, oldest first."""
+        """Return the platform's events for one workspace or all, oldest first."""
         return self._of("structure_events", "created_at", workspace_id)
 
-    def debts(self, workspace_id: str | None = None) -> list[dict[str, Any]]:
-        """Return the restarts that are or were owed, to one workspace or all, oldest first."""
+    def restarts(self, workspace_id: str | None = None) -> list[dict[str, Any]]:
+        """Return the restarts, open and closed, of one workspace or all, oldest first."""
         return self._of("reconciler.restarts", "id", workspace_id)
 
     def absences(self, workspace_id: str | None = None) -> list[dict[str, Any]]:
-        """Return what is remembered of absent instances, of one workspace or all."""
+        """Return the remembered absences of one workspace or all."""
         return self._of("reconciler.absences", "workspace_id", workspace_id)
 
     def age_everything(self, seconds: float) -> None:
-        """Move the reconciler's own times that far into the past, so that a test need not wait."""
+        """Move the reconciler's own times into the past, so that a test need not wait."""
         for table, columns in {
             "absences": ("first_seen_at", "last_seen_at"),
             "restarts": (
-                *("flipped_at", "asked_at", "next_attempt_at", "closed_at"),
-                *("paused_until", "watched_until"),
+                *("flipped_at", "asked_at", "due_at", "closed_at"),
+                *("backoff_until", "watch_ended_at"),
             ),
             "holds": ("began_at", "ends_at"),
-            "sweep": ("began_at", "pass_completed_at"),
+            "coverage": ("first_cycle_at", "pass_completed_at"),
             "lease": ("acquired_at", "expires_at"),
         }.items():
             assignments = ", ".join(f"{one} = {one} - make_interval(secs => CAST(:age AS float))" for one in columns)
@@ -148,5 +148,5 @@ class Fleet:
 
 
 def _plain(value: Any) -> Any:
-    """Return an id as the string that it is everywhere else."""
+    """Return UUIDs as strings, and anything else as it is."""
     return str(value) if isinstance(value, uuid.UUID) else value

@@ -1,4 +1,4 @@
-"""The base of the HTTP stand-ins: a small server that can answer well, badly, slowly or not at all."""
+"""The base of the HTTP stand-ins: a small server that answers well, badly, slowly or not at all."""
 
 import os
 import socket
@@ -20,7 +20,7 @@ _STOP_POLL_S = 0.02
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a client sent. Header names are in lower case; `received_at` is a monotonic time in seconds."""
+    """A client's request. Header names are in lower case; `received_at` is a monotonic time in seconds."""
 
     method: str
     path: str
@@ -32,7 +32,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A whole and well-formed HTTP answer, after `delay_s` seconds. The connection is kept alive."""
+    """A complete, well-formed HTTP answer after `delay_s` seconds. The connection stays open."""
 
     status: int = 200
     body: bytes = b""
@@ -42,7 +42,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Raw:
-    """Bytes put on the wire as they are, after `delay_s` seconds; then the connection is closed."""
+    """Raw bytes after `delay_s` seconds; then the connection closes."""
 
     data: bytes
     delay_s: float = 0.0
@@ -50,7 +50,7 @@ class Raw:
 
 @dataclass(frozen=True, slots=True)
 class Drip:
-    """`head` at once, then the bytes of `tail` one by one, each `interval_s` seconds after the last; then an end."""
+    """`head` at once, then `tail` byte by byte, one every `interval_s` seconds; then the connection closes."""
 
     head: bytes
     tail: bytes
@@ -59,14 +59,14 @@ class Drip:
 
 @dataclass(frozen=True, slots=True)
 class Hang:
-    """Silence for `seconds`, or until the client or the server goes away; then the connection is closed."""
+    """Silence for `seconds` (None: until the client or the server goes away); then the connection closes."""
 
     seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Reset:
-    """A TCP reset in place of an answer, or of what should follow the bytes of `head`, after `delay_s` seconds."""
+    """The bytes of `head`, if any, and a TCP reset `delay_s` seconds later."""
 
     delay_s: float = 0.0
     head: bytes = b""
@@ -76,21 +76,21 @@ Reply = Answer | Raw | Drip | Hang | Reset
 
 
 def drip_headers(interval_s: float = 0.1) -> Drip:
-    """Return an answer whose header lines trickle in and hardly ever end."""
+    """Return an answer whose header lines drip in, almost without end."""
     return Drip(b"", b"HTTP/1.1 200 OK\r\n" + b"X-Padding: 0123456789\r\n" * 1_000, interval_s)
 
 
 def drip_body(body: bytes, interval_s: float = 0.1) -> Drip:
-    """Return an answer whose headers come at once and whose body comes byte by byte."""
+    """Return an answer with headers at once and a body that drips in byte by byte."""
     return Drip(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body), body, interval_s)
 
 
 class HttpStandIn(ABC):
     """A server on 127.0.0.1 and a free port, from `__enter__` or `start` to `__exit__` or `stop`.
 
-    A subclass says what to answer in `handle`, which is called on a thread per connection. Connections are kept alive.
-    An exception from `handle` is answered with 500 and raised again by `stop`, so that a broken stand-in, or a failed
-    assertion in a test's hook, is never mistaken for a broken client.
+    Subclasses answer in `handle`, which runs on one thread per connection. Connections stay open. If `handle` raises,
+    the client gets a 500 and `stop` raises the error again. So nobody mistakes a broken stand-in, or a failed assertion
+    in a test's hook, for a broken client.
     """
 
     def __init__(self) -> None:
@@ -108,14 +108,14 @@ class HttpStandIn(ABC):
 
     @property
     def url(self) -> str:
-        """The base URL, without a slash at its end. Raises RuntimeError while the server is not running."""
+        """The base URL, without a trailing slash. Raises RuntimeError while the server is not running."""
         if self._server is None:
             raise RuntimeError(f"{type(self).__name__} is not running")
         return f"http://127.0.0.1:{self._server.server_address[1]}"
 
     @property
     def running(self) -> bool:
-        """Whether it is between `start` and `stop`."""
+        """Whether the server is between `start` and `stop`."""
         return self._server is not None
 
     def start(self) -> Self:
@@ -128,7 +128,7 @@ class HttpStandIn(ABC):
         return self
 
     def stop(self) -> None:
-        """Cut every connection and end every thread; raise what went wrong inside `handle`, if anything did."""
+        """Cut every connection and end every thread; raise the errors of `handle`, if any."""
         if self._server is None or self._thread is None:
             return
         self._server.shutdown()
@@ -139,20 +139,20 @@ class HttpStandIn(ABC):
         self.check()
 
     def check(self) -> None:
-        """Raise what went wrong inside `handle`, if anything did."""
+        """Raise the errors of `handle`, if any."""
         errors, self._errors = self._errors, []
         if errors:
             raise ExceptionGroup(f"{type(self).__name__} failed while answering", errors)
 
     def drain(self, timeout_s: float = 10.0) -> None:
-        """Wait until all that was sent so far, by clients that may be gone, is handled and every connection has ended.
+        """Wait until all requests sent so far are handled, even of clients that are gone, and their connections closed.
 
-        Raises TimeoutError if one has not in that time.
+        Raises TimeoutError if a connection takes longer than `timeout_s`.
         """
         if self._server is None:
             return
-        # Connections are accepted in the order in which they were made: once this one is answered, all earlier ones
-        # are among the live ones.
+        # Connections are accepted in the order in which they were made. So once this one is answered, `_live` contains
+        # all earlier ones.
         with socket.create_connection(("127.0.0.1", self._server.server_address[1])) as latest:
             latest.sendall(b"DRAIN / HTTP/1.0\r\n\r\n")
             while latest.recv(1024):
@@ -166,15 +166,15 @@ class HttpStandIn(ABC):
         self.stop()
 
     def reply_to(self, request: Request) -> Reply:
-        """Return what `handle` returns, or a 500 for what it raises. Called by the connection's thread."""
+        """Return the reply of `handle`, or a 500 if it raises. Runs on the connection's thread."""
         try:
             return self.handle(request)
-        except Exception as error:  # noqa: BLE001 - whatever it is, `stop` raises it
+        except Exception as error:  # noqa: BLE001 - `stop` raises it again
             self._errors.append(error)
             return Answer(HTTPStatus.INTERNAL_SERVER_ERROR)
 
     def count(self, *, connections: int = 0, in_flight: int = 0) -> None:
-        """Add to the counters. Called by the connections' threads."""
+        """Add to the counters. Runs on the connections' threads."""
         with self._counting:
             self.connections += connections
             self._in_flight += in_flight
@@ -182,10 +182,10 @@ class HttpStandIn(ABC):
 
 
 class _Server(ThreadingMixIn, TCPServer):
-    """A thread per connection, each of which can be cut; unlike HTTPServer, it asks no DNS for its own name."""
+    """One thread per connection; connections can be cut. Unlike HTTPServer, it does not look up its name in DNS."""
 
     allow_reuse_address = True
-    request_queue_size = 1_024  # hundreds of clients may connect at once; a full queue costs them a second each
+    request_queue_size = 1_024  # hundreds of clients connect at once, and a full queue delays each by a second
 
     def __init__(self, stand_in: HttpStandIn) -> None:
         self.stand_in = stand_in
@@ -211,13 +211,13 @@ class _Server(ThreadingMixIn, TCPServer):
 
     def cut_connections(self) -> None:
         for thread, connection in list(self._live.items()):
-            with suppress(OSError):  # the client may have been faster
+            with suppress(OSError):  # the client may have closed it already
                 connection.shutdown(socket.SHUT_RDWR)
             thread.join()
 
 
 class _Connection(BaseHTTPRequestHandler):
-    """One client's connection: reads requests, asks the stand-in, and puts its reply on the wire."""
+    """One client's connection: reads requests, asks the stand-in, and sends its replies."""
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
@@ -230,7 +230,7 @@ class _Connection(BaseHTTPRequestHandler):
             super().handle()
 
     def log_message(self, *_: object) -> None:
-        """Say nothing: a stand-in keeps its own record of calls."""
+        """Write nothing: a stand-in keeps its own record of calls."""
 
     def _serve(self) -> None:
         received_at = time.monotonic()
@@ -249,29 +249,29 @@ class _Connection(BaseHTTPRequestHandler):
         finally:
             self._stand_in.count(in_flight=-1)
 
-    do_GET = do_POST = do_PUT = do_DELETE = do_HEAD = _serve  # noqa: N815 - the names that the base class looks for
+    do_GET = do_POST = do_PUT = do_DELETE = do_HEAD = _serve  # noqa: N815 - the base class's names
 
     def _send(self, reply: Reply) -> None:
         match reply:
             case Answer():
-                self._pause(reply.delay_s)
+                self._wait(reply.delay_s)
                 self.connection.sendall(self._rendered(reply))
             case Raw():
-                self._pause(reply.delay_s)
+                self._wait(reply.delay_s)
                 self.connection.sendall(reply.data)
                 self.close_connection = True
             case Drip():
                 self.connection.sendall(reply.head)
                 for byte in reply.tail:
-                    self._pause(reply.interval_s)
+                    self._wait(reply.interval_s)
                     self.connection.sendall(bytes((byte,)))
                 self.close_connection = True
             case Hang():
-                self._pause(reply.seconds)
+                self._wait(reply.seconds)
                 self.close_connection = True
             case Reset():
                 self.connection.sendall(reply.head)
-                self._pause(reply.delay_s)
+                self._wait(reply.delay_s)
                 self._reset()
 
     def _rendered(self, answer: Answer) -> bytes:
@@ -280,13 +280,13 @@ class _Connection(BaseHTTPRequestHandler):
         lines += [f"{name}: {value}" for name, value in headers.items()]
         return "\r\n".join([*lines, "", ""]).encode("latin-1") + answer.body
 
-    def _pause(self, seconds: float | None) -> None:
-        """Wait that long (None: for ever); raise ConnectionAbortedError once either end has cut the connection."""
+    def _wait(self, seconds: float | None) -> None:
+        """Wait that long (None: forever). Raises ConnectionAbortedError once either end cuts the connection."""
         if seconds == 0:
             return
         self.connection.settimeout(seconds)
         try:
-            # A client that waits for its answer sends nothing, so that only a closed connection wakes this up early.
+            # A client that waits for its answer sends nothing, so only a closed connection ends this wait early.
             self.connection.recv(1, socket.MSG_PEEK)
         except TimeoutError:
             return
@@ -295,8 +295,8 @@ class _Connection(BaseHTTPRequestHandler):
         raise ConnectionAbortedError
 
     def _reset(self) -> None:
-        """Close at once, with a reset instead of an orderly end."""
+        """Close the connection at once, with a reset."""
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        # detach: the files around the socket would keep it open, and the base class would end it in good order.
+        # Without detach, the file objects would keep the socket open, and the base class would close it properly.
         os.close(self.connection.detach())
         self.close_connection = True

@@ -1,4 +1,4 @@
-"""The other side of `sandbox.invoke`: starts an invocation in a process of its own, and reads what it says."""
+"""Runs `sandbox.invoke` in a process of its own, and reads its output and its report."""
 
 import json
 import os
@@ -12,10 +12,10 @@ _CHECKOUT = Path(__file__).parent.parent
 
 
 class Invocation:
-    """An invocation under way. The process gets `environment` and nothing of this one's but the PATH.
+    """A running invocation. Its process gets `environment` and this process's PATH, nothing else.
 
-    Iterating yields what the handler writes to stdout, line by line: JSON objects as dictionaries, anything else as
-    strings. It has to be ended by `wait` or `kill`; leaving its `with` block does the latter where need be.
+    Iterating yields the handler's stdout line by line: JSON objects as dictionaries, anything else as strings. End it
+    with `wait` or `kill`; leaving the `with` block kills it if it still runs.
     """
 
     def __init__(self, event: Any, environment: Mapping[str, str], *, remaining_s: float = 55.0) -> None:
@@ -32,7 +32,7 @@ class Invocation:
                 stderr=subprocess.PIPE,
                 pass_fds=[writing],
                 cwd=_CHECKOUT,
-                start_new_session=True,  # Ctrl-C at the terminal is for whoever started it to handle
+                start_new_session=True,  # so that Ctrl-C reaches only the process that started it
                 env={"PATH": os.environ.get("PATH", os.defpath), **environment},
                 text=True,
             )
@@ -55,7 +55,10 @@ class Invocation:
             yield _parsed(line.rstrip("\n"))
 
     def wait(self, timeout_s: float | None = None) -> dict[str, Any]:
-        """Return the report. Raises InvocationError if the handler raised, subprocess.TimeoutExpired past the time."""
+        """Wait for the end and return the report.
+
+        Raises InvocationError if the handler raised, subprocess.TimeoutExpired if it took longer than `timeout_s`.
+        """
         with self._report:
             _, errors = self.process.communicate(timeout=timeout_s)
             report = self._report.read()
@@ -65,14 +68,14 @@ class Invocation:
         return result
 
     def kill(self) -> None:
-        """End the process at once (SIGKILL), as a crash would."""
+        """Kill the process at once (SIGKILL), like a crash."""
         self.process.kill()
         self.process.communicate()
         self._report.close()
 
 
 class InvocationError(Exception):
-    """The handler raised, or its process was ended; carries what it wrote to stderr."""
+    """The handler raised, or its process was killed; `errors` is its stderr."""
 
     def __init__(self, exit_code: int, errors: str) -> None:
         super().__init__(f"the invocation ended with {exit_code}:\n{errors}")
@@ -81,7 +84,7 @@ class InvocationError(Exception):
 
     @property
     def last_line(self) -> str:
-        """The exception itself, without its traceback."""
+        """The exception, without its traceback."""
         lines = self.errors.strip().splitlines()
         return lines[-1] if lines else str(self)
 

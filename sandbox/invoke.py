@@ -1,9 +1,9 @@
-"""One invocation, as Lambda would make it, in a process of its own.
+"""Invokes the handler once, as Lambda would, in a process of its own.
 
     python -m sandbox.invoke EVENT.json [--report FILE] [--remaining SECONDS]
 
-The handler takes its settings from the environment and writes its logs and metrics to stdout. Its report goes to FILE;
-`-` as the event reads it from stdin. The exit code is 1 when the handler raised, whose error then is on stderr.
+The handler reads its settings from the environment and writes logs and metrics to stdout. Its report goes to FILE. With
+`-` as EVENT.json, the event comes from stdin. If the handler raises, its error goes to stderr and the exit code is 1.
 """
 
 import argparse
@@ -25,11 +25,11 @@ def main(arguments: list[str] | None = None) -> int:
     event = json.loads(sys.stdin.read() if options.event == "-" else Path(options.event).read_text())
     context = LambdaContext(options.remaining)
     try:
-        # Imported here, as Lambda does when it initialises: what is wrong with it is the invocation's error.
+        # Imported here, so that an error at import counts as the invocation's error, as in Lambda.
         from handler.app import lambda_handler  # noqa: PLC0415
 
         report = json.dumps(lambda_handler(event, context))
-    except Exception:  # noqa: BLE001 - whatever it is, Lambda counts it as an error and goes on
+    except Exception:  # noqa: BLE001 - Lambda, too, counts any exception as an error
         traceback.print_exc()
         return 1
     if options.report is not None:

@@ -1,4 +1,4 @@
-"""The context that Lambda hands to a handler."""
+"""The context object that Lambda passes to a handler."""
 
 import time
 import uuid
@@ -7,7 +7,7 @@ FUNCTION_NAME = "instance-state-reconciler"
 
 
 class LambdaContext:
-    """One invocation's context, with `remaining_s` seconds left until Lambda would end it."""
+    """The context of one invocation, with `remaining_s` seconds left until its timeout."""
 
     function_name = FUNCTION_NAME
     function_version = "$LATEST"
@@ -21,5 +21,5 @@ class LambdaContext:
         self._ends_at = time.monotonic() + remaining_s
 
     def get_remaining_time_in_millis(self) -> int:
-        """Return the milliseconds that are left, at least 0."""
+        """Return the milliseconds left, at least 0."""
         return max(0, int((self._ends_at - time.monotonic()) * 1000))

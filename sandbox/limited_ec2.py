@@ -1,7 +1,7 @@
-"""A small EC2 API that obeys AWS' limits: paging, batch sizes, malformed ids, throttling. moto knows none of these.
+"""A small EC2 API with AWS's limits, which moto ignores: paging, batch sizes, malformed ids, throttling.
 
-It speaks the Query protocol for `DescribeInstances`, `DescribeInstanceStatus` and `DescribeAvailabilityZones`, is fast
-with a hundred thousand instances, and its XML is about as long as AWS' own, so that it costs a client as much.
+It answers `DescribeInstances`, `DescribeInstanceStatus` and `DescribeAvailabilityZones` in the Query protocol. It is
+fast even with 100,000 instances. Its XML is about as long as AWS's own, so it costs a client as much.
 """
 
 import re
@@ -32,7 +32,7 @@ _WELL_FORMED_ID = re.compile(r"i-(?:[0-9a-f]{8}|[0-9a-f]{17})")
 
 @dataclass(frozen=True, slots=True)
 class DescribeCall:
-    """One call as it came in: its action, its parameters as sent, and what they mean. `at`: monotonic, in seconds."""
+    """One call: its action, its parameters as sent, and their meaning. `at` is a monotonic time in seconds."""
 
     action: str
     parameters: Mapping[str, str]
@@ -41,13 +41,13 @@ class DescribeCall:
     at: float
 
     @property
-    def is_sweep(self) -> bool:
-        """Whether it asks for everything at once, which AWS throttles sooner."""
+    def is_unfiltered(self) -> bool:
+        """Whether the call asks for everything at once. AWS throttles such calls sooner."""
         return not (self.instance_ids or self.filters or "MaxResults" in self.parameters)
 
 
 class ApiError(Exception):
-    """An error as EC2 tells it: a code, a message, and the status of the HTTP answer."""
+    """An error from EC2: its code, its message, and the HTTP status."""
 
     def __init__(self, code: str, message: str, status: int = HTTPStatus.BAD_REQUEST) -> None:
         super().__init__(f"{code}: {message}")
@@ -56,13 +56,13 @@ class ApiError(Exception):
         self.status = status
 
     def as_answer(self, *, delay_s: float = 0.0) -> Answer:
-        """Return the HTTP answer that carries this error."""
+        """Return the HTTP answer for this error."""
         body = ec2_xml.error(escape(self.code), escape(self.message), request_id=str(uuid.uuid4()))
         return Answer(self.status, body, _XML, delay_s)
 
 
 class TokenBucket:
-    """`capacity` calls at once, then `refill_per_s` a second. `clock` returns seconds."""
+    """Allows `capacity` calls at once, then `refill_per_s` per second. `clock` returns seconds."""
 
     def __init__(self, capacity: float, refill_per_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self.capacity = capacity
@@ -73,7 +73,7 @@ class TokenBucket:
         self._lock = threading.Lock()
 
     def take(self, tokens: float = 1) -> bool:
-        """Take that many tokens, if there are as many; say whether there were."""
+        """Take that many tokens if there are enough; tell whether there were."""
         with self._lock:
             self._refill()
             if self._tokens < tokens:
@@ -82,7 +82,7 @@ class TokenBucket:
             return True
 
     def drain(self) -> None:
-        """Take what there is, as the other tools of an account do."""
+        """Take all tokens, as the account's other tools might."""
         with self._lock:
             self._refill()
             self._tokens = 0
@@ -94,27 +94,27 @@ class TokenBucket:
 
 
 class LimitedEc2(HttpStandIn):
-    """An account with instances, behind EC2's API and its limits. Each call is answered after `latency_s` seconds.
+    """An account with instances, behind EC2's API and its limits. It answers each call after `latency_s` seconds.
 
-    `bucket` throttles every call, `sweep_bucket` those that ask for everything at once as well. `script` takes orders
-    for faults and hooks; they may name `action`. `calls` lists every call, those answered with an error included, and
-    `throttled` counts those that found a bucket empty.
+    `bucket` throttles every call; `unfiltered_bucket` also throttles calls that ask for everything at once. `script`
+    holds rules for faults and hooks, which may select by `action`. `calls` lists every call, including those answered
+    with an error. `throttled` counts the calls that found a bucket empty.
     """
 
     def __init__(
-        self, *, latency_s: float = 0.0, bucket: TokenBucket | None = None, sweep_bucket: TokenBucket | None = None
+        self, *, latency_s: float = 0.0, bucket: TokenBucket | None = None, unfiltered_bucket: TokenBucket | None = None
     ) -> None:
         super().__init__()
         self.latency_s = latency_s
         self.bucket = bucket or TokenBucket(capacity=100, refill_per_s=20)
-        self.sweep_bucket = sweep_bucket or TokenBucket(capacity=50, refill_per_s=10)
+        self.unfiltered_bucket = unfiltered_bucket or TokenBucket(capacity=50, refill_per_s=10)
         self.script: Script[DescribeCall] = Script()
         self.calls: list[DescribeCall] = []
         self.throttled = 0
         self._account = _Account()
 
     def reset(self) -> None:
-        """Forget every instance, order and call."""
+        """Forget every instance, rule and call."""
         self.script.clear()
         self.calls.clear()
         self.throttled = 0
@@ -122,32 +122,32 @@ class LimitedEc2(HttpStandIn):
 
     @property
     def environment(self) -> dict[str, str]:
-        """The variables that have a process call this EC2 API; other services are left as they are."""
+        """The variables with which a process calls this EC2 API. Other services are unaffected."""
         return {**AWS_ENVIRONMENT, "AWS_ENDPOINT_URL_EC2": self.url}
 
     def add(self, count: int = 1, *, state: str = "running", zone: str | None = None) -> list[str]:
-        """Add instances in a state, and in a zone or spread over all of them; return their ids."""
+        """Add instances in a state, in one zone or spread over all zones; return their ids."""
         return [self._account.add(state, zone or ZONES[n % len(ZONES)]) for n in range(count)]
 
     def set_state(self, instance_id: str, state: str) -> None:
-        """Put an instance into one of EC2's states. Raises KeyError if it is not known."""
+        """Put an instance into one of EC2's states. Raises KeyError if it is unknown."""
         self._account.known[instance_id].state = state
 
     def forget(self, instance_id: str) -> None:
-        """Make an instance unknown. Raises KeyError if it is so already."""
+        """Make an instance unknown. Raises KeyError if it already is."""
         self._account.known.pop(instance_id).forgotten = True
 
     def state_of(self, instance_id: str) -> str | None:
-        """Return EC2's word for an instance's state, or None if it is not known."""
+        """Return EC2's word for an instance's state, or None if it is unknown."""
         instance = self._account.known.get(instance_id)
         return None if instance is None else instance.state
 
     def handle(self, request: Request) -> Reply:
-        """Return EC2's answer to one call, or what the script orders in its place."""
+        """Return EC2's answer to one call, or the script's reply instead."""
         call = _read_call(request)
         self.calls.append(call)
-        if (ordered := self.script.play(call)) is not None:
-            return ordered
+        if (scripted := self.script.play(call)) is not None:
+            return scripted
         try:
             self._throttle(call)
             return Answer(HTTPStatus.OK, self._answer(call), _XML, self.latency_s)
@@ -155,7 +155,7 @@ class LimitedEc2(HttpStandIn):
             return error.as_answer(delay_s=self.latency_s)
 
     def _throttle(self, call: DescribeCall) -> None:
-        if not self.bucket.take() or (call.is_sweep and not self.sweep_bucket.take()):
+        if not self.bucket.take() or (call.is_unfiltered and not self.unfiltered_bucket.take()):
             self.throttled += 1
             raise ApiError("RequestLimitExceeded", "Request limit exceeded.", HTTPStatus.SERVICE_UNAVAILABLE)
 
@@ -177,7 +177,7 @@ class LimitedEc2(HttpStandIn):
 
 @dataclass(slots=True)
 class _Account:
-    """The instances, by id and in the order in which listings name them."""
+    """The instances, by id and in the order of listings."""
 
     known: dict[str, Instance] = field(default_factory=dict)
     _listed: list[Instance] = field(default_factory=list)
@@ -192,7 +192,7 @@ class _Account:
     def page(
         self, call: DescribeCall, size: int | None, *, only_running: bool = False
     ) -> tuple[list[Instance], str | None]:
-        """Return the instances that a call is about, `size` of them at most, and the token of the next page if any."""
+        """Return a page of at most `size` instances for a call, and the token of the next page, if any."""
         _check_filters(call.filters)
         if call.instance_ids:
             matching = self._explicit(call)
@@ -209,14 +209,14 @@ class _Account:
 
     def _explicit(self, call: DescribeCall) -> Iterator[Instance]:
         ids = call.instance_ids
-        most = _MAX_EXPLICIT_IDS[call.action]
+        limit = _MAX_EXPLICIT_IDS[call.action]
         if "MaxResults" in call.parameters:
             raise ApiError(
                 "InvalidParameterCombination",
                 "The parameter instancesSet cannot be used with the parameter maxResults",
             )
-        if len(ids) > most:
-            raise ApiError("InvalidParameterValue", f"{len(ids)} instance ids were given; at most {most} are allowed")
+        if len(ids) > limit:
+            raise ApiError("InvalidParameterValue", f"{len(ids)} instance ids were given; at most {limit} are allowed")
         for one in ids:
             if not _WELL_FORMED_ID.fullmatch(one):
                 raise ApiError("InvalidInstanceID.Malformed", f'Invalid id: "{one}"')
@@ -243,7 +243,7 @@ def _read_call(request: Request) -> DescribeCall:
 
 
 def _numbered(parameters: Mapping[str, str], name: str) -> Iterator[str]:
-    """Yield the values of a list, which the Query protocol numbers from 1."""
+    """Yield the values of a list. The Query protocol numbers them from 1."""
     number = 1
     while (value := parameters.get(f"{name}.{number}")) is not None:
         yield value
@@ -263,7 +263,7 @@ def _page_size(call: DescribeCall) -> int | None:
 
 
 def _start(call: DescribeCall) -> int:
-    """Return the position at which the page that a call asks for begins."""
+    """Return the position where the requested page begins."""
     token = call.parameters.get("NextToken")
     if token is None:
         return 0

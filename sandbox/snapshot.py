@@ -9,14 +9,14 @@ from sandbox.world import World
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The rows in the order of their ids, and EC2's word for each recorded instance, by the workspace's id."""
+    """The rows, ordered by id, and EC2's state of each recorded instance, by workspace id."""
 
     rows: list[Mapping[str, Any]]
     states: Mapping[str, str | None]
 
     @classmethod
     def of(cls, world: World) -> "Snapshot":
-        """Take one."""
+        """Return the fleet as it is now."""
         rows = world.database.query(
             "SELECT id::text AS id, name, status::text AS status, runtime, instance_id FROM workspaces ORDER BY id"
         )

@@ -1,19 +1,19 @@
-"""All parts of the sandbox together, with a fleet on them."""
+"""All parts of the sandbox together, with a fleet."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
-from sandbox import cast
-from sandbox.cast import Role
+from sandbox import sample_fleet
 from sandbox.control_plane import ControlPlane
 from sandbox.ec2 import MotoEc2
 from sandbox.fleet import Fleet
 from sandbox.platform import Platform
 from sandbox.postgres import Database, PostgresServer
+from sandbox.sample_fleet import SampleWorkspace
 
-# Shows what is being set up, as long as the context lasts.
+# Shows what is being set up for as long as the context lasts.
 Step = Callable[[str], AbstractContextManager[None]]
 
 _STOP_S = 0.1
@@ -22,7 +22,7 @@ _BOOT_S = 0.3
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """What the reconciler meets: its database, EC2, the control plane and the platform."""
+    """Everything the reconciler talks to: its database, EC2, the control plane and the platform."""
 
     database: Database
     ec2: MotoEc2
@@ -31,34 +31,34 @@ class World:
     fleet: Fleet
 
     def environment(self, probe: str) -> dict[str, str]:
-        """Return the settings of a reconciler in this world that asks `ec2` or `control_plane`."""
+        """Return the settings of a reconciler in this world that probes `ec2` or `control_plane`."""
         settings = {"DATABASE_URL": self.database.url, **self.ec2.environment, **self.platform.environment}
         return settings | self.control_plane.environment if probe == "control_plane" else settings
 
-    def populate(self, roles: list[Role]) -> None:
-        """Launch an instance for each role, bring it to its state, and record it in a row."""
-        launched = iter(self.ec2.launch(sum(role.instance != cast.NONE for role in roles)))
-        instance_ids = [None if role.instance == cast.NONE else next(launched) for role in roles]
+    def populate(self, workspaces: list[SampleWorkspace]) -> None:
+        """Launch an instance for each workspace, bring it to its state, and record it in a row."""
+        launched = iter(self.ec2.launch(sum(one.instance != sample_fleet.NO_INSTANCE for one in workspaces)))
+        instance_ids = [None if one.instance == sample_fleet.NO_INSTANCE else next(launched) for one in workspaces]
         in_state: dict[str, list[str]] = defaultdict(list)
-        for role, instance_id in zip(roles, instance_ids, strict=True):
+        for workspace, instance_id in zip(workspaces, instance_ids, strict=True):
             if instance_id is not None:
-                in_state[role.instance].append(instance_id)
+                in_state[workspace.instance].append(instance_id)
         for state, ids in in_state.items():
             self._bring_to(state, ids)
         self.fleet.insert(
             {
-                "id": cast.workspace_id(number),
-                "name": role.name,
-                "status": role.status,
-                "runtime": role.runtime,
+                "id": sample_fleet.workspace_id(number),
+                "name": workspace.name,
+                "status": workspace.status,
+                "runtime": workspace.runtime,
                 "instance_id": instance_id,
-                "heartbeat_age_s": role.heartbeat_age_s,
+                "heartbeat_age_s": workspace.heartbeat_age_s,
             }
-            for number, (role, instance_id) in enumerate(zip(roles, instance_ids, strict=True), start=1)
+            for number, (workspace, instance_id) in enumerate(zip(workspaces, instance_ids, strict=True), start=1)
         )
 
     def reprovision_while_probed(self, workspace_id: str, probe: str) -> None:
-        """Have a workspace get a new instance after the next cycle's SELECT, and before the old one is told of."""
+        """Give a workspace a new instance after the next cycle's SELECT, but before the probe's answer."""
         new = self.ec2.launch()[0]
 
         def reprovision(_: object) -> None:
@@ -77,7 +77,7 @@ class World:
                 self.ec2.stop_instances(instance_ids)
             case "terminated":
                 self.ec2.terminate(instance_ids)
-            case cast.UNKNOWN:
+            case sample_fleet.NOT_FOUND:
                 for one in instance_ids:
                     self.ec2.forget(one)
             case _:
@@ -87,7 +87,7 @@ class World:
 
 @contextmanager
 def world(step: Step) -> Iterator[World]:
-    """Start every part, showing each as a step, and yield the world they make; in the end nothing is left of it."""
+    """Start every part, show each as a step, and yield the world. Leave nothing behind at the end."""
     with step("PostgreSQL"):
         server = PostgresServer.start()
     with server, MotoEc2() as ec2:

@@ -173,7 +173,7 @@ class InPostgres:
         return [(one["workspace_id"], one["payload"]["instance_id"]) for one in self._fleet.events()]
 
     def debts(self) -> Debts:
-        return [tuple(one[name] for name in DEBT_COLUMNS) for one in self._fleet.debts()]
+        return [tuple(one[name] for name in DEBT_COLUMNS) for one in self._fleet.restarts()]
 
 
 def _never(*_: object) -> str:

@@ -50,13 +50,14 @@ COMBINATIONS["everything"] = {
     "DatabaseHost": "db.example",
     "DatabaseName": "workspaces",
     "DatabaseCaFile": "infra/ca/global-bundle.pem",
+    "RunbookUrl": "https://wiki.example/runbook",
     "LogLevel": "DEBUG",
 }
 
 
 @pytest.fixture(scope="session")
 def templates() -> dict[str, Any]:
-    """The template that CloudFormation gets for each combination of parameters, by its name."""
+    """The template that CloudFormation receives for each combination of parameters, by the combination's name."""
     command = [tool("deploy", "python"), "tests/infra/tools/translate.py"]
     translated = json.loads(run(command, stdin=json.dumps(list(COMBINATIONS.values()))))
     return dict(zip(COMBINATIONS, translated, strict=True))
@@ -64,11 +65,11 @@ def templates() -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def template(templates: dict[str, Any]) -> Any:
-    """The template itself, for what does not depend on the parameters: declarations, metadata, rules."""
+    """The template itself, for the parts that do not depend on parameters: declarations, metadata, rules."""
     return templates["the first deploy"]
 
 
 @pytest.fixture(scope="session")
 def stacks(templates: dict[str, Any]) -> dict[str, Stack]:
-    """The stack that each combination of parameters makes, by its name."""
+    """The stack that each combination of parameters creates, by the combination's name."""
     return {name: Stack(template, COMBINATIONS[name]) for name, template in templates.items()}

@@ -1,4 +1,4 @@
-"""What `make build` leaves for Lambda."""
+"""The artifact that `make build` makes for Lambda."""
 
 import filecmp
 import re
@@ -18,7 +18,7 @@ BUILD = ROOT / ".aws-sam" / "build"
 def artifact() -> Path:
     path = BUILD / "Reconciler"
     if not path.is_dir():
-        raise FileNotFoundError(f"{path} is not there: run `make test`, or `make build`")
+        raise FileNotFoundError(f"{path} does not exist: run `make test` or `make build`")
     return path
 
 
@@ -26,7 +26,7 @@ def files(directory: Path) -> set[str]:
     return {path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()}
 
 
-def test_the_artifact_holds_the_handler_and_the_sql_as_they_are_now(artifact: Path) -> None:
+def test_the_artifact_contains_the_current_handler_and_sql(artifact: Path) -> None:
     expected = {
         path.relative_to(ROOT).as_posix()
         for pattern in ("handler/**/*.py", "handler/**/*.json", "infra/*.sql", "infra/ca/*.pem")
@@ -37,7 +37,7 @@ def test_the_artifact_holds_the_handler_and_the_sql_as_they_are_now(artifact: Pa
     assert [path for path in sorted(expected) if not filecmp.cmp(ROOT / path, artifact / path, shallow=False)] == []
 
 
-def test_the_artifact_holds_the_pinned_requirements_and_nothing_else(artifact: Path) -> None:
+def test_the_artifact_contains_exactly_the_pinned_requirements(artifact: Path) -> None:
     pinned = re.findall(r"^([a-z0-9-]+)==(\S+)", (ROOT / "requirements" / "runtime.txt").read_text(), re.MULTILINE)
     expected = {f"{name.replace('-', '_')}-{version}.dist-info" for name, version in pinned}
     assert {path.name for path in artifact.glob("*.dist-info")} == expected
@@ -47,31 +47,31 @@ def test_the_artifact_holds_the_pinned_requirements_and_nothing_else(artifact: P
     assert {path.name for path in artifact.iterdir()} - expected - {"__pycache__"} == packages
 
 
-def test_the_artifact_has_nothing_compiled_for_one_processor(artifact: Path) -> None:
-    """So it runs here as it does on Lambda's arm64."""
+def test_the_artifact_contains_no_machine_code(artifact: Path) -> None:
+    """So it runs here just as it runs on Lambda's arm64."""
     assert [path for path in files(artifact) if path.endswith((".so", ".dylib", ".pyd"))] == []
 
 
-def test_the_sdk_knows_the_services_that_the_handler_calls_and_no_others(artifact: Path) -> None:
+def test_the_sdk_knows_only_the_services_that_the_handler_calls(artifact: Path) -> None:
     data = artifact / "botocore" / "data"
     assert {path.name for path in data.iterdir() if path.is_dir()} == {"ec2", "rds", "secretsmanager"}
     for service in data.iterdir():
         if service.is_dir():
-            assert len(list(service.iterdir())) == 1, f"{service.name} has one version of its API"
+            assert len(list(service.iterdir())) == 1, f"{service.name} has more than one version of its API"
 
 
-def test_every_module_has_bytecode_that_lambda_does_not_check_again(artifact: Path) -> None:
+def test_every_module_has_bytecode_that_python_does_not_check_again(artifact: Path) -> None:
     compiled = {path for path in files(artifact) if path.endswith(".pyc")}
     if not compiled:
         pytest.skip("no Python 3.13 on this machine, so nothing was compiled")
     modules = {path for path in files(artifact) if path.endswith(".py")}
     assert len(compiled) == len(modules)
-    unchecked_hash = (0b01).to_bytes(4, "little")  # PEP 552: the bytecode's hash is there, and not to be checked
+    unchecked_hash = (0b01).to_bytes(4, "little")  # PEP 552: the bytecode has a hash that Python does not check
     assert all((artifact / path).read_bytes()[4:8] == unchecked_hash for path in compiled)
     assert all(".cpython-313." in path for path in compiled)
 
 
-def test_tracebacks_name_the_files_as_they_lie_in_lambda(artifact: Path) -> None:
+def test_tracebacks_show_paths_as_they_are_in_lambda(artifact: Path) -> None:
     compiled = list((artifact / "handler" / "__pycache__").glob("*.pyc"))
     for path in compiled:
         assert b"/var/task/handler/" in path.read_bytes()
@@ -92,8 +92,8 @@ def test_the_artifact_is_small(artifact: Path, tmp_path: Path) -> None:
     assert package.stat().st_size < 5_000_000
 
 
-def test_authorities_in_infra_ca_go_into_the_artifact(tmp_path: Path) -> None:
-    """In a copy of what the build reads, so that nothing of this test is left in the project."""
+def test_certificate_authorities_in_infra_ca_go_into_the_artifact(tmp_path: Path) -> None:
+    """Builds from a copy, so that the test leaves nothing behind in the project."""
     project = tmp_path / "project"
     for source in (*ROOT.glob("handler/**/*.*"), *ROOT.glob("infra/*.*"), ROOT / "requirements" / "runtime.txt"):
         target = project / source.relative_to(ROOT)
@@ -103,11 +103,11 @@ def test_authorities_in_infra_ca_go_into_the_artifact(tmp_path: Path) -> None:
     (project / "infra" / "ca" / "bundle.pem").write_text("PEM")
     (project / "infra" / "ca" / "notes.txt").write_text("not for Lambda")
     built = tmp_path / "artifact"
-    said = subprocess.run(
+    output = subprocess.run(
         [sys.executable, str(project / "infra" / "build.py"), str(built), "--python", ""],
         check=True,
         capture_output=True,
         text=True,
     ).stdout
     assert files(built / "infra") == {"ca/bundle.pem", "schema.sql", "grants.sql"}
-    assert "the bytecode is not compiled" in said
+    assert "the bytecode is not compiled" in output

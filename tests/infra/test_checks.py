@@ -1,4 +1,4 @@
-"""What SAM, cfn-lint and checkov have against the template: nothing."""
+"""SAM, cfn-lint and checkov find nothing wrong with the template."""
 
 import json
 from typing import Any
@@ -32,16 +32,16 @@ def test_checkov_finds_nothing(checkov: Any) -> None:
     assert checkov["results"]["failed_checks"] == []
 
 
-def test_each_exception_from_checkov_has_its_reason_and_is_needed(checkov: Any, template: Any) -> None:
+def test_every_skipped_check_has_a_reason_and_is_needed(checkov: Any, template: Any) -> None:
     skipped = {
         (one["resource"].rpartition(".")[2], one["check_id"]): one["check_result"]["suppress_comment"]
         for one in checkov["results"]["skipped_checks"]
     }
     assert all(skipped.values())
-    asked = {
+    wanted = {
         (name, one["id"])
         for name, resource in template["Resources"].items()
         for one in resource.get("Metadata", {}).get("checkov", {}).get("skip", [])
         if "EventInvokeConfig" not in name  # the translation copies the function's metadata
     }
-    assert skipped.keys() == asked
+    assert skipped.keys() == wanted

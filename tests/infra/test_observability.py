@@ -1,4 +1,4 @@
-"""Alarms, dashboard and queries rest on metrics, keys and messages that the code really writes."""
+"""Alarms, dashboard and queries use only metrics, keys and messages that the code writes."""
 
 import ast
 import json
@@ -16,7 +16,7 @@ from tests.support.tools import ROOT
 NAMESPACE = "InstanceStateReconciler"
 TOPIC = "arn:aws:sns:eu-central-1:123456789012:ops"
 
-# What Powertools and CloudWatch Logs add to the code's own keys.
+# Keys that Powertools and CloudWatch Logs add to the code's own.
 POWERTOOLS_KEYS = {"level", "location", "message", "timestamp", "service"}
 INSIGHTS_KEYS = {"@timestamp", "@message", "errorType", "errorMessage"}  # the last two are Lambda's own
 INSIGHTS_WORDS = {
@@ -24,21 +24,24 @@ INSIGHTS_WORDS = {
     *("latest", "max", "sum", "coalesce", "ispresent"),
 }
 
+RUNBOOK = "docs/runbook.md"
+
+# Each alarm, and the section of the runbook that it points to.
 ALARMS = {
-    "NoCycleAlarm": "Alarm: no cycle completes",
-    "ErrorsAlarm": "Alarm: cycles fail",
-    "BreakerOpenAlarm": "Alarm: the breaker is open",
-    "DeadlineAlarm": "Alarm: cycles hit the deadline",
-    "CoverageAgeAlarm": "Alarm: candidates wait too long",
-    "UnknownAlarm": "Alarm: too much is unknown",
-    "FailedQueueAlarm": "Alarm: messages in a queue",
-    "UndeliveredQueueAlarm": "Alarm: messages in a queue",
+    "NoCycleAlarm": "no-cycle-completes",
+    "ErrorsAlarm": "cycles-fail",
+    "BreakerOpenAlarm": "the-breaker-is-open",
+    "DeadlineAlarm": "cycles-hit-the-deadline",
+    "CoverageAgeAlarm": "candidates-wait-too-long",
+    "UnknownAlarm": "too-much-is-unknown",
+    "FailedQueueAlarm": "messages-wait-in-a-queue",
+    "UndeliveredQueueAlarm": "messages-wait-in-a-queue",
 }
 
-# Without a platform restarts stay owed by intention.
+# Without a platform, restarts stay owed on purpose.
 ALARMS_WITH_A_PLATFORM = {
-    "RestartAgeAlarm": "Alarm: a restart is overdue",
-    "RestartsUnrecoveredAlarm": "Alarm: a restart did not work",
+    "RestartAgeAlarm": "a-restart-is-overdue",
+    "RestartsUnrecoveredAlarm": "a-restart-did-not-work",
 }
 
 
@@ -53,7 +56,7 @@ def alarm(stack: Stack, name: str) -> dict[str, Any]:
 
 
 def own_metrics(stack: Stack) -> Iterator[tuple[str, str, dict[str, str]]]:
-    """Yield who names which of our metrics, with which dimensions: every alarm, every widget of the dashboard."""
+    """Yield each use of our own metrics: the alarm's or widget's name, the metric's name and its dimensions."""
     for name, properties in stack.of_type("AWS::CloudWatch::Alarm").items():
         metrics = [part["MetricStat"]["Metric"] for part in properties.get("Metrics", []) if "MetricStat" in part]
         for metric in metrics or [properties]:
@@ -71,7 +74,7 @@ def widgets(stack: Stack) -> list[dict[str, Any]]:
 
 
 def widget_metrics(widget: dict[str, Any]) -> Iterator[list[str]]:
-    """Yield a widget's metrics with the dashboard's shorthand written out: `.` is the same as above, `...` all but."""
+    """Yield a widget's metrics without shorthand: `.` repeats the word above, `...` all words above but the last."""
     above: list[str] = []
     for line in widget.get("metrics", []):
         words = [word for word in line if isinstance(word, str)]
@@ -82,9 +85,15 @@ def widget_metrics(widget: dict[str, Any]) -> Iterator[list[str]]:
 
 
 def queries(stack: Stack) -> dict[str, str]:
-    """Return the saved queries, and the dashboard's own, by title."""
+    """Return the saved queries and the dashboard's own, by title."""
     saved = {one["Name"]: one["QueryString"] for one in stack.of_type("AWS::Logs::QueryDefinition").values()}
     return saved | {widget["title"]: widget["query"] for widget in widgets(stack) if "query" in widget}
+
+
+def runbook_sections() -> set[str]:
+    """Return the anchors that GitHub gives to the runbook's headings."""
+    headings = re.findall(r"^#+ (.+)$", (ROOT / RUNBOOK).read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
 
 
 def strings_in_the_code() -> set[str]:
@@ -96,29 +105,29 @@ def strings_in_the_code() -> set[str]:
     }
 
 
-# ── What they rest on ─────────────────────────────────────────────────────────────────────────────────────────────
+# ── Names ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("name", ["applying", "platform", "everything"])
-def test_alarms_and_dashboard_name_metrics_that_the_code_emits_for_this_stack(
+def test_alarms_and_dashboard_use_metrics_that_the_code_emits_for_this_stack(
     name: str, stacks: dict[str, Stack]
 ) -> None:
-    named = list(own_metrics(stacks[name]))
-    assert len(named) > 20
-    for where, metric_name, dimensions in named:
+    used = list(own_metrics(stacks[name]))
+    assert len(used) > 20
+    for where, metric_name, dimensions in used:
         assert metric_name in METRIC_NAMES, where
-        assert dimensions == {"service": STACK}, where  # which keeps two stacks apart
+        assert dimensions == {"service": STACK}, where  # this keeps two stacks apart
     environment = stacks[name].environment("Reconciler")
     assert environment["POWERTOOLS_METRICS_NAMESPACE"] == NAMESPACE
     assert environment["POWERTOOLS_SERVICE_NAME"] == STACK
 
 
-def test_every_metric_is_somewhere_on_the_dashboard(applying: Stack) -> None:
+def test_the_dashboard_shows_every_metric(applying: Stack) -> None:
     shown = {metric_name for where, metric_name, _ in own_metrics(applying) if not where.endswith("Alarm")}
     assert shown == set(METRIC_NAMES)
 
 
-def test_queries_name_keys_that_the_code_logs(applying: Stack) -> None:
+def test_queries_use_keys_that_the_code_logs(applying: Stack) -> None:
     known = {*LOG_KEYS, *POWERTOOLS_KEYS, *INSIGHTS_KEYS, *INSIGHTS_WORDS}
     for title, query in queries(applying).items():
         bare = re.sub(r"""(["']).*?\1""", "", query)
@@ -135,7 +144,7 @@ def test_queries_look_for_messages_that_the_code_logs(applying: Stack) -> None:
         assert messages <= logged, title
 
 
-def test_the_queries_answer_the_questions_on_the_stack_s_own_log_group(applying: Stack) -> None:
+def test_the_saved_queries_read_the_stack_s_own_log_group(applying: Stack) -> None:
     definitions = applying.of_type("AWS::Logs::QueryDefinition").values()
     assert sorted(one["Name"] for one in definitions) == [
         f"{STACK}/Slowest cycles",
@@ -159,39 +168,43 @@ def test_there_are_these_alarms(name: str, stacks: dict[str, Stack]) -> None:
     assert stacks[name].of_type("AWS::CloudWatch::Alarm").keys() == expected
 
 
-def test_each_alarm_names_the_section_of_the_readme_that_helps(stacks: dict[str, Stack]) -> None:
-    headings = re.findall(r"^#+ (.+)$", (ROOT / "README.md").read_text(), re.MULTILINE)
-    for name, properties in stacks["everything"].of_type("AWS::CloudWatch::Alarm").items():
-        (section,) = re.findall(r'README: "(.+)"\.$', properties["AlarmDescription"])
-        assert section in headings, name
-        assert section == (ALARMS | ALARMS_WITH_A_PLATFORM)[name]
+@pytest.mark.parametrize(
+    ("name", "page"),
+    [("the first deploy", RUNBOOK), ("platform", RUNBOOK), ("everything", "https://wiki.example/runbook")],
+)
+def test_every_alarm_points_to_its_section_of_the_runbook(name: str, page: str, stacks: dict[str, Stack]) -> None:
+    sections = runbook_sections()
+    for alarm_name, properties in stacks[name].of_type("AWS::CloudWatch::Alarm").items():
+        section = (ALARMS | ALARMS_WITH_A_PLATFORM)[alarm_name]
+        assert section in sections, alarm_name
+        assert properties["AlarmDescription"].endswith(f". Runbook: {page}#{section}")
 
 
 @pytest.mark.parametrize(
     ("name", "act"),
     [("the first deploy", False), ("applying", True), ("applying by hand", False), ("everything", True)],
 )
-def test_alarms_act_only_while_the_schedule_applies(name: str, act: Any, stacks: dict[str, Stack]) -> None:
+def test_alarms_notify_only_while_the_schedule_applies(name: str, act: Any, stacks: dict[str, Stack]) -> None:
     for properties in stacks[name].of_type("AWS::CloudWatch::Alarm").values():
         assert properties["ActionsEnabled"] is act
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "notified"),
     [("applying", None), ("alarms by mail", ["<AlarmTopic>"]), ("alarms to a topic", [TOPIC])],
 )
-def test_alarms_tell_the_topic_that_is_given(name: str, told: list[str] | None, stacks: dict[str, Stack]) -> None:
+def test_alarms_notify_the_given_topic(name: str, notified: list[str] | None, stacks: dict[str, Stack]) -> None:
     for properties in stacks[name].of_type("AWS::CloudWatch::Alarm").values():
-        assert properties.get("AlarmActions") == properties.get("OKActions") == told
+        assert properties.get("AlarmActions") == properties.get("OKActions") == notified
 
 
-def test_the_stack_s_own_topic_writes_to_the_address(stacks: dict[str, Stack]) -> None:
+def test_the_stack_s_own_topic_mails_the_address(stacks: dict[str, Stack]) -> None:
     topics = stacks["alarms by mail"].of_type("AWS::SNS::Topic")
     assert topics == {"AlarmTopic": {"Subscription": [{"Protocol": "email", "Endpoint": "ops@example.com"}]}}
     assert not stacks["alarms to a topic"].of_type("AWS::SNS::Topic")
 
 
-def test_three_minutes_without_a_completed_cycle_raise_the_alarm_and_so_does_silence(applying: Stack) -> None:
+def test_three_minutes_without_a_completed_cycle_or_any_metrics_raise_the_alarm(applying: Stack) -> None:
     properties = alarm(applying, "NoCycleAlarm")
     assert properties["MetricName"] == "CycleCompleted"
     assert (properties["Statistic"], properties["ComparisonOperator"], properties["Threshold"]) == (
@@ -203,7 +216,7 @@ def test_three_minutes_without_a_completed_cycle_raise_the_alarm_and_so_does_sil
     assert properties["TreatMissingData"] == "breaching"
 
 
-def test_only_silence_of_completed_cycles_is_an_alarm(stacks: dict[str, Stack]) -> None:
+def test_missing_data_raises_only_the_no_cycle_alarm(stacks: dict[str, Stack]) -> None:
     missing = {
         name: properties["TreatMissingData"]
         for name, properties in stacks["everything"].of_type("AWS::CloudWatch::Alarm").items()
@@ -222,7 +235,7 @@ def test_only_silence_of_completed_cycles_is_an_alarm(stacks: dict[str, Stack]) 
         ("RestartsUnrecoveredAlarm", "RestartsUnrecovered", 0, 5),
     ],
 )
-def test_a_metric_over_its_threshold_for_some_minutes_raises_the_alarm(
+def test_a_metric_above_its_threshold_for_some_minutes_raises_the_alarm(
     name: str, metric_name: str, threshold: int, minutes: int, stacks: dict[str, Stack]
 ) -> None:
     properties = alarm(stacks["platform"], name)
@@ -234,7 +247,7 @@ def test_a_metric_over_its_threshold_for_some_minutes_raises_the_alarm(
     assert properties.get("DatapointsToAlarm", properties["EvaluationPeriods"]) == minutes
 
 
-def test_more_unknown_than_half_of_what_was_checked_for_five_minutes_raises_the_alarm(applying: Stack) -> None:
+def test_more_than_half_unknown_for_five_minutes_raises_the_alarm(applying: Stack) -> None:
     properties = alarm(applying, "UnknownAlarm")
     assert (properties["ComparisonOperator"], properties["Threshold"]) == ("GreaterThanThreshold", 0.5)
     assert properties["DatapointsToAlarm"] == 5
@@ -244,7 +257,7 @@ def test_more_unknown_than_half_of_what_was_checked_for_five_minutes_raises_the_
     assert [one.get("ReturnData", True) for one in properties["Metrics"]] == [True, False, False]
 
 
-def test_errors_of_the_function_and_messages_in_the_queues_raise_alarms(applying: Stack) -> None:
+def test_function_errors_and_queued_messages_raise_alarms(applying: Stack) -> None:
     errors = alarm(applying, "ErrorsAlarm")
     assert (errors["Namespace"], errors["MetricName"]) == ("AWS/Lambda", "Errors")
     assert errors["Dimensions"] == [{"Name": "FunctionName", "Value": "<Reconciler>"}]
@@ -277,6 +290,6 @@ def test_the_dashboard_fits_on_one_screen_without_gaps_or_overlaps(applying: Sta
     assert len(cells) == len(set(cells)) == 24 * height
 
 
-def test_the_dashboard_s_widgets_look_at_the_stack_s_region(applying: Stack) -> None:
+def test_the_dashboard_s_widgets_show_the_stack_s_region(applying: Stack) -> None:
     for widget in widgets(applying):
         assert widget.get("region", REGION) == REGION

@@ -1,4 +1,4 @@
-"""The stack, created in moto's CloudFormation."""
+"""moto's CloudFormation creates the stack."""
 
 import json
 import re
@@ -10,7 +10,7 @@ from tests.infra.conftest import COMBINATIONS
 from tests.support.cloudformation import Stack
 from tests.support.tools import run, tool
 
-# What moto's CloudFormation creates nothing for (it warns, and goes on): these are asserted on the template only.
+# moto's CloudFormation skips these types with a warning, so other tests check them on the template alone.
 UNKNOWN_TO_MOTO = {
     "AWS::CloudWatch::Alarm",
     "AWS::Lambda::EventInvokeConfig",
@@ -24,10 +24,10 @@ CREATED = ("the first deploy", "everything", "alarms by mail")
 
 @pytest.fixture(scope="module")
 def created(templates: dict[str, Any]) -> dict[str, list[Any]]:
-    """Two stacks for each of some combinations of parameters."""
-    orders = json.dumps([{"template": templates[name], "parameters": COMBINATIONS[name]} for name in CREATED])
-    orders = re.sub(r"\$\{(\w+Alarm)\.Arn\}", r"\1", orders)  # the dashboard refers to alarms, which moto skips
-    answers = run([tool("deploy", "python"), "tests/infra/tools/create_stack.py"], stdin=orders)
+    """Two stacks for each of these combinations of parameters."""
+    requests = json.dumps([{"template": templates[name], "parameters": COMBINATIONS[name]} for name in CREATED])
+    requests = re.sub(r"\$\{(\w+Alarm)\.Arn\}", r"\1", requests)  # the dashboard refers to alarms, which moto skips
+    answers = run([tool("deploy", "python"), "tests/infra/tools/create_stack.py"], stdin=requests)
     return dict(zip(CREATED, json.loads(answers), strict=True))
 
 
@@ -39,7 +39,7 @@ def test_two_stacks_live_side_by_side_in_one_account(name: str, created: dict[st
 
 
 @pytest.mark.parametrize("name", CREATED)
-def test_every_resource_that_moto_knows_is_created(
+def test_moto_creates_every_resource_whose_type_it_knows(
     name: str, created: dict[str, list[Any]], stacks: dict[str, Stack]
 ) -> None:
     blue, _ = created[name]
@@ -50,7 +50,7 @@ def test_every_resource_that_moto_knows_is_created(
 
 
 @pytest.mark.parametrize("name", CREATED)
-def test_the_function_is_the_one_that_the_template_describes(
+def test_the_created_function_matches_the_template(
     name: str, created: dict[str, list[Any]], stacks: dict[str, Stack]
 ) -> None:
     function = created[name][0]["function"]
@@ -62,5 +62,5 @@ def test_the_function_is_the_one_that_the_template_describes(
 
 
 @pytest.mark.parametrize("name", CREATED)
-def test_the_dashboard_bears_the_stack_s_name(name: str, created: dict[str, list[Any]]) -> None:
+def test_the_dashboard_carries_the_stack_s_name(name: str, created: dict[str, list[Any]]) -> None:
     assert [stack["dashboards"] for stack in created[name]] == [["blue-eu-central-1"], ["green-eu-central-1"]]

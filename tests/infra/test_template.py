@@ -1,4 +1,4 @@
-"""What the translated template says, for each combination of parameters that matters."""
+"""The translated template, for every combination of parameters that matters."""
 
 import json
 import re
@@ -25,7 +25,7 @@ NETWORK_INTERFACES = {
     "ec2:UnassignPrivateIpAddresses",
 }
 
-# What the handler reads besides its own settings.
+# Variables that the handler reads besides its own settings.
 POWERTOOLS = {"POWERTOOLS_SERVICE_NAME", "POWERTOOLS_METRICS_NAMESPACE", "POWERTOOLS_LOG_LEVEL"}
 
 every_combination = pytest.mark.parametrize("name", COMBINATIONS)
@@ -36,7 +36,7 @@ def as_list(value: Any) -> list[Any]:
 
 
 def statements(stack: Stack, role: str) -> Iterator[dict[str, Any]]:
-    """Yield what a role allows and denies, in its own policies and those attached to it."""
+    """Yield the statements of a role's own and attached policies."""
     properties = stack.properties(role)
     documents = [policy["PolicyDocument"] for policy in properties["Policies"]]
     attached = [policy.strip("<>") for policy in properties.get("ManagedPolicyArns", [])]
@@ -73,11 +73,11 @@ def test_the_rules_accept_the_parameters(name: str, stacks: dict[str, Stack]) ->
         ({"VpcSecurityGroupIds": "sg-01234567"}, "VpcSecurityGroupIds needs VpcSubnetIds."),
         (
             {"AlarmEmail": "ops@example.com", "AlarmTopicArn": "arn:aws:sns:eu-central-1:123456789012:ops"},
-            "Give AlarmEmail or AlarmTopicArn, not both.",
+            "Set AlarmEmail or AlarmTopicArn, not both.",
         ),
     ],
 )
-def test_the_rules_refuse_half_a_configuration(parameters: dict[str, str], refusal: str, template: Any) -> None:
+def test_the_rules_refuse_incomplete_parameters(parameters: dict[str, str], refusal: str, template: Any) -> None:
     assert Stack(template, DATABASE | parameters).refusals() == [refusal]
 
 
@@ -85,7 +85,7 @@ def test_the_rules_refuse_half_a_configuration(parameters: dict[str, str], refus
 
 
 @every_combination
-def test_on_everything_only_describes_network_interfaces_and_traces_are_allowed(
+def test_only_describes_network_interfaces_and_traces_are_allowed_on_all_resources(
     name: str, stacks: dict[str, Stack]
 ) -> None:
     stack = stacks[name]
@@ -101,17 +101,12 @@ def test_on_everything_only_describes_network_interfaces_and_traces_are_allowed(
 
 
 @every_combination
-def test_no_right_is_a_pattern_and_no_policy_is_aws_s_own(name: str, stacks: dict[str, Stack]) -> None:
+def test_no_right_has_a_wildcard_and_no_policy_is_managed_by_aws(name: str, stacks: dict[str, Stack]) -> None:
     stack = stacks[name]
     for role in stack.of_type("AWS::IAM::Role"):
         for statement in statements(stack, role):
-            assert statement.keys() <= {
-                "Sid",
-                "Effect",
-                "Action",
-                "Resource",
-                "Condition",
-            }  # no NotAction, no NotResource
+            # No NotAction, no NotResource.
+            assert statement.keys() <= {"Sid", "Effect", "Action", "Resource", "Condition"}
             assert not [action for action in as_list(statement["Action"]) if "*" in action]
             assert not [resource for resource in as_list(statement["Resource"]) if "*" in resource and resource != "*"]
     for role in stack.of_type("AWS::IAM::Role").values():
@@ -119,19 +114,19 @@ def test_no_right_is_a_pattern_and_no_policy_is_aws_s_own(name: str, stacks: dic
 
 
 @every_combination
-def test_the_translation_adds_no_role_of_its_own(name: str, stacks: dict[str, Stack]) -> None:
+def test_sam_adds_no_role_of_its_own(name: str, stacks: dict[str, Stack]) -> None:
     roles = {"ScheduleRole", "ReconcilerRole", "InstallerRole"}
     assert stacks[name].of_type("AWS::IAM::Role").keys() <= roles
     for function in stacks[name].of_type("AWS::Lambda::Function").values():
         assert function["Role"].removesuffix(".Arn>").removeprefix("<") in roles
 
 
-def test_the_describes_are_those_that_the_handler_can_call() -> None:
+def test_the_role_allows_exactly_the_describes_that_the_handler_can_call() -> None:
     (model,) = MODELS.glob("ec2/*/service-2.json")
     assert {f"ec2:{operation}" for operation in json.loads(model.read_text())["operations"]} == DESCRIBES
 
 
-def test_describes_are_confined_to_the_stack_s_region(stacks: dict[str, Stack]) -> None:
+def test_describes_are_limited_to_the_stack_s_region(stacks: dict[str, Stack]) -> None:
     (describes,) = (
         statement
         for statement in statements(stacks["the first deploy"], "ReconcilerRole")
@@ -150,14 +145,14 @@ def test_describes_are_confined_to_the_stack_s_region(stacks: dict[str, Stack]) 
         ("everything", {"database", "cp", "platform"}),
     ],
 )
-def test_the_reconciler_may_read_its_own_secrets_only(name: str, secrets: set[str], stacks: dict[str, Stack]) -> None:
+def test_the_reconciler_may_read_only_its_own_secrets(name: str, secrets: set[str], stacks: dict[str, Stack]) -> None:
     rights = allowed(stacks[name], "ReconcilerRole")
     readable = {resource for resource, actions in rights.items() if "secretsmanager:GetSecretValue" in actions}
     assert readable == {secret(one) for one in secrets}
     assert {resource for resource in rights if ":secretsmanager:" in resource} == readable
 
 
-def test_the_installer_may_read_the_owner_s_secret_only_and_the_reconciler_may_not(stacks: dict[str, Stack]) -> None:
+def test_only_the_installer_may_read_the_owner_s_secret(stacks: dict[str, Stack]) -> None:
     stack = stacks["everything"]
     assert allowed(stack, "InstallerRole")[secret("owner")] == {"secretsmanager:GetSecretValue"}
     assert secret("database") not in allowed(stack, "InstallerRole")
@@ -167,7 +162,7 @@ def test_the_installer_may_read_the_owner_s_secret_only_and_the_reconciler_may_n
 @pytest.mark.parametrize(
     ("role", "secrets"), [("ReconcilerRole", ["database", "cp", "platform"]), ("InstallerRole", ["owner"])]
 )
-def test_keys_open_the_role_s_own_secrets_only(role: str, secrets: list[str], stacks: dict[str, Stack]) -> None:
+def test_keys_decrypt_only_the_role_s_own_secrets(role: str, secrets: list[str], stacks: dict[str, Stack]) -> None:
     (decrypt,) = (one for one in statements(stacks["everything"], role) if one["Action"] == "kms:Decrypt")
     assert decrypt["Resource"] == KEYS
     conditions = decrypt["Condition"]["StringEquals"]
@@ -175,19 +170,19 @@ def test_keys_open_the_role_s_own_secrets_only(role: str, secrets: list[str], st
     assert as_list(conditions["kms:EncryptionContext:SecretARN"]) == [secret(one) for one in secrets]
 
 
-def test_no_key_is_opened_unless_one_is_named(stacks: dict[str, Stack]) -> None:
+def test_without_key_parameters_no_role_may_decrypt(stacks: dict[str, Stack]) -> None:
     actions = set().union(*allowed(stacks["platform"], "ReconcilerRole").values())
     assert "kms:Decrypt" not in actions
 
 
-def test_the_database_login_is_for_the_named_role_and_with_iam_authentication_only(stacks: dict[str, Stack]) -> None:
+def test_only_iam_authentication_allows_a_database_login_and_only_as_the_named_role(stacks: dict[str, Stack]) -> None:
     login = f"arn:aws:rds-db:{REGION}:{ACCOUNT}:dbuser:cluster-ABC/rec"
     assert allowed(stacks["IAM authentication"], "ReconcilerRole")[login] == {"rds-db:connect"}
     for name in ("the first deploy", "VPC"):
         assert "rds-db:connect" not in set().union(*allowed(stacks[name], "ReconcilerRole").values())
 
 
-def test_the_functions_own_code_may_not_touch_network_interfaces(stacks: dict[str, Stack]) -> None:
+def test_the_functions_code_may_not_touch_network_interfaces(stacks: dict[str, Stack]) -> None:
     (denied,) = (one for one in statements(stacks["VPC"], "ReconcilerRole") if one["Effect"] == "Deny")
     assert set(denied["Action"]) == NETWORK_INTERFACES
     assert denied["Condition"] == {
@@ -195,7 +190,7 @@ def test_the_functions_own_code_may_not_touch_network_interfaces(stacks: dict[st
     }
 
 
-def test_the_logs_go_to_the_stack_s_own_group_only(stacks: dict[str, Stack]) -> None:
+def test_logs_go_only_to_the_stack_s_own_groups(stacks: dict[str, Stack]) -> None:
     stack = stacks["everything"]
     for function, role, group in (
         ("Reconciler", "ReconcilerRole", "LogGroup"),
@@ -206,7 +201,7 @@ def test_the_logs_go_to_the_stack_s_own_group_only(stacks: dict[str, Stack]) -> 
         assert rights == {f"<{group}.Arn>": {"logs:CreateLogStream", "logs:PutLogEvents"}}
 
 
-def test_the_schedule_may_invoke_the_reconciler_and_fill_its_queue_only(stacks: dict[str, Stack]) -> None:
+def test_the_schedule_may_only_invoke_the_reconciler_and_fill_its_queue(stacks: dict[str, Stack]) -> None:
     assert allowed(stacks["everything"], "ScheduleRole") == {
         "<Reconciler.Arn>": {"lambda:InvokeFunction"},
         "<UndeliveredQueue.Arn>": {"sqs:SendMessage"},
@@ -217,7 +212,7 @@ def test_the_schedule_may_invoke_the_reconciler_and_fill_its_queue_only(stacks: 
     ("name", "boundary"),
     [("the first deploy", None), ("everything", f"arn:aws:iam::{ACCOUNT}:policy/boundary")],
 )
-def test_every_role_has_the_boundary_when_there_is_one(
+def test_every_role_has_the_permissions_boundary_if_there_is_one(
     name: str, boundary: str | None, stacks: dict[str, Stack]
 ) -> None:
     for role in stacks[name].of_type("AWS::IAM::Role").values():
@@ -236,7 +231,7 @@ def test_the_functions_run_the_deployed_python_on_arm64_with_json_logs_and_trace
         assert function["Architectures"] == ["arm64"]
         assert function["TracingConfig"] == {"Mode": "Active"}
         assert function["LoggingConfig"]["LogFormat"] == "JSON"
-        # Above INFO, Lambda's filter would swallow the metrics.
+        # Above INFO, Lambda's filter would drop the metrics.
         assert function["LoggingConfig"].get("ApplicationLogLevel", "INFO") in ("DEBUG", "INFO")
 
 
@@ -244,9 +239,7 @@ def test_the_functions_run_the_deployed_python_on_arm64_with_json_logs_and_trace
     ("name", "expected"),
     [("the first deploy", set()), ("everything", {"Installer", "InstallerRole", "InstallerLogGroup"})],
 )
-def test_there_is_an_installer_only_with_a_secret_for_it(
-    name: str, expected: set[str], stacks: dict[str, Stack]
-) -> None:
+def test_the_installer_exists_only_with_its_secret(name: str, expected: set[str], stacks: dict[str, Stack]) -> None:
     assert {one for one in stacks[name].resources if one.startswith("Installer")} == expected
 
 
@@ -255,7 +248,7 @@ def test_both_functions_run_the_same_artifact(stacks: dict[str, Stack]) -> None:
     assert stack.properties("Reconciler")["Code"] == stack.properties("Installer")["Code"]
 
 
-def test_nothing_can_invoke_the_installer_but_a_person(stacks: dict[str, Stack]) -> None:
+def test_only_people_can_invoke_the_installer(stacks: dict[str, Stack]) -> None:
     stack = stacks["everything"]
     assert stack.of_type("AWS::Lambda::Permission") == {}
     (schedule,) = stack.of_type("AWS::Scheduler::Schedule").values()
@@ -293,10 +286,10 @@ def test_the_schedule_fires_every_minute_and_keeps_what_it_cannot_deliver(
     assert target["RoleArn"] == "<ScheduleRole.Arn>"
     assert target["RetryPolicy"] == {"MaximumRetryAttempts": 2, "MaximumEventAgeInSeconds": 60}
     assert target["DeadLetterConfig"] == {"Arn": "<UndeliveredQueue.Arn>"}
-    assert "Input" not in target  # Scheduler's own event is what the handler takes for a full cycle
+    assert "Input" not in target  # the handler takes Scheduler's own event for a full cycle
 
 
-def test_the_cycle_ends_before_the_function_is_stopped_and_that_before_the_minute(
+def test_the_deadline_comes_before_the_timeout_and_the_timeout_before_the_next_minute(
     stacks: dict[str, Stack], template: Any
 ) -> None:
     timeout = stacks["the first deploy"].properties("Reconciler")["Timeout"]
@@ -305,12 +298,12 @@ def test_the_cycle_ends_before_the_function_is_stopped_and_that_before_the_minut
 
 
 @pytest.mark.parametrize(("name", "reserved"), [("the first deploy", None), ("everything", "2")])
-def test_concurrency_is_reserved_only_when_asked_for(name: str, reserved: str | None, stacks: dict[str, Stack]) -> None:
+def test_concurrency_is_reserved_only_on_request(name: str, reserved: str | None, stacks: dict[str, Stack]) -> None:
     assert stacks[name].properties("Reconciler").get("ReservedConcurrentExecutions") == reserved
 
 
 @every_combination
-def test_the_functions_are_in_the_vpc_when_there_is_one(name: str, stacks: dict[str, Stack]) -> None:
+def test_the_functions_are_in_the_vpc_if_there_is_one(name: str, stacks: dict[str, Stack]) -> None:
     stack = stacks[name]
     expected = None
     if stack.parameters["VpcSubnetIds"]:
@@ -323,7 +316,7 @@ def test_the_functions_are_in_the_vpc_when_there_is_one(name: str, stacks: dict[
 
 
 @pytest.mark.parametrize(("name", "key"), [("the first deploy", None), ("everything", KEYS[0])])
-def test_the_log_groups_are_kept_for_a_year_under_the_key_that_is_given(
+def test_logs_are_kept_for_a_year_and_encrypted_with_the_given_key(
     name: str, key: str | None, stacks: dict[str, Stack]
 ) -> None:
     for group in stacks[name].of_type("AWS::Logs::LogGroup").values():
@@ -332,12 +325,12 @@ def test_the_log_groups_are_kept_for_a_year_under_the_key_that_is_given(
 
 
 @every_combination
-def test_no_name_is_fixed(name: str, stacks: dict[str, Stack]) -> None:
+def test_every_name_contains_the_stack_s_name(name: str, stacks: dict[str, Stack]) -> None:
     names = {
         f"{logical_id}.{key}": value
         for logical_id, resource in stacks[name].resources.items()
         for key, value in resource.get("Properties", {}).items()
-        if key.endswith("Name") and key not in ("MetricName", "FunctionName")  # those name something else
+        if key.endswith("Name") and key not in ("MetricName", "FunctionName")  # these refer to something else
     }
     assert names
     assert [key for key, value in names.items() if STACK not in value] == []
@@ -347,25 +340,25 @@ def test_no_name_is_fixed(name: str, stacks: dict[str, Stack]) -> None:
 
 
 class Recorder(dict[str, str]):
-    """An environment that notes which variables are asked for."""
+    """An environment that records which variables are read."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         super().__init__(environment)
-        self.asked: set[str] = set()
+        self.names_read: set[str] = set()
 
     def get(self, name: str, default: Any = None) -> Any:
-        self.asked.add(name)
+        self.names_read.add(name)
         return super().get(name, default)
 
 
 def known_variables() -> set[str]:
     recorder = Recorder({"DATABASE_SECRET_ARN": secret("database")})
     Settings.from_env(recorder)
-    return recorder.asked | POWERTOOLS
+    return recorder.names_read | POWERTOOLS
 
 
 @every_combination
-def test_every_setting_is_in_the_environment_or_has_a_reason_not_to_be(
+def test_every_setting_is_in_the_environment_or_has_a_reason_to_be_left_out(
     name: str, stacks: dict[str, Stack], template: Any
 ) -> None:
     given = stacks[name].environment("Reconciler").keys()
@@ -387,14 +380,14 @@ def test_the_handler_accepts_the_environment(
     assert settings.database.sslmode == "verify-full"
 
 
-def test_the_template_s_defaults_are_the_handler_s_but_for_the_dry_run(stacks: dict[str, Stack]) -> None:
+def test_the_template_s_defaults_equal_the_handler_s_except_for_the_mode(stacks: dict[str, Stack]) -> None:
     of_template = Settings.from_env(stacks["the first deploy"].environment("Reconciler"))
     of_handler = Settings.from_env({"DATABASE_SECRET_ARN": secret("database"), "MODE": "dry-run"})
     assert of_template == of_handler
 
 
 @pytest.mark.parametrize("bound", ["MinValue", "MaxValue"])
-def test_the_handler_accepts_every_number_that_the_template_does(bound: str, template: Any) -> None:
+def test_the_handler_accepts_every_number_that_the_template_accepts(bound: str, template: Any) -> None:
     bounds = {
         name: str(parameter[bound])
         for name, parameter in template["Parameters"].items()
@@ -403,7 +396,7 @@ def test_the_handler_accepts_every_number_that_the_template_does(bound: str, tem
     Settings.from_env(Stack(template, DATABASE | bounds).environment("Reconciler"))
 
 
-def test_the_installer_has_the_owner_s_secret_and_the_database_and_nothing_else(stacks: dict[str, Stack]) -> None:
+def test_the_installer_s_environment_has_only_the_owner_s_secret_and_the_database(stacks: dict[str, Stack]) -> None:
     environment = stacks["everything"].environment("Installer")
     assert environment["DATABASE_SECRET_ARN"] == secret("owner")
     assert environment["DATABASE_ROLE"] == "rec"
@@ -416,7 +409,7 @@ def test_the_installer_has_the_owner_s_secret_and_the_database_and_nothing_else(
 # ── Parameters ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_every_parameter_is_described_and_in_one_group(template: Any) -> None:
+def test_every_parameter_has_a_description_a_default_and_one_group(template: Any) -> None:
     groups = template["Metadata"]["AWS::CloudFormation::Interface"]["ParameterGroups"]
     grouped = [parameter for group in groups for parameter in group["Parameters"]]
     assert sorted(grouped) == sorted(template["Parameters"])
@@ -439,10 +432,11 @@ def test_every_parameter_is_described_and_in_one_group(template: Any) -> None:
         ("DatabaseRole", ["reconciler", "Rec-1"], ["", "rec oncil", 'a"b', "1st"]),
         ("ReservedConcurrency", ["", "2"], ["-1", "two"]),
         ("AlarmEmail", ["", "ops@example.com"], ["ops"]),
+        ("RunbookUrl", ["", "https://wiki.example/book"], ["docs/runbook.md", "https://wiki.example/#breaker"]),
         ("PermissionsBoundaryArn", ["", f"arn:aws:iam::{ACCOUNT}:policy/a/b"], ["boundary"]),
     ],
 )
-def test_patterns_take_what_is_right_and_refuse_what_is_not(
+def test_patterns_accept_good_values_and_refuse_bad_ones(
     parameter: str, good: list[str], bad: list[str], template: Any
 ) -> None:
     pattern = re.compile(template["Parameters"][parameter]["AllowedPattern"])

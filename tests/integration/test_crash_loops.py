@@ -51,7 +51,7 @@ def in_a_loop(stage: Stage, times: int = IN_A_ROW, **settings: str | None) -> st
 
 def pause_s(stage: Stage, workspace: str) -> float:
     """Return for how long the newest restart is paused, in seconds."""
-    backoff_until: datetime | None = stage.fleet.debts(workspace)[-1]["backoff_until"]
+    backoff_until: datetime | None = stage.fleet.restarts(workspace)[-1]["backoff_until"]
     return 0.0 if backoff_until is None else (backoff_until - datetime.now(UTC)).total_seconds()
 
 
@@ -85,7 +85,7 @@ def test_from_the_fourth_death_in_a_row_on_each_restart_waits_twice_as_long_up_t
 
 def test_without_a_pause_every_restart_is_asked_for_at_once(stage: Stage) -> None:
     workspace = in_a_loop(stage, 6, CRASH_LOOP_BACKOFF_SECONDS="0")
-    assert {debt["backoff_until"] for debt in stage.fleet.debts(workspace)} == {None}
+    assert {debt["backoff_until"] for debt in stage.fleet.restarts(workspace)} == {None}
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def test_a_restart_that_was_never_asked_for_lengthens_no_loop(stage: Stage) -> N
         comes_back(stage, workspace)
         cycle(stage, PLATFORM_BASE_URL=None)
     assert len(dies(stage, workspace).calls) == 1
-    assert {debt["streak"] for debt in stage.fleet.debts(workspace)} == {0}
+    assert {debt["streak"] for debt in stage.fleet.restarts(workspace)} == {0}
 
 
 @pytest.mark.parametrize("seen", [False, True], ids=["it dies at once", "a cycle sees it before"])

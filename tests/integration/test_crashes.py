@@ -118,13 +118,13 @@ class Scene:
             self.fleet.age_everything(A_WHILE_S)
             if self.cycle()["restarts"]["pending"] == 0:
                 return
-        raise AssertionError(f"four cycles later restarts are still owed: {self.fleet.debts()}")
+        raise AssertionError(f"four cycles later restarts are still owed: {self.fleet.restarts()}")
 
     def assert_each_restarted_once(self, when: str = "in the end") -> None:
         once = dict.fromkeys(self.workspaces, 1)
         assert Counter(event["workspace_id"] for event in self.fleet.events()) == once, when
         restarts = self.platform.restarts
-        assert Counter(one.workspace_id for one in restarts) == once, f"{when}: {restarts} for {self.fleet.debts()}"
+        assert Counter(one.workspace_id for one in restarts) == once, f"{when}: {restarts} for {self.fleet.restarts()}"
         for one in restarts:
             row = self.fleet.row(one.workspace_id)
             assert (row["status"], row["instance_id"]) == ("online", one.new_instance_id), when

@@ -259,7 +259,7 @@ def test_the_least_privileged_role_can_do_everything_that_a_cycle_does(stage: St
         stage.cycle(**settings)
         stage.fleet.age_everything(A_WHILE_S)
     assert {one for one, status in stage.fleet.statuses().items() if status == "offline"} == {dead, absent}
-    assert [debt["outcome"] for debt in stage.fleet.debts()] == ["paid", "paid"]
+    assert [debt["outcome"] for debt in stage.fleet.restarts()] == ["paid", "paid"]
 
 
 # --- its files ---
@@ -275,7 +275,7 @@ def test_both_files_may_be_run_again_at_every_upgrade_and_keep_what_there_is(
 
     def state() -> list[Any]:
         sweep = stage.database.query("SELECT * FROM reconciler.coverage")
-        return [sweep, stage.fleet.absences(), stage.fleet.debts(), rights_of(stage.database, RECONCILER_ROLE)]
+        return [sweep, stage.fleet.absences(), stage.fleet.restarts(), rights_of(stage.database, RECONCILER_ROLE)]
 
     before = state()
     assert all(before)

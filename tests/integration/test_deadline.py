@@ -68,7 +68,7 @@ def assert_each_once(stage: Stage, workspaces: list[str]) -> None:
     assert sorted(offline) == sorted(workspaces)
     assert Counter(event["workspace_id"] for event in stage.fleet.events()) == once
     assert Counter(call.workspace_id for call in stage.platform.calls) == once
-    assert Counter(debt["workspace_id"] for debt in stage.fleet.debts() if debt["outcome"] == "paid") == once
+    assert Counter(debt["workspace_id"] for debt in stage.fleet.restarts() if debt["outcome"] == "paid") == once
 
 
 def go_on(stage: Stage, **settings: str) -> None:
@@ -188,7 +188,7 @@ def test_a_table_that_is_locked_right_before_the_flip_costs_the_flips_and_not_th
         with ends_within(1), contextlib.suppress(StoreError):
             stage.invoke(CYCLE_DEADLINE_SECONDS="1", **settings)
     assert stage.fleet.statuses() == {dead: "online"}
-    assert (stage.fleet.events(), stage.fleet.debts(), stage.platform.calls) == ([], [], [])
+    assert (stage.fleet.events(), stage.fleet.restarts(), stage.platform.calls) == ([], [], [])
     stage.fleet.age_everything(A_WHILE_S)
     stage.cycle(**settings).assert_only_flipped({dead: "terminated"})
 
@@ -241,7 +241,7 @@ def test_a_flip_that_the_network_lost_holds_its_row_for_a_moment_and_not_longer(
         platform.run("SET lock_timeout = '5s'")
         platform.run("UPDATE workspaces SET status = 'paused' WHERE id::text = :id", id=dead)
         proxy.thaw()
-    assert (stage.fleet.statuses()[dead], stage.fleet.events(), stage.fleet.debts()) == ("paused", [], [])
+    assert (stage.fleet.statuses()[dead], stage.fleet.events(), stage.fleet.restarts()) == ("paused", [], [])
 
 
 def test_a_database_that_drips_its_answers_holds_no_cycle(stage: Stage) -> None:
@@ -368,7 +368,7 @@ def test_a_process_that_was_frozen_past_its_lease_flips_nothing(stage: Stage, lo
     dead = stage.add("terminated")
     run_frozen(stage, stage.control_plane.script, lambda: None, nth=look, workspace_id=dead)
     assert stage.fleet.statuses()[dead] == "online"
-    assert (stage.fleet.events(), stage.fleet.debts(), stage.platform.calls) == ([], [], [])
+    assert (stage.fleet.events(), stage.fleet.restarts(), stage.platform.calls) == ([], [], [])
     stage.cycle()
     assert_each_once(stage, [dead])
 
@@ -383,7 +383,7 @@ def test_a_process_that_was_frozen_while_another_cycle_did_the_work_does_nothing
 
     run_frozen(stage, stage.control_plane.script, work, nth=2, workspace_id=dead)
     assert stage.fleet.statuses()[dead] == "online"
-    assert len(stage.fleet.events()) == len(stage.fleet.debts()) == len(stage.platform.calls) == 1
+    assert len(stage.fleet.events()) == len(stage.fleet.restarts()) == len(stage.platform.calls) == 1
 
 
 def test_a_process_that_was_frozen_among_its_restarts_leaves_the_rest_to_the_next_cycle(stage: Stage) -> None:
@@ -412,7 +412,7 @@ def test_a_process_that_was_frozen_with_a_claim_in_its_hand_asks_for_no_restart_
         stage.fleet.database.query(
             "SELECT pg_sleep(extract(epoch FROM expires_at - clock_timestamp())) FROM reconciler.lease"
         )
-        assert stage.fleet.debts(dead)[0]["attempts"] == 1
+        assert stage.fleet.restarts(dead)[0]["attempts"] == 1
         os.kill(frozen.process.pid, signal.SIGCONT)
         with contextlib.suppress(InvocationError):
             frozen.wait()

@@ -190,7 +190,7 @@ def test_a_hold_that_is_placed_while_old_instances_are_looked_at_prevents_the_re
     stage.ec2.script.before(lambda _: hold_meanwhile(stage, workspace), nth=1)
     outcome = stage.cycle()
     assert (outcome.calls, outcome.report["restarts"]["pending"]) == ([], 1)
-    assert stage.fleet.debts(workspace)[0]["attempts"] == 0
+    assert stage.fleet.restarts(workspace)[0]["attempts"] == 0
 
 
 def wait_for_a_lock(database: Database, kind: str) -> None:
@@ -272,7 +272,7 @@ def test_no_restart_is_claimed_after_a_hold_was_placed_however_close(stage: Stag
     stage.cycle(**UNPAYABLE, **NO_BREAKER).assert_only_owed(workspace)
     outcome = cycle_stopped_at_a_lock(stage, 1, "reconciler.restarts", workspace)
     assert (outcome.calls, outcome.report["restarts"]["pending"]) == ([], 1)
-    assert stage.fleet.debts(workspace)[0]["attempts"] == 0
+    assert stage.fleet.restarts(workspace)[0]["attempts"] == 0
 
 
 # --- what is answered and told ---

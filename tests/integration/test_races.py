@@ -302,7 +302,7 @@ def test_a_lease_that_is_lost_between_the_second_look_at_a_row_and_the_flip_leav
         with pytest.raises(LeaseLostError):
             stage.cycle(DATABASE_URL=proxy.url)
     assert stage.fleet.statuses()[workspace] == "online"
-    assert (stage.fleet.events(), stage.fleet.debts(), stage.platform.calls) == ([], [], [])
+    assert (stage.fleet.events(), stage.fleet.restarts(), stage.platform.calls) == ([], [], [])
     stage.cycle().assert_only_flipped({workspace: "stopped"})
 
 

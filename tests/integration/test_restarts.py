@@ -83,7 +83,7 @@ def restarts(outcome: Outcome) -> dict[str, int]:
 
 def debt_of(stage: Stage, workspace: str) -> dict[str, Any]:
     """Return the newest restart that is or was owed to a workspace."""
-    return stage.fleet.debts(workspace)[-1]
+    return stage.fleet.restarts(workspace)[-1]
 
 
 def due_in_s(stage: Stage, workspace: str) -> float:
@@ -297,7 +297,7 @@ def test_once_the_platform_asks_to_wait_a_cycle_begins_no_further_call(stage: St
     asked = {call.workspace_id for call in outcome.calls}
     assert 1 <= len(outcome.calls) <= CALLS_AT_ONCE
     assert restarts(outcome) == {"failed": len(asked), "pending": MANY}
-    assert {one["workspace_id"] for one in stage.fleet.debts() if one["attempts"]} == asked
+    assert {one["workspace_id"] for one in stage.fleet.restarts() if one["attempts"]} == asked
 
 
 # --- blocked ---
@@ -548,7 +548,7 @@ def flipped_again(stage: Stage, **columns: Any) -> tuple[str, Outcome]:
     stage.fleet.update(workspace, status="online", **columns)
     outcome = stage.cycle()
     assert outcome.report["flipped"] == 1
-    assert [debt["outcome"] for debt in stage.fleet.debts(workspace)][:-1] == ["void"]
+    assert [debt["outcome"] for debt in stage.fleet.restarts(workspace)][:-1] == ["void"]
     assert len(stage.fleet.events(workspace)) == 2
     return workspace, outcome
 
@@ -617,7 +617,7 @@ def test_a_workspace_that_is_flipped_with_another_instance_is_restarted_at_once(
 def test_restarts_stay_owed_without_a_platform_and_are_paid_once_there_is_one(stage: Stage) -> None:
     first, second = stage.add_all(2, "terminated")
     assert restarts(stage.cycle(**UNPAYABLE)) == {"pending": 2}
-    assert [debt["attempts"] for debt in stage.fleet.debts()] == [0, 0]
+    assert [debt["attempts"] for debt in stage.fleet.restarts()] == [0, 0]
     stage.fleet.age_everything(A_DAY_S)
     assert restarts(stage.cycle(**UNPAYABLE)) == {"pending": 2}
     always(stage, TAKEN)
@@ -642,11 +642,11 @@ def test_a_narrowed_cycle_pays_for_its_own_flips_only(stage: Stage, narrowed_by:
 
 def test_a_dry_run_asks_for_no_restart_and_reports_those_that_are_owed(stage: Stage) -> None:
     refused_a_while_ago(stage)
-    before = stage.fleet.debts()
+    before = stage.fleet.restarts()
     rehearsal = stage.cycle(DRY_RUN)
     assert rehearsal.calls == []
     assert restarts(rehearsal) == {"pending": 1}
-    assert stage.fleet.debts() == before
+    assert stage.fleet.restarts() == before
 
 
 def test_a_cycle_whose_lease_ran_out_while_it_looked_asks_for_no_restart(stage: Stage) -> None:
@@ -721,7 +721,7 @@ def test_what_was_settled_is_kept_for_thirty_days_and_what_is_owed_for_ever(stag
     stage.cycle(**NO_BREAKER)
     stage.fleet.age_everything(kept_days * A_DAY_S)
     stage.cycle(**NO_BREAKER)
-    kept = {debt["workspace_id"] for debt in stage.fleet.debts()}
+    kept = {debt["workspace_id"] for debt in stage.fleet.restarts()}
     assert kept == ({paid, void, owed} if kept_days < 30 else {owed})
 
 

@@ -103,7 +103,7 @@ class Soak:
         )
         dead = [row["id"] for row in rows if self.world.ec2.state_of(row["instance_id"] or "") != "running"]
         not_online = [row["id"] for row in rows if row["status"] not in ("online", "degraded")]
-        debts = [debt["id"] for debt in self.world.fleet.debts() if debt["closed_at"] is None]
+        debts = [debt["id"] for debt in self.world.fleet.restarts() if debt["closed_at"] is None]
         return [
             f"{len(which)} {what}"
             for what, which in (("dead", dead), ("not online", not_online), ("debts open", debts))
@@ -136,7 +136,7 @@ class Soak:
                 yield f"false flip: {instance} had sent a heartbeat {flip['heartbeat_age_s']:.2f} s before"
         flips = Counter((str(flip["workspace_id"]), flip["instance_id"]) for flip in witness)
         events = Counter((str(one["workspace_id"]), one["payload"]["instance_id"]) for one in self.world.fleet.events())
-        debts = Counter((str(one["workspace_id"]), one["instance_id"]) for one in self.world.fleet.debts())
+        debts = Counter((str(one["workspace_id"]), one["instance_id"]) for one in self.world.fleet.restarts())
         for what, others in (("events", events), ("debts", debts)):
             if others != flips:
                 yield f"flips and {what} differ: too few {flips - others}, too many {others - flips}"

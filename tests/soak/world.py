@@ -76,7 +76,7 @@ class World:
         self.ledger = Ledger()
         self.fleet = Fleet(database)
         self.ec2 = parts.enter_context(
-            LimitedEc2(bucket=TokenBucket(1000, 200), sweep_bucket=TokenBucket(1000, 200), latency_s=0.005)
+            LimitedEc2(bucket=TokenBucket(1000, 200), unfiltered_bucket=TokenBucket(1000, 200), latency_s=0.005)
         )
         self.control_plane = parts.enter_context(ControlPlane(self.ec2.state_of, latency_s=0.01))
         self.platform = parts.enter_context(

@@ -1,7 +1,7 @@
-"""Run in .venv-deploy: create two stacks of the translated template in moto's CloudFormation, side by side.
+"""Create two stacks of each translated template in moto's CloudFormation, side by side. Runs in .venv-deploy.
 
-stdin: templates with their parameters. stdout: for each of them, and each of its two stacks, what CloudFormation and
-the services say they hold.
+stdin: templates with their parameters. stdout: for each template, what CloudFormation and the services report about its
+two stacks.
 """
 
 import io
@@ -17,11 +17,11 @@ from moto import mock_aws
 
 def main() -> None:
     """Print what was created."""
-    print(json.dumps([two_stacks(order) for order in json.load(sys.stdin)]))
+    print(json.dumps([two_stacks(request) for request in json.load(sys.stdin)]))
 
 
 @mock_aws(config={"lambda": {"use_docker": False}})
-def two_stacks(order: dict[str, Any]) -> list[dict[str, Any]]:
+def two_stacks(request: dict[str, Any]) -> list[dict[str, Any]]:
     """Create two stacks in an empty account."""
     package = io.BytesIO()
     with zipfile.ZipFile(package, "w") as archive:
@@ -29,16 +29,16 @@ def two_stacks(order: dict[str, Any]) -> list[dict[str, Any]]:
     bucket = boto3.client("s3")
     bucket.create_bucket(Bucket="artifacts", CreateBucketConfiguration={"LocationConstraint": "eu-central-1"})
     bucket.put_object(Bucket="artifacts", Key="reconciler.zip", Body=package.getvalue())
-    return [created(name, order) for name in ("blue", "green")]
+    return [created(name, request) for name in ("blue", "green")]
 
 
-def created(name: str, order: dict[str, Any]) -> dict[str, Any]:
-    """Create one stack; return its status, resources and outputs, and the function as Lambda tells of it."""
+def created(name: str, request: dict[str, Any]) -> dict[str, Any]:
+    """Create one stack; return its status, its resources and outputs, and the function as Lambda reports it."""
     cloudformation = boto3.client("cloudformation")
     cloudformation.create_stack(
         StackName=name,
-        TemplateBody=json.dumps(order["template"]),
-        Parameters=[{"ParameterKey": key, "ParameterValue": value} for key, value in order["parameters"].items()],
+        TemplateBody=json.dumps(request["template"]),
+        Parameters=[{"ParameterKey": key, "ParameterValue": value} for key, value in request["parameters"].items()],
         Capabilities=["CAPABILITY_IAM"],
     )
     (stack,) = cloudformation.describe_stacks(StackName=name)["Stacks"]
@@ -58,5 +58,5 @@ def created(name: str, order: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    warnings.simplefilter("ignore")  # moto tells of the types that it skips
+    warnings.simplefilter("ignore")  # moto warns about the types that it skips
     main()

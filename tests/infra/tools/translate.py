@@ -1,4 +1,4 @@
-"""Run in .venv-deploy: translate the SAM template as CloudFormation does, once for each set of parameters on stdin."""
+"""Translate the SAM template as CloudFormation does, once per set of parameters on stdin. Runs in .venv-deploy."""
 
 import json
 import sys
@@ -17,7 +17,7 @@ def main() -> None:
 
 
 def translated(parameters: dict[str, str]) -> object:
-    """Return the template as CloudFormation gets it after `sam build` and the upload."""
+    """Return the template as CloudFormation receives it after `sam build` and the upload."""
     template = yaml_parse(TEMPLATE.read_text())
     template["Globals"]["Function"]["CodeUri"] = "s3://artifacts/reconciler.zip"
     return Translator({}, Parser()).translate(template, parameter_values=parameters)
