@@ -1,93 +1,232 @@
 -- The reconciler's own state, in a schema of its own. The platform's tables are not touched.
--- Safe to run again, at every upgrade:   psql "$OWNER_URL" -v ON_ERROR_STOP=1 -f infra/schema.sql
--- The rights of the function's role are in grants.sql.
+--
+--   psql "$OWNER_URL" -v ON_ERROR_STOP=1 -f infra/schema.sql
+--
+-- Creates the schema, or upgrades it and keeps its data. Run it again at every upgrade, then run grants.sql.
+--
+-- It is safe while cycles run and while a backup reads:
+--   * All of it happens, or nothing. It is one statement, so this holds for psql, too.
+--   * With nothing to change it only reads. It makes nobody wait, and a backup does not make it wait.
+--   * To change something it needs the tables for itself. It never queues for them: a queue would hold up the cycles.
+--     It tries again for 2 seconds, then it gives up and says so.
+--   * It never downgrades: a schema that is newer than this file is left alone.
+--
+-- To add version 2, set `newest` to 2, write step 2 below step 1, and add new tables to `own_tables`.
+--   * A step must be safe to run twice (IF NOT EXISTS and the like): a schema that lost a table goes through all steps.
+--   * The previous release must be able to go on working: add tables and columns, but keep what it uses.
+--   * Once the code cannot do without the step, raise its SCHEMA_VERSION (rights.py).
 
-CREATE SCHEMA IF NOT EXISTS reconciler;
-COMMENT ON SCHEMA reconciler IS 'State of the instance-state reconciler between its cycles.';
+DO $schema$
+DECLARE
+    newest     CONSTANT integer := 1;
+    own_tables CONSTANT text[] := '{schema_version, lease, coverage, absences, restarts, holds}';
+    give_up_at CONSTANT timestamptz := clock_timestamp() + interval '2 seconds';
+    installed  integer := 0;  -- 0: nothing, or a schema from before there was a version number
+    existing   text;
+    unwatched  boolean;
+BEGIN
+    PERFORM set_config('lock_timeout', '2s', true);  -- until the end of this transaction
+    -- One installer at a time. Cycles and backups do not know this lock.
+    PERFORM pg_advisory_xact_lock(hashtext('reconciler.schema_version'));
 
--- Who runs now. A row is kept for each scope; it is free when it has expired.
-CREATE TABLE IF NOT EXISTS reconciler.lease (
-    scope       TEXT PRIMARY KEY,
-    holder      UUID NOT NULL,
-    acquired_at TIMESTAMPTZ NOT NULL DEFAULT now(),
-    expires_at  TIMESTAMPTZ NOT NULL
-);
-COMMENT ON TABLE reconciler.lease IS
-    'Keeps applying cycles from running side by side. Nothing is doubled without it: the lock on the '
-    'workspace''s row and the claim on the restart see to that.';
+    -- 1. What is there? If nothing is to be done, stop here.
+    IF to_regclass('reconciler.schema_version') IS NOT NULL THEN
+        installed := COALESCE((SELECT version FROM reconciler.schema_version), 0);
+    END IF;
+    IF installed > newest THEN
+        RAISE NOTICE 'schema reconciler: version % is newer than this file (%), nothing was changed', installed, newest;
+        RETURN;
+    END IF;
+    IF EXISTS (SELECT FROM unnest(own_tables) AS own (name) WHERE to_regclass('reconciler.' || name) IS NULL) THEN
+        installed := 0;
+    END IF;
+    IF installed = newest THEN
+        IF NOT EXISTS (SELECT FROM reconciler.coverage) THEN
+            INSERT INTO reconciler.coverage DEFAULT VALUES ON CONFLICT DO NOTHING;
+        END IF;
+        RAISE NOTICE 'schema reconciler: already at version %', installed;
+        RETURN;
+    END IF;
 
--- Where the next full cycle begins (one row).
-CREATE TABLE IF NOT EXISTS reconciler.sweep (
-    singleton         BOOLEAN PRIMARY KEY DEFAULT true CHECK (singleton),
-    cursor            UUID NOT NULL DEFAULT '00000000-0000-0000-0000-000000000000',
-    pass_began_at     UUID NOT NULL DEFAULT '00000000-0000-0000-0000-000000000000',
-    first             UUID[] NOT NULL DEFAULT '{}',
-    began_at          TIMESTAMPTZ,
-    pass_completed_at TIMESTAMPTZ
-);
-COMMENT ON TABLE reconciler.sweep IS 'How far the full cycles have got through the candidates.';
-COMMENT ON COLUMN reconciler.sweep.cursor IS 'Every candidate up to this id, since pass_began_at, has been checked.';
-COMMENT ON COLUMN reconciler.sweep.pass_began_at IS 'The id behind which the present pass began.';
-COMMENT ON COLUMN reconciler.sweep.first IS 'Looked dead, but there was no time left to act, or were cut off: they come first.';
-COMMENT ON COLUMN reconciler.sweep.began_at IS 'When the first full cycle began.';
-COMMENT ON COLUMN reconciler.sweep.pass_completed_at IS 'When every candidate had last been checked.';
-INSERT INTO reconciler.sweep DEFAULT VALUES ON CONFLICT DO NOTHING;
+    -- 2. Take all the tables at once, or none: a failed attempt lets go of those that it got.
+    SELECT string_agg(format('%I.%I', 'reconciler', relname), ', ' ORDER BY relname) INTO existing
+    FROM pg_class WHERE relnamespace = to_regnamespace('reconciler') AND relkind = 'r';
+    WHILE existing IS NOT NULL LOOP
+        BEGIN
+            EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE NOWAIT', existing);
+            EXIT;
+        EXCEPTION WHEN lock_not_available THEN
+            IF clock_timestamp() > give_up_at THEN
+                RAISE;
+            END IF;
+            PERFORM pg_sleep(0.02);
+        END;
+    END LOOP;
 
--- Instances that EC2 did not know when it was asked.
-CREATE TABLE IF NOT EXISTS reconciler.absences (
-    workspace_id  UUID PRIMARY KEY,
-    instance_id   TEXT NOT NULL,
-    sightings     INTEGER NOT NULL,
-    first_seen_at TIMESTAMPTZ NOT NULL DEFAULT now(),
-    last_seen_at  TIMESTAMPTZ NOT NULL DEFAULT now()
-);
-COMMENT ON TABLE reconciler.absences IS
-    'EC2 is eventually consistent: an instance counts as gone after repeated sightings only.';
+    -- 3. The steps.
+    -- Step 1: the tables with their present names, and a version number.
+    IF installed < 1 THEN
+        -- A schema without a version has older names. Whatever it holds is kept.
+        IF to_regclass('reconciler.coverage') IS NULL AND to_regclass('reconciler.sweep') IS NOT NULL THEN
+            ALTER TABLE reconciler.sweep RENAME TO coverage;
+            ALTER TABLE reconciler.coverage RENAME COLUMN pass_began_at TO pass_start;
+            ALTER TABLE reconciler.coverage RENAME COLUMN first TO brought_forward;
+            ALTER TABLE reconciler.coverage RENAME COLUMN began_at TO first_cycle_at;
+            ALTER TABLE reconciler.coverage RENAME CONSTRAINT sweep_pkey TO coverage_pkey;
+            ALTER TABLE reconciler.coverage RENAME CONSTRAINT sweep_singleton_check TO coverage_singleton_check;
+        END IF;
+        IF EXISTS (SELECT FROM pg_attribute
+                   WHERE attrelid = to_regclass('reconciler.restarts') AND attname = 'next_attempt_at') THEN
+            -- The oldest schemas do not watch what becomes of a restart. What they closed stays unwatched.
+            unwatched := NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass('reconciler.restarts')
+                                     AND attname = 'watched_until');
+            ALTER TABLE reconciler.restarts
+                ADD COLUMN IF NOT EXISTS streak        INTEGER NOT NULL DEFAULT 0,
+                ADD COLUMN IF NOT EXISTS paused_until  TIMESTAMPTZ,
+                ADD COLUMN IF NOT EXISTS watched_until TIMESTAMPTZ;
+            ALTER TABLE reconciler.restarts RENAME COLUMN next_attempt_at TO due_at;
+            ALTER TABLE reconciler.restarts RENAME COLUMN paused_until TO backoff_until;
+            ALTER TABLE reconciler.restarts RENAME COLUMN watched_until TO watch_ended_at;
+            ALTER TABLE reconciler.restarts DROP CONSTRAINT IF EXISTS restarts_outcome_check;
+            UPDATE reconciler.restarts
+            SET outcome = CASE outcome WHEN 'paid' THEN 'accepted' WHEN 'void' THEN 'cancelled' END,
+                last_answer = CASE last_answer WHEN 'asked' THEN 'claimed' ELSE last_answer END,
+                watch_ended_at = CASE WHEN unwatched THEN closed_at ELSE watch_ended_at END
+            WHERE closed_at IS NOT NULL OR last_answer = 'asked';
+            ALTER TABLE reconciler.restarts
+                ADD CONSTRAINT restarts_outcome_check CHECK (outcome IN ('accepted', 'cancelled'));
+            DROP INDEX IF EXISTS reconciler.restarts_unrecovered;  -- restarts_watched takes its place
+        END IF;
 
--- Restarts: owed from the flip on, until the platform has taken them or the row has moved on.
-CREATE TABLE IF NOT EXISTS reconciler.restarts (
-    id              BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    workspace_id    UUID NOT NULL,
-    instance_id     TEXT NOT NULL,
-    cycle_id        UUID NOT NULL,
-    flipped_at      TIMESTAMPTZ NOT NULL DEFAULT now(),
-    attempts        INTEGER NOT NULL DEFAULT 0,
-    refusals        INTEGER NOT NULL DEFAULT 0,
-    claimed_by      UUID,
-    asked_at        TIMESTAMPTZ,
-    next_attempt_at TIMESTAMPTZ NOT NULL DEFAULT now(),
-    last_answer     TEXT,
-    closed_at       TIMESTAMPTZ,
-    outcome         TEXT CHECK (outcome IN ('paid', 'void'))
-);
--- These came later: a table that an earlier version made gets them here.
-ALTER TABLE reconciler.restarts
-    ADD COLUMN IF NOT EXISTS streak        INTEGER NOT NULL DEFAULT 0,
-    ADD COLUMN IF NOT EXISTS paused_until  TIMESTAMPTZ,
-    ADD COLUMN IF NOT EXISTS watched_until TIMESTAMPTZ;
-COMMENT ON TABLE reconciler.restarts IS 'One debt per flip. Closed ones are kept for 30 days.';
-COMMENT ON COLUMN reconciler.restarts.attempts IS 'Claims so far. A claim is written before the call.';
-COMMENT ON COLUMN reconciler.restarts.refusals IS 'Definite refusals so far; each doubles the pause.';
-COMMENT ON COLUMN reconciler.restarts.next_attempt_at IS
-    'Not asked for before this. A claim moves it ahead, so that a crash cannot pay twice.';
-COMMENT ON COLUMN reconciler.restarts.last_answer IS 'asked, refused, blocked or uncertain.';
-COMMENT ON COLUMN reconciler.restarts.streak IS 'Restarts before this one without a stretch of health between.';
-COMMENT ON COLUMN reconciler.restarts.paused_until IS 'A crash loop''s pause: not asked for before this.';
-COMMENT ON COLUMN reconciler.restarts.watched_until IS
-    'When a cycle first saw the restarted workspace online again, or not wanted any more.';
-CREATE UNIQUE INDEX IF NOT EXISTS restarts_one_open_per_workspace
-    ON reconciler.restarts (workspace_id) WHERE closed_at IS NULL;
-CREATE INDEX IF NOT EXISTS restarts_due ON reconciler.restarts (next_attempt_at) WHERE closed_at IS NULL;
-CREATE INDEX IF NOT EXISTS restarts_flipped_at ON reconciler.restarts (flipped_at);
-CREATE INDEX IF NOT EXISTS restarts_workspace ON reconciler.restarts (workspace_id, asked_at);
-CREATE INDEX IF NOT EXISTS restarts_unrecovered
-    ON reconciler.restarts (workspace_id) WHERE outcome = 'paid' AND watched_until IS NULL;
+        IF to_regnamespace('reconciler') IS NULL THEN
+            CREATE SCHEMA reconciler;
+        END IF;
+        COMMENT ON SCHEMA reconciler IS 'What the instance-state reconciler remembers between its cycles.';
 
--- Workspaces that nobody is to flip or restart for a while, say for maintenance.
-CREATE TABLE IF NOT EXISTS reconciler.holds (
-    workspace_id UUID PRIMARY KEY,
-    reason       TEXT NOT NULL,
-    began_at     TIMESTAMPTZ NOT NULL DEFAULT now(),
-    ends_at      TIMESTAMPTZ NOT NULL
-);
-COMMENT ON TABLE reconciler.holds IS 'Exempt until ends_at; placed and ended by events of the reconciler''s function.';
+        CREATE TABLE IF NOT EXISTS reconciler.schema_version (
+            singleton   BOOLEAN PRIMARY KEY DEFAULT true CHECK (singleton),
+            version     INTEGER NOT NULL,
+            upgraded_at TIMESTAMPTZ NOT NULL DEFAULT now()
+        );
+        COMMENT ON TABLE reconciler.schema_version IS
+            'The version of this schema (one row). Only infra/schema.sql sets it. The function runs on the version it '
+            'needs and on every later one.';
+
+        CREATE TABLE IF NOT EXISTS reconciler.lease (
+            scope       TEXT PRIMARY KEY,
+            holder      UUID NOT NULL,
+            acquired_at TIMESTAMPTZ NOT NULL DEFAULT now(),
+            expires_at  TIMESTAMPTZ NOT NULL
+        );
+        COMMENT ON TABLE reconciler.lease IS
+            'Lets one cycle at a time act. Safety does not rest on it: the lock on a workspace''s row and the claim on '
+            'a restart keep anything from happening twice.';
+        COMMENT ON COLUMN reconciler.lease.scope IS 'What the lease is for.';
+        COMMENT ON COLUMN reconciler.lease.holder IS 'The id of the cycle whose lease it is.';
+        COMMENT ON COLUMN reconciler.lease.expires_at IS 'From then on any cycle may take the lease.';
+
+        CREATE TABLE IF NOT EXISTS reconciler.coverage (
+            singleton         BOOLEAN PRIMARY KEY DEFAULT true CHECK (singleton),
+            cursor            UUID NOT NULL DEFAULT '00000000-0000-0000-0000-000000000000',
+            pass_start        UUID NOT NULL DEFAULT '00000000-0000-0000-0000-000000000000',
+            brought_forward   UUID[] NOT NULL DEFAULT '{}',
+            first_cycle_at    TIMESTAMPTZ,
+            pass_completed_at TIMESTAMPTZ
+        );
+        INSERT INTO reconciler.coverage DEFAULT VALUES ON CONFLICT DO NOTHING;
+        COMMENT ON TABLE reconciler.coverage IS
+            'How far the full cycles have got (one row). A pass is over when every candidate has been checked once.';
+        COMMENT ON COLUMN reconciler.coverage.cursor IS
+            'The next full cycle begins after this id. This pass has checked the candidates from pass_start up to it.';
+        COMMENT ON COLUMN reconciler.coverage.pass_start IS 'The id after which the current pass began.';
+        COMMENT ON COLUMN reconciler.coverage.brought_forward IS
+            'Workspaces that come first in the next full cycle, because an earlier one ran out of time for them.';
+        COMMENT ON COLUMN reconciler.coverage.first_cycle_at IS 'When the first full cycle saved its progress.';
+        COMMENT ON COLUMN reconciler.coverage.pass_completed_at IS 'When the last pass was completed.';
+
+        CREATE TABLE IF NOT EXISTS reconciler.absences (
+            workspace_id  UUID PRIMARY KEY,
+            instance_id   TEXT NOT NULL,
+            sightings     INTEGER NOT NULL,
+            first_seen_at TIMESTAMPTZ NOT NULL DEFAULT now(),
+            last_seen_at  TIMESTAMPTZ NOT NULL DEFAULT now()
+        );
+        COMMENT ON TABLE reconciler.absences IS
+            'Instances that could not be found. One sighting proves nothing, because EC2 is eventually consistent: an '
+            'instance counts as gone only after several.';
+
+        CREATE TABLE IF NOT EXISTS reconciler.restarts (
+            id             BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+            workspace_id   UUID NOT NULL,
+            instance_id    TEXT NOT NULL,
+            cycle_id       UUID NOT NULL,
+            flipped_at     TIMESTAMPTZ NOT NULL DEFAULT now(),
+            attempts       INTEGER NOT NULL DEFAULT 0,
+            refusals       INTEGER NOT NULL DEFAULT 0,
+            claimed_by     UUID,
+            asked_at       TIMESTAMPTZ,
+            due_at         TIMESTAMPTZ NOT NULL DEFAULT now(),
+            last_answer    TEXT,
+            closed_at      TIMESTAMPTZ,
+            outcome        TEXT CHECK (outcome IN ('accepted', 'cancelled')),
+            streak         INTEGER NOT NULL DEFAULT 0,
+            backoff_until  TIMESTAMPTZ,
+            watch_ended_at TIMESTAMPTZ
+        );
+        CREATE UNIQUE INDEX IF NOT EXISTS restarts_one_open_per_workspace
+            ON reconciler.restarts (workspace_id) WHERE closed_at IS NULL;
+        CREATE INDEX IF NOT EXISTS restarts_due ON reconciler.restarts (due_at) WHERE closed_at IS NULL;
+        CREATE INDEX IF NOT EXISTS restarts_flipped_at ON reconciler.restarts (flipped_at);
+        CREATE INDEX IF NOT EXISTS restarts_workspace ON reconciler.restarts (workspace_id, asked_at);
+        CREATE INDEX IF NOT EXISTS restarts_watched
+            ON reconciler.restarts (workspace_id) WHERE outcome = 'accepted' AND watch_ended_at IS NULL;
+        COMMENT ON TABLE reconciler.restarts IS
+            'One row for each flip: the restart that is owed from then on. It stays open until the platform accepts it '
+            'or the workspace moves on, which cancels it. Closed rows are deleted after 30 days.';
+        COMMENT ON COLUMN reconciler.restarts.instance_id IS 'The instance that was found dead.';
+        COMMENT ON COLUMN reconciler.restarts.cycle_id IS 'The cycle that flipped the workspace.';
+        COMMENT ON COLUMN reconciler.restarts.attempts IS
+            'How often it was claimed. A claim is committed before the call.';
+        COMMENT ON COLUMN reconciler.restarts.refusals IS
+            'How often it was refused or blocked. Each time doubles the wait.';
+        COMMENT ON COLUMN reconciler.restarts.claimed_by IS 'The cycle that claimed it last.';
+        COMMENT ON COLUMN reconciler.restarts.asked_at IS
+            'When it was claimed last. The platform is asked right after.';
+        COMMENT ON COLUMN reconciler.restarts.due_at IS
+            'The platform is not asked before then. A claim moves it ahead, so that nobody asks twice after a crash.';
+        COMMENT ON COLUMN reconciler.restarts.last_answer IS
+            'What was recorded last while it was open: claimed, refused, blocked or uncertain; NULL: never claimed.';
+        COMMENT ON COLUMN reconciler.restarts.outcome IS 'accepted or cancelled; NULL as long as it is open.';
+        COMMENT ON COLUMN reconciler.restarts.streak IS
+            'Crash loop: how many restarts in a row, before this one, were not followed by a healthy stretch.';
+        COMMENT ON COLUMN reconciler.restarts.backoff_until IS
+            'Crash loop: the platform is not asked before this time, whatever due_at says.';
+        COMMENT ON COLUMN reconciler.restarts.watch_ended_at IS
+            'When a cycle first saw the workspace online again, or no longer wanted. An accepted restart is watched '
+            'until then.';
+
+        CREATE TABLE IF NOT EXISTS reconciler.holds (
+            workspace_id UUID PRIMARY KEY,
+            reason       TEXT NOT NULL,
+            began_at     TIMESTAMPTZ NOT NULL DEFAULT now(),
+            ends_at      TIMESTAMPTZ NOT NULL
+        );
+        COMMENT ON TABLE reconciler.holds IS
+            'Workspaces on hold, for example during maintenance: nothing flips or restarts them until ends_at.';
+    END IF;
+
+    -- Step 2 goes here:
+    -- IF installed < 2 THEN
+    --     ALTER TABLE reconciler.absences ADD COLUMN IF NOT EXISTS ...;
+    -- END IF;
+
+    INSERT INTO reconciler.schema_version (version) VALUES (newest)
+    ON CONFLICT (singleton) DO UPDATE SET version = EXCLUDED.version, upgraded_at = EXCLUDED.upgraded_at;
+    RAISE NOTICE 'schema reconciler: now at version %', newest;
+EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
+    RAISE EXCEPTION USING
+        ERRCODE = 'lock_not_available',
+        MESSAGE = 'nothing was changed: for 2 seconds other sessions (a backup, a cycle, another installer) kept the '
+                  'schema reconciler locked. Run infra/schema.sql again, preferably once they are done';
+END
+$schema$;

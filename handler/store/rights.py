@@ -9,28 +9,21 @@ from handler.store.session import Session, Transaction
 # Table, column (None for the whole table) and right.
 Rights = Sequence[tuple[str, str | None, str]]
 
-# So that a schema older than the code is noticed.
-_OWN_COLUMNS = {
-    "lease": ("scope", "holder", "acquired_at", "expires_at"),
-    "sweep": ("cursor", "pass_began_at", "first", "began_at", "pass_completed_at"),
-    "absences": ("workspace_id", "instance_id", "sightings", "first_seen_at", "last_seen_at"),
-    "restarts": (
-        *("id", "workspace_id", "instance_id", "cycle_id", "flipped_at", "attempts", "refusals", "claimed_by"),
-        *("asked_at", "next_attempt_at", "last_answer", "closed_at", "outcome"),
-        *("streak", "paused_until", "watched_until"),
-    ),
-    "holds": ("workspace_id", "reason", "began_at", "ends_at"),
-}
+# The schema's version that this code needs; infra/schema.sql installs it. Any newer one will do.
+SCHEMA_VERSION = 1
+
+_SCHEMA_FILE = "infra/schema.sql"
+_OWN_TABLES = ("schema_version", "lease", "coverage", "absences", "restarts", "holds")
 
 _RIGHTS_TO_READ = (
     *(("workspaces", one, "SELECT") for one in ("id", "status", "runtime", "instance_id", "last_heartbeat_at")),
-    *((f"reconciler.{table}", None, "SELECT") for table in _OWN_COLUMNS),
+    *((f"reconciler.{table}", None, "SELECT") for table in _OWN_TABLES),
 )
 RIGHTS_TO_APPLY = (
     *_RIGHTS_TO_READ,
     *(("workspaces", one, "UPDATE") for one in ("status", "updated_at")),
     *(("structure_events", one, "INSERT") for one in ("event_type", "workspace_id", "payload")),
-    ("reconciler.sweep", None, "UPDATE"),
+    ("reconciler.coverage", None, "UPDATE"),
     *(
         (f"reconciler.{table}", None, right)
         for table in ("lease", "absences", "restarts", "holds")
@@ -43,11 +36,49 @@ def check_rights(session: Session, deadline: Deadline, *, to_apply: bool) -> Non
     """Raise SchemaMissingError or RightsMissingError if a cycle would stumble half-way."""
     with session.transaction(deadline, read_only=True) as transaction:
         rights = RIGHTS_TO_APPLY if to_apply else _RIGHTS_TO_READ
+        _require_own_schema(transaction)
         _require_tables(transaction, sorted({table for table, _, _ in rights}))
-        _require_own_columns(transaction)
         lacking = lacking_rights(transaction, rights)
         if lacking:
-            raise RightsMissingError(f"the database's role lacks {', '.join(lacking)}: run infra/grants.sql")
+            raise _lacking(lacking)
+
+
+def _require_own_schema(transaction: Transaction) -> None:
+    """Raise unless the schema `reconciler` is there, can be entered, and is new enough."""
+    schemas = transaction.run(
+        """
+        SELECT has_schema_privilege(schema.oid, 'USAGE'), version.oid IS NOT NULL,
+               COALESCE(has_table_privilege(version.oid, 'SELECT'), false)
+        FROM pg_namespace AS schema
+        LEFT JOIN pg_class AS version ON version.relnamespace = schema.oid AND version.relname = 'schema_version'
+        WHERE schema.nspname = 'reconciler'
+        """
+    )
+    if not schemas:
+        raise SchemaMissingError(f"the database has no schema reconciler: run {_SCHEMA_FILE}")
+    ((may_enter, has_version, may_read),) = schemas
+    if not has_version:
+        raise _too_old("no version number")
+    if not may_enter:
+        raise _lacking(["USAGE on schema reconciler"])
+    if not may_read:
+        return  # the check of all rights names this one among the others
+    found = transaction.run("SELECT version FROM reconciler.schema_version")
+    if not found:
+        raise _too_old("no version number")
+    ((version,),) = found
+    if version < SCHEMA_VERSION:
+        raise _too_old(f"version {version}")
+
+
+def _too_old(found: str) -> SchemaMissingError:
+    return SchemaMissingError(
+        f"the schema reconciler has {found}, and this code needs version {SCHEMA_VERSION}: run {_SCHEMA_FILE}"
+    )
+
+
+def _lacking(rights: Sequence[str]) -> RightsMissingError:
+    return RightsMissingError(f"the database's role lacks {', '.join(rights)}: run infra/grants.sql")
 
 
 def _require_tables(transaction: Transaction, tables: Sequence[str]) -> None:
@@ -61,24 +92,8 @@ def _require_tables(transaction: Transaction, tables: Sequence[str]) -> None:
     ]
     if missing:
         own = all(name.startswith("reconciler.") for name in missing)
-        remedy = "run infra/schema.sql" if own else "is this the platform's database?"
+        remedy = f"run {_SCHEMA_FILE}" if own else "is this the platform's database?"
         raise SchemaMissingError(f"the database has no table {', '.join(missing)}: {remedy}")
-
-
-def _require_own_columns(transaction: Transaction) -> None:
-    columns = [(f"reconciler.{table}", column) for table, names in _OWN_COLUMNS.items() for column in names]
-    missing = transaction.run(
-        """
-        SELECT table_name || '.' || column_name
-        FROM unnest(CAST(:tables AS text[]), CAST(:columns AS text[])) AS needed (table_name, column_name)
-        WHERE NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass(table_name)
-                          AND attname = column_name AND NOT attisdropped)
-        """,
-        tables=[table for table, _ in columns],
-        columns=[column for _, column in columns],
-    )
-    if missing:
-        raise SchemaMissingError(f"the database has no {', '.join(name for (name,) in missing)}: run infra/schema.sql")
 
 
 def lacking_rights(transaction: Transaction, rights: Rights, *, role: str | None = None) -> list[str]:

@@ -82,7 +82,7 @@ def test_the_first_time_it_creates_everything_and_says_so(environment: pytest.Mo
     report = installed(environment, empty.owner_url)
     assert report["role"] == RECONCILER_ROLE
     assert report["applied"] == ["infra/schema.sql", "infra/grants.sql"]
-    tables = {f"reconciler.{table}" for table in ("absences", "lease", "restarts", "sweep")}
+    tables = {f"reconciler.{table}" for table in ("absences", "coverage", "lease", "restarts", "schema_version")}
     assert tables <= set(report["created"])
     assert "UPDATE (status) on workspaces" in report["granted"]
     json.dumps(report)
@@ -97,10 +97,14 @@ def test_the_second_time_it_changes_nothing_and_says_so(environment: pytest.Monk
     assert row["cursor"].endswith("aa"), "its state is kept"
 
 
-def test_what_an_upgrade_adds_is_named(environment: pytest.MonkeyPatch, empty: Database) -> None:
-    installed(environment, empty.owner_url)
-    empty.query("DROP TABLE reconciler.absences")
-    assert "reconciler.absences" in installed(environment, empty.owner_url)["created"]
+def test_what_an_upgrade_adds_is_named(
+    environment: pytest.MonkeyPatch, empty: Database, server: PostgresServer
+) -> None:
+    server.psql(empty.owner_url, ROOT / "tests" / "support" / "schema_0.sql")
+    report = installed(environment, empty.owner_url)
+    assert {"reconciler.schema_version", "reconciler.restarts_watched"} <= set(report["created"])
+    assert "reconciler.restarts" not in report["created"]
+    assert "SELECT on reconciler.schema_version" in report["granted"]
 
 
 def test_it_gives_the_same_rights_as_psql_does(
