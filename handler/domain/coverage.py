@@ -1,8 +1,8 @@
 """Where the next cycle begins, so that nobody is left out. Pure.
 
-The candidates stand in a circle, in the order of their ids. Every candidate up to the cursor has been checked; the next
-cycle goes on behind it, and past the end back to the first. A pass is complete when the cursor is back where the
-pass began. Some workspaces are brought forward by name: those that looked dead when no time was left to act, and the few
+The candidates stand in a circle, in the order of their ids. Every candidate up to the cursor has been checked. The next
+cycle goes on behind it, and past the end back to the first. A pass is complete when the cursor is back where the pass
+began. Some workspaces are brought forward by name: those that looked dead when no time was left to act, and the few
 whose checks the deadline cut off while others behind them were checked.
 """
 

@@ -1,7 +1,7 @@
 """AWS calls by boto3 that end by their deadline, whatever a call does.
 
-botocore's own timeouts are per socket operation, and fixed when a client is made. Its documented `before-send` event lets
-a signed request go out another way, which here is `net.bounded`.
+botocore's own timeouts are per socket operation, and fixed when a client is made. Its documented `before-send` event
+lets a signed request go out another way, which here is `net.bounded`.
 https://docs.aws.amazon.com/boto3/latest/guide/events.html
 """
 

@@ -65,7 +65,9 @@ class HttpClient:
     def _send(self, method: str, url: str, deadline: Deadline, **request: Any) -> requests.Response:
         with call_within(deadline, _cause_of) as timeout:
             prepared = self._session.prepare_request(requests.Request(method, url, **request))
-            return self._session.send(prepared, stream=True, allow_redirects=False, timeout=timeout)
+            # requests hands urllib3's timeout on as it is, though its types know numbers only.
+            options: Any = {"timeout": timeout}
+            return self._session.send(prepared, stream=True, allow_redirects=False, **options)
 
 
 class _Session(requests.Session):
@@ -77,7 +79,7 @@ class _Session(requests.Session):
 class _BoundedAdapter(HTTPAdapter):
     def __init__(self, connections: int) -> None:
         self._connections = connections
-        super().__init__(max_retries=urllib3.Retry(False))
+        super().__init__(max_retries=urllib3.Retry(total=False))
 
     def init_poolmanager(self, *_: object, **__: object) -> None:
         """Take the bounded pools in place of requests' own."""

@@ -164,41 +164,6 @@ def test_a_table_that_lost_its_only_row_is_named_with_the_file_that_mends_it(
     stage.cycle(**MOSTLY_DEAD).assert_only_flipped({dead: "terminated"})
 
 
-def test_what_an_earlier_version_made_is_brought_up_to_date_by_the_file(stage: Stage, postgres: PostgresServer) -> None:
-    dead = stage.add("terminated")
-    stage.database.query(
-        "ALTER TABLE reconciler.restarts DROP COLUMN streak, DROP COLUMN backoff_until, DROP COLUMN watch_ended_at"
-    )
-    stage.database.query("DROP TABLE reconciler.holds")
-    assert "infra/schema.sql" in failure(stage, SchemaMissingError)
-    postgres.psql(stage.database.owner_url, SCHEMA)
-    postgres.psql(stage.database.owner_url, GRANTS, role=RECONCILER_ROLE)
-    stage.cycle(**MOSTLY_DEAD).assert_only_flipped({dead: "terminated"})
-
-
-def test_a_schema_that_is_older_than_the_function_is_noticed_before_anything_is_done(stage: Stage) -> None:
-    """Each column that the function's own tables have is taken away once, as if an upgrade had yet to bring it."""
-    stage.add("terminated")
-    columns = stage.database.query(
-        "SELECT table_name, column_name FROM information_schema.columns"
-        " WHERE table_schema = 'reconciler' AND column_name <> 'singleton'"
-    )
-    unnoticed = []
-    for column in columns:
-        table, name = f"reconciler.{column['table_name']}", column["column_name"]
-        stage.database.query(f"ALTER TABLE {table} RENAME COLUMN {name} TO of_tomorrow")
-        try:
-            message = str(stage.invoke(**MOSTLY_DEAD))
-        except SchemaMissingError as error:
-            message = str(error)
-        if "infra/schema.sql" not in message or stage.fleet.events():
-            unnoticed.append(f"{table}.{name}: {message}")
-        stage.database.query(f"ALTER TABLE {table} RENAME COLUMN of_tomorrow TO {name}")
-        stage.database.query("TRUNCATE structure_events, reconciler.restarts, reconciler.lease")
-        stage.database.query("UPDATE workspaces SET status = 'online'")
-    assert unnoticed == []
-
-
 GRANTED = """
     SELECT relation.oid::regclass::text AS relation, '' AS field, privilege_type AS right
     FROM pg_class AS relation, aclexplode(relacl) WHERE grantee = CAST(:role AS regrole)

@@ -10,12 +10,12 @@ from typing import Any, NoReturn
 
 import pytest
 
-from handler.credentials import Secrets
-from handler.database import Session
+from handler.net.secrets import Secrets
+from handler.store.session import Session
 from handler.deadline import Deadline
 from handler.errors import RightsMissingError, RowLockedError, SchemaMissingError
 from handler.install import install
-from handler.registry.rights import SCHEMA_VERSION, check_rights
+from handler.store.rights import SCHEMA_VERSION, check_rights
 from handler.settings import database_from
 from sandbox.postgres import RECONCILER_ROLE, Database, PostgresServer, PostgresServerError
 
