@@ -12,8 +12,8 @@ from handler.store import Store
 from handler.store.session import Session
 from sandbox.fleet import Fleet
 from sandbox.postgres import Database
-from tests.simulation.registry import registry
-from tests.simulation.tables import Absent, Held, Owed, Row, Tables
+from tests.fakes.store import registry
+from tests.fakes.tables import StoredAbsence, StoredHold, StoredRestart, Row, Tables
 
 # The columns of a debt that a test can compare; its times are seen through what may be done with it.
 DEBT_COLUMNS = ("id", "workspace_id", "instance_id", "attempts", "refusals", "last_answer", "outcome", "streak")
@@ -110,7 +110,7 @@ class InMemory:
         tables = self.tables
         if tables.lease is not None:
             tables.lease = (tables.lease[0], tables.lease[1] - seconds)
-        records: list[Tables | Absent | Owed | Held] = [
+        records: list[Tables | StoredAbsence | StoredRestart | StoredHold] = [
             tables,
             *tables.absences.values(),
             *tables.restarts,

@@ -23,7 +23,7 @@ from sandbox.ec2_xml import STATE_CODES
 from sandbox.http_server import Answer
 from sandbox.limited_ec2 import ApiError, LimitedEc2
 from tests.simulation import world as simulated
-from tests.simulation.world import ERROR, Asked, Instance, Lie, World
+from tests.fakes.world import ERROR, Asked, Instance, Lie, World
 from tests.unit.builders import instance, number_of, workspace
 
 PLENTY_S = 20.0
