@@ -276,6 +276,7 @@ class Simulation:
         self.world.died.append(actor.died)
         world, setup = self.world, self.setup
         parts = cycle.Parts(
+            actor.cycle_id,
             fake_store(world.tables, actor.cycle_id, actor),
             lambda _: Probe(world, actor, in_bulk=setup.in_bulk, timeout_s=setup.settings.probe_timeout_seconds),
             lambda _: Platform(world, actor),
