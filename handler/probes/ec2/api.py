@@ -97,14 +97,16 @@ class Ec2Api:
     def _pages(self, call: Callable[..., Any], deadline: Deadline, attempts: int, **query: Any) -> Iterator[Any]:
         """Yield the pages of a listing to its end. Raises Ec2Error: what was not yielded is not known."""
         token: dict[str, str] = {}
+        followed: set[str] = set()
         while True:
             page = self._page(call, deadline, attempts, **query, **token)
             yield page
             next_token = page.get("NextToken")
             if not next_token:
                 return
-            if token == {"NextToken": next_token}:  # the listing goes in circles
+            if next_token in followed:  # the listing goes in circles
                 raise Ec2Error(Failure(Cause.GARBLED_ANSWER))
+            followed.add(next_token)
             token = {"NextToken": next_token}
 
     def _page(self, call: Callable[..., Any], deadline: Deadline, attempts: int, **parameters: Any) -> Any:

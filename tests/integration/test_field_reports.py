@@ -1,0 +1,49 @@
+"""What went wrong in other projects of this kind, tried on this one. Each docstring names the public report."""
+
+import socket
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from sandbox import ec2_xml
+from sandbox.ec2_xml import Instance
+from sandbox.http_server import Answer
+from sandbox.limited_ec2 import DescribeCall
+from sandbox.postgres import RECONCILER_ROLE, PostgresServer
+from tests.support.stage import Stage, opened
+
+SCHEMA = Path(__file__).parents[2] / "infra" / "schema.sql"
+POSTGRES_15 = Path("/usr/lib/postgresql/15/bin")
+ALL_MAY_BE_DEAD = {"BREAKER_MAX_DEAD_FRACTION": "1"}
+# What a cycle may take until a test looks at the times that it has written.
+A_CYCLE_S = 5.0
+
+
+def page(states: dict[str, str], next_token: str | None = None) -> Answer:
+    """Return a page of DescribeInstances with these instances."""
+    rows = [Instance(one, state, "eu-central-1a", position=0) for one, state in states.items()]
+    return Answer(body=ec2_xml.instances(rows, next_token, request_id="page"), headers={"Content-Type": "text/xml"})
+
+
+def test_a_listing_whose_tokens_go_in_circles_is_given_up_at_once(stage: Stage) -> None:
+    """A page leads to B, B leads back to A, and the client reads on as long as it has time: botocore#3778."""
+    workspaces = stage.add_all(3, "running")
+
+    def circling(call: DescribeCall) -> Answer:
+        return page({}, next_token="B" if call.parameters.get("NextToken") == "A" else "A")
+
+    stage.ec2.script.reply(circling, action="DescribeInstances")
+    outcome = stage.cycle()
+    assert outcome.causes == dict.fromkeys(workspaces, "garbled_answer")
+    assert len(stage.ec2.calls) == 3
+    assert outcome.flipped == set()
+
+
+def _rows(stage: Stage, statement: str, **parameters: Any) -> list[list[Any]]:
+    """Run a statement as the owner; return its rows."""
+    return [list(row.values()) for row in stage.database.query(statement, **parameters)]
