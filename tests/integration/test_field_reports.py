@@ -44,6 +44,27 @@ def test_a_listing_whose_tokens_go_in_circles_is_given_up_at_once(stage: Stage) 
     assert outcome.flipped == set()
 
 
+@pytest.mark.parametrize("order", [("running", "stopped"), ("stopped", "running"), ("pending", "terminated")])
+def test_an_instance_that_one_listing_calls_both_alive_and_dead_is_unknown(
+    stage: Stage, order: tuple[str, str]
+) -> None:
+    """What moves during a listing stands on two pages (citrine-python#439), and one may be out of date (boto3#4386)."""
+    workspace = stage.add("running")
+    others = stage.add_all(3, "running")
+    instance = stage.instance_of(workspace)
+    running = {stage.instance_of(one): "running" for one in others}
+
+    def twice(call: DescribeCall) -> Answer:
+        first, second = ({instance: state} for state in order)
+        return page(second) if "NextToken" in call.parameters else page(running | first, next_token="more")
+
+    stage.ec2.script.reply(twice, action="DescribeInstances")
+    outcome = stage.cycle()
+    assert outcome.causes == {workspace: "garbled_answer"}
+    assert outcome.report["running"] == len(others)
+    outcome.assert_untouched(workspace)
+
+
 def _rows(stage: Stage, statement: str, **parameters: Any) -> list[list[Any]]:
     """Run a statement as the owner; return its rows."""
     return [list(row.values()) for row in stage.database.query(statement, **parameters)]
