@@ -65,6 +65,26 @@ def test_an_instance_that_one_listing_calls_both_alive_and_dead_is_unknown(
     outcome.assert_untouched(workspace)
 
 
+def test_an_address_that_cannot_be_looked_up_for_a_moment_costs_a_retry_and_no_cycle(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A resolver that says "try again" was taken for a final answer: smithy-typescript#2060, aws-cli#1766."""
+    stage.add("running")
+    dead = stage.add("stopped")
+    look_up, port = socket.getaddrinfo, urlsplit(stage.ec2.url).port
+    failures = [socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")]
+
+    def flaky(host: Any, service: Any, *args: Any, **options: Any) -> Any:
+        if str(service) == str(port) and failures:
+            raise failures.pop()
+        return look_up(host, service, *args, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", flaky)
+    outcome = stage.cycle(**ALL_MAY_BE_DEAD)
+    assert failures == []
+    outcome.assert_only_flipped({dead: "stopped"})
+
+
 def _rows(stage: Stage, statement: str, **parameters: Any) -> list[list[Any]]:
     """Run a statement as the owner; return its rows."""
     return [list(row.values()) for row in stage.database.query(statement, **parameters)]

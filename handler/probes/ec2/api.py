@@ -31,7 +31,10 @@ CALLS_PER_SECOND = 10.0
 # https://docs.aws.amazon.com/AWSEC2/latest/APIReference/errors-overview.html
 _THROTTLED_CODES = ("RequestLimitExceeded", "Throttling", "ThrottlingException", "RequestThrottled")
 _SERVER_ERROR = 500
-_WORTH_RETRYING = (Cause.SERVER_ERROR, Cause.BROKEN_CONNECTION, Cause.CONNECTION_REFUSED)
+_WORTH_RETRYING = (
+    *(Cause.SERVER_ERROR, Cause.BROKEN_CONNECTION, Cause.CONNECTION_REFUSED),
+    Cause.NAME_LOOKUP_FAILED,  # a resolver often fails for a moment, and rarely for long
+)
 
 _RUNNING = "running"
 
