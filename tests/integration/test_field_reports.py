@@ -85,6 +85,21 @@ def test_an_address_that_cannot_be_looked_up_for_a_moment_costs_a_retry_and_no_c
     outcome.assert_only_flipped({dead: "stopped"})
 
 
+@pytest.mark.parametrize("ahead_s", [-1800, 1800])
+def test_a_date_in_retry_after_is_read_by_the_clock_of_whoever_wrote_it(stage: Stage, ahead_s: float) -> None:
+    """A date says nothing to a client whose clock differs; the answer's own Date does: carbon-apimgt#7059."""
+    stage.add("running")
+    stage.add("stopped")
+    its_now = datetime.now(UTC) + timedelta(seconds=ahead_s)
+    later = its_now + timedelta(seconds=600)
+    stage.platform.instead.clear()
+    dates = {"Date": format_datetime(its_now, usegmt=True), "Retry-After": format_datetime(later, usegmt=True)}
+    stage.platform.instead.reply(Answer(429, headers=dates))
+    assert stage.cycle(**ALL_MAY_BE_DEAD).report["restarts"]["refused"] == 1
+    ((waits_s,),) = _rows(stage, "SELECT CAST(extract(epoch FROM due_at - now()) AS float) FROM reconciler.restarts")
+    assert 600 - A_CYCLE_S < waits_s <= 600
+
+
 def _rows(stage: Stage, statement: str, **parameters: Any) -> list[list[Any]]:
     """Run a statement as the owner; return its rows."""
     return [list(row.values()) for row in stage.database.query(statement, **parameters)]
