@@ -100,6 +100,21 @@ def test_a_date_in_retry_after_is_read_by_the_clock_of_whoever_wrote_it(stage: S
     assert 600 - A_CYCLE_S < waits_s <= 600
 
 
+def test_after_a_move_by_logical_replication_the_installer_makes_flips_possible_again(
+    stage: Stage, postgres: PostgresServer
+) -> None:
+    """Rows move to the new server, identities begin at 1 again, and every insert collides: pglogical#136."""
+    stage.add("running")
+    stage.add_all(3, "stopped")
+    assert stage.cycle(**ALL_MAY_BE_DEAD).report["flipped"] == 3
+    _rows(stage, "UPDATE workspaces SET status = 'online'")
+    _rows(stage, "ALTER TABLE reconciler.restarts ALTER COLUMN id RESTART")
+    postgres.psql(stage.database.owner_url, SCHEMA)
+    outcome = stage.cycle(**ALL_MAY_BE_DEAD)
+    assert outcome.report["flipped"] == 3
+    assert [row["id"] for row in stage.fleet.restarts()] == [1, 2, 3, 4, 5, 6]
+
+
 def _rows(stage: Stage, statement: str, **parameters: Any) -> list[list[Any]]:
     """Run a statement as the owner; return its rows."""
     return [list(row.values()) for row in stage.database.query(statement, **parameters)]
