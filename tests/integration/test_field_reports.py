@@ -115,6 +115,22 @@ def test_after_a_move_by_logical_replication_the_installer_makes_flips_possible_
     assert [row["id"] for row in stage.fleet.restarts()] == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.parametrize("does", ["RETURN NULL", "NEW.status := OLD.status; RETURN NEW"])
+def test_a_flip_that_a_trigger_undoes_counts_as_an_error_and_leaves_nothing(stage: Stage, does: str) -> None:
+    """A trigger can make an UPDATE of no rows, or of none that matters, without an error: pgslice#26, pg_pathman#24."""
+    stage.add("running")
+    dead = stage.add("stopped")
+    _rows(stage, f"CREATE FUNCTION undo() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN {does}; END'")
+    _rows(stage, "CREATE TRIGGER undo BEFORE UPDATE ON workspaces FOR EACH ROW EXECUTE FUNCTION undo()")
+    try:
+        outcome = stage.cycle(**ALL_MAY_BE_DEAD)
+    finally:
+        _rows(stage, "DROP FUNCTION undo CASCADE")
+    outcome.assert_untouched(dead)
+    assert outcome.skips == {"reconfirm_error": 1}
+    assert "trigger" in outcome.lines("re-read or flip failed")[0]["error"]
+
+
 def _rows(stage: Stage, statement: str, **parameters: Any) -> list[list[Any]]:
     """Run a statement as the owner; return its rows."""
     return [list(row.values()) for row in stage.database.query(statement, **parameters)]
