@@ -131,6 +131,28 @@ def test_a_flip_that_a_trigger_undoes_counts_as_an_error_and_leaves_nothing(stag
     assert "trigger" in outcome.lines("re-read or flip failed")[0]["error"]
 
 
+@pytest.fixture
+def postgres_15_stage() -> Iterator[Stage]:
+    if not POSTGRES_15.is_dir():
+        pytest.skip("PostgreSQL 15 is not installed")
+    with PostgresServer.start(POSTGRES_15) as server, opened(server) as stage:
+        yield stage
+
+
+def test_a_hold_without_an_end_fails_no_cycle(postgres_15_stage: Stage) -> None:
+    """Before version 17 PostgreSQL cannot subtract 'infinity' from a time: DocIntel#80."""
+    stage = postgres_15_stage
+    stage.add("running")
+    dead = stage.add("stopped")
+    stage.cycle(**ALL_MAY_BE_DEAD, PLATFORM_BASE_URL=None).assert_only_owed(dead)
+    hold = "INSERT INTO reconciler.holds (workspace_id, reason, ends_at) VALUES (CAST(:id AS uuid), 'x', 'infinity')"
+    _rows(stage, hold, id=dead)
+    outcome = stage.cycle(**ALL_MAY_BE_DEAD)
+    assert (outcome.report["restarts"]["pending"], outcome.report["on_hold"], outcome.calls) == (1, 1, [])
+    (metrics,) = outcome.metrics()
+    assert metrics["OldestRestartAge"] == [0.0]
+
+
 def _rows(stage: Stage, statement: str, **parameters: Any) -> list[list[Any]]:
     """Run a statement as the owner; return its rows."""
     return [list(row.values()) for row in stage.database.query(statement, **parameters)]
