@@ -153,6 +153,20 @@ def test_a_hold_without_an_end_fails_no_cycle(postgres_15_stage: Stage) -> None:
     assert metrics["OldestRestartAge"] == [0.0]
 
 
+def test_a_server_that_ends_idle_sessions_costs_no_cycle(stage: Stage, postgres: PostgresServer) -> None:
+    """Between two invocations the server hangs up on the warm session: node-postgres#2718."""
+    stage.add("running")
+    postgres.execute(f"ALTER ROLE {RECONCILER_ROLE} SET idle_session_timeout = '200ms'")
+    try:
+        stage.invoke.cold()
+        for _ in range(2):
+            assert stage.cycle().report["running"] == 1
+            while postgres.execute(f"SELECT FROM pg_stat_activity WHERE usename = '{RECONCILER_ROLE}'"):
+                pass
+    finally:
+        postgres.execute(f"ALTER ROLE {RECONCILER_ROLE} RESET idle_session_timeout")
+
+
 def _rows(stage: Stage, statement: str, **parameters: Any) -> list[list[Any]]:
     """Run a statement as the owner; return its rows."""
     return [list(row.values()) for row in stage.database.query(statement, **parameters)]
