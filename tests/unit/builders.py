@@ -4,6 +4,7 @@ import io
 import json
 import threading
 from collections.abc import Iterable
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
@@ -44,6 +45,17 @@ def restart(number: int = 1, *, attempts: int = 0, refusals: int = 0, of_this_cy
 def in_fair_order(ids: Iterable[str], coverage: Coverage) -> list[str]:
     """Return the candidates' ids in the order in which a cycle selects them."""
     return sorted(ids, key=lambda one: (one not in coverage.brought_forward, one <= coverage.cursor, one))
+
+
+def lambda_context(seconds_left: float = 60, request_id: str = "r-1") -> Any:
+    """Return the context of an invocation that Lambda ends in `seconds_left` seconds."""
+    return SimpleNamespace(
+        function_name="reconciler",
+        memory_limit_in_mb=512,
+        invoked_function_arn="arn:aws:lambda:eu-central-1:123456789012:function:reconciler",
+        aws_request_id=request_id,
+        get_remaining_time_in_millis=lambda: seconds_left * 1000,
+    )
 
 
 class Log:
