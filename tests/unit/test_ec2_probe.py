@@ -517,7 +517,7 @@ def test_a_throttled_call_ends_the_burst_for_all(clock: Clock) -> None:
     account = Account({instance(1): "running"}, clock=clock)
     paced = api(account, clock)
     account.failures = [THROTTLED]
-    assert list(paced.states([instance(1)], Deadline(600, clock=clock))) == [[(instance(1), "running")]]
+    assert list(paced.states([instance(1)], Deadline(600, clock=clock))) == [(instance(1), "running")]
     clock.slept.clear()
     for _ in range(50):
         paced.zones(Deadline(600, clock=clock))
