@@ -194,19 +194,19 @@ def all_of(count: int, state: str = "running") -> dict[str, str]:
 # --- whole answers ---
 
 
-def test_each_instance_is_seen_in_its_state_and_one_that_is_not_listed_is_not_found(clock: Clock) -> None:
+def test_an_instance_that_is_not_listed_is_not_found(clock: Clock) -> None:
     states = {instance(number): state for number, state in enumerate(VERDICT_OF_STATE, start=1) if state != "not_found"}
     seen = look(Account(states), clock, some(len(states) + 1))
     assert found(seen) == {**dict(enumerate(states.values(), start=1)), len(states) + 1: "not_found"}
 
 
 @pytest.mark.parametrize("state", ["hovering", "not_found"])
-def test_a_state_that_ec2_did_not_have_yesterday_is_unknown(clock: Clock, state: str) -> None:
+def test_a_new_state_of_ec2_is_unknown(clock: Clock, state: str) -> None:
     seen = look(Account({instance(1): state}), clock, some(1))
     assert found(seen) == {1: "unrecognised_state"}
 
 
-def test_ids_are_asked_for_two_hundred_at_a_time_by_a_filter_and_each_once(clock: Clock) -> None:
+def test_a_filter_asks_for_two_hundred_ids_at_a_time(clock: Clock) -> None:
     account = Account(all_of(450, "stopped"))
     assert found(look(account, clock, some(450))) == dict.fromkeys(range(1, 451), "stopped")
     assert sorted(len(query["Filters"][0]["Values"]) for query in account.asked()) == [50, 200, 200]
@@ -221,7 +221,7 @@ def test_a_listing_is_read_to_its_last_page(clock: Clock) -> None:
     assert len(account.asked()) == 4
 
 
-def test_two_workspaces_that_record_one_instance_are_both_seen_and_it_is_asked_for_once(clock: Clock) -> None:
+def test_an_instance_of_two_workspaces_is_asked_for_once(clock: Clock) -> None:
     account = Account({instance(1): "stopped"})
     seen = look(account, clock, [workspace(1), workspace(2, instance(1))])
     assert found(seen) == {1: "stopped", 2: "stopped"}
@@ -236,18 +236,18 @@ def test_two_workspaces_that_record_one_instance_are_both_seen_and_it_is_asked_f
     ],
     ids=ascii,
 )
-def test_an_id_that_is_none_is_unknown_and_never_asked_for(clock: Clock, instance_id: str) -> None:
+def test_a_malformed_id_is_unknown_and_never_asked_for(clock: Clock, instance_id: str) -> None:
     account = Account({instance(2): "stopped"})
     seen = look(account, clock, [workspace(1, instance_id), workspace(2)])
     assert found(seen) == {1: "malformed_instance_id", 2: "stopped"}
     assert account.asked()[0]["Filters"][0]["Values"] == [instance(2)]
 
 
-def test_an_old_short_id_is_asked_for_too(clock: Clock) -> None:
+def test_a_short_id_is_asked_for(clock: Clock) -> None:
     assert found(look(Account({"i-0123abcd": "running"}), clock, [workspace(1, "i-0123abcd")])) == {1: "running"}
 
 
-def test_nothing_to_look_at_is_nothing_asked(clock: Clock) -> None:
+def test_no_candidates_means_no_calls(clock: Clock) -> None:
     account = Account({})
     assert look(account, clock, []) == {}
     assert account.calls == []
@@ -258,7 +258,7 @@ def instances(*states: tuple[int, Any]) -> dict[str, Any]:
     return {"Reservations": [{"Instances": listed}]}
 
 
-def test_an_instance_that_nobody_asked_for_is_passed_over(clock: Clock) -> None:
+def test_an_instance_that_nobody_asked_for_is_ignored(clock: Clock) -> None:
     answer = instances((99, "terminated"), (1, "running"), (98, "stopped"))
     assert found(look(always(answer), clock, some(2))) == {1: "running", 2: "not_found"}
 
@@ -293,12 +293,12 @@ def test_an_instance_that_nobody_asked_for_is_passed_over(clock: Clock) -> None:
         pytest.param(instances((1, ["stopped"])), id="a list of states"),
     ],
 )
-def test_an_answer_that_makes_no_sense_proves_nothing(clock: Clock, answer: Any) -> None:
+def test_a_garbled_answer_proves_nothing(clock: Clock, answer: Any) -> None:
     seen = look(always(answer), clock, some(1))
     assert [one.verdict for one in seen.values()] == [Verdict.UNKNOWN]
 
 
-def test_what_an_answer_said_before_it_stopped_making_sense_still_holds(clock: Clock) -> None:
+def test_the_part_of_an_answer_before_its_error_counts(clock: Clock) -> None:
     answer = instances((1, "stopped"))
     answer["Reservations"].append({"Instances": [{"InstanceId": instance(2)}]})
     assert found(look(always(answer), clock, some(3))) == {
@@ -308,12 +308,12 @@ def test_what_an_answer_said_before_it_stopped_making_sense_still_holds(clock: C
     }
 
 
-def test_a_listing_that_goes_in_circles_proves_nothing_for_those_it_has_not_named(clock: Clock) -> None:
+def test_a_listing_in_circles_proves_no_absence(clock: Clock) -> None:
     page = instances((1, "running")) | {"NextToken": "again"}
     assert found(look(always(page), clock, some(2))) == {1: "running", 2: "garbled_answer"}
 
 
-def test_a_listing_that_goes_in_a_larger_circle_ends_with_the_time_and_nobody_is_absent(clock: Clock) -> None:
+def test_a_listing_in_larger_circles_ends_with_the_time(clock: Clock) -> None:
     pages = itertools.cycle([instances((1, "running")) | {"NextToken": token} for token in "AB"])
     seen = look(Answering(lambda: next(pages)), clock, some(2))
     assert found(seen)[1] == "running"
@@ -339,9 +339,7 @@ def test_a_listing_that_goes_in_a_larger_circle_ends_with_the_time_and_nobody_is
         pytest.param(lambda: RuntimeError("s3cret"), "garbled_answer", id="a surprise"),
     ],
 )
-def test_a_failure_that_will_not_pass_is_not_tried_again_and_nobody_is_absent(
-    clock: Clock, failure: Failing, reason: str
-) -> None:
+def test_a_lasting_failure_is_not_retried_and_proves_no_absence(clock: Clock, failure: Failing, reason: str) -> None:
     account = Account({}, clock=clock)
     account.failure = lambda *_: failure
     assert found(look(account, clock, some(3))) == dict.fromkeys([1, 2, 3], reason)
@@ -357,7 +355,7 @@ def test_a_failure_that_will_not_pass_is_not_tried_again_and_nobody_is_absent(
         pytest.param(THROTTLED, id="throttling"),
     ],
 )
-def test_a_failure_that_may_pass_is_tried_again_after_a_pause(clock: Clock, failure: Failing) -> None:
+def test_a_passing_failure_is_retried_after_a_back_off(clock: Clock, failure: Failing) -> None:
     account = Account(all_of(3), clock=clock)
     account.failures = [failure, failure]
     assert found(look(account, clock, some(3))) == dict.fromkeys([1, 2, 3], "running")
@@ -373,9 +371,7 @@ def test_each_of_awss_words_for_throttling_is_waited_out(clock: Clock, code: str
     assert found(look(account, clock, some(3))) == dict.fromkeys([1, 2, 3], "running")
 
 
-def test_the_pauses_double_up_to_four_seconds_and_no_two_need_be_the_same(
-    clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_back_off_doubles_up_to_four_seconds_with_jitter(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(random, "uniform", lambda _, most: most)
     account = Account(all_of(3), clock=clock)
     account.failures = [THROTTLED] * 6
@@ -383,14 +379,14 @@ def test_the_pauses_double_up_to_four_seconds_and_no_two_need_be_the_same(
     assert [slept_s for slept_s in clock.slept if slept_s > 0.2] == [1, 2, 4, 8, 8, 8]
 
 
-def test_a_broken_connection_is_tried_again_so_often_and_no_more(clock: Clock) -> None:
+def test_a_broken_connection_is_retried_a_limited_number_of_times(clock: Clock) -> None:
     account = Account(all_of(3), clock=clock)
     account.failure = lambda *_: broken(Cause.BROKEN_CONNECTION)
     assert found(look(account, clock, some(3))) == dict.fromkeys([1, 2, 3], "broken_connection")
     assert len(account.calls) == ATTEMPTS
 
 
-def test_a_failed_page_takes_nothing_from_the_pages_before_it(clock: Clock) -> None:
+def test_the_pages_before_a_failed_one_count(clock: Clock) -> None:
     account = Account(all_of(6, "stopped"), page=2, clock=clock)
     account.failures = [None, None, DENIED]
     reason = "refused_UnauthorizedOperation"
@@ -398,7 +394,7 @@ def test_a_failed_page_takes_nothing_from_the_pages_before_it(clock: Clock) -> N
     assert found(look(account, clock, some(6))) == expected
 
 
-def test_a_page_that_was_tried_again_goes_on_where_it_was(clock: Clock) -> None:
+def test_a_retried_page_goes_on_where_the_listing_was(clock: Clock) -> None:
     account = Account(all_of(6, "stopped"), page=2, clock=clock)
     account.failures = [None, THROTTLED, broken(Cause.BROKEN_CONNECTION)]
     assert found(look(account, clock, some(6))) == dict.fromkeys(range(1, 7), "stopped")
@@ -419,7 +415,7 @@ def test_a_failed_batch_costs_only_its_own_ids(clock: Clock) -> None:
 
 
 @pytest.mark.parametrize("poison", [1, 2, 100, 199, 200])
-def test_one_id_on_which_ec2_stumbles_costs_only_itself(clock: Clock, poison: int) -> None:
+def test_an_id_that_fails_its_batch_costs_only_itself(clock: Clock, poison: int) -> None:
     account = Account(all_of(200), clock=clock)
     account.failure = lambda _, query: SERVER_ERROR if instance(poison) in query["Filters"][0]["Values"] else None
     states = found(look(account, clock, some(200), seconds=60))
@@ -427,7 +423,7 @@ def test_one_id_on_which_ec2_stumbles_costs_only_itself(clock: Clock, poison: in
     assert Counter(states.values()) == {"running": 199}
 
 
-def test_the_search_for_those_to_blame_has_a_limit(clock: Clock) -> None:
+def test_the_search_for_failing_ids_has_a_limit(clock: Clock) -> None:
     account = Account(all_of(200), clock=clock)
     account.failure = lambda *_: SERVER_ERROR
     states = found(look(account, clock, some(200), seconds=600))
@@ -435,7 +431,7 @@ def test_the_search_for_those_to_blame_has_a_limit(clock: Clock) -> None:
     assert len(account.calls) <= ATTEMPTS + BISECTING_CALLS
 
 
-def test_a_batch_that_was_searched_for_long_enough_counts_as_reached_though_the_deadline_cut_the_search_off(
+def test_a_search_that_was_cut_off_counts_if_it_had_its_time(
     clock: Clock,
 ) -> None:
     account = Account(all_of(200), clock=clock)
@@ -448,13 +444,13 @@ def test_a_batch_that_was_searched_for_long_enough_counts_as_reached_though_the_
 # --- throttling, pace and time ---
 
 
-def test_throttling_is_waited_out_as_long_as_there_is_time(clock: Clock) -> None:
+def test_throttling_is_waited_out_while_there_is_time(clock: Clock) -> None:
     account = Account(all_of(3), clock=clock)
     account.failure = lambda *_: THROTTLED if clock.now < 1020 else None
     assert found(look(account, clock, some(3))) == dict.fromkeys([1, 2, 3], "running")
 
 
-def test_throttling_without_end_is_unknown_once_there_was_time_enough(clock: Clock) -> None:
+def test_endless_throttling_is_unknown(clock: Clock) -> None:
     account = Account({}, clock=clock)
     account.failure = lambda *_: THROTTLED
     assert found(look(account, clock, some(3))) == dict.fromkeys([1, 2, 3], "throttled")
@@ -468,7 +464,7 @@ def test_throttling_without_end_is_unknown_once_there_was_time_enough(clock: Clo
         pytest.param(9.9, {}, id="hardly less"),
     ],
 )
-def test_a_call_that_the_deadline_cuts_off_counts_if_it_had_its_time_and_else_is_left_to_the_next_cycle(
+def test_a_call_that_was_cut_off_counts_if_it_had_its_time(
     clock: Clock, took_s: float, expected: dict[int, str]
 ) -> None:
     deadline = Deadline(30, clock=clock)
@@ -482,13 +478,13 @@ def test_a_call_that_the_deadline_cuts_off_counts_if_it_had_its_time_and_else_is
     assert found({one.workspace.id: one for one in seen}) == expected
 
 
-def test_when_half_of_the_time_is_shorter_than_a_call_may_take_it_is_enough(clock: Clock) -> None:
+def test_half_of_a_short_deadline_is_enough_time(clock: Clock) -> None:
     account = Account(all_of(3), clock=clock)
     account.takes_s = 1000
     assert found(look(account, clock, some(3), seconds=8)) == dict.fromkeys([1, 2, 3], "timeout")
 
 
-def test_every_call_is_bounded_by_its_own_timeout_and_by_the_deadline(clock: Clock) -> None:
+def test_every_call_ends_by_its_timeout_and_by_the_deadline(clock: Clock) -> None:
     account = Account(all_of(3), clock=clock)
     account.failures = [THROTTLED] * 8
     look(account, clock, some(3), seconds=30)
@@ -496,13 +492,13 @@ def test_every_call_is_bounded_by_its_own_timeout_and_by_the_deadline(clock: Clo
     assert account.deadlines[-1] < 10
 
 
-def test_after_the_deadline_nothing_is_asked_and_nobody_is_seen(clock: Clock) -> None:
+def test_nothing_is_asked_after_the_deadline(clock: Clock) -> None:
     account = Account(all_of(3), clock=clock)
     assert look(account, clock, some(3), seconds=0) == {}
     assert account.calls == []
 
 
-def test_a_burst_of_calls_goes_out_at_once_and_the_rest_ten_a_second(clock: Clock) -> None:
+def test_after_a_burst_ten_calls_go_out_a_second(clock: Clock) -> None:
     paced = api(Account({}, clock=clock), clock)
     deadline = Deadline(600, clock=clock)
     for _ in range(50):
@@ -524,7 +520,7 @@ def test_a_throttled_call_ends_the_burst_for_all(clock: Clock) -> None:
     assert sum(clock.slept) >= 3
 
 
-def test_after_a_throttled_call_the_next_one_waits_for_its_token(clock: Clock) -> None:
+def test_the_call_after_a_throttled_one_waits_for_its_token(clock: Clock) -> None:
     pace = ec2_api._Pace(clock)  # noqa: SLF001 - a throttled call backs off for a random time before it comes here
     assert pace.turn() == 0
     pace.slow_down()
@@ -562,7 +558,7 @@ def test_a_few_instances_are_asked_for_by_their_ids(clock: Clock) -> None:
     ("count", "zones"),
     [pytest.param(MANY, [None], id="in one listing"), pytest.param(VERY_MANY, ["a", "b"], id="zone by zone")],
 )
-def test_of_more_what_runs_is_listed_and_only_the_rest_is_asked_for(
+def test_many_instances_are_listed_and_only_the_rest_is_asked_for(
     clock: Clock, count: int, zones: list[str | None]
 ) -> None:
     states = all_of(count) | {instance(1): "stopped", instance(2): "terminated"}
@@ -584,7 +580,7 @@ def test_a_listing_of_what_runs_is_read_page_by_page(clock: Clock) -> None:
     assert account.asked() == []
 
 
-def test_two_workspaces_that_record_one_running_instance_are_both_seen_in_a_sweep(clock: Clock) -> None:
+def test_a_listed_instance_of_two_workspaces_runs_for_both(clock: Clock) -> None:
     account = Account(all_of(MANY), clock=clock)
     seen = look(account, clock, [*some(MANY), workspace(MANY + 1, instance(1))])
     assert len(seen) == MANY + 1
@@ -592,7 +588,7 @@ def test_two_workspaces_that_record_one_running_instance_are_both_seen_in_a_swee
 
 
 @pytest.mark.parametrize("failure", [DENIED, SERVER_ERROR, broken(Cause.TIMEOUT), THROTTLED], ids=FAILURE_NAMES)
-def test_a_sweep_that_fails_costs_nobody_anything(clock: Clock, failure: Failing) -> None:
+def test_a_failed_listing_costs_nobody_anything(clock: Clock, failure: Failing) -> None:
     account = Account(all_of(MANY, "stopped"), clock=clock)
     account.failure = lambda called, _: failure if called == STATUS else None
     seen = found(look(account, clock, some(MANY), seconds=60))
@@ -600,7 +596,7 @@ def test_a_sweep_that_fails_costs_nobody_anything(clock: Clock, failure: Failing
 
 
 @pytest.mark.parametrize("failure", [DENIED, SERVER_ERROR, broken(Cause.TIMEOUT)], ids=FAILURE_NAMES[:3])
-def test_without_the_names_of_the_zones_everything_is_one_listing(clock: Clock, failure: Failing) -> None:
+def test_without_the_zones_everything_is_one_listing(clock: Clock, failure: Failing) -> None:
     account = Account(all_of(VERY_MANY), clock=clock)
     account.failures = [failure]
     seen = found(look(account, clock, some(VERY_MANY), seconds=60))
@@ -618,21 +614,21 @@ def test_without_the_names_of_the_zones_everything_is_one_listing(clock: Clock, 
         pytest.param(None, id="nothing"),
     ],
 )
-def test_a_sweep_that_makes_no_sense_costs_nobody_anything(clock: Clock, answer: Any) -> None:
+def test_a_garbled_listing_costs_nobody_anything(clock: Clock, answer: Any) -> None:
     account = Account(all_of(MANY, "stopped"), clock=clock)
     account.statuses = lambda _: answer
     seen = found(look(account, clock, some(MANY), seconds=60))
     assert Counter(seen.values()) == {"stopped": MANY}
 
 
-def test_a_sweep_believes_only_that_an_instance_runs(clock: Clock) -> None:
+def test_a_listing_proves_only_that_an_instance_runs(clock: Clock) -> None:
     account = Account(all_of(MANY, "stopped"), clock=clock)
     listed = [{"InstanceId": instance(number), "InstanceState": {"Name": "terminated"}} for number in range(1, 10)]
     account.statuses = lambda _: {"InstanceStatuses": listed}
     assert Counter(found(look(account, clock, some(MANY), seconds=60)).values()) == {"stopped": MANY}
 
 
-def test_a_sweep_through_an_account_that_is_mostly_foreign_is_left_after_as_many_pages_as_it_could_save(
+def test_a_listing_of_mostly_foreign_instances_is_given_up(
     clock: Clock,
 ) -> None:
     foreign = {instance(number): "running" for number in range(100_000, 120_000)}
@@ -645,7 +641,7 @@ def foreign(count: int) -> dict[str, str]:
     return {instance(number): "running" for number in range(100_000, 100_000 + count)}
 
 
-def test_a_sweep_ends_with_the_page_that_names_the_last_of_those_wanted(clock: Clock) -> None:
+def test_a_listing_ends_once_all_wanted_ids_are_found(clock: Clock) -> None:
     account = Account(all_of(2_500) | foreign(20_000), clock=clock)
     assert Counter(found(look(account, clock, some(2_500))).values()) == {"running": 2_500}
     assert len(account.asked(STATUS)) == 3
@@ -653,16 +649,14 @@ def test_a_sweep_ends_with_the_page_that_names_the_last_of_those_wanted(clock: C
 
 
 @pytest.mark.parametrize(("count", "pages_read"), [(MANY, 1), (1_999, 1), (4_000, 2), (8_000, 4)])
-def test_a_sweep_that_meets_foreign_instances_alone_is_left_after_a_page_for_every_two_thousand_wanted(
-    clock: Clock, count: int, pages_read: int
-) -> None:
+def test_a_listing_may_waste_a_page_for_two_thousand_wanted_ids(clock: Clock, count: int, pages_read: int) -> None:
     account = Account(foreign(20_000) | all_of(count), clock=clock)
     account.zones = ["a"]
     assert Counter(found(look(account, clock, some(count), seconds=60)).values()) == {"running": count}
     assert len(account.asked(STATUS)) == pages_read
 
 
-def test_what_a_sweep_saved_at_first_is_not_spent_on_foreign_instances_later(clock: Clock) -> None:
+def test_early_savings_allow_no_later_waste(clock: Clock) -> None:
     account = Account(all_of(3_000) | foreign(20_000) | {instance(3_001): "stopped"}, clock=clock)
     seen = found(look(account, clock, some(3_001)))
     assert seen.pop(3_001) == "stopped"
@@ -670,7 +664,7 @@ def test_what_a_sweep_saved_at_first_is_not_spent_on_foreign_instances_later(clo
     assert len(account.asked(STATUS)) == 3 + 1
 
 
-def test_a_sweep_goes_on_as_long_as_a_page_saves_more_calls_than_it_costs(clock: Clock) -> None:
+def test_a_listing_goes_on_while_its_pages_save_calls(clock: Clock) -> None:
     others = iter(foreign(9_000))
     mixed = {one: "running" for ours in all_of(3_000) for one in (ours, *(next(others) for _ in range(3)))}
     account = Account(mixed | {instance(3_001): "stopped"}, clock=clock)
@@ -679,7 +673,7 @@ def test_a_sweep_goes_on_as_long_as_a_page_saves_more_calls_than_it_costs(clock:
     assert len(account.asked()) == 1
 
 
-def test_what_a_sweep_took_is_not_held_against_those_asked_for_afterwards(clock: Clock) -> None:
+def test_time_spent_on_a_listing_counts_against_nobody(clock: Clock) -> None:
     account = Account(all_of(MANY), page=MANY - 1, clock=clock)
 
     def hang_after_the_first_page(operation: str, query: dict[str, Any]) -> Failing | None:
@@ -722,7 +716,7 @@ states_of_20 = st.dictionaries(
     st.floats(0, 3),
     st.floats(0, 40),
 )
-def test_nobody_is_seen_otherwise_than_ec2_has_it_whatever_fails(
+def test_no_failure_changes_what_an_instance_is(
     states: dict[str, str], to_come: Iterable[Failing | None], page: int, takes_s: float, seconds: float
 ) -> None:
     clock = Clock()

@@ -116,7 +116,7 @@ class Ec2Probe:
             failure, cut_off = Failure(Cause.GARBLED_ANSWER), False
         else:
             return {one: learnt.get(one, NOT_FOUND) for one in ids}
-        # A page that came before the failure is proof for the ids on it, and for no other.
+        # What came before the failure is proof for the ids that it names, and for no other.
         missing = [one for one in ids if one not in learnt]
         learnt = {one: learnt[one] for one in ids if one in learnt}
         if cut_off and time.monotonic() < enough_at:
