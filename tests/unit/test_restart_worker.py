@@ -174,7 +174,7 @@ def test_without_a_platform_nothing_is_claimed() -> None:
 
 
 @pytest.mark.parametrize("seconds", [0, 0.4], ids=["no time", "too little for a call"])
-def test_a_call_that_would_be_cut_off_at_once_is_not_begun(seconds: float) -> None:
+def test_a_call_that_would_be_cut_off_at_once_does_not_begin(seconds: float) -> None:
     books = Books(fresh(3))
     pay(books, seconds=seconds)
     assert books.claimed == []
