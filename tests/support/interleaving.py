@@ -91,8 +91,8 @@ class Side:
 
 
 @dataclass(slots=True)
-class Course:
-    """One interleaving: whose statement came at each step, of whom one could choose, and what each side got."""
+class Interleaving:
+    """One order of the statements: whose came at each step, who could have come, and what each side got."""
 
     steps: list[str] = field(default_factory=list)
     choices: list[tuple[str, ...]] = field(default_factory=list)
@@ -147,8 +147,10 @@ def in_order(sides: Sequence[Side]) -> dict[str, Any]:
     return answers
 
 
-def interleavings(sides: Sequence[Side], blocked: Callable[[int], bool], reset: Callable[[], None]) -> Iterator[Course]:
-    """Yield every course that the sides' statements can take, each from a database that was `reset`.
+def interleavings(
+    sides: Sequence[Side], blocked: Callable[[int], bool], reset: Callable[[], None]
+) -> Iterator[Interleaving]:
+    """Yield every order that the sides' statements can take, each from a database that was `reset`.
 
     `blocked(pid)` tells whether that PostgreSQL process waits for a lock. Raises AssertionError when
     all wait for each other.
@@ -156,11 +158,11 @@ def interleavings(sides: Sequence[Side], blocked: Callable[[int], bool], reset: 
     chosen: list[str] = []
     while True:
         reset()
-        course = _course(sides, blocked, chosen)
-        yield course
-        chosen = list(course.steps)
+        interleaving = _interleaving(sides, blocked, chosen)
+        yield interleaving
+        chosen = list(interleaving.steps)
         while chosen:
-            last, possible = chosen.pop(), course.choices[len(chosen)]
+            last, possible = chosen.pop(), interleaving.choices[len(chosen)]
             untried = possible[possible.index(last) + 1 :]
             if untried:
                 chosen.append(untried[0])
@@ -169,25 +171,25 @@ def interleavings(sides: Sequence[Side], blocked: Callable[[int], bool], reset: 
             return
 
 
-def _course(sides: Sequence[Side], blocked: Callable[[int], bool], chosen: Sequence[str]) -> Course:
+def _interleaving(sides: Sequence[Side], blocked: Callable[[int], bool], chosen: Sequence[str]) -> Interleaving:
     """Let the sides go step by step: as `chosen`, and from there on always the first that can."""
     actors = {side.name: _Actor(side) for side in sides}
-    course = Course()
+    interleaving = Interleaving()
     for actor in actors.values():
         actor.begin()
     while not all(actor.ended for actor in actors.values()):
         possible = tuple(name for name, actor in actors.items() if actor.waiting and not actor.ended)
-        assert possible, f"a deadlock after {course.steps}"
-        step = len(course.steps)
+        assert possible, f"a deadlock after {interleaving.steps}"
+        step = len(interleaving.steps)
         name = chosen[step] if step < len(chosen) else possible[0]
-        course.steps.append(name)
-        course.choices.append(possible)
+        interleaving.steps.append(name)
+        interleaving.choices.append(possible)
         actors[name].let_go()
         # The one that moved first: what it did may have let the other's statement through.
         for actor in sorted(actors.values(), key=lambda one: one.name != name):
             _settle(actor, blocked)
-    course.answers = {name: actor.answer for name, actor in actors.items()}
-    return course
+    interleaving.answers = {name: actor.answer for name, actor in actors.items()}
+    return interleaving
 
 
 def _settle(actor: _Actor, blocked: Callable[[int], bool]) -> None:
