@@ -28,8 +28,8 @@ ANSWERS: dict[str, dict[str, Any]] = {
 }
 # … and what it says of those that are no cycle, one after the other.
 EXEMPTIONS: dict[str, dict[str, Any]] = {
-    "hold.json": {"mode": "apply", "outcome": "held", "held": 1},
-    "release.json": {"mode": "apply", "outcome": "released", "held": 0},
+    "hold.json": {"mode": "apply", "outcome": "held", "on_hold": 1},
+    "release.json": {"mode": "apply", "outcome": "released", "on_hold": 0},
 }
 POWERTOOLS_KEYS = {
     "level",
@@ -75,13 +75,13 @@ def test_there_is_an_expectation_for_every_event() -> None:
 
 
 @pytest.mark.usefixtures("alive_and_gone")
-def test_a_workspace_is_held_and_released_as_the_readme_says(world: World, start: Start) -> None:
+def test_a_workspace_is_put_on_hold_and_released_as_the_docs_say(world: World, start: Start) -> None:
     function = start(world.settings())
     flipped = []
     for name, expected in EXEMPTIONS.items():
         answer = function.invoke(EVENTS[name]).value
         assert {key: answer[key] for key in expected} == expected
-        assert [one["workspace_id"] for one in answer["holds"]] == [SAMPLE] * expected["held"]
+        assert [one["workspace_id"] for one in answer["holds"]] == [SAMPLE] * expected["on_hold"]
         flipped.append(function.invoke(EVENTS["apply.json"]).value["flipped"])
     assert flipped == [1, 1]
 
@@ -95,8 +95,8 @@ def test_the_stack_s_dry_run_overrules_every_event(
         outcome = function.invoke(EVENTS[name])
         assert (outcome.value["mode"], outcome.value["flipped"]) == ("dry-run", 0), name
     for name in EXEMPTIONS:
-        outcome = function.invoke(EVENTS[name])
-        assert (outcome.value["mode"], outcome.value["outcome"], outcome.value["held"]) == ("dry-run", "unchanged", 0)
+        answer = function.invoke(EVENTS[name]).value
+        assert (answer["mode"], answer["outcome"], answer["on_hold"]) == ("dry-run", "unchanged", 0)
     assert {world.fleet.statuses()[one] for one in gone} == {"online"}
     assert world.platform.calls == []
 

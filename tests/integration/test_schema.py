@@ -10,13 +10,13 @@ from typing import Any, NoReturn
 
 import pytest
 
-from handler.net.secrets import Secrets
-from handler.store.session import Session
 from handler.deadline import Deadline
 from handler.errors import RightsMissingError, RowLockedError, SchemaMissingError
 from handler.install import install
-from handler.store.rights import SCHEMA_VERSION, check_rights
+from handler.net.secrets import Secrets
 from handler.settings import database_from
+from handler.store.rights import SCHEMA_VERSION, check_rights
+from handler.store.session import Session
 from sandbox.postgres import RECONCILER_ROLE, Database, PostgresServer, PostgresServerError
 
 ROOT = Path(__file__).parents[2]

@@ -30,7 +30,7 @@ METRICS = {
     **dict.fromkeys(("CycleCompleted", "AlreadyRunning", "Candidates", "Checked", "Dead", "Unknown"), COUNT),
     **dict.fromkeys(("Flipped", "SkippedFlips", "Deferred", "BreakerOpen", "DeadlineHit"), COUNT),
     **dict.fromkeys(("RestartsAccepted", "RestartsPending", "RestartsBlocked", "RestartsBackingOff"), COUNT),
-    **dict.fromkeys(("RestartsUnrecovered", "Held"), COUNT),
+    **dict.fromkeys(("RestartsUnrecovered", "OnHold"), COUNT),
     "CycleDuration": MILLISECONDS,
     "CoverageAge": SECONDS,
     "OldestRestartAge": SECONDS,
@@ -170,7 +170,7 @@ def test_the_metrics_say_what_the_report_says(stage: Stage) -> None:
         "DeadlineHit": 0,
         "CycleCompleted": 1,
         "AlreadyRunning": 0,
-        "RestartsAccepted": report["restarts"]["requested"],
+        "RestartsAccepted": report["restarts"]["accepted"],
         "RestartsPending": report["restarts"]["pending"],
         "RestartsBlocked": 1,
     }
