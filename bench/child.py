@@ -39,7 +39,7 @@ def _measured(run: Callable[[Any], dict[str, Any]], event: Any) -> dict[str, Any
 
 def _contestant(name: str) -> Callable[[Any], dict[str, Any]]:
     if name == PROJECT:
-        from handler.app import lambda_handler  # noqa: PLC0415 - a peer does not pay for it
+        from handler.app import lambda_handler  # noqa: PLC0415 - a peer does without it
 
         return lambda event: lambda_handler(event, None)
     from bench import peers  # noqa: PLC0415 - likewise
