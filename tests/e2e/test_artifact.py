@@ -241,11 +241,12 @@ def test_every_module_comes_from_the_artifact(world: World, start: Start, artifa
         (witness / part.name).symlink_to(part)
     (witness / "witness.py").write_text(
         "import sys\n"
-        "import handler.app, handler.install\n"
-        "from pathlib import Path\n"
+        "import handler.app, handler.install, handler.process\n"
+        "import handler.probes.control_plane.probe, handler.restarts.platform\n"
         "def lambda_handler(event, context):\n"
-        "    for client in ('ec2', 'rds', 'secretsmanager'):\n"
-        "        handler.app.Aws(handler.app.Transport(connections=1)).client(client)\n"
+        "    aws = handler.process.aws()\n"
+        "    for make_client in (aws.ec2, aws.rds, aws.secrets_manager):\n"
+        "        make_client()\n"
         "    files = [getattr(module, '__file__', None) for module in list(sys.modules.values())]\n"
         "    return [file for file in files if file and 'site-packages' in file]\n"
     )

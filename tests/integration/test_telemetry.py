@@ -23,7 +23,10 @@ from tests.support.stage import Outcome, Stage, opened
 
 ROOT = Path(__file__).parents[2]
 MOSTLY_DEAD = {"BREAKER_MAX_DEAD_FRACTION": "1"}
-EVERY_LINE_S_KEYS = {"level", "location", "message", "timestamp", "service", "cycle_id", "mode", "function_request_id"}
+EVERY_LINE_S_KEYS = {
+    *("level", "location", "message", "timestamp", "service", "cycle_id", "mode"),
+    *("cold_start", "function_name", "function_memory_size", "function_arn", "function_request_id"),
+}
 
 COUNT, MILLISECONDS, SECONDS = "Count", "Milliseconds", "Seconds"
 METRICS = {
