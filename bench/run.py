@@ -11,6 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import botocore
+
 from bench import importing
 from bench.child import PROJECT
 from bench.stand_ins import Cp, Platform, hosted
@@ -250,11 +252,13 @@ def cold(server: PostgresServer) -> Scenario:
     ):
         # A copy, as another Python than 3.13 writes bytecode of its own into it.
         artifact = shutil.copytree(ARTIFACT, Path(directory) / "artifact")
+        # The least script reads botocore's own description of EC2, which the artifact leaves out.
+        shutil.copytree(
+            Path(botocore.__file__).parent / "data" / "ec2", artifact / "botocore" / "data" / "ec2", dirs_exist_ok=True
+        )
         environment = {
             "PATH": os.environ.get("PATH", os.defpath),
             "PYTHONPATH": str(artifact),
-            # The artifact has no other description of EC2 than the handler's own.
-            "AWS_DATA_PATH": str(artifact / "handler" / "probes" / "ec2" / "models"),
             **world.ec2.environment(),
             **world.fleet.environment(PROJECT),
         }
