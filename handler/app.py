@@ -2,7 +2,6 @@
 
 import dataclasses
 import time
-import uuid
 from typing import Any
 
 from handler import cycle, holds, process, request
@@ -22,10 +21,9 @@ def lambda_handler(event: Any, context: Any) -> dict[str, Any]:
     began_at = time.monotonic()
     warm = process.current()
     asked = request.parse(event, ceiling=warm.settings.mode)
-    cycle_id = str(uuid.uuid4())
-    logger.append_keys(cycle_id=cycle_id, mode=asked.mode)
+    parts = warm.parts()
+    logger.append_keys(cycle_id=parts.cycle_id, mode=asked.mode)
     deadline = Deadline(process.seconds_for(warm.settings.cycle_deadline_seconds, context))
-    parts = warm.parts(cycle_id)
     try:
         if asked.hold or asked.release:
             return holds.carry_out(asked, parts.store, deadline)
@@ -34,7 +32,7 @@ def lambda_handler(event: Any, context: Any) -> dict[str, Any]:
         deadline.close()
         warm.rest()
     report = dataclasses.replace(report, duration_ms=round((time.monotonic() - began_at) * 1000))
-    if asked.mode == request.APPLY and not asked.narrowed:
+    if asked.applies and not asked.narrowed:
         emit_metrics(report, gauges)
     answer = dataclasses.asdict(report)
     answer["flips"] = list(answer["flips"][:FLIPS_REPORTED])

@@ -1,7 +1,7 @@
 """One cycle: observe → decide → act → report. Start reading here."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from handler.deadline import Deadline
@@ -10,9 +10,9 @@ from handler.domain.decide import Action, Plan, decide, outdated_absences
 from handler.domain.model import Sighting, SkipReason, Verdict
 from handler.domain.report import Gauges, Outcome, Report, RestartCounts, no_skips
 from handler.errors import ReconcilerError
-from handler.flips import Flipper
+from handler.flips import Flipper, FlipResults
 from handler.probes import Probe
-from handler.request import APPLY, Request
+from handler.request import Request
 from handler.restarts import Answer, Platform
 from handler.restarts.worker import RestartResults, RestartWorker
 from handler.settings import Settings
@@ -37,6 +37,7 @@ CLOSING_SECONDS = 0.5
 class Parts:
     """The outside world, as one cycle may use it. Probe and platform are made within a deadline."""
 
+    cycle_id: str
     store: Store
     probe: Callable[[Deadline], Probe]
     platform: Callable[[Deadline], Platform] | None
@@ -52,117 +53,106 @@ class Phases:
     whole: Deadline
     closing: Deadline
 
+    @staticmethod
+    def of(deadline: Deadline) -> "Phases":
+        """Divide the time of a cycle."""
+        whole_s = deadline.remaining()
+        return Phases(
+            probing=deadline.within(PROBING_ENDS * whole_s),
+            flipping=deadline.within(FLIPPING_ENDS * whole_s),
+            restarts=deadline.within(RESTARTS_END * whole_s),
+            whole=deadline,
+            closing=deadline.extended(CLOSING_SECONDS),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What a cycle saw: the candidates, a sighting for each that it reached, and whether time cut probing short."""
+
+    selection: Selection
+    sightings: list[Sighting]
+    cut_short: bool
+
+    @property
+    def deferred(self) -> int:
+        """How many candidates were not reached."""
+        return len(self.selection.workspaces) - len(self.sightings)
+
+
+@dataclass(frozen=True, slots=True)
+class Acted:
+    """What a cycle did, or what a dry run would do."""
+
+    flips: FlipResults
+    restarts: RestartResults
+
 
 def run(request: Request, settings: Settings, parts: Parts, deadline: Deadline) -> tuple[Report, Gauges]:
     """Run one cycle within the deadline; return what it did, and how things stand in the database.
 
     Raises ReconcilerError if a cycle cannot be run. A failure about one workspace costs only that workspace.
     """
-    store, closing = parts.store, deadline.extended(CLOSING_SECONDS)
-    store.check_rights(deadline, to_apply=request.mode == APPLY)
-    if request.mode != APPLY:
-        return _cycle(request, settings, parts, deadline, closing)
-    if not store.lease.acquire(deadline, lasts_s=closing.remaining()):
-        gauges = store.gauges(closing)
-        report = Report(
-            request.mode,
-            settings.probe,
-            Outcome.ALREADY_RUNNING,
-            restarts=_restart_counts(RestartResults(), gauges),
-            on_hold=gauges.on_hold,
-        )
+    store, phases = parts.store, Phases.of(deadline)
+    store.check_rights(deadline, to_apply=request.applies)
+    if not request.applies:
+        return _cycle(request, settings, parts, phases)
+    if not store.lease.acquire(deadline, lasts_s=phases.closing.remaining()):
+        gauges = store.gauges(phases.closing)
+        counts = _restart_counts(RestartResults(), gauges)
+        report = Report(request.mode, settings.probe, Outcome.ALREADY_RUNNING, restarts=counts, on_hold=gauges.on_hold)
         return report, gauges
     try:
-        return _cycle(request, settings, parts, deadline, closing)
+        return _cycle(request, settings, parts, phases)
     finally:
         try:
-            store.lease.release(closing)
+            store.lease.release(phases.closing)
         except ReconcilerError as error:
             logger.warning("lease not released", reason="it expires by itself", error=str(error))
 
 
-def _cycle(
-    request: Request, settings: Settings, parts: Parts, deadline: Deadline, closing: Deadline
-) -> tuple[Report, Gauges]:
+def _cycle(request: Request, settings: Settings, parts: Parts, phases: Phases) -> tuple[Report, Gauges]:
     store, log = parts.store, CycleLog()
-    phases = _phases(deadline, closing)
     probe = parts.probe(phases.probing)
 
     limit = min(request.limit or settings.candidate_limit, settings.candidate_limit)
     selection = store.candidates.select(phases.probing, limit=limit, workspace_ids=request.workspace_ids)
-    sightings = _observe(probe, selection, phases, log)
-    probing_was_cut = phases.probing.over()
+    observed = _observe(probe, selection, phases, log)
 
     # If it is too late to act, the cycle still remembers what it saw, and the dead come first in the next one.
-    memory = store.memory.recall(closing, breaker_window_s=settings.breaker.window_s)
-    plan = decide(sightings, memory, settings.breaker, settings.absence, override_breaker=request.override_breaker)
+    memory = store.memory.recall(phases.closing, breaker_window_s=settings.breaker.window_s)
+    plan = decide(
+        observed.sightings, memory, settings.breaker, settings.absence, override_breaker=request.override_breaker
+    )
     _log_plan(plan, log)
 
     flipper = Flipper(store.flips, probe, settings, selection.selected_at, log)
-    restarts = RestartResults()
-    if request.mode == APPLY:
+    if request.applies:
         all_selected = not request.narrowed and selection.next_unselected is None
         outdated = outdated_absences(memory.absences, selection.workspaces, all_selected=all_selected)
-        store.memory.remember_absences(closing, plan.absent, [*plan.found_again, *outdated])
+        store.memory.remember_absences(phases.closing, plan.absent, [*plan.found_again, *outdated])
         flips = flipper.flip(plan.to_flip, phases.flipping)
         if flips.found_again:
-            store.memory.remember_absences(closing, (), flips.found_again)
-        restarts = RestartWorker(store.restarts, probe, settings, log).run(
+            store.memory.remember_absences(phases.closing, (), flips.found_again)
+        worker = RestartWorker(store.restarts, probe, settings, log)
+        restarts = worker.run(
             parts.platform,
             phases.restarts,
-            closing,
+            phases.closing,
             own_only=request.narrowed,
             absence_counts=plan.absence_counts,
         )
     else:
-        flips = flipper.rehearse(plan.to_flip, phases.flipping)
+        flips, restarts = flipper.rehearse(plan.to_flip, phases.flipping), RestartResults()
 
-    completed_pass = False
-    if not request.narrowed:
-        progress = _progress(selection, sightings, flips.out_of_time)
-        completed_pass = progress.completed_pass
-        if request.mode == APPLY:
-            store.memory.save_coverage(closing, progress)
-
-    gauges = store.gauges(closing)
-    verdicts = Counter(sighting.verdict for sighting in sightings)
-    skipped = flips.skipped + Counter(_stopped(plan))
-    deferred = len(selection.workspaces) - len(sightings)
-    report = Report(
-        mode=request.mode,
-        probe=settings.probe,
-        candidates=len(selection.workspaces),
-        checked=len(sightings),
-        running=verdicts[Verdict.RUNNING],
-        transition=verdicts[Verdict.TRANSITION],
-        dead=verdicts[Verdict.DEAD],
-        absent=verdicts[Verdict.ABSENT],
-        unknown=verdicts[Verdict.UNKNOWN],
-        flipped=len(flips.flips) if request.mode == APPLY else 0,
-        completed_pass=completed_pass,
-        skipped=no_skips() | {str(reason): count for reason, count in skipped.items()},
-        deferred=deferred,
-        deadline_hit=probing_was_cut or deferred > 0 or bool(flips.out_of_time),
-        breaker_open=plan.breaker.open,
-        restarts=_restart_counts(restarts, gauges, superseded=len(flips.superseded)),
-        on_hold=gauges.on_hold,
-        flips=flips.flips,
-    )
-    return report, gauges
+    progress = _progress(observed, flips)
+    if request.applies and not request.narrowed:
+        store.memory.save_coverage(phases.closing, progress)
+    gauges = store.gauges(phases.closing)
+    return _report(request, settings, observed, plan, Acted(flips, restarts), progress, gauges), gauges
 
 
-def _phases(deadline: Deadline, closing: Deadline) -> Phases:
-    whole_s = deadline.remaining()
-    return Phases(
-        probing=deadline.within(PROBING_ENDS * whole_s),
-        flipping=deadline.within(FLIPPING_ENDS * whole_s),
-        restarts=deadline.within(RESTARTS_END * whole_s),
-        whole=deadline,
-        closing=closing,
-    )
-
-
-def _observe(probe: Probe, selection: Selection, phases: Phases, log: CycleLog) -> list[Sighting]:
+def _observe(probe: Probe, selection: Selection, phases: Phases, log: CycleLog) -> Observed:
     """Probe every candidate once, as far as the time goes."""
     sightings = []
     slowest_s, longest_reserve_s = 0.0, phases.whole.remaining() * LONGEST_RESERVE
@@ -174,7 +164,7 @@ def _observe(probe: Probe, selection: Selection, phases: Phases, log: CycleLog) 
             slowest_s = sighting.took_s
             reserve_s = min(slowest_s * SECOND_PROBE_FACTOR, longest_reserve_s)
             phases.probing.shorten(phases.whole.remaining() - reserve_s)
-    return sightings
+    return Observed(selection, sightings, cut_short=phases.probing.over())
 
 
 def _log_plan(plan: Plan, log: CycleLog) -> None:
@@ -189,18 +179,49 @@ def _log_plan(plan: Plan, log: CycleLog) -> None:
     log.the_rest()
 
 
-def _stopped(plan: Plan) -> list[SkipReason]:
-    return [SkipReason.BREAKER_OPEN for decision in plan.decisions if decision.action is Action.STOP]
-
-
-def _progress(selection: Selection, sightings: Sequence[Sighting], out_of_time: Sequence[str]) -> Progress:
+def _progress(observed: Observed, flips: FlipResults) -> Progress:
+    selection, sightings = observed.selection, observed.sightings
     return advance(
         selection.coverage,
         [workspace.id for workspace in selection.workspaces],
         next_unselected=selection.next_unselected,
         checked={sighting.workspace.id for sighting in sightings},
-        out_of_time=out_of_time,
+        out_of_time=flips.out_of_time,
         most_first=min(len(sightings) // 2, MOST_FIRST),
+    )
+
+
+def _report(
+    request: Request,
+    settings: Settings,
+    observed: Observed,
+    plan: Plan,
+    acted: Acted,
+    progress: Progress,
+    gauges: Gauges,
+) -> Report:
+    verdicts = Counter(sighting.verdict for sighting in observed.sightings)
+    skipped = acted.flips.skipped
+    skipped[SkipReason.BREAKER_OPEN] += sum(decision.action is Action.STOP for decision in plan.decisions)
+    return Report(
+        mode=request.mode,
+        probe=settings.probe,
+        candidates=len(observed.selection.workspaces),
+        checked=len(observed.sightings),
+        running=verdicts[Verdict.RUNNING],
+        transition=verdicts[Verdict.TRANSITION],
+        dead=verdicts[Verdict.DEAD],
+        absent=verdicts[Verdict.ABSENT],
+        unknown=verdicts[Verdict.UNKNOWN],
+        flipped=len(acted.flips.flips) if request.applies else 0,
+        completed_pass=progress.completed_pass and not request.narrowed,
+        skipped=no_skips() | {str(reason): count for reason, count in skipped.items()},
+        deferred=observed.deferred,
+        deadline_hit=observed.cut_short or observed.deferred > 0 or bool(acted.flips.out_of_time),
+        breaker_open=plan.breaker.open,
+        restarts=_restart_counts(acted.restarts, gauges, superseded=len(acted.flips.superseded)),
+        on_hold=gauges.on_hold,
+        flips=acted.flips.flips,
     )
 
 

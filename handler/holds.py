@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from handler.deadline import Deadline
-from handler.request import APPLY, Request
+from handler.request import Request
 from handler.store import Store
 from handler.telemetry import hold_changed
 
@@ -17,9 +17,9 @@ def carry_out(request: Request, store: Store, deadline: Deadline) -> dict[str, A
 
     Raises RequestError if a workspace to hold does not exist; StoreError.
     """
-    store.check_rights(deadline, to_apply=request.mode == APPLY)
+    store.check_rights(deadline, to_apply=request.applies)
     outcome = "held" if request.hold else "released"
-    if request.mode != APPLY:
+    if not request.applies:
         outcome = "unchanged"
         holds = store.holds.active(deadline)
     elif request.hold:

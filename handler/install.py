@@ -13,7 +13,15 @@ from typing import Any
 
 from handler import process
 from handler.deadline import Deadline
-from handler.errors import RequestError, RightsMissingError, SchemaMissingError, SettingsError, StoreError, shown
+from handler.errors import (
+    RequestError,
+    RightsMissingError,
+    RowLockedError,
+    SchemaMissingError,
+    SettingsError,
+    StoreError,
+    shown,
+)
 from handler.net.secrets import Secrets
 from handler.settings import database_from
 from handler.store.rights import RIGHTS_TO_APPLY, lacking_rights
@@ -112,6 +120,8 @@ def _naming(file: str) -> Iterator[None]:
             f"{file}: {error.server_message}: the installer's login has to own the platform's tables and may need"
             " CREATE on the database"
         ) from error
+    except RowLockedError as error:
+        raise RowLockedError(f"{file}: {error.server_message}: nothing was changed, run the installer again") from error
     except SchemaMissingError as error:
         raise SchemaMissingError(f"{file}: {error.server_message}: is this the platform's database?") from error
 

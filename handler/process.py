@@ -1,6 +1,7 @@
 """What stays warm in Lambda's process from one invocation to the next, and what Lambda leaves of its time."""
 
 import os
+import uuid
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -42,10 +43,11 @@ class Process:
         self._secrets = Secrets(self._aws.secret_text)
         self._session = Session(self.settings.database, self._secrets, self._aws.database_token)
 
-    def parts(self, cycle_id: str) -> cycle.Parts:
-        """Return the outside world for one cycle."""
-        platform = self.settings.platform
+    def parts(self) -> cycle.Parts:
+        """Return the outside world for a new cycle."""
+        cycle_id, platform = str(uuid.uuid4()), self.settings.platform
         return cycle.Parts(
+            cycle_id=cycle_id,
             store=Store(self._session, cycle_id),
             probe=self._probe,
             platform=None if platform is None else partial(self._platform, platform),

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from aws_lambda_powertools.utilities.data_classes import EventBridgeEvent
+
 from handler.errors import RequestError, shown
 
 APPLY = "apply"
@@ -44,6 +46,11 @@ class Request:
     release: tuple[str, ...] | None = None
 
     @property
+    def applies(self) -> bool:
+        """Tell whether anything may be written or asked for; otherwise it is a dry run."""
+        return self.mode == APPLY
+
+    @property
     def narrowed(self) -> bool:
         """Tell whether the cycle looks at only some of the candidates."""
         return self.workspace_ids is not None or self.limit is not None
@@ -62,17 +69,17 @@ def parse(event: object, *, ceiling: str = APPLY) -> Request:
 
 
 def _scheduled(event: Mapping[str, Any]) -> Request:
-    source, kind = event.get("source"), event.get("detail-type")
-    if source == "aws.ec2":
-        raise _refusal("source", source, "aws.events or aws.scheduler: EC2 events are not supported yet")
-    if source not in _SCHEDULERS:
-        raise _refusal("source", source, " or ".join(_SCHEDULERS))
-    if kind != _SCHEDULED:
-        raise _refusal("detail-type", kind, _SCHEDULED)
+    bus_event = EventBridgeEvent({"source": None, "detail-type": None, "detail": {}} | dict(event))
+    if bus_event.source == "aws.ec2":
+        raise _refusal("source", bus_event.source, "aws.events or aws.scheduler: EC2 events are not supported yet")
+    if bus_event.source not in _SCHEDULERS:
+        raise _refusal("source", bus_event.source, " or ".join(_SCHEDULERS))
+    if bus_event.detail_type != _SCHEDULED:
+        raise _refusal("detail-type", bus_event.detail_type, _SCHEDULED)
     for name in (*_OPTIONS, *_HOLD_CHANGES, *_SHARDING):
         if name in event:  # it would be ignored, and the cycle would apply in full
             raise _refusal(name, event[name], "no such field in a scheduled event")
-    detail = event.get("detail", {})
+    detail: object = bus_event.detail
     if not isinstance(detail, Mapping) and detail != "{}":
         raise _refusal("detail", detail, 'an object or the string "{}"')
     return Request(APPLY)

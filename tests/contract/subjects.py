@@ -12,22 +12,22 @@ from handler.store import Store
 from handler.store.session import Session
 from sandbox.fleet import Fleet
 from sandbox.postgres import Database
-from tests.simulation.registry import registry
-from tests.simulation.tables import Absent, Held, Owed, Row, Tables
+from tests.fakes.store import fake_store
+from tests.fakes.tables import Row, StoredAbsence, StoredHold, StoredRestart, Tables
 
-# The columns of a debt that a test can compare; its times are seen through what may be done with it.
-DEBT_COLUMNS = ("id", "workspace_id", "instance_id", "attempts", "refusals", "last_answer", "outcome", "streak")
-Debts = list[tuple[Any, ...]]
+# The columns of a restart that a test can compare; its times are seen through what may be done with it.
+RESTART_COLUMNS = ("id", "workspace_id", "instance_id", "attempts", "refusals", "last_answer", "outcome", "streak")
+Restarts = list[tuple[Any, ...]]
 CYCLES = [str(UUID(int=number)) for number in (0xA, 0xB)]
 
 _EMPTY = """
-    TRUNCATE workspaces, structure_events, reconciler.lease, reconciler.coverage, reconciler.absences, reconciler.restarts,
-             reconciler.holds RESTART IDENTITY;
+    TRUNCATE workspaces, structure_events, reconciler.lease, reconciler.coverage, reconciler.absences,
+             reconciler.restarts, reconciler.holds RESTART IDENTITY;
     INSERT INTO reconciler.coverage DEFAULT VALUES
 """
 
 _TIMES = (
-    *("began_at", "pass_completed_at", "first_seen_at", "last_seen_at", "ends_at"),
+    *("first_cycle_at", "pass_completed_at", "first_seen_at", "last_seen_at", "ends_at"),
     *("flipped_at", "due_at", "asked_at", "closed_at", "backoff_until", "watch_ended_at"),
 )
 
@@ -35,8 +35,8 @@ _TIMES = (
 class Subject(Protocol):
     """A database with workspaces, and what everybody but the reconciler does there. Ids are UUIDs."""
 
-    def registry(self, cycle: int = 0) -> Store:
-        """Return the registry of the first cycle or the second one."""
+    def store(self, cycle: int = 0) -> Store:
+        """Return the store of the first cycle or the second one."""
         ...
 
     def add(self, workspace_id: str, instance_id: str | None, **columns: Any) -> None:
@@ -71,8 +71,8 @@ class Subject(Protocol):
         """Return workspace and instance of each event, in their order."""
         ...
 
-    def debts(self) -> Debts:
-        """Return the debts, in their order: DEBT_COLUMNS."""
+    def restarts(self) -> Restarts:
+        """Return the restarts, in their order: RESTART_COLUMNS."""
         ...
 
 
@@ -82,8 +82,8 @@ class InMemory:
     def __init__(self) -> None:
         self.tables = Tables()
 
-    def registry(self, cycle: int = 0) -> Store:
-        return registry(self.tables, CYCLES[cycle])
+    def store(self, cycle: int = 0) -> Store:
+        return fake_store(self.tables, CYCLES[cycle])
 
     def add(self, workspace_id: str, instance_id: str | None, **columns: Any) -> None:
         age_s = columns.pop("heartbeat_age_s", 300.0)
@@ -110,7 +110,7 @@ class InMemory:
         tables = self.tables
         if tables.lease is not None:
             tables.lease = (tables.lease[0], tables.lease[1] - seconds)
-        records: list[Tables | Absent | Owed | Held] = [
+        records: list[Tables | StoredAbsence | StoredRestart | StoredHold] = [
             tables,
             *tables.absences.values(),
             *tables.restarts,
@@ -127,8 +127,8 @@ class InMemory:
     def events(self) -> list[tuple[str, str]]:
         return list(self.tables.events)
 
-    def debts(self) -> Debts:
-        return [tuple(getattr(one, name) for name in DEBT_COLUMNS) for one in self.tables.restarts]
+    def restarts(self) -> Restarts:
+        return [tuple(getattr(one, name) for name in RESTART_COLUMNS) for one in self.tables.restarts]
 
 
 class InPostgres:
@@ -144,7 +144,7 @@ class InPostgres:
         """Hang up."""
         self._session.close()
 
-    def registry(self, cycle: int = 0) -> Store:
+    def store(self, cycle: int = 0) -> Store:
         return Store(self._session, CYCLES[cycle])
 
     def add(self, workspace_id: str, instance_id: str | None, **columns: Any) -> None:
@@ -172,8 +172,8 @@ class InPostgres:
     def events(self) -> list[tuple[str, str]]:
         return [(one["workspace_id"], one["payload"]["instance_id"]) for one in self._fleet.events()]
 
-    def debts(self) -> Debts:
-        return [tuple(one[name] for name in DEBT_COLUMNS) for one in self._fleet.restarts()]
+    def restarts(self) -> Restarts:
+        return [tuple(one[name] for name in RESTART_COLUMNS) for one in self._fleet.restarts()]
 
 
 def _never(*_: object) -> str:

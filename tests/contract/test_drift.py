@@ -1,4 +1,4 @@
-"""The registry in memory and the real one, taken through the same random life, answer the same at every step."""
+"""The store in memory and the real one, taken through the same random life, answer the same at every step."""
 
 import random
 from collections.abc import Callable
@@ -8,44 +8,44 @@ from typing import Any
 
 import pytest
 
-from handler.domain.coverage import BEFORE_ALL, Coverage
+from handler.domain.coverage import BEFORE_ALL, Coverage, Progress
 from handler.domain.model import Restart, Workspace, sighting_of
 from handler.domain.policy import CrashLoopPolicy
 from handler.errors import ReconcilerError
 from handler.store import FlipPolicy, Selection, Store
 from sandbox.postgres import StatusType
 from tests.contract.subjects import InMemory, InPostgres, Subject
-from tests.contract.test_registry import CLOSE, FRESH_S, LEASE_S, RETRY_S, UNCERTAIN_S, soon
+from tests.contract.test_store import CLOSE, FRESH_S, LEASE_S, RETRY_S, UNCERTAIN_S, soon
 from tests.unit.builders import instance, uuid
 
 LIVES, STEPS = 12, 80
 A_MOMENT_S = 0.001  # so that what comes later is later in memory, too
 WORKSPACES = 3
-LOOP = CrashLoopPolicy(pause_s=300, healthy_s=600)
+LOOP = CrashLoopPolicy(backoff_s=300, reset_s=600)
 # No sum of a few of them is close to a time that means anything, since on PostgreSQL time goes by meanwhile.
 AGES_S = (7.13, 61.37, 131.71, 353.93, 1013.57)
 
 
 @dataclass(slots=True)
 class Life:
-    """One registry's: `cycle` was the last to have the lease; and what has been told of late."""
+    """One store's: `cycle` was the last to have the lease; and what has been told of late."""
 
     subject: Subject
     cycle: int = 0
     selection: Selection | None = None
-    debts: list[Restart] = field(default_factory=list)
+    restarts: list[Restart] = field(default_factory=list)
 
-    def registry(self, chance: random.Random) -> Store:
+    def store(self, chance: random.Random) -> Store:
         """Return that of the cycle which had the lease last, or now and then of the other one."""
-        return self.subject.registry(self.cycle if chance.random() < 0.9 else 1 - self.cycle)
+        return self.subject.store(self.cycle if chance.random() < 0.9 else 1 - self.cycle)
 
 
-# What happens to a life, about a workspace of that number; `chance` is the same for both registries.
+# What happens to a life, about a workspace of that number; `chance` is the same for both stores.
 Step = Callable[[Life, int, random.Random], Any]
 
 
 def _acquire(life: Life, number: int, _: random.Random) -> object:
-    acquired = life.subject.registry(number % 2).lease.acquire(soon(), lasts_s=LEASE_S)
+    acquired = life.subject.store(number % 2).lease.acquire(soon(), lasts_s=LEASE_S)
     life.cycle = number % 2 if acquired else life.cycle
     return acquired
 
@@ -59,9 +59,9 @@ def _age(life: Life, number: int, chance: random.Random) -> object:
 def _select(life: Life, number: int, chance: random.Random) -> object:
     limit, narrowed = chance.randint(1, 4), chance.random() < 0.2
     ids = [uuid(number)] if narrowed else None
-    life.selection = life.registry(chance).candidates.select(soon(), limit=limit, workspace_ids=ids)
+    life.selection = life.store(chance).candidates.select(soon(), limit=limit, workspace_ids=ids)
     found = [(one.id, one.instance_id, one.last_heartbeat_at is None) for one in life.selection.workspaces]
-    return found, life.selection.next_unselected, life.selection.sweep
+    return found, life.selection.next_unselected, life.selection.coverage
 
 
 def _flip(life: Life, number: int, chance: random.Random) -> object:
@@ -69,26 +69,26 @@ def _flip(life: Life, number: int, chance: random.Random) -> object:
     if life.selection is None or not life.selection.workspaces:
         return None
     workspace = life.selection.workspaces[number % len(life.selection.workspaces)]
-    rows = life.registry(chance).rows
-    attempt = rows.would_flip if chance.random() < 0.1 else rows.flip
+    flips = life.store(chance).flips
+    attempt = flips.would_flip if chance.random() < 0.1 else flips.flip
     return attempt(soon(), sighting_of(workspace, "stopped"), FlipPolicy(life.selection.selected_at, 60, LOOP))
 
 
 def _recall(life: Life, _: int, chance: random.Random) -> object:
-    memory = life.registry(chance).memory.recall(soon(), breaker_window_s=600)
+    memory = life.store(chance).memory.recall(soon(), breaker_window_s=600)
     known = {one: (seen.instance_id, seen.sightings) for one, seen in memory.absences.items()}
     return known, memory.recently_flipped, _Ages(tuple(seen.age_s for _, seen in sorted(memory.absences.items())))
 
 
 def _gauges(life: Life, _: int, chance: random.Random) -> object:
-    found = life.registry(chance).fleet.gauges(soon())
+    found = life.store(chance).gauges(soon())
     return (
         (
             found.restarts_pending,
             found.restarts_blocked,
             found.restarts_backing_off,
             found.restarts_unrecovered,
-            found.held,
+            found.on_hold,
         ),
         _Ages((found.oldest_restart_age_s, found.coverage_age_s)),
     )
@@ -105,43 +105,43 @@ class _Ages:  # noqa: PLW1641 - it is only compared
 
 
 def _due(life: Life, _: int, chance: random.Random) -> object:
-    life.debts = life.registry(chance).restarts.due(soon(), limit=3, own_only=chance.random() < 0.2)
-    return life.debts
+    life.restarts = life.store(chance).restarts.due(soon(), limit=3, own_only=chance.random() < 0.2)
+    return life.restarts
 
 
-def _on_debt(act: Callable[[Store, Restart, random.Random], object]) -> Step:
-    """Do something about one of the debts that were due last."""
+def _on_restart(act: Callable[[Store, Restart, random.Random], object]) -> Step:
+    """Do something about one of the restarts that were due last."""
 
     def step(life: Life, number: int, chance: random.Random) -> object:
-        registry = life.registry(chance)
-        return act(registry, life.debts[number % len(life.debts)], chance) if life.debts else None
+        store = life.store(chance)
+        return act(store, life.restarts[number % len(life.restarts)], chance) if life.restarts else None
 
     return step
 
 
 def _follow(life: Life, _: int, chance: random.Random) -> object:
-    return life.registry(chance).restarts.cancel_moved_on(soon(), own_only=chance.random() < 0.2)
+    return life.store(chance).restarts.cancel_moved_on(soon(), own_only=chance.random() < 0.2)
 
 
-def _sweep(life: Life, number: int, chance: random.Random) -> None:
+def _coverage(life: Life, number: int, chance: random.Random) -> None:
     first = tuple(uuid(one) for one in range(1, 4) if chance.random() < 0.2)
-    sweep = Coverage(chance.choice((BEFORE_ALL, uuid(1), uuid(2))), uuid(number), first)
-    life.registry(chance).memory.save_coverage(soon(), sweep, completed_pass=chance.random() < 0.5)
+    coverage = Coverage(chance.choice((BEFORE_ALL, uuid(1), uuid(2))), uuid(number), first)
+    life.store(chance).memory.save_coverage(soon(), Progress(coverage, completed_pass=chance.random() < 0.5))
 
 
 def _absent(life: Life, number: int, chance: random.Random) -> None:
     absent = [Workspace(uuid(number), instance(chance.randint(1, 2)), None)]
     found = [uuid(one) for one in range(1, 4) if one != number and chance.random() < 0.3]
-    life.registry(chance).memory.remember_absences(soon(), absent, found)
+    life.store(chance).memory.remember_absences(soon(), absent, found)
 
 
 def _hold(life: Life, number: int, chance: random.Random) -> object:
-    holds = life.registry(chance).holds.place(soon(), [uuid(number)], reason="why", lasts_s=100)
+    holds = life.store(chance).holds.place(soon(), [uuid(number)], reason="why", lasts_s=100)
     return [(one.workspace_id, one.reason) for one in holds]
 
 
 def _release(life: Life, number: int, chance: random.Random) -> object:
-    return [one.workspace_id for one in life.registry(chance).holds.release(soon(), [uuid(number)])]
+    return [one.workspace_id for one in life.store(chance).holds.release(soon(), [uuid(number)])]
 
 
 def _on_row(act: Callable[[Subject, str, random.Random], object]) -> Step:
@@ -164,33 +164,33 @@ def _status(subject: Subject, one: str, chance: random.Random) -> None:
 
 STEPS_AND_WEIGHTS: tuple[tuple[Step, int], ...] = (
     (_acquire, 4),
-    (lambda life, _, chance: life.registry(chance).lease.release(soon()), 1),
+    (lambda life, _, chance: life.store(chance).lease.release(soon()), 1),
     (_select, 10),
     (_flip, 16),
     (_recall, 3),
     (_gauges, 3),
     (_due, 10),
     (
-        _on_debt(
-            lambda registry, debt, _: registry.restarts.claim(
-                soon(), debt, uncertain_s=UNCERTAIN_S, heartbeat_fresh_s=FRESH_S
+        _on_restart(
+            lambda store, restart, _: store.restarts.claim(
+                soon(), restart, uncertain_s=UNCERTAIN_S, heartbeat_fresh_s=FRESH_S
             )
         ),
         10,
     ),
-    (_on_debt(lambda registry, debt, _: registry.restarts.accepted(soon(), debt)), 3),
-    (_on_debt(lambda registry, debt, _: registry.restarts.cancel(soon(), debt)), 1),
-    (_on_debt(lambda registry, debt, _: registry.restarts.put_off(soon(), [debt], pause_s=RETRY_S)), 2),
+    (_on_restart(lambda store, restart, _: store.restarts.accepted(soon(), restart)), 3),
+    (_on_restart(lambda store, restart, _: store.restarts.cancel(soon(), restart)), 1),
+    (_on_restart(lambda store, restart, _: store.restarts.put_off(soon(), [restart], wait_s=RETRY_S)), 2),
     (
-        _on_debt(
-            lambda registry, debt, chance: registry.restarts.record_answer(
-                soon(), debt, chance.choice(("refused", "blocked")), pause_s=chance.choice((None, RETRY_S))
+        _on_restart(
+            lambda store, restart, chance: store.restarts.record_answer(
+                soon(), restart, chance.choice(("refused", "blocked")), wait_s=chance.choice((None, RETRY_S))
             )
         ),
         4,
     ),
     (_follow, 3),
-    (_sweep, 2),
+    (_coverage, 2),
     (_absent, 4),
     (_hold, 2),
     (_release, 3),
@@ -221,7 +221,7 @@ def test_they_answer_the_same(request: pytest.FixtureRequest, status_type: Statu
             told = [_told(step, life, number, random.Random(inner)) for life in lives]  # noqa: S311
             assert told[0] == told[1], step
             assert lives[0].subject.rows() == lives[1].subject.rows(), step
-            assert lives[0].subject.debts() == lives[1].subject.debts(), step
+            assert lives[0].subject.restarts() == lives[1].subject.restarts(), step
             assert lives[0].subject.events() == lives[1].subject.events()
 
 

@@ -2,16 +2,14 @@
 
 from collections.abc import Iterator
 from contextlib import closing
-from functools import partial
 from http import HTTPStatus
 from typing import Protocol
 
 import pytest
 
+from handler import process
 from handler.deadline import Deadline
 from handler.domain.model import NOT_FOUND, VERDICT_OF_STATE, Restart, Sighting, Verdict, Workspace
-from handler.net.aws import Aws
-from handler.net.bounded import BoundedPools
 from handler.net.secrets import Secrets, Tokens
 from handler.probes import Probe
 from handler.probes.control_plane.probe import ControlPlaneProbe
@@ -22,8 +20,8 @@ from sandbox.control_plane import ControlPlane
 from sandbox.ec2_xml import STATE_CODES
 from sandbox.http_server import Answer
 from sandbox.limited_ec2 import ApiError, LimitedEc2
-from tests.simulation import world as simulated
-from tests.simulation.world import ERROR, Asked, Instance, Lie, World
+from tests.fakes import world
+from tests.fakes.world import ERROR, Asked, Instance, Lie, World
 from tests.unit.builders import instance, number_of, workspace
 
 PLENTY_S = 20.0
@@ -81,7 +79,7 @@ class InMemory:
         return Deadline(seconds, clock=self.clock)
 
     def probe(self, *, timeout_s: float = 10.0) -> Probe:
-        return simulated.Probe(self._world, self, in_bulk=False, timeout_s=timeout_s)
+        return world.Probe(self._world, self, in_bulk=False, timeout_s=timeout_s)
 
     def before(self, _: str) -> None:
         self._world.tables.now += self._delay_s
@@ -92,8 +90,8 @@ class InMemory:
     def answered(self, workspace: Workspace, word: str, *, lied: bool) -> None:
         pass
 
-    def asks(self, debt: Restart) -> Asked:
-        raise AssertionError(debt)
+    def asks(self, restart: Restart) -> Asked:
+        raise AssertionError(restart)
 
 
 class OfEc2:
@@ -102,7 +100,7 @@ class OfEc2:
     def __init__(self, server: LimitedEc2) -> None:
         self._server = server
         assert server.add(len(WORDS) + 2)[0] == instance(1)
-        self._aws = Aws(BoundedPools(connections=1))
+        self._aws = process.aws()
         self.close = self._aws.close
 
     def set_state(self, number: int, state: str | None) -> None:
@@ -122,7 +120,7 @@ class OfEc2:
         return Deadline(seconds)
 
     def probe(self, *, timeout_s: float = 10.0) -> Probe:
-        return Ec2Probe(Ec2Api(partial(self._aws.call, "ec2"), timeout_s=timeout_s), timeout_s=timeout_s)
+        return Ec2Probe(Ec2Api(self._aws.ec2(), self._aws.within, timeout_s=timeout_s), timeout_s=timeout_s)
 
 
 class OfControlPlane:
@@ -222,7 +220,7 @@ def test_an_error_is_no_answer(subject: Subject) -> None:
     subject.refuse()
     found = seen(subject, 1)[1]
     assert (found.verdict, found.state) == (Verdict.UNKNOWN, "")
-    assert found.cause
+    assert found.failure
 
 
 def test_nobody_is_reached_when_no_time_is_left(subject: Subject) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from handler.deadline import Deadline
-from handler.domain.coverage import Coverage
+from handler.domain.coverage import Coverage, Progress
 from handler.domain.model import Restart, Sighting, Verdict, Workspace
 from handler.domain.policy import CrashLoopPolicy
 from handler.store import FlipPolicy, Flips, Holds, Restarts
@@ -20,7 +20,7 @@ OURS, THEIRS = "00000000-0000-4000-8000-00000000000a", "00000000-0000-4000-8000-
 EARLIER = "00000000-0000-4000-8000-00000000000c"
 # As with shards, so that what is tested is not the lease: "Nothing is doubled without it".
 SCOPES = {OURS: "ours", THEIRS: "theirs"}
-DEBT = Restart(1, WORKSPACE, OLD, 0, 0, of_this_cycle=False)
+RESTART = Restart(1, WORKSPACE, OLD, 0, 0, of_this_cycle=False)
 HEARTBEAT = "2026-01-01 00:00:00+00"
 
 # Everything that either side could have changed. A time is told only as far as it matters.
@@ -30,7 +30,7 @@ SELECT json_build_object(
         id, name, status, runtime, instance_id, url, last_heartbeat_at > CAST(:heartbeat AS timestamptz),
         updated_at > CAST(:heartbeat AS timestamptz))) FROM workspaces),
     'events', (SELECT json_agg(json_build_array(event_type, workspace_id, payload)) FROM structure_events),
-    'debts', (SELECT json_agg(json_build_array(
+    'restarts', (SELECT json_agg(json_build_array(
         workspace_id, instance_id, cycle_id, attempts, refusals, claimed_by, asked_at IS NULL, last_answer, outcome,
         closed_at IS NULL, due_at > now() + interval '1 minute', streak, backoff_until)
         ORDER BY id) FROM reconciler.restarts),
@@ -115,21 +115,21 @@ def flip(arena: Arena, cycle: str, *, selected_at: str = HEARTBEAT) -> object:
 
 
 def claim(arena: Arena, cycle: str) -> object:
-    debts = Restarts(arena.sessions[cycle], cycle, arena.lease(cycle))
-    return debts.claim(Deadline(TIMEOUT_S), DEBT, uncertain_s=300, heartbeat_fresh_s=60)
+    restarts = Restarts(arena.sessions[cycle], cycle, arena.lease(cycle))
+    return restarts.claim(Deadline(TIMEOUT_S), RESTART, uncertain_s=300, heartbeat_fresh_s=60)
 
 
-def follow_rows(arena: Arena, cycle: str) -> object:
-    debts = Restarts(arena.sessions[cycle], cycle, arena.lease(cycle))
-    return debts.follow_rows(Deadline(TIMEOUT_S), own_only=False)
+def cancel_moved_on(arena: Arena, cycle: str) -> object:
+    restarts = Restarts(arena.sessions[cycle], cycle, arena.lease(cycle))
+    return restarts.cancel_moved_on(Deadline(TIMEOUT_S), own_only=False)
 
 
-def leave(arena: Arena, cycle: str) -> None:
-    Restarts(arena.sessions[cycle], cycle, arena.lease(cycle)).leave(Deadline(TIMEOUT_S), [DEBT], pause_s=300)
+def put_off(arena: Arena, cycle: str) -> None:
+    Restarts(arena.sessions[cycle], cycle, arena.lease(cycle)).put_off(Deadline(TIMEOUT_S), [RESTART], wait_s=300)
 
 
-def void(arena: Arena, cycle: str) -> None:
-    Restarts(arena.sessions[cycle], cycle, arena.lease(cycle)).void(Deadline(TIMEOUT_S), DEBT)
+def cancel(arena: Arena, cycle: str) -> None:
+    Restarts(arena.sessions[cycle], cycle, arena.lease(cycle)).cancel(Deadline(TIMEOUT_S), RESTART)
 
 
 def remember_absences(arena: Arena, cycle: str) -> None:
@@ -137,9 +137,10 @@ def remember_absences(arena: Arena, cycle: str) -> None:
     CycleMemory(arena.sessions[cycle], arena.lease(cycle)).remember_absences(Deadline(TIMEOUT_S), absent, [])
 
 
-def save_sweep(arena: Arena, cycle: str) -> None:
-    sweep = Coverage(WORKSPACE, WORKSPACE, ())
-    CycleMemory(arena.sessions[cycle], arena.lease(cycle)).save_sweep(Deadline(TIMEOUT_S), sweep, completed_pass=True)
+def save_coverage(arena: Arena, cycle: str) -> None:
+    CycleMemory(arena.sessions[cycle], arena.lease(cycle)).save_coverage(
+        Deadline(TIMEOUT_S), Progress(Coverage(WORKSPACE, WORKSPACE, ()), completed_pass=True)
+    )
 
 
 def hold(arena: Arena, cycle: str) -> object:

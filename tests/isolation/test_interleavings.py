@@ -16,15 +16,15 @@ from handler.errors import RowLockedError
 from handler.store import Flipped
 from sandbox.postgres import StatusType
 from tests.guards.__main__ import PAGE
-from tests.isolation.arena import BEFORE, OURS, OWED, THEIRS, Arena, claim, flip, follow_rows, hold, leave
-from tests.support.interleaving import Side, in_order, interleavings
+from tests.isolation.arena import BEFORE, OURS, OWED, THEIRS, Arena, cancel_moved_on, claim, flip, hold, put_off
+from tests.support.interleaving import Side, all_interleavings, in_order
 
 LEFT_ALONE = "left alone"
 STATUS_TYPES: tuple[StatusType, ...] = ("enum", "text")
 
 
 def told(answer: object) -> object:
-    """Return what an answer says of what was done. That a flip was not, because of a lock or of the row, is one.
+    """Return what an answer says was done. A flip that a lock or the row prevented counts as left alone.
 
     Raises the errors that nobody expects.
     """
@@ -33,7 +33,7 @@ def told(answer: object) -> object:
     if isinstance(answer, Exception):
         raise answer
     if isinstance(answer, Flipped):
-        return ("flipped", [debt.id for debt in answer.superseded])
+        return ("flipped", [restart.id for restart in answer.superseded])
     return answer
 
 
@@ -67,7 +67,7 @@ class Encounter:
     theirs: Callable[[Arena, str], object] | str
     status: str
     owed: bool
-    courses: int
+    interleavings: int
 
     def sides(self, arena: Arena) -> tuple[Side, Side]:
         theirs = self.theirs
@@ -80,25 +80,29 @@ class Encounter:
 
 
 FLIPS = {
-    **{name: Encounter(flip, write, "online", owed=False, courses=22) for name, write in WRITES.items()},
-    "another cycle flips it": Encounter(flip, flip, "online", owed=False, courses=44),
-    "it is put on hold": Encounter(flip, hold, "online", owed=False, courses=77),
-    "an older restart of its is claimed": Encounter(flip, claim, "online", owed=True, courses=109),
-    "older restarts are settled by the rows": Encounter(flip, follow_rows, "online", owed=True, courses=91),
+    **{name: Encounter(flip, write, "online", owed=False, interleavings=22) for name, write in WRITES.items()},
+    "another cycle flips it": Encounter(flip, flip, "online", owed=False, interleavings=44),
+    "it is put on hold": Encounter(flip, hold, "online", owed=False, interleavings=77),
+    "an older restart of its is claimed": Encounter(flip, claim, "online", owed=True, interleavings=109),
+    "restarts that moved on are cancelled": Encounter(flip, cancel_moved_on, "online", owed=True, interleavings=91),
 }
-HARMLESS = {name: Encounter(flip, write, "online", owed=False, courses=22) for name, write in HARMLESS_WRITES.items()}
+HARMLESS = {
+    name: Encounter(flip, write, "online", owed=False, interleavings=22) for name, write in HARMLESS_WRITES.items()
+}
 CLAIMS = {
-    **{name: Encounter(claim, WRITES[name], "offline", owed=True, courses=84) for name in SETTLING_WRITES},
-    "another payer claims it": Encounter(claim, claim, "offline", owed=True, courses=310),
-    "another payer finds that the row has moved on": Encounter(claim, claim, "paused", owed=True, courses=310),
-    "another payer leaves it for later": Encounter(claim, leave, "offline", owed=True, courses=109),
-    "the workspace is put on hold": Encounter(claim, hold, "offline", owed=True, courses=229),
-    "restarts are settled by the rows": Encounter(claim, follow_rows, "offline", owed=True, courses=462),
-    "restarts are settled by the rows, this one as well": Encounter(
-        claim, follow_rows, "paused", owed=True, courses=246
+    **{name: Encounter(claim, WRITES[name], "offline", owed=True, interleavings=84) for name in SETTLING_WRITES},
+    "another cycle claims it": Encounter(claim, claim, "offline", owed=True, interleavings=310),
+    "another cycle finds that the row has moved on": Encounter(claim, claim, "paused", owed=True, interleavings=310),
+    "another cycle puts it off": Encounter(claim, put_off, "offline", owed=True, interleavings=109),
+    "the workspace is put on hold": Encounter(claim, hold, "offline", owed=True, interleavings=229),
+    "restarts that moved on are cancelled": Encounter(claim, cancel_moved_on, "offline", owed=True, interleavings=462),
+    "restarts that moved on are cancelled, this one as well": Encounter(
+        claim, cancel_moved_on, "paused", owed=True, interleavings=246
     ),
 }
-FOLLOWED = {name: Encounter(follow_rows, WRITES[name], "offline", owed=True, courses=56) for name in SETTLING_WRITES}
+CANCELLED = {
+    name: Encounter(cancel_moved_on, WRITES[name], "offline", owed=True, interleavings=56) for name in SETTLING_WRITES
+}
 
 
 def outcome(arena: Arena, answers: Mapping[str, Any]) -> Any:
@@ -120,11 +124,11 @@ def assert_serial(arena: Arena, encounter: Encounter, *besides: Any) -> None:
     `besides` are outcomes that are allowed, too.
     """
     allowed = [*serial_outcomes(arena, encounter), *besides]
-    courses = 0
-    for course in interleavings(encounter.sides(arena), arena.blocked, lambda: arena.reset(encounter.before)):
-        assert outcome(arena, course.answers) in allowed, " ".join(course.steps)
-        courses += 1
-    assert courses == encounter.courses
+    count = 0
+    for interleaving in all_interleavings(encounter.sides(arena), arena.blocked, lambda: arena.reset(encounter.before)):
+        assert outcome(arena, interleaving.answers) in allowed, " ".join(interleaving.steps)
+        count += 1
+    assert count == encounter.interleavings
 
 
 @pytest.mark.parametrize("status_type", STATUS_TYPES)
@@ -142,11 +146,11 @@ def test_a_claim_beside_another_writer_ends_as_if_one_of_them_had_gone_first(
     assert_serial(arenas("enum"), CLAIMS[name])
 
 
-@pytest.mark.parametrize("name", FOLLOWED)
-def test_settling_by_the_rows_beside_another_writer_ends_as_if_one_of_them_had_gone_first(
+@pytest.mark.parametrize("name", CANCELLED)
+def test_cancelling_what_moved_on_beside_another_writer_ends_as_if_one_of_them_had_gone_first(
     arenas: Callable[[StatusType], Arena], name: str
 ) -> None:
-    assert_serial(arenas("enum"), FOLLOWED[name])
+    assert_serial(arenas("enum"), CANCELLED[name])
 
 
 @pytest.mark.parametrize("name", HARMLESS)
@@ -160,7 +164,7 @@ def test_a_flip_beside_a_writer_who_changes_nothing_that_matters_is_done_or_left
     assert_serial(arena, encounter, ({"ours": LEFT_ALONE, **answers}, state))
 
 
-def test_the_page_on_safety_says_how_many_courses_there_are() -> None:
-    tables = (*[FLIPS] * len(STATUS_TYPES), HARMLESS, CLAIMS, FOLLOWED)
-    courses = sum(encounter.courses for table in tables for encounter in table.values())
-    assert f" {courses:,} courses" in " ".join(PAGE.read_text().split())
+def test_the_page_on_safety_says_how_many_interleavings_there_are() -> None:
+    tables = (*[FLIPS] * len(STATUS_TYPES), HARMLESS, CLAIMS, CANCELLED)
+    total = sum(encounter.interleavings for table in tables for encounter in table.values())
+    assert f" {total:,} interleavings" in " ".join(PAGE.read_text().split())

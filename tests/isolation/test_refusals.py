@@ -1,4 +1,4 @@
-"""What the last look at a row or a debt refuses, though everything before it went well."""
+"""What the last look at a row or a restart refuses, though everything before it went well."""
 
 from collections.abc import Callable, Iterator
 
@@ -6,7 +6,7 @@ import pytest
 
 from handler.domain.model import SkipReason
 from handler.errors import LeaseLostError
-from handler.store import Flipped
+from handler.store import Claim, Flipped
 from sandbox.postgres import StatusType
 from tests.isolation.arena import (
     BEFORE,
@@ -14,14 +14,14 @@ from tests.isolation.arena import (
     OWED,
     THEIRS,
     Arena,
+    cancel,
+    cancel_moved_on,
     claim,
     flip,
-    follow_rows,
     hold,
-    leave,
+    put_off,
     remember_absences,
-    save_sweep,
-    void,
+    save_coverage,
 )
 
 
@@ -33,9 +33,9 @@ def arena(arenas: Callable[[StatusType], Arena]) -> Arena:
 def test_a_hold_that_was_placed_after_the_candidates_were_selected_prevents_the_flip(arena: Arena) -> None:
     arena.reset(BEFORE.format(status="online"))
     hold(arena, THEIRS)
-    held = arena.state()
-    assert flip(arena, OURS) is SkipReason.STATUS_MOVED
-    assert arena.state() == held
+    before = arena.state()
+    assert flip(arena, OURS) is SkipReason.ON_HOLD
+    assert arena.state() == before
 
 
 def test_a_hold_that_has_ended_prevents_nothing(arena: Arena) -> None:
@@ -52,8 +52,8 @@ def test_a_heartbeat_later_than_the_select_prevents_the_flip_though_the_select_s
 
 
 OBSTACLES = {
-    "another payer has claimed it": "UPDATE reconciler.restarts SET due_at = now() + interval '5 minutes'",
-    "another payer has settled it": "UPDATE reconciler.restarts SET closed_at = now(), outcome = 'accepted'",
+    "another cycle has claimed it": "UPDATE reconciler.restarts SET due_at = now() + interval '5 minutes'",
+    "another cycle has settled it": "UPDATE reconciler.restarts SET closed_at = now(), outcome = 'accepted'",
     "its workspace is in a crash loop": "UPDATE reconciler.restarts SET backoff_until = now() + interval '5 minutes'",
 }
 
@@ -63,19 +63,19 @@ def test_a_restart_that_is_not_to_be_asked_for_any_more_is_not_claimed(arena: Ar
     arena.reset(BEFORE.format(status="offline") + OWED)
     arena.reset(OBSTACLES[name])
     left = arena.state()
-    assert claim(arena, OURS) == "taken"
+    assert claim(arena, OURS) is Claim.TAKEN
     assert arena.state() == left
 
 
 def test_a_restart_is_claimed_once(arena: Arena) -> None:
     arena.reset(BEFORE.format(status="offline") + OWED)
-    assert [claim(arena, OURS), claim(arena, THEIRS)] == ["claimed", "taken"]
+    assert [claim(arena, OURS), claim(arena, THEIRS)] == [Claim.CLAIMED, Claim.TAKEN]
 
 
 def test_a_hold_that_was_placed_after_the_due_restarts_were_listed_prevents_the_claim(arena: Arena) -> None:
     arena.reset(BEFORE.format(status="offline") + OWED)
     hold(arena, THEIRS)
-    assert claim(arena, OURS) == "taken"
+    assert claim(arena, OURS) is Claim.TAKEN
 
 
 # --- without the lease ---
@@ -94,11 +94,11 @@ def too_late(arena: Arena) -> Iterator[Arena]:
     [
         pytest.param("online", flip, id="flip"),
         pytest.param("offline", claim, id="claim"),
-        pytest.param("paused", follow_rows, id="settle by the rows"),
-        pytest.param("offline", leave, id="leave for later"),
-        pytest.param("offline", void, id="void"),
+        pytest.param("paused", cancel_moved_on, id="cancel what moved on"),
+        pytest.param("offline", put_off, id="put off"),
+        pytest.param("offline", cancel, id="cancel"),
         pytest.param("online", remember_absences, id="remember absences"),
-        pytest.param("online", save_sweep, id="move the cursor"),
+        pytest.param("online", save_coverage, id="move the cursor"),
     ],
 )
 def test_a_cycle_whose_lease_has_expired_writes_nothing(

@@ -8,7 +8,7 @@ platform refuses, is blocked, throttles, loses the request, takes it and says so
 past its lease, or killed, loses a request to the database or the answer to one; another cycle or dry run begins.
 
 After every write of the function the invariants are checked (`simulation.py`, class Actor), after every cycle its
-books, and at the end of a schedule quiet cycles have to settle every debt.
+books, and at the end of a schedule quiet cycles have to settle every restart.
 
 - `test_schedules.py`: nothing breaks them: all schedules of one workspace with two actions at any two points of two
   cycles, and random ones with up to five workspaces, four cycles and six actions;
@@ -22,8 +22,8 @@ tells it again.
 
 What is modelled and what is not:
 
-- The registry is a model of its own (`registry.py`), which tests/contract compares with PostgreSQL. A transaction is
-  one step, but for the flip. What waits for the flip's lock is done right after it.
+- The store is a model of its own (`tests/fakes/store.py`), which tests/contract compares with PostgreSQL. A transaction
+  is one step, but for the flip. What waits for the flip's lock is done right after it.
 - Threads: `in_parallel` is replaced by one call after another, or several claims before their calls. A call that
   outlives its cycle (a name lookup that hangs) is not modelled, nor is the order of answers that come at once.
 - EC2 may be stale in one answer at a time; not found in two. That it may be so twice in one cycle is a limit, shown in

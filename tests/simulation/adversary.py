@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from handler.domain.model import NOT_FOUND
 from handler.request import APPLY, DRY_RUN, Request
+from tests.fakes.tables import Row, StoredHold
+from tests.fakes.world import ERROR, Lie
 from tests.simulation.simulation import FULL, OTHERS, Actor, Simulation
-from tests.simulation.tables import Held, Row
-from tests.simulation.world import ERROR, Lie
 
 DELAY_SECONDS = 50.0  # more than a cycle may last
 SHORT_DELAY_SECONDS = 12.0  # more than a call may last
@@ -89,7 +89,7 @@ def _hold(simulation: Simulation, _: Actor, workspace_id: str) -> bool:
     tables = simulation.world.tables
 
     def place(_: Row) -> bool:
-        tables.holds[workspace_id] = Held("maintenance", tables.now + HOLD_SECONDS)
+        tables.holds[workspace_id] = StoredHold("maintenance", tables.now + HOLD_SECONDS)
         return True
 
     return simulation.on_row(workspace_id, place)

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from handler.request import DRY_RUN, Request
+from tests.fakes.world import World
 from tests.simulation.adversary import ACTIONS, Action, narrowed
 from tests.simulation.simulation import FULL, SETTINGS, Actor, Setup, Simulation, ViolationError
-from tests.simulation.world import World
 
 # What happens in one cycle: at which point, which action. Points are counted from the cycle's first call.
 Script = tuple[tuple[int, Action], ...]
@@ -16,7 +16,15 @@ _SPECIAL = {call: tuple(one for one in ACTIONS if one.offered(call)) for call in
 _USUAL = tuple(one for one in ACTIONS if one.offered("any other"))
 
 MOST_WORKSPACES, MOST_CYCLES, MOST_ACTIONS = 5, 4, 6
-_LIKELY = {"probe": 0.2, "flip": 0.3, "inside flip": 0.4, "claim": 0.3, "restart": 0.5, "paid": 0.3, "postpone": 0.3}
+_LIKELY = {
+    "probe": 0.2,
+    "flip": 0.3,
+    "inside flip": 0.4,
+    "claim": 0.3,
+    "restart": 0.5,
+    "accepted": 0.3,
+    "record_answer": 0.3,
+}
 _UNLIKELY = 0.05
 
 
@@ -156,9 +164,10 @@ def walk(seed: int, trace: list[str] | None = None) -> World:
         SETTINGS,
         candidate_limit=chance.choice((2, 100)),
         heartbeat_fresh_seconds=chance.choice((0.0, 60.0)),
-        restarts_per_cycle=chance.choice((1, 100)),
-        restart_uncertain_seconds=chance.choice((110.0, 300.0)),
-        breaker_min_dead=chance.choice((2, 3)),
+        restarts=replace(
+            SETTINGS.restarts, per_cycle=chance.choice((1, 100)), uncertain_s=chance.choice((110.0, 300.0))
+        ),
+        breaker=replace(SETTINGS.breaker, min_dead=chance.choice((2, 3))),
     )
     setup = Setup(settings, in_bulk=chance.random() < 0.5, claims_ahead=chance.choice((1, 8)))
     cycles = chance.randint(2, MOST_CYCLES)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from math import ceil
-from typing import TypeVar, cast
+from typing import TypeVar
 
 import pytest
 
@@ -21,20 +21,20 @@ from handler.request import APPLY, Request
 from handler.restarts import worker
 from handler.settings import Settings
 from handler.telemetry import logger
-from tests.simulation.registry import Watch, registry
-from tests.simulation.tables import Row
-from tests.simulation.world import DEAD, ERROR, Asked, Platform, Probe, World
+from tests.fakes.store import Watch, fake_store
+from tests.fakes.tables import Row
+from tests.fakes.world import DEAD, ERROR, Asked, Platform, Probe, World
 
 FULL = Request(APPLY)
 SETTINGS = Settings.from_env({"DATABASE_URL": "postgresql://role:word@simulated/platform?sslmode=disable"})
 PERIOD_SECONDS = 60.0
 OTHERS = "others"  # who holds a row's lock, when it is no cycle
-# So many quiet cycles, each past every pause there is, have to settle every debt, also where one is paid in each.
+# So many quiet cycles, each past every wait there is, have to settle every restart, even if one is accepted in each.
 QUIET_CYCLES = 8
 QUIET_SECONDS = LONGEST_CRASH_LOOP_BACKOFF_S + 60.0
 
 # Writes that say what has happened, or end what is the cycle's own: true with or without the lease.
-_WITHOUT_LEASE = ("acquire", "release", "paid", "postpone")
+_WITHOUT_LEASE = ("acquire", "release", "accepted", "record_answer")
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -99,7 +99,7 @@ class Actor(Watch):
                 if row.status in ("online", "degraded")
                 and row.instance_id
                 and row.runtime != "external"
-                and not self.tables.is_held(one)
+                and not self.tables.is_on_hold(one)
             }
             self.died |= {one for one, instance in self.world.instances.items() if instance.is_dead}
         if self.fault == "after":
@@ -124,19 +124,21 @@ class Actor(Watch):
         self.require(self.clock() <= self.closes_at, f"{call} after the deadline")
         lease = self.tables.lease
         if call not in _WITHOUT_LEASE:
-            held = lease is not None and lease[0] == self.cycle_id and lease[1] > self.tables.now
-            self.require(held, f"{call} without the lease")
+            is_ours = lease is not None and lease[0] == self.cycle_id and lease[1] > self.tables.now
+            self.require(is_ours, f"{call} without the lease")
         if isinstance(subject, Sighting):
             self._flips(subject)
         elif isinstance(subject, Restart) and call == "claim":
             row = self.tables.workspaces.get(subject.workspace_id)
             owed = row is not None and row.status == "offline" and row.instance_id == subject.instance_id
             self.require(owed, "a restart is claimed that is not owed any more")
-            self.require(not self.tables.is_held(subject.workspace_id), "the restart of a held workspace is claimed")
+            self.require(
+                not self.tables.is_on_hold(subject.workspace_id), "the restart of a workspace on hold is claimed"
+            )
             self.claims[subject.id] = self.tables.now
-        elif isinstance(subject, Restart) and call == "paid":
+        elif isinstance(subject, Restart) and call == "accepted":
             asked = self.asked.get(subject.id)
-            self.require(asked is not None and not asked.is_refused, "a debt is called paid that is not")
+            self.require(asked is not None and not asked.is_refused, "a restart is called accepted that is not")
         elif call == "remember_absences":
             self._remembers()
 
@@ -148,7 +150,7 @@ class Actor(Watch):
         fresh_s = self.simulation.setup.settings.heartbeat_fresh_seconds
         self.require(row.status in ("online", "degraded"), "a row is flipped that is no candidate")
         self.require(row.runtime != "external", "an external workspace is flipped")
-        self.require(not self.tables.is_held(workspace.id), "a held workspace is flipped")
+        self.require(not self.tables.is_on_hold(workspace.id), "a workspace on hold is flipped")
         self.require(row.instance_id == selected[0], "a row is flipped that records another instance")
         self.require(row.heartbeat_at == selected[1], "a workspace is flipped that sent a heartbeat")
         young = row.heartbeat_at is not None and row.heartbeat_at > now - fresh_s
@@ -200,11 +202,11 @@ class Actor(Watch):
         self.answers.setdefault(workspace.instance_id, []).append((word, lied))
         self.first.setdefault(workspace.id, (workspace.instance_id, word))
 
-    def asks(self, debt: Restart) -> Asked:
-        self.require(debt.id in self.claims, "a restart is asked for without a claim")
-        words = [word for word, _ in self.answers.get(debt.instance_id, ())]
+    def asks(self, restart: Restart) -> Asked:
+        self.require(restart.id in self.claims, "a restart is asked for without a claim")
+        words = [word for word, _ in self.answers.get(restart.instance_id, ())]
         self.require(words and words[-1] in (NOT_FOUND, *DEAD), "a restart is asked for, and nobody looked again")
-        asked = Asked(debt.id, debt.workspace_id, debt.instance_id, self.claims[debt.id])
+        asked = Asked(restart.id, restart.workspace_id, restart.instance_id, self.claims[restart.id])
         uncertain_s = self.simulation.setup.settings.restarts.uncertain_s
         for earlier in self.world.asked:
             same = (earlier.workspace_id, earlier.instance_id) == (asked.workspace_id, asked.instance_id)
@@ -212,7 +214,7 @@ class Actor(Watch):
             under_way = same and not earlier.is_refused and apart_s < uncertain_s
             self.require(not under_way, "a restart is asked for while an earlier request may be under way")
         self.world.asked.append(asked)
-        self.asked[debt.id] = asked
+        self.asked[restart.id] = asked
         return asked
 
 
@@ -274,9 +276,10 @@ class Simulation:
         self.world.died.append(actor.died)
         world, setup = self.world, self.setup
         parts = cycle.Parts(
-            registry(world.tables, actor.cycle_id, actor),
+            actor.cycle_id,
+            fake_store(world.tables, actor.cycle_id, actor),
             lambda _: Probe(world, actor, in_bulk=setup.in_bulk, timeout_s=setup.settings.probe_timeout_seconds),
-            lambda _: cast("restarts.Platform", Platform(world, actor)),
+            lambda _: Platform(world, actor),
         )
         deadline = Deadline(setup.settings.cycle_deadline_seconds, clock=actor.clock)
         report = None
@@ -306,9 +309,9 @@ class Simulation:
         self._catch_up()
 
     def settle(self) -> None:
-        """Be quiet until every debt is paid, void or blocked. Raises ViolationError if one stays.
+        """Be quiet until every restart is accepted, cancelled or blocked. Raises ViolationError if one stays owed.
 
-        Where none of the candidates' instances is found at all, "not found" proves nothing, and a debt of such an
+        Where none of the candidates' instances is found at all, "not found" proves nothing, and a restart of such an
         instance may wait.
         """
         world, self.adversary = self.world, None
@@ -331,7 +334,7 @@ class Simulation:
             if row.status in CANDIDATE_STATUSES
             and row.runtime != EXTERNAL
             and row.instance_id
-            and not world.tables.is_held(one)
+            and not world.tables.is_on_hold(one)
         ]
         nothing_found = bool(candidates) and not any(map(world.instance_of, candidates))
         return [
@@ -341,20 +344,22 @@ class Simulation:
         ]
 
     def _check_books(self) -> None:
-        """One event and one debt for each flip; one open debt at most for each workspace; each paid at most once."""
+        """Check: one event and one restart for each flip; at most one open restart for each workspace."""
         tables = self.world.tables
-        debts = [(one.workspace_id, one.instance_id) for one in tables.restarts]
-        if debts != tables.events or len(debts) != self.world.flipped:
-            raise ViolationError("flips, events and debts do not agree")
+        restarts = [(one.workspace_id, one.instance_id) for one in tables.restarts]
+        if restarts != tables.events or len(restarts) != self.world.flipped:
+            raise ViolationError("flips, events and restarts do not agree")
         owed = [one.workspace_id for one in tables.open_restarts()]
         if len(set(owed)) < len(owed):
-            raise ViolationError("two open debts for one workspace")
+            raise ViolationError("two open restarts for one workspace")
 
     def _check_fairness(self, actor: Actor, report: Report) -> None:
         if actor.order != FULL or report.outcome != "completed" or report.deferred:
             return
         limit, waited = self.setup.settings.candidate_limit, self.world.waited
-        self.world.crowded |= bool(self.world.tables.sweep.first)  # they may have half of the room to themselves
+        self.world.crowded |= bool(
+            self.world.tables.coverage.brought_forward
+        )  # they may have half of the room to themselves
         bound = ceil(self.world.population / (limit - limit // 2 if self.world.crowded else limit))
         unchecked = actor.selected.keys() - actor.first.keys()
         self.world.waited = {one: waited.get(one, 0) + 1 for one in unchecked}
@@ -364,11 +369,10 @@ class Simulation:
 
 @contextlib.contextmanager
 def simulated() -> Iterator[None]:
-    """Put the handler's one thread pool and its one clock in the simulation's hands, and silence its log."""
+    """Put the handler's one thread pool in the simulation's hands, and silence its log."""
     level = logger.log_level
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(worker, "in_parallel", _one_after_another)
-        patch.setattr(cycle, "Deadline", lambda seconds: Deadline(seconds, clock=_running[-1].clock))
         logger.setLevel(logging.CRITICAL)
         try:
             yield

@@ -13,7 +13,8 @@ from handler.domain.coverage import Coverage, Progress
 from handler.domain.decide import Action, objection
 from handler.domain.model import CurrentRow, SkipReason, Workspace
 from handler.restarts.worker import RestartWorker
-from tests.simulation import registry
+from handler.store import Claim
+from tests.fakes import store
 from tests.simulation.explore import Exhaustive, smallest_world, walk
 from tests.simulation.simulation import ViolationError
 
@@ -30,18 +31,18 @@ def _blind(see: Callable[[CurrentRow, Workspace], CurrentRow]) -> Callable[[Patc
     def judge(row: CurrentRow | None, workspace: Workspace) -> SkipReason | None:
         return objection(None if row is None else see(row, workspace), workspace)
 
-    return lambda patch: patch.setattr(registry, "objection", judge)
+    return lambda patch: patch.setattr(store, "objection", judge)
 
 
 def _replace(where: Any, name: str, other: Any) -> Callable[[Patch], None]:
     return lambda patch: patch.setattr(where, name, other)
 
 
-def _claims_nothing(debts: registry.Debts, *args: Any, _claim: Any = registry.Debts.claim, **options: Any) -> str:
-    """Claim, and leave the debt as it was."""
-    due = {one.id: one.due_at for one in debts.tables.open_restarts()}
-    answer: str = _claim(debts, *args, **options)
-    for one in debts.tables.open_restarts():
+def _claims_nothing(restarts: store.Restarts, *args: Any, _claim: Any = store.Restarts.claim, **options: Any) -> Claim:
+    """Claim, and leave the restart due as it was."""
+    due = {one.id: one.due_at for one in restarts.tables.open_restarts()}
+    answer: Claim = _claim(restarts, *args, **options)
+    for one in restarts.tables.open_restarts():
         one.due_at = due[one.id]
     return answer
 
@@ -60,28 +61,30 @@ GUARDS: Mapping[str, Guard] = {
         _blind(lambda row, workspace: replace(row, instance_id=workspace.instance_id)), "another instance", "stopped"
     ),
     "the status is compared": Guard(_blind(lambda row, _: replace(row, status="online")), "no candidate", "stopped"),
-    "a hold is minded": Guard(_blind(lambda row, _: replace(row, held=False)), "held", "stopped"),
+    "a hold is respected": Guard(_blind(lambda row, _: replace(row, on_hold=False)), "on hold", "stopped"),
     "a heartbeat has a veto": Guard(_blind(lambda row, _: replace(row, fresh_heartbeat=False)), "heartbeat", "stopped"),
-    "the row is locked": Guard(_replace(registry.Rows, "lock", lambda *_: None), "is flipped", "stopped"),
+    "the row is locked": Guard(_replace(store.Flips, "lock", lambda *_: None), "is flipped", "stopped"),
     "the second probe": Guard(_replace(flips, "confirms", lambda *_: True), "not seen dead twice", "stopped"),
-    "the lease is minded": Guard(
-        _replace(registry.Part, "require_lease", lambda _: None), "without the lease", "stopped"
+    "the lease is respected": Guard(
+        _replace(store.Part, "require_lease", lambda _: None), "without the lease", "stopped"
     ),
     "the claim keeps others away": Guard(
-        _replace(registry.Debts, "claim", _claims_nothing), "earlier request", "stopped"
+        _replace(store.Restarts, "claim", _claims_nothing), "earlier request", "stopped"
     ),
     "the row is read before it is asked for": Guard(
-        _replace(registry, "_is_owed", lambda *_: True), "not owed any more", "stopped"
+        _replace(store, "_is_owed", lambda *_: True), "not owed any more", "stopped"
     ),
-    "an old debt's instance is looked at again": Guard(
+    "an old restart's instance is looked at again": Guard(
         _replace(RestartWorker, "_still_dead", lambda _, due, *__, **___: list(due)), "nobody looked again"
     ),
-    "the deadline is minded": Guard(_replace(Deadline, "over", lambda _: False), "after the deadline", "stopped"),
+    "the deadline is respected": Guard(_replace(Deadline, "over", lambda _: False), "after the deadline", "stopped"),
     "the next cycle goes on where this one ended": Guard(
         _replace(cycle, "advance", lambda *_, **__: Progress(Coverage(), completed_pass=False)), "not everybody"
     ),
     "absences are remembered": Guard(_replace(decide, "_absent", lambda *_, **__: (Action.FLIP, "")), "never dead"),
-    "the breaker": Guard(_replace(decide, "_breaker", lambda *_: decide.Breaker(0, 0, open=False)), "breaker's window"),
+    "the breaker": Guard(
+        _replace(decide, "_breaker", lambda *_, **__: decide.Breaker(0, 0, open=False)), "breaker's window"
+    ),
 }
 
 

@@ -2,10 +2,10 @@
 
 import pytest
 
+from tests.fakes.world import World
 from tests.simulation.adversary import ACTIONS
 from tests.simulation.explore import smallest_world
 from tests.simulation.simulation import Actor, Setup, Simulation
-from tests.simulation.world import World
 
 WORKSPACE = "workspace 1"
 _NAMED = {action.name: action for action in ACTIONS}
@@ -35,7 +35,7 @@ def test_a_row_that_changes_between_the_claim_and_the_platforms_own_look_loses_i
 
 @pytest.mark.parametrize("change", ["records another instance", "reprovisions it"])
 def test_a_row_that_changes_any_earlier_keeps_its_new_instance(change: str) -> None:
-    for when in ("select", "recall", "flip", "inside flip", "follow_rows", "due", "claim"):
+    for when in ("select", "recall", "flip", "inside flip", "cancel_moved_on", "due", "claim"):
         world = after("stopped", (when, 1, change))
         assert world.windows == 0
         assert not any(one.before == "running" for one in world.instances.values()), when

@@ -92,7 +92,7 @@ class Side:
 
 @dataclass(slots=True)
 class Interleaving:
-    """One order of the statements: whose came at each step, who could have come, and what each side got."""
+    """One interleaving: whose statement came at each step, of whom one could choose, and what each side got."""
 
     steps: list[str] = field(default_factory=list)
     choices: list[tuple[str, ...]] = field(default_factory=list)
@@ -147,10 +147,10 @@ def in_order(sides: Sequence[Side]) -> dict[str, Any]:
     return answers
 
 
-def interleavings(
+def all_interleavings(
     sides: Sequence[Side], blocked: Callable[[int], bool], reset: Callable[[], None]
 ) -> Iterator[Interleaving]:
-    """Yield every order that the sides' statements can take, each from a database that was `reset`.
+    """Yield every interleaving that the sides' statements can take, each from a database that was `reset`.
 
     `blocked(pid)` tells whether that PostgreSQL process waits for a lock. Raises AssertionError when
     all wait for each other.
@@ -158,7 +158,7 @@ def interleavings(
     chosen: list[str] = []
     while True:
         reset()
-        interleaving = _interleaving(sides, blocked, chosen)
+        interleaving = _run(sides, blocked, chosen)
         yield interleaving
         chosen = list(interleaving.steps)
         while chosen:
@@ -171,7 +171,7 @@ def interleavings(
             return
 
 
-def _interleaving(sides: Sequence[Side], blocked: Callable[[int], bool], chosen: Sequence[str]) -> Interleaving:
+def _run(sides: Sequence[Side], blocked: Callable[[int], bool], chosen: Sequence[str]) -> Interleaving:
     """Let the sides go step by step: as `chosen`, and from there on always the first that can."""
     actors = {side.name: _Actor(side) for side in sides}
     interleaving = Interleaving()

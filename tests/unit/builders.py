@@ -41,9 +41,9 @@ def debt(number: int = 1, *, attempts: int = 0, refusals: int = 0, of_this_cycle
     return Restart(number, uuid(number), instance(number), attempts, refusals, of_this_cycle)
 
 
-def in_fair_order(ids: Iterable[str], sweep: Coverage) -> list[str]:
+def in_fair_order(ids: Iterable[str], coverage: Coverage) -> list[str]:
     """Return the candidates' ids in the order that the cycle's SELECT brings them in."""
-    return sorted(ids, key=lambda one: (one not in sweep.first, one <= sweep.cursor, one))
+    return sorted(ids, key=lambda one: (one not in coverage.brought_forward, one <= coverage.cursor, one))
 
 
 class Log:

@@ -1,4 +1,4 @@
-"""The registry in memory: the methods of handler/registry, one transaction each, over `Tables`.
+"""The store in memory: the methods of handler/store, one transaction each, over `Tables`.
 
 tests/contract holds it and the real one to the same behaviour. A transaction is atomic but for the one place where it
 matters what others do meanwhile: in the flip, between the locked re-read and the write.
@@ -8,20 +8,19 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Concatenate, ParamSpec, TypeVar, cast
 
-from handler import store as real
 from handler.deadline import Deadline
 from handler.domain.backoff import crash_loop
-from handler.domain.coverage import Coverage
+from handler.domain.coverage import Progress
 from handler.domain.decide import Absence, Memory, objection
 from handler.domain.model import CurrentRow, Hold, Restart, Sighting, SkipReason, Workspace
 from handler.domain.report import Gauges
 from handler.errors import ConnectionLostError, LeaseLostError, RequestError, RowLockedError, StoreError
-from handler.store import Selection
+from handler.store import Claim, Selection, Store
 from handler.store.flip import Flipped, FlipPolicy
 from handler.store.gauges import RECOVERY_SECONDS
 from handler.store.lease import MARGIN_SECONDS
 from handler.store.memory import ABSENCE_KEPT_SECONDS
-from tests.simulation.tables import Absent, Held, Owed, Row, Tables
+from tests.fakes.tables import Row, StoredAbsence, StoredHold, StoredRestart, Tables
 
 IDLE_GRACE_SECONDS = 1.0  # the server ends a session that sleeps in a transaction for so much longer than its deadline
 _EXTERNAL, _CANDIDATES = "external", ("online", "degraded")
@@ -45,7 +44,7 @@ class Watch:
 
 
 class Part:
-    """A part of the registry, as one cycle sees it."""
+    """A part of the store, as one cycle sees it."""
 
     def __init__(self, tables: Tables, cycle_id: str, watch: Watch) -> None:
         self.tables, self.cycle_id, self.watch = tables, cycle_id, watch
@@ -58,7 +57,7 @@ class Part:
         ):
             raise LeaseLostError("the lease has expired or is another's")
 
-    def debt(self, owed: Owed) -> Restart:
+    def restart(self, owed: StoredRestart) -> Restart:
         of_this_cycle = owed.cycle_id == self.cycle_id
         return Restart(owed.id, owed.workspace_id, owed.instance_id, owed.attempts, owed.refusals, of_this_cycle)
 
@@ -85,7 +84,7 @@ def _transaction(method: Method[Self, P, R]) -> Method[Self, P, R]:
 
 
 class Lease(Part):
-    """See handler.registry.Lease."""
+    """See handler.store.lease.Lease."""
 
     @_transaction
     def acquire(self, _: Deadline, *, lasts_s: float) -> bool:
@@ -103,29 +102,33 @@ class Lease(Part):
             self.tables.lease = None
 
 
-class Fleet(Part):
-    """See handler.registry.Fleet."""
+class Candidates(Part):
+    """See handler.store.candidates.Candidates."""
 
     @_transaction
     def select(self, _: Deadline, *, limit: int, workspace_ids: Sequence[str] | None) -> Selection:
-        tables, sweep = self.tables, self.tables.sweep
+        tables, coverage = self.tables, self.tables.coverage
         candidates = sorted(
-            (one not in sweep.first, one <= sweep.cursor, one)
+            (one not in coverage.brought_forward, one <= coverage.cursor, one)
             for one, row in tables.workspaces.items()
             if row.status in _CANDIDATES
             and row.instance_id
             and row.runtime != _EXTERNAL
-            and not tables.is_held(one)
+            and not tables.is_on_hold(one)
             and (workspace_ids is None or one in workspace_ids)
         )
         ids = [one for _, _, one in candidates]
         left_out = ids[limit] if len(ids) > limit else None
         selected = [self._workspace(one) for one in ids[:limit]]
-        return Selection(selected, repr(tables.now), left_out, sweep)
+        return Selection(selected, repr(tables.now), left_out, coverage)
 
     def _workspace(self, workspace_id: str) -> Workspace:
         row = self.tables.workspaces[workspace_id]
         return Workspace(workspace_id, row.instance_id or "", _text(row.heartbeat_at))
+
+
+class CycleMemory(Part):
+    """See handler.store.memory.CycleMemory."""
 
     @_transaction
     def recall(self, _: Deadline, *, breaker_window_s: float) -> Memory:
@@ -151,84 +154,88 @@ class Fleet(Part):
         for one in absent:
             earlier = known.get(one.id)
             if earlier is None or earlier.instance_id != one.instance_id:
-                known[one.id] = Absent(one.instance_id, 1, now, now)
+                known[one.id] = StoredAbsence(one.instance_id, 1, now, now)
             else:
-                known[one.id] = Absent(one.instance_id, earlier.sightings + 1, earlier.first_seen_at, now)
+                known[one.id] = StoredAbsence(one.instance_id, earlier.sightings + 1, earlier.first_seen_at, now)
         self.tables.absences = known
 
     @_transaction
-    def save_sweep(self, _: Deadline, sweep: Coverage, *, completed_pass: bool) -> None:
+    def save_coverage(self, _: Deadline, progress: Progress) -> None:
         self.require_lease()
-        self.watch.wrote("save_sweep")
+        self.watch.wrote("save_coverage")
         tables = self.tables
-        tables.sweep = sweep
-        tables.began_at = tables.now if tables.began_at is None else tables.began_at
-        tables.pass_completed_at = tables.now if completed_pass else tables.pass_completed_at
+        tables.coverage = progress.coverage
+        tables.first_cycle_at = tables.now if tables.first_cycle_at is None else tables.first_cycle_at
+        tables.pass_completed_at = tables.now if progress.completed_pass else tables.pass_completed_at
+
+
+class GaugesOf(Part):
+    """See handler.store.gauges."""
 
     @_transaction
     def gauges(self, _: Deadline) -> Gauges:
         tables, now = self.tables, self.tables.now
         owed = tables.open_restarts()
-        paused = [one for one in owed if one.backoff_until is not None and one.backoff_until > now]
+        backing_off = [one for one in owed if one.backoff_until is not None and one.backoff_until > now]
         blocked = [one for one in owed if one.last_answer == "blocked"]
         waiting = [self._wanted_since(one) for one in owed if one not in blocked]
-        since = tables.began_at if tables.pass_completed_at is None else tables.pass_completed_at
+        since = tables.first_cycle_at if tables.pass_completed_at is None else tables.pass_completed_at
         return Gauges(
             restarts_pending=len(owed),
             restarts_blocked=len(blocked),
-            restarts_backing_off=len(paused),
+            restarts_backing_off=len(backing_off),
             restarts_unrecovered=sum(map(self._is_unrecovered, tables.restarts)),
             oldest_restart_age_s=max(0.0, now - min(waiting, default=now)),
             coverage_age_s=0.0 if since is None else now - since,
-            held=sum(map(tables.is_held, tables.holds)),
+            on_hold=sum(map(tables.is_on_hold, tables.holds)),
         )
 
-    def _wanted_since(self, owed: Owed) -> float:
+    def _wanted_since(self, owed: StoredRestart) -> float:
         hold = self.tables.holds.get(owed.workspace_id)
         waits_until = [owed.backoff_until, None if hold is None else hold.ends_at]
         return max([owed.flipped_at, *(at for at in waits_until if at is not None)])
 
-    def _is_unrecovered(self, paid: Owed) -> bool:
-        if paid.outcome != "paid" or paid.watch_ended_at is not None or paid.closed_at is None:
+    def _is_unrecovered(self, one: StoredRestart) -> bool:
+        if one.outcome != "accepted" or one.watch_ended_at is not None or one.closed_at is None:
             return False
-        if self.tables.is_held(paid.workspace_id):
+        if self.tables.is_on_hold(one.workspace_id):
             return False
-        later = any(one.workspace_id == paid.workspace_id and one.id > paid.id for one in self.tables.restarts)
-        return paid.closed_at < self.tables.now - RECOVERY_SECONDS and not later
+        later = any(other.workspace_id == one.workspace_id and other.id > one.id for other in self.tables.restarts)
+        return one.closed_at < self.tables.now - RECOVERY_SECONDS and not later
 
 
-class Rows(Part):
-    """See handler.registry.Rows."""
+class Flips(Part):
+    """See handler.store.Flips."""
 
     @_transaction
-    def flip(self, deadline: Deadline, sighting: Sighting, terms: FlipPolicy) -> Flipped | SkipReason:
+    def flip(self, deadline: Deadline, sighting: Sighting, policy: FlipPolicy) -> Flipped | SkipReason:
         workspace = sighting.workspace
         row = self.tables.workspaces.get(workspace.id)
         if row is None:
             return SkipReason.ROW_GONE
         self.lock(row)
         try:
-            current = self._current(row, workspace, terms)
+            current = self._current(row, workspace, policy)
             reason = objection(current, workspace)
             if reason is not None:
                 return reason
             self._stop_and_go_on(deadline)
             self.require_lease()
             self.watch.wrote("flip", sighting)
-            loop = crash_loop(current, terms.crash_loop)
-            superseded = self._write(row, workspace, loop.streak, loop.pause_s)
+            loop = crash_loop(current, policy.crash_loop)
+            superseded = self._write(row, workspace, loop.streak, loop.backoff_s)
             return Flipped(loop, superseded)
         finally:
             row.locked_by = None
 
     @_transaction
-    def would_flip(self, _: Deadline, sighting: Sighting, terms: FlipPolicy) -> Flipped | SkipReason:
+    def would_flip(self, _: Deadline, sighting: Sighting, policy: FlipPolicy) -> Flipped | SkipReason:
         workspace = sighting.workspace
         row = self.tables.workspaces.get(workspace.id)
         if row is None:
             return SkipReason.ROW_GONE
-        current = self._current(row, workspace, terms)
-        return objection(current, workspace) or Flipped(crash_loop(current, terms.crash_loop))
+        current = self._current(row, workspace, policy)
+        return objection(current, workspace) or Flipped(crash_loop(current, policy.crash_loop))
 
     def lock(self, row: Row) -> None:
         """Take the row's lock, or fail at once."""
@@ -245,34 +252,34 @@ class Rows(Part):
         if deadline.over():
             raise StoreError("no time is left for the statement")
 
-    def _current(self, row: Row, workspace: Workspace, terms: FlipPolicy) -> CurrentRow:
+    def _current(self, row: Row, workspace: Workspace, policy: FlipPolicy) -> CurrentRow:
         now, beat_at = self.tables.now, row.heartbeat_at
         fresh = _text(beat_at) != workspace.last_heartbeat_at or (
-            beat_at is not None and (beat_at > float(terms.selected_at) or beat_at > now - terms.heartbeat_fresh_s)
+            beat_at is not None and (beat_at > float(policy.selected_at) or beat_at > now - policy.heartbeat_fresh_s)
         )
-        debts = [one for one in self.tables.restarts if one.workspace_id == workspace.id]
-        restarts = healthy_s = None
-        if debts:
-            last = debts[-1]
-            marks = [last.watch_ended_at] if last.outcome == "paid" else [last.closed_at, last.asked_at]
+        earlier = [one for one in self.tables.restarts if one.workspace_id == workspace.id]
+        restarts = up_s = None
+        if earlier:
+            last = earlier[-1]
+            marks = [last.watch_ended_at] if last.outcome == "accepted" else [last.closed_at, last.asked_at]
             restarts = last.streak + (last.asked_at is not None)
-            healthy_s = now - next((at for at in marks if at is not None), now)
-        held = self.tables.is_held(workspace.id)
-        return CurrentRow(row.status, row.instance_id, row.runtime, fresh, held, restarts, healthy_s)
+            up_s = now - next((at for at in marks if at is not None), now)
+        on_hold = self.tables.is_on_hold(workspace.id)
+        return CurrentRow(row.status, row.instance_id, row.runtime, fresh, on_hold, restarts, up_s)
 
-    def _write(self, row: Row, workspace: Workspace, streak: int, pause_s: float) -> tuple[Restart, ...]:
+    def _write(self, row: Row, workspace: Workspace, streak: int, backoff_s: float) -> tuple[Restart, ...]:
         tables, now = self.tables, self.tables.now
         row.status = "offline"
         tables.events.append((workspace.id, workspace.instance_id))
         superseded = [one for one in tables.open_restarts() if one.workspace_id == workspace.id]
         for older in superseded:
-            older.closed_at, older.outcome = now, "void"
+            older.closed_at, older.outcome = now, "cancelled"
         not_before = [
             one.due_at
             for one in tables.restarts
             if (one.workspace_id, one.instance_id) == (workspace.id, workspace.instance_id) and one.asked_at is not None
         ]
-        owed = Owed(
+        owed = StoredRestart(
             id=len(tables.restarts) + 1,
             workspace_id=workspace.id,
             instance_id=workspace.instance_id,
@@ -280,7 +287,7 @@ class Rows(Part):
             flipped_at=now,
             due_at=max([now, *not_before]),
             streak=streak,
-            backoff_until=now + pause_s if pause_s else None,
+            backoff_until=now + backoff_s if backoff_s else None,
         )
         tables.restarts.append(owed)
         return tuple(
@@ -289,21 +296,21 @@ class Rows(Part):
         )
 
 
-class Debts(Part):
-    """See handler.registry.Debts."""
+class Restarts(Part):
+    """See handler.store.Restarts."""
 
     @_transaction
-    def follow_rows(self, _: Deadline, *, own_only: bool) -> list[Restart]:
+    def cancel_moved_on(self, _: Deadline, *, own_only: bool) -> list[Restart]:
         self.require_lease()
-        self.watch.wrote("follow_rows")
+        self.watch.wrote("cancel_moved_on")
         now, closed = self.tables.now, []
         for one in self.tables.restarts:
             row = self.tables.workspaces.get(one.workspace_id)
-            if one.outcome == "paid" and one.watch_ended_at is None and (row is None or row.status in _SETTLED):
+            if one.outcome == "accepted" and one.watch_ended_at is None and (row is None or row.status in _SETTLED):
                 one.watch_ended_at = now
             if self._may_be_looked_at(one, own_only=own_only) and not _is_owed(one, row):
-                one.closed_at, one.outcome = now, "void"
-                closed.append(self.debt(one))
+                one.closed_at, one.outcome = now, "cancelled"
+                closed.append(self.restart(one))
         return closed
 
     @_transaction
@@ -312,76 +319,76 @@ class Debts(Part):
             one for one in self.tables.restarts if self._may_be_looked_at(one, own_only=own_only) and self._is_free(one)
         ]
         due.sort(key=lambda one: (one.due_at, one.id))
-        return [self.debt(one) for one in due[:limit]]
+        return [self.restart(one) for one in due[:limit]]
 
     @_transaction
-    def claim(self, _: Deadline, debt: Restart, *, uncertain_s: float, heartbeat_fresh_s: float) -> str:
+    def claim(self, _: Deadline, restart: Restart, *, uncertain_s: float, heartbeat_fresh_s: float) -> Claim:
         self.require_lease()
-        owed = self._find(debt)
+        owed = self._find(restart)
         if owed is None or not self._may_be_looked_at(owed, own_only=False) or not self._is_free(owed):
-            return "taken"
+            return Claim.TAKEN
         if not _is_owed(owed, self.tables.workspaces.get(owed.workspace_id)):
-            self.watch.wrote("void", debt)
-            owed.closed_at, owed.outcome = self.tables.now, "void"
-            return "void"
+            self.watch.wrote("cancel", restart)
+            owed.closed_at, owed.outcome = self.tables.now, "cancelled"
+            return Claim.CANCELLED
         beat_at = self.tables.workspaces[owed.workspace_id].heartbeat_at
         if beat_at is not None and beat_at > max(owed.flipped_at, self.tables.now - heartbeat_fresh_s):
-            return "alive"
-        self.watch.wrote("claim", debt)
+            return Claim.HEARTBEAT
+        self.watch.wrote("claim", restart)
         owed.attempts += 1
-        owed.claimed_by, owed.asked_at, owed.last_answer = self.cycle_id, self.tables.now, "asked"
+        owed.claimed_by, owed.asked_at, owed.last_answer = self.cycle_id, self.tables.now, "claimed"
         owed.due_at = self.tables.now + uncertain_s
-        return "claimed"
+        return Claim.CLAIMED
 
     @_transaction
-    def void(self, _: Deadline, debt: Restart) -> None:
+    def cancel(self, _: Deadline, restart: Restart) -> None:
         self.require_lease()
-        self._close(debt, "void")
+        self._close(restart, "cancelled")
 
     @_transaction
-    def paid(self, _: Deadline, debt: Restart) -> None:
-        self._close(debt, "paid")
+    def accepted(self, _: Deadline, restart: Restart) -> None:
+        self._close(restart, "accepted")
 
     @_transaction
-    def leave(self, _: Deadline, debts: Sequence[Restart], *, pause_s: float) -> None:
+    def put_off(self, _: Deadline, restarts: Sequence[Restart], *, wait_s: float) -> None:
         self.require_lease()
-        self.watch.wrote("leave")
-        ids = {debt.id for debt in debts}
+        self.watch.wrote("put_off")
+        ids = {restart.id for restart in restarts}
         for one in self.tables.restarts:
             if one.id in ids and self._may_be_looked_at(one, own_only=False):
-                one.due_at = self.tables.now + pause_s
+                one.due_at = self.tables.now + wait_s
 
     @_transaction
-    def postpone(self, _: Deadline, debt: Restart, answer: str, *, pause_s: float | None) -> None:
-        owed = self._find(debt)
+    def record_answer(self, _: Deadline, restart: Restart, answer: str, *, wait_s: float | None) -> None:
+        owed = self._find(restart)
         if owed is None or owed.closed_at is not None or owed.claimed_by != self.cycle_id:
             return
-        self.watch.wrote("postpone")
+        self.watch.wrote("record_answer")
         owed.last_answer = str(answer)
-        if pause_s is not None:
+        if wait_s is not None:
             owed.refusals += 1
-            owed.due_at = self.tables.now + pause_s
+            owed.due_at = self.tables.now + wait_s
 
-    def _find(self, debt: Restart) -> Owed | None:
-        return next((one for one in self.tables.restarts if one.id == debt.id), None)
+    def _find(self, restart: Restart) -> StoredRestart | None:
+        return next((one for one in self.tables.restarts if one.id == restart.id), None)
 
-    def _close(self, debt: Restart, outcome: str) -> None:
-        owed = self._find(debt)
+    def _close(self, restart: Restart, outcome: str) -> None:
+        owed = self._find(restart)
         if owed is not None and owed.closed_at is None:
-            self.watch.wrote(outcome, debt)
+            self.watch.wrote(outcome, restart)
             owed.closed_at, owed.outcome = self.tables.now, outcome
 
-    def _may_be_looked_at(self, owed: Owed, *, own_only: bool) -> bool:
+    def _may_be_looked_at(self, owed: StoredRestart, *, own_only: bool) -> bool:
         is_due = owed.closed_at is None and owed.due_at <= self.tables.now
         return is_due and (owed.cycle_id == self.cycle_id or not own_only)
 
-    def _is_free(self, owed: Owed) -> bool:
-        is_paused = owed.backoff_until is not None and owed.backoff_until > self.tables.now
-        return not is_paused and not self.tables.is_held(owed.workspace_id)
+    def _is_free(self, owed: StoredRestart) -> bool:
+        is_backing_off = owed.backoff_until is not None and owed.backoff_until > self.tables.now
+        return not is_backing_off and not self.tables.is_on_hold(owed.workspace_id)
 
 
 class Holds(Part):
-    """See handler.registry.Holds."""
+    """See handler.store.Holds."""
 
     @_transaction
     def active(self, _: Deadline) -> list[Hold]:
@@ -395,13 +402,13 @@ class Holds(Part):
         if any(row is not None and row.locked_by is not None for row in rows):
             raise RowLockedError("the row is locked, and stays so")
         for one in workspace_ids:
-            self.tables.holds[one] = Held(reason, self.tables.now + lasts_s)
+            self.tables.holds[one] = StoredHold(reason, self.tables.now + lasts_s)
         return self._active()
 
     @_transaction
     def release(self, _: Deadline, workspace_ids: Sequence[str]) -> list[Hold]:
         tables = self.tables
-        tables.holds = {one: tables.holds[one] for one in tables.holds if tables.is_held(one)}
+        tables.holds = {one: tables.holds[one] for one in tables.holds if tables.is_on_hold(one)}
         for one in workspace_ids:
             tables.holds.pop(one, None)
         for owed in tables.restarts:
@@ -410,22 +417,24 @@ class Holds(Part):
         return self._active()
 
     def _active(self) -> list[Hold]:
-        ending = sorted((held.ends_at, one) for one, held in self.tables.holds.items() if self.tables.is_held(one))
+        ending = sorted((hold.ends_at, one) for one, hold in self.tables.holds.items() if self.tables.is_on_hold(one))
         return [
             Hold(one, self.tables.holds[one].reason, datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"))
             for at, one in ending
         ]
 
 
-class Registry:
-    """See handler.registry.Registry."""
+class FakeStore:
+    """See handler.store.Store."""
 
     def __init__(self, tables: Tables, cycle_id: str, watch: Watch) -> None:
         self.lease = Lease(tables, cycle_id, watch)
-        self.fleet = Fleet(tables, cycle_id, watch)
-        self.rows = Rows(tables, cycle_id, watch)
-        self.debts = Debts(tables, cycle_id, watch)
+        self.candidates = Candidates(tables, cycle_id, watch)
+        self.memory = CycleMemory(tables, cycle_id, watch)
+        self.flips = Flips(tables, cycle_id, watch)
+        self.restarts = Restarts(tables, cycle_id, watch)
         self.holds = Holds(tables, cycle_id, watch)
+        self.gauges = GaugesOf(tables, cycle_id, watch).gauges
         self._watch = watch
 
     def check_rights(self, deadline: Deadline, *, to_apply: bool) -> None:  # noqa: ARG002 - all rights are given
@@ -435,12 +444,12 @@ class Registry:
         self._watch.after("check_rights")
 
 
-def registry(tables: Tables, cycle_id: str, watch: Watch | None = None) -> real.Registry:
-    """Return the registry in memory, as a cycle takes it."""
-    return cast("real.Registry", Registry(tables, cycle_id, watch or Watch()))
+def fake_store(tables: Tables, cycle_id: str, watch: Watch | None = None) -> Store:
+    """Return the store in memory, as a cycle takes it."""
+    return cast("Store", FakeStore(tables, cycle_id, watch or Watch()))
 
 
-def _is_owed(owed: Owed, row: Row | None) -> bool:
+def _is_owed(owed: StoredRestart, row: Row | None) -> bool:
     return row is not None and row.status == "offline" and row.instance_id == owed.instance_id
 
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from typing import Protocol, Self
 
 from handler.deadline import Deadline
-from handler.domain.model import NOT_FOUND, Restart, Sighting, Workspace, sighting_of, unknown
+from handler.domain.model import NOT_FOUND, Cause, Failure, Restart, Sighting, Workspace, sighting_of, unknown
 from handler.probes import fair_share
 from handler.restarts import Answer, Reply
 from handler.restarts.worker import CALL_SECONDS
-from tests.simulation.tables import Owed, Row, Tables
+from tests.fakes.tables import Row, StoredRestart, Tables
 
 DEAD = ("stopped", "terminated")
 # The cycle that did what a world begins with.
@@ -23,10 +23,15 @@ BOOT_SECONDS = 90.0
 HEARTBEAT_AGE_SECONDS = 300.0
 RESTARTED_AGO_SECONDS = 700.0
 
+
+def _http(status: int) -> Failure:
+    return Failure(Cause.HTTP_STATUS, str(status))
+
+
 _REFUSALS = {
-    "refuse": Reply(Answer.REFUSED, "http_503"),
-    "throttle": Reply(Answer.REFUSED, "http_429", 120.0),
-    "blocked": Reply(Answer.BLOCKED, "http_409"),
+    "refuse": Reply(Answer.REFUSED, _http(503)),
+    "throttle": Reply(Answer.REFUSED, _http(429), 120.0),
+    "blocked": Reply(Answer.BLOCKED, _http(409)),
 }
 
 
@@ -54,7 +59,7 @@ class Lie:
 class Asked:
     """A restart that the platform was asked for; `is_refused` once it said that it does nothing."""
 
-    debt_id: int
+    restart_id: int
     workspace_id: str
     instance_id: str
     claimed_at: float
@@ -79,7 +84,7 @@ class Caller(Protocol):
     def before(self, call: str) -> None: ...
     def clock(self) -> float: ...
     def answered(self, workspace: Workspace, word: str, *, lied: bool) -> None: ...
-    def asks(self, debt: Restart) -> Asked: ...
+    def asks(self, restart: Restart) -> Asked: ...
 
 
 @dataclass
@@ -134,7 +139,7 @@ class World:
     def _was_restarted(self, workspace_id: str, streak: int) -> None:
         tables, at, old = self.tables, self.tables.now - RESTARTED_AGO_SECONDS, "i-00000000"
         tables.restarts.append(
-            Owed(
+            StoredRestart(
                 len(tables.restarts) + 1,
                 workspace_id,
                 old,
@@ -144,7 +149,7 @@ class World:
                 attempts=1,
                 asked_at=at,
                 closed_at=at,
-                outcome="paid",
+                outcome="accepted",
                 streak=streak,
             )
         )
@@ -245,11 +250,15 @@ class Probe:
                 if min(took_s, left_s) < min(enough_s, self._timeout_s):
                     return
                 self._caller.answered(workspace, ERROR, lied=False)
-                yield unknown(workspace, "timeout")
+                yield unknown(workspace, Failure(Cause.TIMEOUT))
                 continue
             word, lied = self._world.answer(workspace.instance_id)
             self._caller.answered(workspace, word, lied=lied)
-            yield unknown(workspace, ERROR) if word == ERROR else sighting_of(workspace, word, took_s)
+            yield (
+                unknown(workspace, Failure(Cause.SERVER_ERROR))
+                if word == ERROR
+                else sighting_of(workspace, word, took_s)
+            )
 
 
 class Platform:
@@ -258,15 +267,15 @@ class Platform:
     def __init__(self, world: World, caller: Caller) -> None:
         self._world, self._caller = world, caller
 
-    def restart(self, debt: Restart, deadline: Deadline) -> Reply:
+    def restart(self, restart: Restart, deadline: Deadline) -> Reply:
         """See handler.restarts.Platform."""
         world, began_at = self._world, self._caller.clock()
         self._caller.before("restart")
         if deadline.over():
-            return Reply(Answer.REFUSED, "timeout")  # nothing is sent past the deadline
-        asked = self._caller.asks(debt)
+            return Reply(Answer.REFUSED, Failure(Cause.TIMEOUT))  # nothing is sent past the deadline
+        asked = self._caller.asks(restart)
         mood, world.platform_mood = world.platform_mood, None
-        refusal = _REFUSALS.get("blocked" if debt.workspace_id in world.blocked else mood or "")
+        refusal = _REFUSALS.get("blocked" if restart.workspace_id in world.blocked else mood or "")
         if refusal is not None:
             asked.is_refused = True
             return refusal
@@ -274,12 +283,12 @@ class Platform:
         if mood is None:
             world.read(asked, writes_at=world.tables.now)
             world.work()
-            return Reply(Answer.REFUSED, "http_404") if asked.is_refused else Reply(Answer.ACCEPTED, "http_202")
+            return Reply(Answer.REFUSED, _http(404)) if asked.is_refused else Reply(Answer.ACCEPTED, _http(202))
         if mood == "write late":
             world.read(asked, writes_at=late_at)
         elif mood == "read late":
-            world.jobs.append(Job(late_at, "read", debt.workspace_id, asked))
+            world.jobs.append(Job(late_at, "read", restart.workspace_id, asked))
         else:
             assert mood == "lose"
         world.tables.now += max(0.0, CALL_SECONDS - (self._caller.clock() - began_at))
-        return Reply(Answer.UNCERTAIN, "timeout")
+        return Reply(Answer.UNCERTAIN, Failure(Cause.TIMEOUT))

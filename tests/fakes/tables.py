@@ -17,7 +17,7 @@ class Row:
 
 
 @dataclass
-class Absent:
+class StoredAbsence:
     """A row of `reconciler.absences`."""
 
     instance_id: str
@@ -27,7 +27,7 @@ class Absent:
 
 
 @dataclass
-class Owed:
+class StoredRestart:
     """A row of `reconciler.restarts`."""
 
     id: int
@@ -49,7 +49,7 @@ class Owed:
 
 
 @dataclass
-class Held:
+class StoredHold:
     """A row of `reconciler.holds`."""
 
     reason: str
@@ -64,18 +64,18 @@ class Tables:
     workspaces: dict[str, Row] = field(default_factory=dict)
     events: list[tuple[str, str]] = field(default_factory=list)
     lease: tuple[str, float] | None = None
-    sweep: Coverage = field(default_factory=Coverage)
-    began_at: float | None = None
+    coverage: Coverage = field(default_factory=Coverage)
+    first_cycle_at: float | None = None
     pass_completed_at: float | None = None
-    absences: dict[str, Absent] = field(default_factory=dict)
-    restarts: list[Owed] = field(default_factory=list)
-    holds: dict[str, Held] = field(default_factory=dict)
+    absences: dict[str, StoredAbsence] = field(default_factory=dict)
+    restarts: list[StoredRestart] = field(default_factory=list)
+    holds: dict[str, StoredHold] = field(default_factory=dict)
 
-    def is_held(self, workspace_id: str) -> bool:
-        """Whether a hold exempts the workspace now."""
-        held = self.holds.get(workspace_id)
-        return held is not None and held.ends_at > self.now
+    def is_on_hold(self, workspace_id: str) -> bool:
+        """Tell whether the workspace is on hold now."""
+        hold = self.holds.get(workspace_id)
+        return hold is not None and hold.ends_at > self.now
 
-    def open_restarts(self) -> list[Owed]:
-        """Return the debts that are neither paid nor void."""
+    def open_restarts(self) -> list[StoredRestart]:
+        """Return the restarts that are neither accepted nor cancelled."""
         return [one for one in self.restarts if one.closed_at is None]
