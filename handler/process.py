@@ -76,7 +76,7 @@ class Process:
                 concurrency=settings.probe_concurrency,
                 timeout_s=settings.probe_timeout_seconds,
             )
-        api = Ec2Api(self._aws.ec2(), self._aws.within, timeout_s=settings.probe_timeout_seconds)
+        api = Ec2Api(self._aws.ec2, self._aws.within, timeout_s=settings.probe_timeout_seconds)
         return Ec2Probe(api, timeout_s=settings.probe_timeout_seconds)
 
     def _platform(self, remote: Remote, deadline: Deadline) -> Platform:

@@ -9,7 +9,7 @@ LONGEST_RETRY_BACKOFF_S = 900.0
 # This many restarts may follow one another at once. Each further one has to wait.
 RESTARTS_WITHOUT_BACKOFF = 3
 LONGEST_CRASH_LOOP_BACKOFF_S = 4 * 3600.0
-# More doublings than any longest wait can use, and few enough for a float.
+# Enough to double a microsecond up to any longest wait, and few enough for a float.
 _MOST_DOUBLINGS = 32
 
 

@@ -118,7 +118,7 @@ class OfEc2:
         return Deadline(seconds)
 
     def probe(self, *, timeout_s: float = 10.0) -> Probe:
-        return Ec2Probe(Ec2Api(self._aws.ec2(), self._aws.within, timeout_s=timeout_s), timeout_s=timeout_s)
+        return Ec2Probe(Ec2Api(self._aws.ec2, self._aws.within, timeout_s=timeout_s), timeout_s=timeout_s)
 
 
 class OfControlPlane:

@@ -263,6 +263,23 @@ def test_an_id_on_which_ec2_stumbles_costs_only_itself(stage: Stage) -> None:
     assert (outcome.report["running"], outcome.causes) == (149, {workspaces[70]: "server_error"})
 
 
+@pytest.mark.parametrize(
+    ("variables", "cause"),
+    [
+        pytest.param({"AWS_REGION": "no such region!"}, "aws_InvalidRegionError", id="a malformed Region"),
+        pytest.param({"AWS_ENDPOINT_URL_EC2": "no address"}, "garbled_answer", id="a malformed endpoint"),
+        pytest.param({"AWS_SECRET_ACCESS_KEY": None}, "aws_PartialCredentialsError", id="half of the credentials"),
+    ],
+)
+def test_an_account_that_cannot_be_asked_makes_everybody_unknown(
+    stage: Stage, variables: Mapping[str, str | None], cause: str
+) -> None:
+    suspect = stage.add("stopped")
+    outcome = stage.cycle(APPLY, **variables)
+    outcome.assert_untouched(suspect)
+    assert outcome.causes == {suspect: cause}
+
+
 def test_an_api_that_is_down_takes_nobody_offline(stage: Stage) -> None:
     stage.add_all(5, "stopped")
     stage.ec2.stop()

@@ -164,7 +164,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def api(client: Client, clock: Clock, *, timeout_s: float = 10) -> Ec2Api:
-    return Ec2Api(cast("EC2Client", client), client.within, timeout_s=timeout_s, clock=clock, sleep=clock.sleep)
+    return Ec2Api(lambda: cast("EC2Client", client), client.within, timeout_s=timeout_s, clock=clock, sleep=clock.sleep)
 
 
 def probe(client: Client, clock: Clock, *, timeout_s: float = 10) -> Ec2Probe:

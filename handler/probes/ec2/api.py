@@ -38,6 +38,9 @@ _WORTH_RETRYING = (
 
 _RUNNING = "running"
 
+# Which of the client's operations to call.
+_Call = Callable[["EC2Client"], Callable[..., Any]]
+
 
 class Ec2Error(Exception):
     """A call failed for good. `cut_off` tells that the deadline kept it from succeeding."""
@@ -54,14 +57,17 @@ class Ec2Api:
 
     def __init__(
         self,
-        client: "EC2Client",
+        client: Callable[[], "EC2Client"],
         within: Callable[[Deadline], AbstractContextManager[None]],
         *,
         timeout_s: float,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        """Call by `client`, inside `within(deadline)`, which bounds each call to `timeout_s` seconds."""
+        """Call by what `client` returns, inside `within(deadline)`, which bounds each call to `timeout_s` seconds.
+
+        A client that cannot be made (no credentials, a malformed Region) is a failed call.
+        """
         self._client = client
         self._within = within
         self._timeout_s = timeout_s
@@ -74,8 +80,9 @@ class Ec2Api:
         After any error, what was yielded is true, and nothing is known of the rest.
         """
         by_id: FilterTypeDef = {"Name": "instance-id", "Values": ids}
-        call = self._client.describe_instances
-        for page in self._pages(call, deadline, attempts, MaxResults=PAGE, Filters=[by_id]):
+        for page in self._pages(
+            lambda client: client.describe_instances, deadline, attempts, MaxResults=PAGE, Filters=[by_id]
+        ):
             for reservation in page["Reservations"]:
                 for one in reservation["Instances"]:
                     yield one["InstanceId"], str(one["State"]["Name"])
@@ -85,15 +92,15 @@ class Ec2Api:
         query: dict[str, Any] = {"MaxResults": PAGE}
         if zone:
             query["Filters"] = [{"Name": "availability-zone", "Values": [zone]}]
-        for page in self._pages(self._client.describe_instance_status, deadline, ATTEMPTS, **query):
+        for page in self._pages(lambda client: client.describe_instance_status, deadline, ATTEMPTS, **query):
             yield [one["InstanceId"] for one in page["InstanceStatuses"] if one["InstanceState"]["Name"] == _RUNNING]
 
     def zones(self, deadline: Deadline) -> list[str]:
         """Return the names of the Region's zones. Raises Ec2Error."""
-        pages = self._pages(self._client.describe_availability_zones, deadline, attempts=1)
+        pages = self._pages(lambda client: client.describe_availability_zones, deadline, attempts=1)
         return [zone["ZoneName"] for page in pages for zone in page["AvailabilityZones"]]
 
-    def _pages(self, call: Callable[..., Any], deadline: Deadline, attempts: int, **query: Any) -> Iterator[Any]:
+    def _pages(self, call: _Call, deadline: Deadline, attempts: int, **query: Any) -> Iterator[Any]:
         """Yield the pages of a listing to its end. Raises Ec2Error: what was not yielded is not known."""
         token: dict[str, str] = {}
         followed: set[str] = set()
@@ -108,13 +115,13 @@ class Ec2Api:
             followed.add(next_token)
             token = {"NextToken": next_token}
 
-    def _page(self, call: Callable[..., Any], deadline: Deadline, attempts: int, **parameters: Any) -> Any:
+    def _page(self, call: _Call, deadline: Deadline, attempts: int, **parameters: Any) -> Any:
         failure = Failure(Cause.PACED)
         for attempt in itertools.count(1):
             self._wait(self._pace.turn(), deadline, failure)
             try:
                 with self._within(deadline.within(self._timeout_s)):
-                    return call(**parameters)
+                    return call(self._client())(**parameters)
             except Exception as error:
                 failure = _failure(error)
                 if failure.cause is Cause.THROTTLED:  # not this call's fault: wait as long as there is time
