@@ -134,7 +134,7 @@ class BoundedPools(urllib3.PoolManager):
 
     def __init__(self, *, connections: int) -> None:
         """Keep up to `connections` idle connections to each host."""
-        super().__init__(maxsize=connections, retries=False, ssl_context=tls_context())
+        super().__init__(maxsize=connections, retries=False)
         self.pool_classes_by_scheme = {"http": _HttpPool, "https": _HttpsPool}
 
     def call(
@@ -199,6 +199,9 @@ class _HttpPool(HTTPConnectionPool):
 
 class _HttpsPool(HTTPSConnectionPool):
     ConnectionCls = _BoundedHttps
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **{"ssl_context": tls_context()} | options)
 
 
 class _BoundedResponse(http.client.HTTPResponse):
