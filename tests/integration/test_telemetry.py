@@ -31,7 +31,7 @@ EVERY_LINE_S_KEYS = {
 COUNT, MILLISECONDS, SECONDS = "Count", "Milliseconds", "Seconds"
 METRICS = {
     **dict.fromkeys(("CycleCompleted", "AlreadyRunning", "Candidates", "Checked", "Dead", "Unknown"), COUNT),
-    **dict.fromkeys(("Flipped", "SkippedFlips", "Deferred", "BreakerOpen", "DeadlineHit"), COUNT),
+    **dict.fromkeys(("Flipped", "SkippedFlips", "FlipErrors", "Deferred", "BreakerOpen", "DeadlineHit"), COUNT),
     **dict.fromkeys(("RestartsAccepted", "RestartsPending", "RestartsBlocked", "RestartsBackingOff"), COUNT),
     **dict.fromkeys(("RestartsUnrecovered", "OnHold"), COUNT),
     "CycleDuration": MILLISECONDS,
