@@ -68,12 +68,16 @@ for _library in _TALKATIVE:
     logging.getLogger(_library).setLevel(logging.WARNING)
 
 
-def _level() -> str | None:
-    """Return None: Powertools reads its variable. INFO if that holds no level: the settings refuse it later."""
-    return None if os.environ.get("POWERTOOLS_LOG_LEVEL", "INFO").upper() in ("", *LOG_LEVELS) else "INFO"
+def _level() -> str:
+    """Return the level that is asked for, or INFO if it is none: the settings refuse it later."""
+    level = os.environ.get("POWERTOOLS_LOG_LEVEL", "").upper()
+    return level if level in LOG_LEVELS else "INFO"
 
 
 logger = Logger(service=os.environ.get("POWERTOOLS_SERVICE_NAME") or SERVICE, level=_level(), use_rfc3339=True)
+# Powertools prefers AWS_LAMBDA_LOG_LEVEL, which is Lambda's filter. That has to stay at INFO for a line to be dropped
+# here: Lambda takes metrics for lines of level INFO.
+logging.getLogger(logger.name).setLevel(_level())
 
 
 class CycleLog:
