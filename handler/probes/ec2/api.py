@@ -65,21 +65,17 @@ class Ec2Api:
         self._sleep = sleep
         self._pace = _Pace(clock)
 
-    def states(
-        self, ids: Sequence[str], deadline: Deadline, *, attempts: int = ATTEMPTS
-    ) -> Iterator[list[tuple[str, str]]]:
-        """Yield pages of id and state, for those of the ids that EC2 knows. Raises Ec2Error.
+    def states(self, ids: Sequence[str], deadline: Deadline, *, attempts: int = ATTEMPTS) -> Iterator[tuple[str, str]]:
+        """Yield id and state of each of the ids that EC2 knows. Raises Ec2Error.
 
-        After an Ec2Error, what was yielded is true, and nothing is known of the rest.
+        After any error, what was yielded is true, and nothing is known of the rest.
         """
         by_id: FilterTypeDef = {"Name": "instance-id", "Values": ids}
         call = self._client.describe_instances
         for page in self._pages(call, deadline, attempts, MaxResults=PAGE, Filters=[by_id]):
-            yield [
-                (one["InstanceId"], str(one["State"]["Name"]))
-                for reservation in page["Reservations"]
-                for one in reservation["Instances"]
-            ]
+            for reservation in page["Reservations"]:
+                for one in reservation["Instances"]:
+                    yield one["InstanceId"], str(one["State"]["Name"])
 
     def running(self, zone: str | None, deadline: Deadline) -> Iterator[list[str]]:
         """Yield pages of the ids of all running instances, or of those in one zone. Raises Ec2Error."""
