@@ -47,6 +47,7 @@ _TEST_DEADLINE = "tests/integration/test_deadline.py::"
 _TEST_DECIDE = "tests/unit/test_decide.py::"
 _TEST_DOOR = "tests/integration/test_entry_point.py::"
 _TEST_EC2 = "tests/integration/test_ec2.py::"
+_TEST_FIELD = "tests/integration/test_field_reports.py::"
 _TEST_FLIP_ERRORS = "tests/integration/test_flip_errors.py::"
 _TEST_HOLDS = "tests/integration/test_holds.py::"
 _TEST_HOSTILE = "tests/integration/test_hostile.py::"
@@ -84,6 +85,14 @@ GUARDS = (
             "learnt | dict.fromkeys(missing, NOT_FOUND)",
         ),
         f"{_TEST_EC2}test_an_answer_that_is_none_makes_unknown_whom_it_is_about_and_nobody_else",
+    ),
+    Guard(
+        "EC2: contradiction",
+        "an instance that one listing calls running and, out of date, stopped is taken for dead",
+        _EC2,
+        "Ec2Probe._ask",
+        Code("word if learnt.get(one, word) == word else _CONTRADICTION", "word"),
+        f"{_TEST_FIELD}test_an_instance_that_one_listing_calls_both_alive_and_dead_is_unknown",
     ),
     Guard(
         "EC2: instance id format",
@@ -319,6 +328,14 @@ GUARDS = (
         "_judged",
         Code("objection(row, workspace)", "None"),
         _MOVES_ON,
+    ),
+    Guard(
+        "flip: written as told",
+        "a flip that a trigger undoes counts as a flip, or as on hold, and nobody hears of it",
+        _FLIP,
+        "Flips.flip",
+        Code("not written or written[0][0] != 'offline'", "False"),
+        f"{_TEST_FIELD}test_a_flip_that_a_trigger_undoes_counts_as_an_error_and_leaves_nothing",
     ),
     Guard(
         "flip: status",
@@ -582,6 +599,14 @@ GUARDS = (
         "_retry_after",
         Code("min(float(value), LONGEST_RETRY_AFTER_SECONDS)", "float(value)"),
         f"{_TEST_HOSTILE}test_a_platform_can_put_restarts_off_for_a_day_and_no_longer",
+    ),
+    Guard(
+        "Retry-After: whose clock",
+        "a platform whose clock is ahead stops restarts for longer than it asks, and one that is behind not at all",
+        _PLATFORM,
+        "_retry_after",
+        Code("_date(headers.get('Date', '')) or datetime.now(UTC)", "datetime.now(UTC)"),
+        f"{_TEST_FIELD}test_a_date_in_retry_after_is_read_by_the_clock_of_whoever_wrote_it",
     ),
     Guard(
         "narrowed cycle: own restarts only",

@@ -36,6 +36,7 @@ _RUNNING = "running"
 
 # What EC2 says of one instance: its state, or why there is no answer.
 _Learnt = str | Failure
+_CONTRADICTION = Failure(Cause.GARBLED_ANSWER)
 
 
 class Ec2Probe:
@@ -109,7 +110,9 @@ class Ec2Probe:
         try:
             for one, state in self._api.states(ids, deadline, attempts=attempts):
                 # "not_found" is the project's own word: from EC2 it would be an unknown one.
-                learnt[one] = "" if state == NOT_FOUND else state
+                word = "" if state == NOT_FOUND else state
+                # What moves during a listing is on two of its pages, and one of them may be out of date.
+                learnt[one] = word if learnt.get(one, word) == word else _CONTRADICTION
         except Ec2Error as error:
             failure, cut_off = error.failure, error.cut_off
         except Exception:  # noqa: BLE001 - an answer that makes no sense proves nothing
