@@ -96,6 +96,7 @@ class Flipper:
         for attempted in self._attempted(sightings, attempt, deadline):
             self._tell(attempted, message)
             attempts.append(attempted)
+        self._log.the_rest()
         return FlipResults(tuple(attempts))
 
     def _attempted(self, sightings: Sequence[Sighting], attempt: Attempt, deadline: Deadline) -> Iterator[Attempted]:
@@ -120,13 +121,13 @@ class Flipper:
         except LeaseLostError:
             return SkipReason.OUT_OF_TIME
         except ReconcilerError as error:
-            self._log.failure("re-read or flip failed", error)
+            self._log.flip_failed(sighting, error)
             return SkipReason.OUT_OF_TIME if deadline.over() else SkipReason.RECONFIRM_ERROR
 
     def _tell(self, attempted: Attempted, message: str) -> None:
         sighting, outcome = attempted.sighting, attempted.outcome
         if isinstance(outcome, SkipReason):
-            self._log.sighting("flip skipped", sighting, outcome)
+            self._log.sighting_capped("flip skipped", sighting, outcome)
             return
         self._log.sighting(message, sighting, f"{sighting.state}, confirmed by a second probe")
         if outcome.crash_loop.backoff_s:

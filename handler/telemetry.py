@@ -10,8 +10,9 @@ from aws_lambda_powertools import Logger
 from aws_lambda_powertools.metrics import Metrics, MetricUnit
 
 from handler.domain.backoff import CrashLoop
-from handler.domain.model import Restart, Sighting
+from handler.domain.model import Restart, Sighting, SkipReason
 from handler.domain.report import Gauges, Outcome, Report
+from handler.errors import ReconcilerError, StoreError
 from handler.settings import LOG_LEVELS
 
 SERVICE = "instance-state-reconciler"
@@ -20,6 +21,10 @@ NAMESPACE = "InstanceStateReconciler"
 # Past this many lines, what is the same for many workspaces is only counted: a dead control plane must not
 # log a line for each row, every minute.
 LINES_OF_A_KIND = 100
+
+# An error's text can be a trigger's, and then of any length.
+_LONGEST_ERROR = 500
+_LONGEST_INSTANCE_ID = 64
 
 METRIC_UNITS = {
     "CycleCompleted": MetricUnit.Count,
@@ -30,6 +35,7 @@ METRIC_UNITS = {
     "Unknown": MetricUnit.Count,
     "Flipped": MetricUnit.Count,
     "SkippedFlips": MetricUnit.Count,
+    "FlipErrors": MetricUnit.Count,
     "Deferred": MetricUnit.Count,
     "BreakerOpen": MetricUnit.Count,
     "DeadlineHit": MetricUnit.Count,
@@ -56,17 +62,22 @@ LOG_KEYS = (
     *("on_hold", "duration_ms", "report"),
 )
 
-# They log credentials found and connections dropped, without a cycle's keys.
-for _library in ("boto3", "botocore", "urllib3"):
+# At DEBUG they log whole requests and answers, secrets included.
+_TALKATIVE = ("boto3", "botocore", "urllib3")
+for _library in _TALKATIVE:
     logging.getLogger(_library).setLevel(logging.WARNING)
 
 
-def _level() -> str | None:
-    """Return None: Powertools reads its variable. INFO if that holds no level: the settings refuse it later."""
-    return None if os.environ.get("POWERTOOLS_LOG_LEVEL", "INFO").upper() in ("", *LOG_LEVELS) else "INFO"
+def _level() -> str:
+    """Return the level that is asked for, or INFO if it is none: the settings refuse it later."""
+    level = os.environ.get("POWERTOOLS_LOG_LEVEL", "").upper()
+    return level if level in LOG_LEVELS else "INFO"
 
 
 logger = Logger(service=os.environ.get("POWERTOOLS_SERVICE_NAME") or SERVICE, level=_level(), use_rfc3339=True)
+# Powertools prefers AWS_LAMBDA_LOG_LEVEL, which is Lambda's filter. That has to stay at INFO for a line to be dropped
+# here: Lambda takes metrics for lines of level INFO.
+logging.getLogger(logger.name).setLevel(_level())
 
 
 class CycleLog:
@@ -86,6 +97,7 @@ class CycleLog:
             instance_state=sighting.state,
             verdict=sighting.verdict.value,
             reason=reason,
+            count=1,  # queries add these up with the counts of `the_rest`
         )
 
     def sighting_capped(self, message: str, sighting: Sighting, reason: str) -> None:
@@ -125,7 +137,23 @@ class CycleLog:
 
     def failure(self, message: str, error: Exception) -> None:
         """Log an error that cost only a part of the cycle."""
-        logger.warning(message, error=str(error))
+        logger.warning(message, error=_printable(str(error), _LONGEST_ERROR))
+
+    def flip_failed(self, sighting: Sighting, error: ReconcilerError) -> None:
+        """Log what kept a workspace from being flipped: the first error of each kind, and count the rest."""
+        code = error.code if isinstance(error, StoreError) else None
+        message, kind = "re-read or flip failed", _printable(code or type(error).__name__)
+        self._lines[f"{message}: {kind}"] += 1
+        if self._lines[f"{message}: {kind}"] > 1:
+            self._unlogged[message, kind] += 1
+            return
+        logger.warning(
+            message,
+            workspace_id=sighting.workspace.id,
+            instance_id=_printable(sighting.workspace.instance_id),
+            reason=kind,
+            error=_printable(str(error), _LONGEST_ERROR),
+        )
 
     def breaker_open(self, dead: int, answered: int) -> None:
         """Log that too much looks dead, so that nothing is flipped."""
@@ -155,6 +183,7 @@ def emit_metrics(report: Report, gauges: Gauges) -> None:
         "Unknown": report.unknown,
         "Flipped": report.flipped,
         "SkippedFlips": sum(report.skipped.values()),
+        "FlipErrors": report.skipped[SkipReason.RECONFIRM_ERROR],
         "Deferred": report.deferred,
         "BreakerOpen": int(report.breaker_open),
         "DeadlineHit": int(report.deadline_hit),
@@ -177,6 +206,6 @@ def emit_metrics(report: Report, gauges: Gauges) -> None:
     metrics.flush_metrics()
 
 
-def _printable(instance_id: str) -> str:
-    """Return what the platform recorded, which may be anything, as short plain ASCII that cannot break a log line."""
-    return instance_id[:64].encode("ascii", "backslashreplace").decode()
+def _printable(text: str, longest: int = _LONGEST_INSTANCE_ID) -> str:
+    """Return what came from the database, which may be anything, as short plain ASCII that cannot break a log line."""
+    return text[:longest].encode("ascii", "backslashreplace").decode()

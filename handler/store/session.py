@@ -280,4 +280,4 @@ def _explained(error: pg8000.exceptions.DatabaseError) -> StoreError:
     code, message = fields.get("C", "?"), fields.get("M", "no message")
     kind, remedy = _ERROR_OF_SQLSTATE.get(code, (StoreError, ""))
     text = f"the database refused: {message} ({code})" + (f": {remedy}" if remedy else "")
-    return kind(text, server_message=message)
+    return kind(text, server_message=message, code=code)

@@ -153,14 +153,6 @@ def test_the_log_is_json_with_known_keys_and_one_line_of_metrics(world: World, s
 
 
 @pytest.mark.usefixtures("alive_and_gone")
-def test_no_secret_is_in_the_log(world: World, start: Start) -> None:
-    function = start(world.settings(POWERTOOLS_LOG_LEVEL="DEBUG"))
-    function.invoke(EVENTS["scheduled.json"])
-    for secret in (world.postgres.password(RECONCILER_ROLE), world.platform.token):
-        assert secret not in function.log()
-
-
-@pytest.mark.usefixtures("alive_and_gone")
 def test_the_control_plane_is_asked_with_the_secret_that_the_arn_names(world: World, start: Start) -> None:
     with ControlPlane(world.ec2.state_of) as control_plane:
         tokens = {"shared_secret": control_plane.shared_secret, "admin_token": control_plane.admin_token}

@@ -48,6 +48,7 @@ _TEST_DECIDE = "tests/unit/test_decide.py::"
 _TEST_DOOR = "tests/integration/test_entry_point.py::"
 _TEST_EC2 = "tests/integration/test_ec2.py::"
 _TEST_FIELD = "tests/integration/test_field_reports.py::"
+_TEST_FLIP_ERRORS = "tests/integration/test_flip_errors.py::"
 _TEST_HOLDS = "tests/integration/test_holds.py::"
 _TEST_HOSTILE = "tests/integration/test_hostile.py::"
 _TEST_INTERLEAVINGS = "tests/isolation/test_interleavings.py::"
@@ -705,7 +706,7 @@ GUARDS = (
         "the text of one row fills the log",
         _TELEMETRY,
         "_printable",
-        Code("instance_id[:64]", "instance_id"),
+        Code("text[:longest]", "text"),
         f"{_TEST_TELEMETRY_UNIT}test_a_long_instance_id_is_cut_and_breaks_no_line",
     ),
     Guard(
@@ -713,7 +714,7 @@ GUARDS = (
         "the text of a row breaks a log line, or reverses it on the screen",
         _TELEMETRY,
         "_printable",
-        Code('instance_id[:64].encode("ascii", "backslashreplace").decode()', "instance_id[:64]"),
+        Code('text[:longest].encode("ascii", "backslashreplace").decode()', "text[:longest]"),
         f"{_TEST_HOSTILE}test_whatever_a_row_records_is_data_in_every_request_statement_and_log_line",
     ),
     Guard(
@@ -723,5 +724,37 @@ GUARDS = (
         "CycleLog.sighting_capped",
         Code("self._lines[message] <= LINES_OF_A_KIND", "True"),
         f"{_TEST_TELEMETRY}test_a_dead_control_plane_is_told_in_a_hundred_lines_and_then_in_one_for_each_cause",
+    ),
+    Guard(
+        "log: the AWS SDK's own lines",
+        "at the level DEBUG, secrets and tokens are in the log",
+        _TELEMETRY,
+        "_TALKATIVE",
+        Code('("boto3", "botocore", "urllib3")', "()"),
+        f"{_TEST_TELEMETRY}test_no_secret_and_nothing_that_aws_or_the_database_says_in_detail_is_printed",
+    ),
+    Guard(
+        "flip errors: counted",
+        "the database refuses every flip, dead workspaces stay online, and no alarm goes off",
+        _TELEMETRY,
+        "emit_metrics",
+        Code("report.skipped[SkipReason.RECONFIRM_ERROR]", "0"),
+        f"{_TEST_FLIP_ERRORS}test_an_event_log_that_takes_no_events_is_measured_and_its_error_is_logged_once_a_cycle",
+    ),
+    Guard(
+        "log: one flip error of a kind",
+        "while the database refuses flips, every cycle writes one line per dead workspace",
+        _TELEMETRY,
+        "CycleLog.flip_failed",
+        Code('self._lines[f"{message}: {kind}"] > 1', "False"),
+        f"{_TEST_FLIP_ERRORS}test_hundreds_of_refusals_do_not_fill_the_log",
+    ),
+    Guard(
+        "log: length of an error",
+        "the message of a trigger fills the log",
+        _TELEMETRY,
+        "CycleLog.flip_failed",
+        Code("_printable(str(error), _LONGEST_ERROR)", "str(error)"),
+        f"{_TEST_FLIP_ERRORS}test_a_trigger_s_long_message_is_cut_short_and_its_detail_left_out",
     ),
 )

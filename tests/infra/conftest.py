@@ -33,6 +33,8 @@ COMBINATIONS: dict[str, dict[str, str]] = {
     | {"VpcSubnetIds": "subnet-0123456789abcdef0,subnet-0123456789abcdef1", "VpcSecurityGroupIds": "sg-01234567"},
     "IAM authentication": DATABASE
     | {"DatabaseAuth": "iam", "DatabaseResourceId": "cluster-ABC", "DatabaseRole": "rec"},
+    "dry runs with alarms": DATABASE | {"AlarmEmail": "ops@example.com"},
+    "applying with a platform": DATABASE | {"Mode": "apply", "PlatformBaseUrl": "https://platform.example"},
     "alarms by mail": DATABASE | {"Mode": "apply", "AlarmEmail": "ops@example.com"},
     "alarms to a topic": DATABASE | {"Mode": "apply", "AlarmTopicArn": f"arn:aws:sns:{REGION}:{ACCOUNT}:ops"},
 }

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from handler.telemetry import LOG_KEYS, METRIC_NAMES
-from tests.infra.conftest import COMBINATIONS
+from tests.infra.conftest import COMBINATIONS, DATABASE
 from tests.support.cloudformation import REGION, STACK, Stack
 from tests.support.tools import ROOT
 
@@ -18,31 +18,40 @@ TOPIC = "arn:aws:sns:eu-central-1:123456789012:ops"
 
 # Keys that Powertools and CloudWatch Logs add to the code's own.
 POWERTOOLS_KEYS = {"level", "location", "message", "timestamp", "service"}
-INSIGHTS_KEYS = {"@timestamp", "@message", "errorType", "errorMessage"}  # the last two are Lambda's own
+INSIGHTS_KEYS = {"@timestamp", "@message"}
+# Lambda's own, of an error that the function raised, and of an invocation that Lambda ended.
+LAMBDA_KEYS = {"errorType", "errorMessage", "type", "record.status", "record.errorType"}
 INSIGHTS_WORDS = {
     *("SOURCE", "fields", "filter", "stats", "sort", "limit", "by", "as", "in", "or", "and", "asc", "desc"),
-    *("latest", "max", "sum", "coalesce", "ispresent"),
+    *("latest", "max", "sum", "ispresent"),
 }
 
 RUNBOOK = "docs/runbook.md"
 
-# Each alarm, and the section of the runbook that it points to.
+# Each alarm, and the section of the runbook that it points to. These are there in every stack, dry runs or not …
 ALARMS = {
-    "NoCycleAlarm": "no-cycle-completes",
     "ErrorsAlarm": "cycles-fail",
+    "FailedQueueAlarm": "messages-wait-in-a-queue",
+    "UndeliveredQueueAlarm": "messages-wait-in-a-queue",
+}
+# … these while cycles are applied …
+ALARMS_WHILE_APPLYING = {
     "BreakerOpenAlarm": "the-breaker-is-open",
     "DeadlineAlarm": "cycles-hit-the-deadline",
     "CoverageAgeAlarm": "candidates-wait-too-long",
     "UnknownAlarm": "too-much-is-unknown",
-    "FailedQueueAlarm": "messages-wait-in-a-queue",
-    "UndeliveredQueueAlarm": "messages-wait-in-a-queue",
+    "FlipErrorsAlarm": "flips-fail",
+    "FlipsAlarm": "many-workspaces-are-flipped",
 }
-
-# Without a platform, restarts stay owed on purpose.
+# … this one while the schedule applies them …
+ALARMS_ON_SCHEDULE = {"NoCycleAlarm": "no-cycle-completes"}
+# … and these while there is a platform, too: without one, restarts stay owed on purpose.
 ALARMS_WITH_A_PLATFORM = {
     "RestartAgeAlarm": "a-restart-is-overdue",
     "RestartsUnrecoveredAlarm": "a-restart-did-not-work",
+    "RestartsBackingOffAlarm": "a-workspace-restarts-again-and-again",
 }
+EVERY_ALARM = ALARMS | ALARMS_WHILE_APPLYING | ALARMS_ON_SCHEDULE | ALARMS_WITH_A_PLATFORM
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +87,8 @@ def widget_metrics(widget: dict[str, Any]) -> Iterator[list[str]]:
     above: list[str] = []
     for line in widget.get("metrics", []):
         words = [word for word in line if isinstance(word, str)]
+        if not words:
+            continue  # an expression, which names no metric
         if words[0] == "...":
             words = above[: len(above) - len(words) + 1] + words[1:]
         above = [old if new == "." else new for new, old in zip(words, above or words, strict=True)]
@@ -108,7 +119,7 @@ def strings_in_the_code() -> set[str]:
 # ── Names ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("name", ["applying", "platform", "everything"])
+@pytest.mark.parametrize("name", ["applying", "applying with a platform", "everything"])
 def test_alarms_and_dashboard_use_metrics_that_the_code_emits_for_this_stack(
     name: str, stacks: dict[str, Stack]
 ) -> None:
@@ -128,11 +139,11 @@ def test_the_dashboard_shows_every_metric(applying: Stack) -> None:
 
 
 def test_queries_use_keys_that_the_code_logs(applying: Stack) -> None:
-    known = {*LOG_KEYS, *POWERTOOLS_KEYS, *INSIGHTS_KEYS, *INSIGHTS_WORDS}
+    known = {*LOG_KEYS, *POWERTOOLS_KEYS, *INSIGHTS_KEYS, *LAMBDA_KEYS, *INSIGHTS_WORDS}
     for title, query in queries(applying).items():
         bare = re.sub(r"""(["']).*?\1""", "", query)
         made = set(re.findall(r"\bas (\w+)", bare))
-        unknown = set(re.findall(r"@?[A-Za-z_]\w*", bare)) - known - made
+        unknown = set(re.findall(r"@?[A-Za-z_][\w.]*", bare)) - known - made
         assert not unknown, title
 
 
@@ -161,37 +172,48 @@ def test_the_saved_queries_read_the_stack_s_own_log_group(applying: Stack) -> No
 
 
 @pytest.mark.parametrize("name", COMBINATIONS)
-def test_there_are_these_alarms(name: str, stacks: dict[str, Stack]) -> None:
+def test_an_alarm_exists_only_while_it_can_tell_something(name: str, stacks: dict[str, Stack]) -> None:
+    """An alarm on missing cycles that exists in a dry run is in ALARM when cycles begin, and then notifies nobody."""
+    given = stacks[name].parameters
     expected = set(ALARMS)
-    if stacks[name].parameters["PlatformBaseUrl"]:
-        expected |= ALARMS_WITH_A_PLATFORM.keys()
+    if given["Mode"] == "apply":
+        expected |= ALARMS_WHILE_APPLYING.keys()
+        expected |= ALARMS_ON_SCHEDULE.keys() if given["ScheduleState"] == "ENABLED" else set()
+        expected |= ALARMS_WITH_A_PLATFORM.keys() if given["PlatformBaseUrl"] else set()
     assert stacks[name].of_type("AWS::CloudWatch::Alarm").keys() == expected
 
 
 @pytest.mark.parametrize(
     ("name", "page"),
-    [("the first deploy", RUNBOOK), ("platform", RUNBOOK), ("everything", "https://wiki.example/runbook")],
+    [
+        ("the first deploy", RUNBOOK),
+        ("applying with a platform", RUNBOOK),
+        ("everything", "https://wiki.example/runbook"),
+    ],
 )
 def test_every_alarm_points_to_its_section_of_the_runbook(name: str, page: str, stacks: dict[str, Stack]) -> None:
     sections = runbook_sections()
     for alarm_name, properties in stacks[name].of_type("AWS::CloudWatch::Alarm").items():
-        section = (ALARMS | ALARMS_WITH_A_PLATFORM)[alarm_name]
+        section = EVERY_ALARM[alarm_name]
         assert section in sections, alarm_name
         assert properties["AlarmDescription"].endswith(f". Runbook: {page}#{section}")
 
 
-@pytest.mark.parametrize(
-    ("name", "act"),
-    [("the first deploy", False), ("applying", True), ("applying by hand", False), ("everything", True)],
-)
-def test_alarms_notify_only_while_the_schedule_applies(name: str, act: Any, stacks: dict[str, Stack]) -> None:
+@pytest.mark.parametrize("name", COMBINATIONS)
+def test_every_alarm_that_exists_acts(name: str, stacks: dict[str, Stack]) -> None:
+    """CloudWatch acts on a change of state only: whatever changes while the actions are off is never told."""
     for properties in stacks[name].of_type("AWS::CloudWatch::Alarm").values():
-        assert properties["ActionsEnabled"] is act
+        assert properties.get("ActionsEnabled", True) is True
 
 
 @pytest.mark.parametrize(
     ("name", "notified"),
-    [("applying", None), ("alarms by mail", ["<AlarmTopic>"]), ("alarms to a topic", [TOPIC])],
+    [
+        ("applying", None),
+        ("dry runs with alarms", ["<AlarmTopic>"]),
+        ("alarms by mail", ["<AlarmTopic>"]),
+        ("alarms to a topic", [TOPIC]),
+    ],
 )
 def test_alarms_notify_the_given_topic(name: str, notified: list[str] | None, stacks: dict[str, Stack]) -> None:
     for properties in stacks[name].of_type("AWS::CloudWatch::Alarm").values():
@@ -233,12 +255,14 @@ def test_missing_data_raises_only_the_no_cycle_alarm(stacks: dict[str, Stack]) -
         ("CoverageAgeAlarm", "CoverageAge", 600, 3),
         ("RestartAgeAlarm", "OldestRestartAge", 1800, 3),
         ("RestartsUnrecoveredAlarm", "RestartsUnrecovered", 0, 5),
+        ("RestartsBackingOffAlarm", "RestartsBackingOff", 0, 1),
+        ("FlipErrorsAlarm", "FlipErrors", 0, 5),
     ],
 )
 def test_a_metric_above_its_threshold_for_some_minutes_raises_the_alarm(
     name: str, metric_name: str, threshold: int, minutes: int, stacks: dict[str, Stack]
 ) -> None:
-    properties = alarm(stacks["platform"], name)
+    properties = alarm(stacks["applying with a platform"], name)
     assert properties["MetricName"] == metric_name
     assert properties["Statistic"] == "Maximum"
     assert int(properties["Threshold"]) == threshold
@@ -257,7 +281,19 @@ def test_more_than_half_unknown_for_five_minutes_raises_the_alarm(applying: Stac
     assert [one.get("ReturnData", True) for one in properties["Metrics"]] == [True, False, False]
 
 
-def test_function_errors_and_queued_messages_raise_alarms(applying: Stack) -> None:
+@pytest.mark.parametrize(("given", "threshold"), [({}, 20), ({"FlipsAlarmCount": "5"}, 5)])
+def test_more_flips_in_ten_minutes_than_the_parameter_says_raise_the_alarm(
+    given: dict[str, str], threshold: int, template: Any
+) -> None:
+    properties = alarm(Stack(template, DATABASE | {"Mode": "apply"} | given), "FlipsAlarm")
+    assert (properties["MetricName"], properties["Statistic"]) == ("Flipped", "Sum")
+    assert properties["Period"] * properties["EvaluationPeriods"] == 600
+    assert (properties["ComparisonOperator"], int(properties["Threshold"])) == ("GreaterThanThreshold", threshold)
+
+
+@pytest.mark.parametrize("name", ["the first deploy", "applying"])
+def test_function_errors_and_queued_messages_raise_alarms(name: str, stacks: dict[str, Stack]) -> None:
+    applying = stacks[name]
     errors = alarm(applying, "ErrorsAlarm")
     assert (errors["Namespace"], errors["MetricName"]) == ("AWS/Lambda", "Errors")
     assert errors["Dimensions"] == [{"Name": "FunctionName", "Value": "<Reconciler>"}]
@@ -288,6 +324,40 @@ def test_the_dashboard_fits_on_one_screen_without_gaps_or_overlaps(applying: Sta
     height = max(y for _, y in cells) + 1
     assert height <= 24
     assert len(cells) == len(set(cells)) == 24 * height
+
+
+@pytest.mark.parametrize("parameter", ["CycleDeadlineSeconds", "CoverageAgeAlarmSeconds"])
+@pytest.mark.parametrize("seconds", ["59", "7.5", "045", "4.5e1", "+9", "9."])
+def test_whatever_counts_as_a_number_does_not_break_the_dashboard(parameter: str, seconds: str, template: Any) -> None:
+    """CloudFormation hands a number on as it was written, and JSON knows neither 045 nor +9."""
+    stack = Stack(template, DATABASE | {parameter: seconds})
+    factor = {"CycleDeadlineSeconds": 1000, "CoverageAgeAlarmSeconds": 1}[parameter]
+    lines = [
+        one["expression"]
+        for widget in widgets(stack)
+        for metric in widget.get("metrics", [])
+        for one in metric
+        if isinstance(one, dict) and "expression" in one and seconds in one["expression"]
+    ]
+    (value, *times) = re.fullmatch(r"TIME_SERIES\((.+)\)", lines[0])[1].split(" * ")  # type: ignore[index]
+    assert len(lines) == 1
+    assert float(value) * float(*times or "1") == float(seconds) * factor
+
+
+@pytest.mark.parametrize(
+    ("partition", "region", "console"),
+    [
+        ("aws", "eu-central-1", "console.aws.amazon.com"),
+        ("aws-cn", "cn-north-1", "console.amazonaws.cn"),
+        ("aws-us-gov", "us-gov-west-1", "console.amazonaws-us-gov.com"),
+        ("aws-eusc", "eusc-de-east-1", "console.amazonaws-eusc.eu"),
+    ],
+)
+def test_the_dashboard_s_address_is_that_of_the_partition_s_own_console(
+    partition: str, region: str, console: str, template: Any
+) -> None:
+    address = Stack(template, DATABASE, partition=partition, region=region).outputs["DashboardUrl"]["Value"]
+    assert address == f"https://{region}.{console}/cloudwatch/home?region={region}#dashboards/dashboard/<Dashboard>"
 
 
 def test_the_dashboard_s_widgets_show_the_stack_s_region(applying: Stack) -> None:

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 
 from handler.process import MODELS
+from handler.request import Request, parse
 from handler.settings import Settings
 from sandbox.certificates import Authority
 from tests.infra.conftest import COMBINATIONS, DATABASE, KEYS, secret
 from tests.support.cloudformation import ACCOUNT, REGION, STACK, Stack
+from tests.support.events import event
 
 TRACES = {"xray:PutTraceSegments", "xray:PutTelemetryRecords"}
 DESCRIBES = {"ec2:DescribeAvailabilityZones", "ec2:DescribeInstances", "ec2:DescribeInstanceStatus"}
@@ -231,8 +233,21 @@ def test_the_functions_run_the_deployed_python_on_arm64_with_json_logs_and_trace
         assert function["Architectures"] == ["arm64"]
         assert function["TracingConfig"] == {"Mode": "Active"}
         assert function["LoggingConfig"]["LogFormat"] == "JSON"
-        # Above INFO, Lambda's filter would drop the metrics.
-        assert function["LoggingConfig"].get("ApplicationLogLevel", "INFO") in ("DEBUG", "INFO")
+
+
+@pytest.mark.parametrize(
+    ("level", "lambda_s"), [("DEBUG", "DEBUG"), ("INFO", "INFO"), ("WARNING", "INFO"), ("ERROR", "INFO")]
+)
+def test_the_log_level_reaches_the_code_and_never_keeps_lambda_from_passing_metrics_on(
+    level: str, lambda_s: str, template: Any
+) -> None:
+    """Lambda takes metrics for lines of level INFO. tests/e2e/test_log_levels.py has the code's half."""
+    assert level in template["Parameters"]["LogLevel"]["AllowedValues"]
+    stack = Stack(template, DATABASE | {"LogLevel": level, "InstallerSecretArn": secret("owner")})
+    for name, function in stack.of_type("AWS::Lambda::Function").items():
+        assert stack.environment(name)["POWERTOOLS_LOG_LEVEL"] == level
+        assert function["LoggingConfig"]["ApplicationLogLevel"] == lambda_s
+        assert function["LoggingConfig"]["SystemLogLevel"] == "INFO"  # platform.report has it
 
 
 @pytest.mark.parametrize(
@@ -286,7 +301,17 @@ def test_the_schedule_fires_every_minute_and_keeps_what_it_cannot_deliver(
     assert target["RoleArn"] == "<ScheduleRole.Arn>"
     assert target["RetryPolicy"] == {"MaximumRetryAttempts": 2, "MaximumEventAgeInSeconds": 60}
     assert target["DeadLetterConfig"] == {"Arn": "<UndeliveredQueue.Arn>"}
-    assert "Input" not in target  # the handler takes Scheduler's own event for a full cycle
+
+
+def test_the_schedule_sends_the_event_that_the_handler_takes_for_a_full_cycle(template: Any) -> None:
+    (schedule,) = Stack(template, DATABASE).of_type("AWS::Scheduler::Schedule").values()
+    sent = schedule["Target"]["Input"]
+    words = set(re.findall(r"<aws\.scheduler\.[a-z-]+>", sent))
+    assert words == {f"<aws.scheduler.{one}>" for one in ("execution-id", "scheduled-time", "schedule-arn")}
+    sample = event("scheduled")
+    own = {"id": "<aws.scheduler.execution-id>", "time": "<aws.scheduler.scheduled-time>"}
+    assert json.loads(sent) == sample | own | {"resources": ["<aws.scheduler.schedule-arn>"]}
+    assert parse(json.loads(sent)) == parse(sample) == Request("apply")
 
 
 def test_the_deadline_comes_before_the_timeout_and_the_timeout_before_the_next_minute(
@@ -322,6 +347,12 @@ def test_logs_are_kept_for_a_year_and_encrypted_with_the_given_key(
     for group in stacks[name].of_type("AWS::Logs::LogGroup").values():
         assert group["RetentionInDays"] in (365, "365")
         assert group.get("KmsKeyId") == key
+
+
+def test_logs_outlive_the_stack_but_not_a_stack_that_could_not_be_created(stacks: dict[str, Stack]) -> None:
+    for name in ("LogGroup", "InstallerLogGroup"):
+        group = stacks["everything"].resources[name]
+        assert (group["DeletionPolicy"], group["UpdateReplacePolicy"]) == ("RetainExceptOnCreate", "Retain")
 
 
 @every_combination
@@ -430,7 +461,7 @@ def test_every_parameter_has_a_description_a_default_and_one_group(template: Any
         ("DatabaseCaFile", ["", "infra/ca/global-bundle.pem"], ["/etc/ssl/cert.pem", "infra/ca/../../x.pem"]),
         ("CpBaseUrl", ["", "https://cp.example/base"], ["cp.example", "https://user@cp.example", "https://cp/?a=b"]),
         ("DatabaseRole", ["reconciler", "Rec-1"], ["", "rec oncil", 'a"b', "1st"]),
-        ("ReservedConcurrency", ["", "2"], ["-1", "two"]),
+        ("ReservedConcurrency", ["", "2", "9", "10", "100"], ["-1", "0", "1", "01", "two"]),
         ("AlarmEmail", ["", "ops@example.com"], ["ops"]),
         ("RunbookUrl", ["", "https://wiki.example/book"], ["docs/runbook.md", "https://wiki.example/#breaker"]),
         ("PermissionsBoundaryArn", ["", f"arn:aws:iam::{ACCOUNT}:policy/a/b"], ["boundary"]),

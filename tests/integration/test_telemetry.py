@@ -31,7 +31,7 @@ EVERY_LINE_S_KEYS = {
 COUNT, MILLISECONDS, SECONDS = "Count", "Milliseconds", "Seconds"
 METRICS = {
     **dict.fromkeys(("CycleCompleted", "AlreadyRunning", "Candidates", "Checked", "Dead", "Unknown"), COUNT),
-    **dict.fromkeys(("Flipped", "SkippedFlips", "Deferred", "BreakerOpen", "DeadlineHit"), COUNT),
+    **dict.fromkeys(("Flipped", "SkippedFlips", "FlipErrors", "Deferred", "BreakerOpen", "DeadlineHit"), COUNT),
     **dict.fromkeys(("RestartsAccepted", "RestartsPending", "RestartsBlocked", "RestartsBackingOff"), COUNT),
     **dict.fromkeys(("RestartsUnrecovered", "OnHold"), COUNT),
     "CycleDuration": MILLISECONDS,
@@ -240,26 +240,29 @@ ANSWERS: list[Reply] = [
 ]
 
 
-# Lambda's runtime prints what libraries log, too.
+# Lambda's runtime prints what libraries log, too, down to the level that the stack asks for.
 LIKE_LAMBDA = """
-import logging, sys
+import logging, os, sys
 from sandbox.invoke import main
-logging.basicConfig(stream=sys.stderr)
+logging.basicConfig(stream=sys.stderr, level=os.environ["AWS_LAMBDA_LOG_LEVEL"])
+logging.getLogger("witness").debug("libraries log at DEBUG")
 sys.exit(main(sys.argv[1:]))
 """
+DEBUG = {"POWERTOOLS_LOG_LEVEL": "DEBUG", "AWS_LAMBDA_LOG_LEVEL": "DEBUG"}
 
 
 def printed(event: Any, environment: Mapping[str, str]) -> tuple[int, str]:
-    """Run an invocation in a process of its own; return its exit code and all that it wrote anywhere."""
+    """Run an invocation at DEBUG in a process of its own; return its exit code and all that it wrote anywhere."""
     done = subprocess.run(
         [sys.executable, "-c", LIKE_LAMBDA, "-", "--report", "/dev/stdout"],
         input=json.dumps(event),
-        env={"PATH": os.environ["PATH"], **environment},
+        env={"PATH": os.environ["PATH"], **environment, **DEBUG},
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
     )
+    assert "libraries log at DEBUG" in done.stderr
     return done.returncode, done.stdout + done.stderr
 
 

@@ -27,8 +27,16 @@ _PLACEHOLDER = re.compile(r"\$\{([^!}][^}]*)\}")
 class Stack:
     """A stack that the template describes for some parameters; those not given have their defaults."""
 
-    def __init__(self, template: Mapping[str, Any], parameters: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        template: Mapping[str, Any],
+        parameters: Mapping[str, str],
+        *,
+        partition: str = "aws",
+        region: str = REGION,
+    ) -> None:
         self._template = template
+        self._pseudo_parameters = PSEUDO_PARAMETERS | {"AWS::Partition": partition, "AWS::Region": region}
         declared = template["Parameters"]
         missing = [
             name for name, parameter in declared.items() if "Default" not in parameter and name not in parameters
@@ -98,7 +106,7 @@ class Stack:
     def _ref(self, name: str) -> Any:
         if name == "AWS::NoValue":
             return _NO_VALUE
-        for values in (PSEUDO_PARAMETERS, self.parameters):
+        for values in (self._pseudo_parameters, self.parameters):
             if name in values:
                 return values[name]
         return self._reference(name)

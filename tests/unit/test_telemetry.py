@@ -50,6 +50,7 @@ def test_a_decision_is_one_line_with_the_keys_that_queries_use(log: Log) -> None
         "instance_state": "terminated",
         "verdict": "dead",
         "reason": "terminated, confirmed by a second probe",
+        "count": 1,
     }
 
 
@@ -212,7 +213,7 @@ FULL = Report(
     deferred=10,
     deadline_hit=True,
     duration_ms=1234,
-    skipped=no_skips() | {"row_locked": 3, "not_confirmed": 2},
+    skipped=no_skips() | {"row_locked": 3, "not_confirmed": 2, "reconfirm_error": 1},
     restarts=RestartCounts(accepted=4, pending=7, blocked=2),
 )
 
@@ -226,7 +227,8 @@ def test_every_metric_has_its_figure(capsys: pytest.CaptureFixture[str]) -> None
         "Dead": 30,
         "Unknown": 20,
         "Flipped": 25,
-        "SkippedFlips": 5,
+        "SkippedFlips": 6,
+        "FlipErrors": 1,
         "Deferred": 10,
         "BreakerOpen": 0,
         "DeadlineHit": 1,
