@@ -23,7 +23,7 @@ settings.register_profile("project", derandomize=True, database=None, deadline=N
 settings.register_profile("long", max_examples=5000, database=None, deadline=None, print_blob=True)
 settings.load_profile("project")
 
-_DIRECTORIES = ("unit", "fuzz", "simulation", "contract", "integration", "isolation", "infra", "e2e")
+_DIRECTORIES = ("unit", "net", "fuzz", "simulation", "contract", "integration", "isolation", "infra", "e2e")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

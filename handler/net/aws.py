@@ -33,6 +33,12 @@ _CONFIG = Config(retries={"mode": "standard", "total_max_attempts": 1})
 _Service = Literal["ec2", "rds", "secretsmanager"]
 
 
+class _Call(threading.local):
+    """What holds for the call that is under way on this thread."""
+
+    deadline: Deadline | None = None
+
+
 class Aws:
     """Clients by service, each made when it is first used: making one costs more than a call.
 
@@ -56,7 +62,7 @@ class Aws:
         self._session = boto3.session.Session(botocore_session=session)
         self._clients: dict[str, Any] = {}
         self._making = threading.Lock()
-        self._call = threading.local()
+        self._call = _Call()
 
     def require_region(self) -> None:
         """Raise SettingsError if nothing says which Region's EC2 to ask."""
@@ -66,11 +72,11 @@ class Aws:
     @contextlib.contextmanager
     def within(self, deadline: Deadline) -> Iterator[None]:
         """Have every call that this thread makes inside end by the deadline."""
-        self._call.deadline = deadline
+        outer, self._call.deadline = self._call.deadline, deadline
         try:
             yield
         finally:
-            del self._call.deadline
+            self._call.deadline = outer
 
     def ec2(self) -> "EC2Client":
         """Return the EC2 client."""
@@ -107,6 +113,8 @@ class Aws:
             return self._clients[service]
 
     def _send(self, request: Any, **_: Any) -> AWSResponse:
+        if self._call.deadline is None:
+            raise RuntimeError("a call to AWS outside `within` has no deadline")
         answer = self._pools.call(
             request.method,
             request.url,

@@ -33,6 +33,8 @@ FAILURES = (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError, Va
 SUCCESS = range(200, 300)
 _INTERIM = range(100, 200)
 _LENGTH = re.compile(r"[0-9]+")
+# The socket module takes 0 for "do not block".
+_SHORTEST_S = 0.001
 
 
 class CallError(Exception):
@@ -74,6 +76,17 @@ class _Call(threading.local):
 _call = _Call()
 
 
+def _seconds_left() -> float:
+    """Return what is left of the call's time.
+
+    Raises urllib3's TimeoutError: a timeout of any other kind is a broken connection to urllib3.
+    """
+    left_s = _call.deadline.remaining()
+    if left_s <= 0.0:
+        raise urllib3.exceptions.TimeoutError
+    return left_s
+
+
 @contextlib.contextmanager
 def call_within(deadline: Deadline, cause_of: Callable[[Exception], Cause]) -> Iterator[urllib3.Timeout]:
     """Have the one call that is made inside obey the deadline; yield the timeout to make it with.
@@ -82,7 +95,7 @@ def call_within(deadline: Deadline, cause_of: Callable[[Exception], Cause]) -> I
     """
     _call.deadline, _call.sent, _call.reused = deadline, False, True
     try:
-        yield urllib3.Timeout(total=max(deadline.remaining(), 0.001))
+        yield urllib3.Timeout(total=max(deadline.remaining(), _SHORTEST_S))
     except FAILURES as error:
         cause = cause_of(error)
         stale = _call.reused and cause is Cause.BROKEN_CONNECTION
@@ -176,17 +189,57 @@ class _Bounded(HTTPConnection):
         _call.reused = False
         super().connect()
 
+    def _new_conn(self) -> socket.socket:
+        """Try the name's addresses one after the other, and leave the TLS handshake what remains of the time.
+
+        urllib3 gives its whole timeout to each address, and once more to the handshake.
+        """
+        _seconds_left()  # or do not even look the name up
+        try:
+            addresses = socket.getaddrinfo(self._dns_host.strip("[]"), self.port, type=socket.SOCK_STREAM)
+        except socket.gaierror as error:
+            raise urllib3.exceptions.NameResolutionError(self.host, self, error) from error
+        refusal = OSError("the name has no address")
+        for address in addresses:
+            try:
+                sock = _connected(address, _seconds_left())  # the lookup obeyed no timeout
+            except OSError as error:
+                refusal = error
+            else:
+                sock.settimeout(max(_call.deadline.remaining(), _SHORTEST_S))
+                return sock
+        if isinstance(refusal, TimeoutError):
+            raise urllib3.exceptions.ConnectTimeoutError(self, str(refusal)) from refusal
+        raise urllib3.exceptions.NewConnectionError(self, str(refusal)) from refusal
+
     def send(self, data: Any) -> None:
         if self.sock is None:
             self.connect()
-        if _call.deadline.over():  # a name lookup obeys no timeout
-            raise TimeoutError
+        left_s = _seconds_left()
         _call.sent = True
-        super().send(data)
+        self.sock.settimeout(left_s)
+        try:
+            super().send(data)
+        except TimeoutError as error:
+            raise urllib3.exceptions.TimeoutError from error
 
     def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override]  # urllib3 overrides it likewise
         self.response_class = partial(_BoundedResponse, deadline=_call.deadline)  # type: ignore[assignment]
         return super().getresponse()
+
+
+def _connected(address: tuple[Any, ...], timeout_s: float) -> socket.socket:
+    """Connect to an address of getaddrinfo's. Raises OSError."""
+    family, kind, protocol, _, where = address
+    sock = socket.socket(family, kind, protocol)
+    try:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.settimeout(timeout_s)
+        sock.connect(where)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 class _BoundedHttps(_Bounded, HTTPSConnection):
@@ -207,7 +260,8 @@ class _HttpsPool(HTTPSConnectionPool):
 class _BoundedResponse(http.client.HTTPResponse):
     def __init__(self, sock: socket.socket, *args: Any, deadline: Deadline, **options: Any) -> None:
         super().__init__(sock, *args, **options)
-        self.fp = io.BufferedReader(BoundedReader(self.fp.detach(), sock, deadline))
+        self._reader = BoundedReader(self.fp.detach(), sock, deadline)
+        self.fp = io.BufferedReader(self._reader)
 
     def begin(self) -> None:
         """Read status and headers, and refuse broken ones, which http.client makes the best of (RFC 9112, 6.3).
@@ -221,20 +275,32 @@ class _BoundedResponse(http.client.HTTPResponse):
         lengths = set(self.headers.get_all("Content-Length", []))
         codings = self.headers.get_all("Transfer-Encoding", [])
         if (
-            self.headers.defects
+            self._reader.ended  # before the empty line that ends the headers
+            or self.headers.defects
             or len(lengths) > 1
             or not all(_LENGTH.fullmatch(one) for one in lengths)
             or (codings and (lengths or len(codings) > 1 or not self.chunked))
         ):
             raise http.client.HTTPException("broken headers")
 
+    def _read_next_chunk_size(self) -> int:
+        """Refuse a negative size, with which http.client reads on past any limit."""
+        size: int = super()._read_next_chunk_size()  # type: ignore[misc]  # typeshed leaves it out
+        if size < 0:
+            raise ValueError
+        return size
+
 
 class BoundedReader(io.RawIOBase):
-    """Reads from a socket until `deadline`, which may be set anew for the next answer."""
+    """Reads from a socket until `deadline`, which may be set anew for the next answer.
+
+    `ended` tells that the other side sends no more.
+    """
 
     def __init__(self, raw: io.RawIOBase, sock: socket.socket, deadline: Deadline) -> None:
         """Read by `raw`, which reads from `sock`."""
         self._raw, self._sock, self.deadline = raw, sock, deadline
+        self.ended = False
 
     def readable(self) -> bool:
         """See IOBase."""
@@ -242,10 +308,13 @@ class BoundedReader(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int | None:
         """See RawIOBase. Raises TimeoutError."""
-        if self.deadline.over():
+        left_s = self.deadline.remaining()
+        if left_s <= 0.0:
             raise TimeoutError
-        self._sock.settimeout(self.deadline.remaining())
-        return self._raw.readinto(buffer)
+        self._sock.settimeout(left_s)
+        count = self._raw.readinto(buffer)
+        self.ended = count == 0
+        return count
 
     def close(self) -> None:
         """See IOBase."""
