@@ -43,6 +43,7 @@ _TEST_BREAKER = "tests/integration/test_absence_and_breaker.py::"
 _TEST_CONCURRENCY = "tests/integration/test_concurrency.py::"
 _TEST_CONTROL_PLANE = "tests/integration/test_control_plane.py::"
 _TEST_CRASHES = "tests/integration/test_crashes.py::"
+_TEST_NET = "tests/net/"
 _TEST_DEADLINE = "tests/integration/test_deadline.py::"
 _TEST_DECIDE = "tests/unit/test_decide.py::"
 _TEST_DOOR = "tests/integration/test_entry_point.py::"
@@ -621,9 +622,9 @@ GUARDS = (
         "deadline: before sending",
         "a thread that was stuck or frozen sends its request after the cycle has ended",
         _BOUNDED,
-        "_Bounded.send",
-        Code("_call.deadline.over()", "False"),
-        f"{_TEST_DEADLINE}test_a_process_that_was_frozen_with_a_claim_in_its_hand_asks_for_no_restart_after_its_time",
+        "_seconds_left",
+        Code("left_s <= 0.0", "False"),
+        f"{_TEST_NET}test_deadlines.py::test_a_call_whose_name_lookup_took_too_long_does_not_go_on",
     ),
     Guard(
         "deadline: slow answers",
@@ -631,7 +632,7 @@ GUARDS = (
         _BOUNDED,
         "BoundedReader.readinto",
         Code(
-            "if self.deadline.over():\n    raise TimeoutError\nself._sock.settimeout(self.deadline.remaining())",
+            "left_s = self.deadline.remaining()\nif left_s <= 0.0:\n    raise TimeoutError\nself._sock.settimeout(left_s)",
             "pass",
         ),
         f"{_TEST_DEADLINE}test_a_database_that_drips_its_answers_holds_no_cycle",

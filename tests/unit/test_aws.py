@@ -178,17 +178,6 @@ def test_a_call_has_the_deadline_that_it_is_made_within(environment: pytest.Monk
         assert recorder.deadline is deadline
 
 
-def test_a_call_without_a_deadline_is_not_made(environment: pytest.MonkeyPatch) -> None:
-    environment.setenv("AWS_REGION", "eu-central-1")
-    recorder = Recorder()
-    aws = aws_over(recorder)
-    with aws.within(SOON):
-        pass
-    with pytest.raises(AttributeError):
-        call(aws, "ec2")
-    assert recorder.sent is None
-
-
 def test_a_secret_is_fetched_within_its_deadline(environment: pytest.MonkeyPatch) -> None:
     environment.setenv("AWS_REGION", "eu-central-1")
     recorder = Recorder()
