@@ -632,7 +632,9 @@ GUARDS = (
         _BOUNDED,
         "BoundedReader.readinto",
         Code(
-            "left_s = self.deadline.remaining()\nif left_s <= 0.0:\n    raise TimeoutError\nself._sock.settimeout(left_s)",
+            "left_s = self.deadline.remaining()\n"
+            "if left_s <= 0.0:\n    raise TimeoutError\n"
+            "self._sock.settimeout(left_s)",
             "pass",
         ),
         f"{_TEST_DEADLINE}test_a_database_that_drips_its_answers_holds_no_cycle",
