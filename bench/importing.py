@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 # What belongs together, by the first part of a module's name. The standard library is the rest.
 _GROUPS: Mapping[str, tuple[str, ...]] = {
     "boto3, botocore": ("boto3", "botocore", "s3transfer", "jmespath", "dateutil"),
+    "requests": ("requests", "charset_normalizer", "idna", "certifi"),
     "urllib3": ("urllib3",),
     "pg8000": ("pg8000", "scramp", "asn1crypto"),
     "Powertools": ("aws_lambda_powertools", "typing_extensions"),

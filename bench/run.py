@@ -1,12 +1,17 @@
 """The scenarios, each of which lets the contestants take turns in one world."""
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
+
+import botocore
 
 from bench import importing
 from bench.child import PROJECT
@@ -32,6 +37,7 @@ CP_ROWS = (10, 100, 1_000)
 COLD_RUNS = 11
 WARM_RUNS = 7
 ALLOWED_BURST, ALLOWED_PER_S = 100, 20
+ARTIFACT = CHECKOUT / ".aws-sam" / "build" / "Reconciler"
 
 
 def figures(contestant: str, rows: int, runs: Sequence[Mapping[str, Any]], *, share: float = 1.0) -> dict[str, Any]:
@@ -223,13 +229,36 @@ def _said(measured: Mapping[str, Any], message: str) -> list[str]:
     return [line["reason"] for line in measured["log"] if line.get("message") == message]
 
 
+def _lambda_python() -> tuple[str, str]:
+    """Return Lambda's Python, 3.13, if `make test` has found one here, else this one; and its version."""
+    of_lambda = CHECKOUT / ".venv-lambda" / "bin" / "python"
+    python = str(of_lambda) if of_lambda.exists() else sys.executable
+    version = subprocess.run(
+        [python, "-c", "import platform; print(platform.python_version())"], check=True, capture_output=True, text=True
+    )
+    return python, version.stdout.strip()
+
+
 def cold(server: PostgresServer) -> Scenario:
-    """A one-row cycle in a new process, beside the least script; where its time goes; what it imports."""
-    scripts = {PROJECT: "bench.cold.cycle", "least": "bench.cold.least"}
+    """The artifact's one-row cycle in a new process, beside the least script; where its time goes; what it imports."""
+    scripts = {PROJECT: "cycle.py", "least": "least.py"}
+    if not ARTIFACT.is_dir():
+        raise FileNotFoundError(f"{ARTIFACT} is not there: run `make build`")
+    python, version = _lambda_python()
     taken: dict[str, list[float]] = {name: [] for name in scripts}
-    with ec2_world(server, 1, dead_every=0, foreign=0, latency_s=0.0) as world:
+    with (
+        tempfile.TemporaryDirectory(prefix="bench-") as directory,
+        ec2_world(server, 1, dead_every=0, foreign=0, latency_s=0.0) as world,
+    ):
+        # A copy, as another Python than 3.13 writes bytecode of its own into it.
+        artifact = shutil.copytree(ARTIFACT, Path(directory) / "artifact")
+        # The least script reads botocore's own description of EC2, which the artifact leaves out.
+        shutil.copytree(
+            Path(botocore.__file__).parent / "data" / "ec2", artifact / "botocore" / "data" / "ec2", dirs_exist_ok=True
+        )
         environment = {
             "PATH": os.environ.get("PATH", os.defpath),
+            "PYTHONPATH": str(artifact),
             **world.ec2.environment(),
             **world.fleet.environment(PROJECT),
         }
@@ -239,7 +268,7 @@ def cold(server: PostgresServer) -> Scenario:
             world.ec2.begin()
             began_at = time.perf_counter()
             done = subprocess.run(
-                [sys.executable, *options, "-m", scripts[name]],
+                [python, *options, str(CHECKOUT / "bench" / "cold" / scripts[name])],
                 cwd=CHECKOUT,
                 env=environment | variables,
                 check=True,
@@ -256,7 +285,8 @@ def cold(server: PostgresServer) -> Scenario:
         phases = {name: importing.phases([start(name, BENCH_PHASES="1") for _ in range(5)]) for name in scripts}
         imports = {name: importing.profile([start(name, "-X", "importtime")[1] for _ in range(5)]) for name in scripts}
     return {
-        "conditions": f"no latency, bytecode present; medians of {COLD_RUNS} processes each, taken in turn",
+        "conditions": f"the built artifact on Python {version}, no latency, bytecode present; "
+        f"medians of {COLD_RUNS} processes each, taken in turn",
         "wall_s": taken,
         "phases": phases,
         "imports": imports,

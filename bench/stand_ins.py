@@ -1,4 +1,4 @@
-"""EC2, the control plane and the platform, each in a process of its own, so that no contestant pays for them."""
+"""EC2, the control plane and the platform, each in a process of its own, so that no contestant is charged for them."""
 
 import os
 import threading
@@ -59,14 +59,14 @@ class _OtherTools:
 
     def __init__(self, server: LimitedEc2, calls_per_s: float) -> None:
         self._server = server
-        self._pause_s = 1 / calls_per_s
+        self._interval_s = 1 / calls_per_s
         self._served = self._refused = 0
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._call, daemon=True)
         self._thread.start()
 
     def _call(self) -> None:
-        while not self._stopping.wait(self._pause_s):
+        while not self._stopping.wait(self._interval_s):
             if self._server.bucket.take():
                 self._served += 1
             else:
@@ -111,7 +111,7 @@ class Platform:
         self._server = _TakesAll(latency_s).start()
 
     def environment(self) -> dict[str, str]:
-        """Return the settings that have the reconciler pay this platform."""
+        """Return the settings that have the reconciler ask this platform."""
         return {"PLATFORM_BASE_URL": self._server.url, "PLATFORM_TOKEN": "bench"}
 
     def figures(self) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""The two scripts that the cold start compares. Neither imports more than it has to."""
+"""The two scripts that the cold start compares. Both run as files, with the built artifact as their only packages."""

@@ -1,4 +1,4 @@
-"""The least script that does what a cycle cannot do without: the project's libraries, one query, one describe call."""
+"""The least script that does what a cycle cannot do without: the artifact's libraries, one query, one describe call."""
 
 import time
 
@@ -10,6 +10,7 @@ from urllib.parse import urlsplit  # noqa: E402
 
 import boto3  # noqa: E402
 import pg8000.native  # noqa: E402
+import requests  # noqa: E402, F401
 from aws_lambda_powertools import Logger, Metrics  # noqa: E402
 
 imported_at = time.perf_counter()

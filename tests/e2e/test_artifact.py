@@ -16,7 +16,7 @@ from tests.support.tools import ROOT
 EVENTS = {path.name: json.loads(path.read_text()) for path in (ROOT / "events").glob("*.json")}
 SAMPLE = "00000000-0000-4000-8000-000000000001"  # the workspace that events/one-workspace.json names
 
-# What the README says each event answers, in a fleet of one running, two terminated (one of them the sample).
+# What docs/reference.md says each event answers, in a fleet of one running, two terminated (one of them the sample).
 ANSWERS: dict[str, dict[str, Any]] = {
     "scheduled.json": {"mode": "apply", "candidates": 3, "running": 1, "dead": 2, "flipped": 2},
     "scheduled-rule.json": {"mode": "apply", "candidates": 3, "running": 1, "dead": 2, "flipped": 2},
@@ -27,9 +27,9 @@ ANSWERS: dict[str, dict[str, Any]] = {
     "one-workspace.json": {"mode": "dry-run", "candidates": 1, "running": 0, "dead": 1, "flipped": 0},
 }
 # … and what it says of those that are no cycle, one after the other.
-EXEMPTIONS: dict[str, dict[str, Any]] = {
-    "hold.json": {"mode": "apply", "outcome": "held", "held": 1},
-    "release.json": {"mode": "apply", "outcome": "released", "held": 0},
+HOLDS: dict[str, dict[str, Any]] = {
+    "hold.json": {"mode": "apply", "outcome": "held", "on_hold": 1},
+    "release.json": {"mode": "apply", "outcome": "released", "on_hold": 0},
 }
 POWERTOOLS_KEYS = {
     "level",
@@ -53,7 +53,7 @@ def alive_and_gone(world: World) -> tuple[str, list[str]]:
 
 
 @pytest.mark.parametrize("name", ANSWERS)
-def test_each_event_is_answered_as_the_readme_says(
+def test_each_event_is_answered_as_the_docs_say(
     name: str, world: World, alive_and_gone: tuple[str, list[str]], start: Start
 ) -> None:
     alive, gone = alive_and_gone
@@ -71,17 +71,17 @@ def test_each_event_is_answered_as_the_readme_says(
 
 
 def test_there_is_an_expectation_for_every_event() -> None:
-    assert EVENTS.keys() == ANSWERS.keys() | EXEMPTIONS.keys() | {"install.json"}
+    assert EVENTS.keys() == ANSWERS.keys() | HOLDS.keys() | {"install.json"}
 
 
 @pytest.mark.usefixtures("alive_and_gone")
-def test_a_workspace_is_held_and_released_as_the_readme_says(world: World, start: Start) -> None:
+def test_a_workspace_is_put_on_hold_and_released_as_the_docs_say(world: World, start: Start) -> None:
     function = start(world.settings())
     flipped = []
-    for name, expected in EXEMPTIONS.items():
+    for name, expected in HOLDS.items():
         answer = function.invoke(EVENTS[name]).value
         assert {key: answer[key] for key in expected} == expected
-        assert [one["workspace_id"] for one in answer["holds"]] == [SAMPLE] * expected["held"]
+        assert [one["workspace_id"] for one in answer["holds"]] == [SAMPLE] * expected["on_hold"]
         flipped.append(function.invoke(EVENTS["apply.json"]).value["flipped"])
     assert flipped == [1, 1]
 
@@ -94,9 +94,9 @@ def test_the_stack_s_dry_run_overrules_every_event(
     for name in ANSWERS:
         outcome = function.invoke(EVENTS[name])
         assert (outcome.value["mode"], outcome.value["flipped"]) == ("dry-run", 0), name
-    for name in EXEMPTIONS:
-        outcome = function.invoke(EVENTS[name])
-        assert (outcome.value["mode"], outcome.value["outcome"], outcome.value["held"]) == ("dry-run", "unchanged", 0)
+    for name in HOLDS:
+        answer = function.invoke(EVENTS[name]).value
+        assert (answer["mode"], answer["outcome"], answer["on_hold"]) == ("dry-run", "unchanged", 0)
     assert {world.fleet.statuses()[one] for one in gone} == {"online"}
     assert world.platform.calls == []
 
@@ -241,11 +241,12 @@ def test_every_module_comes_from_the_artifact(world: World, start: Start, artifa
         (witness / part.name).symlink_to(part)
     (witness / "witness.py").write_text(
         "import sys\n"
-        "import handler.app, handler.install\n"
-        "from pathlib import Path\n"
+        "import handler.app, handler.install, handler.process\n"
+        "import handler.probes.control_plane.probe, handler.restarts.platform\n"
         "def lambda_handler(event, context):\n"
-        "    for client in ('ec2', 'rds', 'secretsmanager'):\n"
-        "        handler.app.Aws(handler.app.Transport(connections=1)).client(client)\n"
+        "    aws = handler.process.aws()\n"
+        "    for make_client in (aws.ec2, aws.rds, aws.secrets_manager):\n"
+        "        make_client()\n"
         "    files = [getattr(module, '__file__', None) for module in list(sys.modules.values())]\n"
         "    return [file for file in files if file and 'site-packages' in file]\n"
     )

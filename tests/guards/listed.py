@@ -44,7 +44,7 @@ _TEST_CONTROL_PLANE = "tests/integration/test_control_plane.py::"
 _TEST_CRASHES = "tests/integration/test_crashes.py::"
 _TEST_DEADLINE = "tests/integration/test_deadline.py::"
 _TEST_DECIDE = "tests/unit/test_decide.py::"
-_TEST_DOOR = "tests/integration/test_door.py::"
+_TEST_DOOR = "tests/integration/test_entry_point.py::"
 _TEST_EC2 = "tests/integration/test_ec2.py::"
 _TEST_HOLDS = "tests/integration/test_holds.py::"
 _TEST_HOSTILE = "tests/integration/test_hostile.py::"
@@ -581,7 +581,7 @@ GUARDS = (
         _CYCLE,
         "_cycle",
         Arguments("own_only=order.narrowed", "own_only=False"),
-        f"{_TEST_RESTARTS}test_a_narrowed_cycle_pays_for_its_own_flips_only",
+        f"{_TEST_RESTARTS}test_a_narrowed_cycle_asks_for_the_restarts_of_its_own_flips_only",
     ),
     # --- time ---
     Guard(

@@ -258,11 +258,11 @@ def populated(stage: Stage, **counts: int) -> list[str]:
     return dead
 
 
-def assert_open(outcome: Outcome, held: list[str], *, dead: int, answered: int) -> None:
+def assert_open(outcome: Outcome, stopped: list[str], *, dead: int, answered: int) -> None:
     outcome.assert_only_flipped({})
     assert outcome.report["breaker_open"] is True
-    assert outcome.reasons == dict.fromkeys(held, "breaker_open")
-    assert outcome.skips == {"breaker_open": len(held)}
+    assert outcome.reasons == dict.fromkeys(stopped, "breaker_open")
+    assert outcome.skips == {"breaker_open": len(stopped)}
     (line,) = outcome.lines("breaker open")
     assert (line["level"], line["dead"], line["answered"]) == ("ERROR", dead, answered)
 

@@ -76,12 +76,12 @@ def test_a_dry_run_neither_takes_the_lease_nor_minds_it(stage: Stage) -> None:
     stage.add_all(2, "running")
     dead = stage.add("terminated")
     with another_cycle_under_way(stage) as finish_first:
-        held = lease(stage)
-        assert len(held) == 1
+        ours = lease(stage)
+        assert len(ours) == 1
         rehearsal = stage.cycle(DRY_RUN)
         assert rehearsal.report["outcome"] == "completed"
         assert [flip["workspace_id"] for flip in rehearsal.report["flips"]] == [dead]
-        assert lease(stage) == held
+        assert lease(stage) == ours
         assert finish_first()["flipped"] == 1
 
 

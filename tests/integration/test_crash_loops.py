@@ -14,7 +14,7 @@ from tests.support.stage import Outcome, Stage
 # How far a moment that is reckoned from the test's clock may lie from the one that was reckoned within a cycle.
 SLACK_S = 10.0
 AN_HOUR_S = 3600.0
-# A restart that was taken has so long to bring its workspace back.
+# How long an accepted restart may take to bring its workspace back.
 RECOVERY_S = 900.0
 # Most of these fleets is dead, and not by a fault of the probe's.
 NO_BREAKER = {"BREAKER_MAX_DEAD_FRACTION": "1"}
@@ -49,8 +49,8 @@ def in_a_loop(stage: Stage, times: int = IN_A_ROW, **settings: str | None) -> st
     return workspace
 
 
-def pause_s(stage: Stage, workspace: str) -> float:
-    """Return for how long the newest restart is paused, in seconds."""
+def backoff_s(stage: Stage, workspace: str) -> float:
+    """Return for how many seconds the newest restart backs off."""
     backoff_until: datetime | None = stage.fleet.restarts(workspace)[-1]["backoff_until"]
     return 0.0 if backoff_until is None else (backoff_until - datetime.now(UTC)).total_seconds()
 
@@ -59,33 +59,33 @@ def release(stage: Stage, *workspaces: str, mode: str = "apply") -> Outcome:
     return stage.glance({"mode": mode, "release": list(workspaces)})
 
 
-# --- the pauses ---
+# --- the back-offs ---
 
 
 @pytest.mark.parametrize(
-    ("settings", "pauses_s"),
+    ("settings", "backoffs_s"),
     [
         pytest.param({}, [300, 600, 1200, 2400, 4800, 9600, 14_400, 14_400], id="as set by default"),
         pytest.param({"CRASH_LOOP_BACKOFF_SECONDS": "5000"}, [5000, 10_000, 14_400], id="from 5000 seconds on"),
     ],
 )
 def test_from_the_fourth_death_in_a_row_on_each_restart_waits_twice_as_long_up_to_four_hours(
-    stage: Stage, settings: dict[str, str], pauses_s: list[float]
+    stage: Stage, settings: dict[str, str], backoffs_s: list[float]
 ) -> None:
     workspace = in_a_loop(stage, IN_A_ROW, **settings)
-    for expected_s in pauses_s:
+    for expected_s in backoffs_s:
         found_dead = dies(stage, workspace, **settings)
         assert (found_dead.flipped, found_dead.calls) == ({workspace}, [])
-        assert pause_s(stage, workspace) == about(expected_s)
+        assert backoff_s(stage, workspace) == about(expected_s)
         stage.fleet.age_everything(expected_s - SLACK_S)
         assert cycle(stage, **settings).calls == []
         stage.fleet.age_everything(SLACK_S)
         assert [call.workspace_id for call in cycle(stage, **settings).calls] == [workspace]
 
 
-def test_without_a_pause_every_restart_is_asked_for_at_once(stage: Stage) -> None:
+def test_without_a_backoff_every_restart_is_asked_for_at_once(stage: Stage) -> None:
     workspace = in_a_loop(stage, 6, CRASH_LOOP_BACKOFF_SECONDS="0")
-    assert {debt["backoff_until"] for debt in stage.fleet.restarts(workspace)} == {None}
+    assert {one["backoff_until"] for one in stage.fleet.restarts(workspace)} == {None}
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_a_stretch_of_health_ends_the_loop_and_a_shorter_one_does_not(
         return dies(stage, workspace, **settings)
 
     assert is_up_and_dies(healthy_s - SLACK_S).calls == []
-    assert pause_s(stage, workspace) == about(300)
+    assert backoff_s(stage, workspace) == about(300)
     stage.fleet.age_everything(300)
     assert len(cycle(stage, **settings).calls) == 1
     assert len(is_up_and_dies(healthy_s).calls) == 1
@@ -124,14 +124,14 @@ def test_health_begins_when_a_cycle_sees_the_workspace_online_again_and_not_when
     comes_back(stage, workspace)
     cycle(stage)
     assert dies(stage, workspace).calls == []
-    assert pause_s(stage, workspace) == about(300)
+    assert backoff_s(stage, workspace) == about(300)
 
 
 def test_a_workspace_that_no_cycle_has_seen_online_again_was_not_healthy(stage: Stage) -> None:
     workspace = in_a_loop(stage)
     stage.fleet.age_everything(2 * AN_HOUR_S)  # while its machine is provisioned
     assert dies(stage, workspace).calls == []
-    assert pause_s(stage, workspace) == about(300)
+    assert backoff_s(stage, workspace) == about(300)
 
 
 def test_a_restart_that_was_never_asked_for_lengthens_no_loop(stage: Stage) -> None:
@@ -142,11 +142,11 @@ def test_a_restart_that_was_never_asked_for_lengthens_no_loop(stage: Stage) -> N
         comes_back(stage, workspace)
         cycle(stage, PLATFORM_BASE_URL=None)
     assert len(dies(stage, workspace).calls) == 1
-    assert {debt["streak"] for debt in stage.fleet.restarts(workspace)} == {0}
+    assert {one["streak"] for one in stage.fleet.restarts(workspace)} == {0}
 
 
 @pytest.mark.parametrize("seen", [False, True], ids=["it dies at once", "a cycle sees it before"])
-def test_the_time_in_which_a_paused_workspace_was_offline_is_no_health(stage: Stage, seen: bool) -> None:
+def test_the_time_that_a_workspace_spends_offline_in_a_backoff_is_no_health(stage: Stage, seen: bool) -> None:
     workspace = in_a_loop(stage)
     comes_back(stage, workspace)
     cycle(stage)
@@ -156,7 +156,7 @@ def test_the_time_in_which_a_paused_workspace_was_offline_is_no_health(stage: St
         comes_back(stage, workspace)  # somebody has restarted it by hand
         cycle(stage)
     assert dies(stage, workspace).calls == []
-    assert pause_s(stage, workspace) == about(300)
+    assert backoff_s(stage, workspace) == about(300)
     comes_back(stage, workspace)
     cycle(stage)
     stage.fleet.age_everything(AN_HOUR_S)
@@ -171,18 +171,18 @@ def test_a_loop_keeps_nobody_elses_restart_waiting(stage: Stage) -> None:
     assert [call.workspace_id for call in outcome.calls] == [other]
 
 
-def test_a_paused_restart_is_owed_no_longer_when_the_workspace_moved_on(stage: Stage) -> None:
+def test_a_restart_in_backoff_is_cancelled_when_the_workspace_moves_on(stage: Stage) -> None:
     workspace = in_a_loop(stage)
     dies(stage, workspace)
     comes_back(stage, workspace)
-    report = cycle(stage).report
-    assert (report["restarts"]["void"], report["restarts"]["pending"], report["restarts_backing_off"]) == (1, 0, 0)
+    restarts = cycle(stage).report["restarts"]
+    assert (restarts["cancelled"], restarts["pending"], restarts["backing_off"]) == (1, 0, 0)
 
 
 # --- seen from outside ---
 
 
-def test_a_pause_is_in_the_log_the_report_and_the_metrics_and_is_no_overdue_restart(stage: Stage) -> None:
+def test_a_backoff_is_in_the_log_the_report_and_the_metrics_and_is_no_overdue_restart(stage: Stage) -> None:
     workspace = in_a_loop(stage)
     outcome = dies(stage, workspace)
     (line,) = outcome.lines("restart backing off")
@@ -193,27 +193,27 @@ def test_a_pause_is_in_the_log_the_report_and_the_metrics_and_is_no_overdue_rest
     for since_s in (0.0, 200.0):
         stage.fleet.age_everything(since_s)
         waiting = outcome if not since_s else cycle(stage)
-        assert (waiting.report["restarts_backing_off"], waiting.report["restarts"]["pending"]) == (1, 1)
+        assert (waiting.report["restarts"]["backing_off"], waiting.report["restarts"]["pending"]) == (1, 1)
         (metrics,) = waiting.metrics()
         assert (metrics["RestartsBackingOff"], metrics["RestartsPending"]) == ([1], [1])
         assert metrics["OldestRestartAge"] == [0]
 
 
-def test_a_restart_becomes_overdue_from_the_end_of_its_pause_on(stage: Stage) -> None:
+def test_a_restart_becomes_overdue_from_the_end_of_its_backoff_on(stage: Stage) -> None:
     workspace = in_a_loop(stage)
     dies(stage, workspace)
     stage.fleet.age_everything(300 + 40)
     outcome = cycle(stage, PLATFORM_BASE_URL=None)
-    assert outcome.report["restarts_backing_off"] == 0
+    assert outcome.report["restarts"]["backing_off"] == 0
     assert outcome.metrics()[0]["OldestRestartAge"] == [about(40)]
 
 
-def test_the_first_restarts_are_not_told_of_as_paused(stage: Stage) -> None:
+def test_the_first_restarts_are_not_reported_as_backing_off(stage: Stage) -> None:
     workspace = stage.add("terminated")
     for _ in range(IN_A_ROW):
         outcome = dies(stage, workspace)
         assert outcome.lines("restart backing off") == []
-        assert outcome.report["restarts_backing_off"] == 0
+        assert outcome.report["restarts"]["backing_off"] == 0
 
 
 # --- released by hand ---
@@ -229,7 +229,7 @@ def test_a_released_restart_is_asked_for_in_the_next_cycle_and_the_loop_is_forgo
     assert len(dies(stage, workspace).calls) == 1
 
 
-def test_a_release_ends_nobody_elses_pause(stage: Stage) -> None:
+def test_a_release_ends_nobody_elses_backoff(stage: Stage) -> None:
     workspaces = [in_a_loop(stage), in_a_loop(stage)]
     for workspace in workspaces:
         dies(stage, workspace)
@@ -242,7 +242,7 @@ def test_a_release_shortens_no_wait_for_a_request_that_may_be_under_way(stage: S
     workspace = in_a_loop(stage, times)
     comes_back(stage, workspace, "terminated")
     cycle(stage, PLATFORM_BASE_URL=None)
-    stage.fleet.age_everything(300)  # past its pause, if any
+    stage.fleet.age_everything(300)  # past its back-off, if any
     stage.platform.instead.clear()
     stage.platform.instead.reply(Reset(), nth=1)
     stage.platform.instead.reply(Answer(202))
@@ -255,7 +255,7 @@ def test_a_release_shortens_no_wait_for_a_request_that_may_be_under_way(stage: S
     assert len(cycle(stage).calls) == 1
 
 
-# --- restarts that were taken ---
+# --- accepted restarts ---
 
 
 def rows_status(status: str) -> Callable[[Stage, str], None]:
@@ -283,15 +283,15 @@ BACK_OR_NOT_WANTED = {
 
 
 def restarted(stage: Stage) -> str:
-    """Return a workspace whose restart the platform has taken."""
+    """Return a workspace whose restart the platform has accepted."""
     workspace = stage.add("terminated")
-    assert cycle(stage).report["restarts"]["requested"] == 1
+    assert cycle(stage).report["restarts"]["accepted"] == 1
     return workspace
 
 
 def unrecovered(outcome: Outcome) -> int:
     """Return how many restarts have not worked: the report and the metric have to agree."""
-    count: int = outcome.report["restarts_unrecovered"]
+    count: int = outcome.report["restarts"]["unrecovered"]
     assert [line["RestartsUnrecovered"] for line in outcome.metrics()] == [[count]]
     return count
 
@@ -338,7 +338,7 @@ def test_a_restart_that_is_still_owed_is_not_one_that_did_not_work(stage: Stage)
     assert unrecovered(cycle(stage, PLATFORM_BASE_URL=None)) == 0
 
 
-def test_a_restart_that_did_not_work_is_not_counted_while_its_workspace_is_held(stage: Stage) -> None:
+def test_a_restart_that_did_not_work_is_not_counted_while_its_workspace_is_on_hold(stage: Stage) -> None:
     workspace = restarted(stage)
     stage.fleet.age_everything(2 * RECOVERY_S)
     order = {"workspace_ids": [workspace], "reason": "we are on it", "seconds": 60}

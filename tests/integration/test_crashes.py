@@ -85,7 +85,7 @@ class Scene:
         _, *self.workspaces = self.fleet.add_all([live, refused])
         self._instances.terminate([refused])
         self.platform.instead.reply(Answer(503), times=1)
-        assert self.cycle()["restarts"]["failed"] == 1
+        assert self.cycle()["restarts"]["refused"] == 1
         self.platform.instead.clear()
         self.workspaces += self.fleet.add_all(dying)
         self._instances.terminate(dying)

@@ -224,7 +224,7 @@ def test_the_least_privileged_role_can_do_everything_that_a_cycle_does(stage: St
         stage.cycle(**settings)
         stage.fleet.age_everything(A_WHILE_S)
     assert {one for one, status in stage.fleet.statuses().items() if status == "offline"} == {dead, absent}
-    assert [debt["outcome"] for debt in stage.fleet.restarts()] == ["paid", "paid"]
+    assert [one["outcome"] for one in stage.fleet.restarts()] == ["accepted", "accepted"]
 
 
 # --- its files ---
@@ -239,8 +239,8 @@ def test_both_files_may_be_run_again_at_every_upgrade_and_keep_what_there_is(
     stage.cycle(CANDIDATE_LIMIT="4")
 
     def state() -> list[Any]:
-        sweep = stage.database.query("SELECT * FROM reconciler.coverage")
-        return [sweep, stage.fleet.absences(), stage.fleet.restarts(), rights_of(stage.database, RECONCILER_ROLE)]
+        coverage = stage.database.query("SELECT * FROM reconciler.coverage")
+        return [coverage, stage.fleet.absences(), stage.fleet.restarts(), rights_of(stage.database, RECONCILER_ROLE)]
 
     before = state()
     assert all(before)

@@ -62,13 +62,13 @@ def timed_failure(
 
 
 def assert_each_once(stage: Stage, workspaces: list[str]) -> None:
-    """Fail unless each of these, and nobody else, is offline with one event and one debt that one call has paid."""
+    """Fail unless each of these, and nobody else, is offline with one event and one restart, accepted in one call."""
     once = dict.fromkeys(workspaces, 1)
     offline = [one for one, status in stage.fleet.statuses().items() if status == "offline"]
     assert sorted(offline) == sorted(workspaces)
     assert Counter(event["workspace_id"] for event in stage.fleet.events()) == once
     assert Counter(call.workspace_id for call in stage.platform.calls) == once
-    assert Counter(debt["workspace_id"] for debt in stage.fleet.restarts() if debt["outcome"] == "paid") == once
+    assert Counter(one["workspace_id"] for one in stage.fleet.restarts() if one["outcome"] == "accepted") == once
 
 
 def go_on(stage: Stage, **settings: str) -> None:
@@ -204,7 +204,7 @@ class Freeze:
 
 FREEZES = {
     "at its first words": Freeze(b"BEGIN", deadline_s=1),
-    "as the lease is taken": Freeze(b"reconciler.lease AS held", deadline_s=1),
+    "as the lease is taken": Freeze(b"reconciler.lease AS current", deadline_s=1),
     "as the candidates are selected": Freeze(b"instance_id <> ", deadline_s=1),
     "as the second flip is committed": Freeze(b"COMMIT", nth=7),
     "as a restart is claimed": Freeze(b"claimed_by = "),
@@ -342,7 +342,7 @@ def test_an_answer_that_comes_after_the_cycle_changes_nothing(stage: Stage) -> N
     stage.control_plane.drain()
     stage.ec2.drain()
     assert Snapshot.of(stage.database) == left
-    assert (left.events, left.debts, stage.platform.calls) == ([], [], [])
+    assert (left.events, left.restarts, stage.platform.calls) == ([], [], [])
 
 
 def run_frozen(stage: Stage, script: Script[Any], meanwhile: Callable[[], object], **which: Any) -> None:

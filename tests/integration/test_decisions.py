@@ -143,4 +143,4 @@ def test_a_second_cycle_finds_nothing_left_to_do(stage: Stage) -> None:
     stage.cycle().assert_only_flipped({workspace: "terminated"})
     again = stage.cycle()
     again.assert_only_flipped({})
-    assert (again.report["candidates"], again.report["restarts"]["requested"]) == (2, 0)
+    assert (again.report["candidates"], again.report["restarts"]["accepted"]) == (2, 0)

@@ -1,4 +1,4 @@
-"""A workspace that is held is nobody's to flip or restart until the hold ends, whenever it is placed."""
+"""Nobody flips or restarts a workspace on hold until the hold ends, whenever it was placed."""
 
 import contextlib
 import json
@@ -12,7 +12,7 @@ import pytest
 
 from handler.errors import RequestError, RightsMissingError
 from sandbox.postgres import Database
-from tests.integration.test_door import everything, let_it_only_read
+from tests.integration.test_entry_point import everything, let_it_only_read
 from tests.support.events import DRY_RUN
 from tests.support.marks import both_status_types
 from tests.support.postgres_proxy import PostgresProxy
@@ -22,7 +22,7 @@ from tests.support.stage import Outcome, Stage
 SLACK_S = 10.0
 A_WHILE_S = 600.0
 NO_BREAKER = {"BREAKER_MAX_DEAD_FRACTION": "1"}
-UNPAYABLE: dict[str, str | None] = {"PLATFORM_BASE_URL": None}
+NO_PLATFORM: dict[str, str | None] = {"PLATFORM_BASE_URL": None}
 NOBODY = "00000000-0000-4000-8000-000000000001"
 # Whoever has not come by then never will.
 TIMEOUT_S = 30.0
@@ -42,8 +42,8 @@ def release(stage: Stage, *workspaces: str, mode: str = "apply") -> Outcome:
     return stage.glance({"mode": mode, "release": list(workspaces)})
 
 
-def held(stage: Stage) -> dict[str, str]:
-    """Return who is held, and why."""
+def on_hold(stage: Stage) -> dict[str, str]:
+    """Return which workspaces are on hold, and why."""
     rows = stage.database.query("SELECT workspace_id::text AS id, reason FROM reconciler.holds WHERE ends_at > now()")
     return {row["id"]: row["reason"] for row in rows}
 
@@ -58,13 +58,13 @@ def hold_meanwhile(stage: Stage, *workspaces: str) -> dict[str, Any]:
 
 
 @both_probes
-def test_a_held_workspace_is_not_looked_at_flipped_or_restarted(stage: Stage, probe: str) -> None:
+def test_a_workspace_on_hold_is_not_looked_at_flipped_or_restarted(stage: Stage, probe: str) -> None:
     workspace, other = stage.add_all(2, "terminated")
     hold(stage, workspace)
     for event in ({"mode": "apply"}, {"mode": "apply", "workspace_ids": [workspace, other]}):
         outcome = stage.cycle(event, **stage.settings(probe), **NO_BREAKER)
         outcome.assert_untouched(workspace)
-        assert (outcome.report["candidates"], outcome.report["held"]) == (int(outcome.flipped == {other}), 1)
+        assert (outcome.report["candidates"], outcome.report["on_hold"]) == (int(outcome.flipped == {other}), 1)
     assert other in {call.workspace_id for call in stage.platform.calls}
 
 
@@ -84,7 +84,7 @@ def test_a_hold_ends_by_itself_after_the_seconds_given(stage: Stage) -> None:
     stage.fleet.age_everything(SLACK_S)
     outcome = stage.cycle(**NO_BREAKER)
     outcome.assert_only_flipped({workspace: "terminated"})
-    assert outcome.report["held"] == 0
+    assert outcome.report["on_hold"] == 0
 
 
 def expires(stage: Stage, _: str) -> None:
@@ -95,28 +95,28 @@ ENDINGS: dict[str, Callable[[Stage, str], object]] = {"expires": expires, "is re
 
 
 @pytest.mark.parametrize("ends", ENDINGS.values(), ids=ENDINGS.keys())
-def test_what_is_owed_to_a_held_workspace_waits_until_the_hold_ends_and_is_paid_then(
+def test_the_restart_of_a_workspace_on_hold_waits_until_the_hold_ends_and_is_asked_for_then(
     stage: Stage, ends: Callable[[Stage, str], object]
 ) -> None:
     workspace = stage.add("terminated")
-    stage.cycle(**UNPAYABLE, **NO_BREAKER).assert_only_owed(workspace)
+    stage.cycle(**NO_PLATFORM, **NO_BREAKER).assert_only_owed(workspace)
     hold(stage, workspace, seconds=int(A_WHILE_S))
     stage.fleet.age_everything(A_WHILE_S - SLACK_S)
     waiting = stage.cycle()
     assert (waiting.calls, waiting.report["restarts"]["pending"]) == ([], 1)
     assert waiting.metrics()[0]["OldestRestartAge"] == [0], "nobody waits for it"
     ends(stage, workspace)
-    paid = stage.cycle()
-    assert [call.workspace_id for call in paid.calls] == [workspace]
-    assert (paid.report["restarts"]["requested"], paid.report["restarts"]["pending"]) == (1, 0)
+    afterwards = stage.cycle()
+    assert [call.workspace_id for call in afterwards.calls] == [workspace]
+    assert (afterwards.report["restarts"]["accepted"], afterwards.report["restarts"]["pending"]) == (1, 0)
 
 
-def test_what_is_owed_to_a_held_workspace_that_moves_on_is_void(stage: Stage) -> None:
+def test_the_restart_of_a_workspace_on_hold_that_moves_on_is_cancelled(stage: Stage) -> None:
     workspace = stage.add("terminated")
-    stage.cycle(**UNPAYABLE, **NO_BREAKER).assert_only_owed(workspace)
+    stage.cycle(**NO_PLATFORM, **NO_BREAKER).assert_only_owed(workspace)
     hold(stage, workspace)
     stage.fleet.update(workspace, status="removed")
-    assert stage.cycle().report["restarts"]["void"] == 1
+    assert stage.cycle().report["restarts"]["cancelled"] == 1
 
 
 def test_others_are_flipped_and_restarted_as_ever(stage: Stage) -> None:
@@ -126,7 +126,7 @@ def test_others_are_flipped_and_restarted_as_ever(stage: Stage) -> None:
     stage.cycle().assert_only_flipped({dead: "stopped"})
 
 
-def test_the_held_do_not_count_for_the_breaker(stage: Stage) -> None:
+def test_workspaces_on_hold_do_not_count_for_the_breaker(stage: Stage) -> None:
     stage.add_all(2, "running")
     *dead, last = stage.add_all(4, "terminated")
     assert stage.cycle(DRY_RUN).report["breaker_open"]
@@ -136,20 +136,20 @@ def test_the_held_do_not_count_for_the_breaker(stage: Stage) -> None:
     outcome.assert_only_flipped({last: "terminated"})
 
 
-@pytest.mark.parametrize("held_from", [0, 1], ids=["before the pass", "amid the pass"])
-def test_a_hold_takes_a_candidate_away_and_leaves_the_others_their_turn(stage: Stage, held_from: int) -> None:
+@pytest.mark.parametrize("hold_from", [0, 1], ids=["before the pass", "amid the pass"])
+def test_a_hold_takes_a_candidate_away_and_leaves_the_others_their_turn(stage: Stage, hold_from: int) -> None:
     ids = sorted(stage.add_all(5, "running"))
     seen: list[str] = []
     passes = []
     for number in range(3):
-        if number == held_from:
+        if number == hold_from:
             hold(stage, ids[1])  # amid the pass it is the one that the cursor is at
         stage.control_plane.requests.clear()
         outcome = stage.cycle(**stage.settings("control_plane"), CANDIDATE_LIMIT="2")
         seen += [request.workspace_id for request in stage.control_plane.requests]
         passes.append(outcome.report["completed_pass"])
     others = [one for one in ids if one != ids[1]]
-    if held_from == 0:
+    if hold_from == 0:
         assert [set(seen[place : place + 2]) for place in (0, 2)] == [set(others[:2]), set(others[2:])]
         assert passes == [False, True, False]
     else:
@@ -158,10 +158,10 @@ def test_a_hold_takes_a_candidate_away_and_leaves_the_others_their_turn(stage: S
         assert passes == [False, False, True]
 
 
-def test_a_fleet_that_is_held_as_a_whole_is_a_completed_pass(stage: Stage) -> None:
+def test_a_fleet_that_is_on_hold_as_a_whole_is_a_completed_pass(stage: Stage) -> None:
     hold(stage, *stage.add_all(2, "terminated"))
     report = stage.cycle().report
-    assert (report["candidates"], report["completed_pass"], report["held"]) == (0, True, 2)
+    assert (report["candidates"], report["completed_pass"], report["on_hold"]) == (0, True, 2)
 
 
 # --- placed while a cycle is under way ---
@@ -179,14 +179,14 @@ def test_a_hold_that_is_placed_before_the_flip_prevents_it(stage: Stage, probe: 
         stage.control_plane.script.before(lambda _: hold_meanwhile(stage, workspace), nth=look, workspace_id=workspace)
     outcome = stage.cycle({"mode": mode}, **stage.settings(probe))
     outcome.assert_untouched(workspace)
-    assert outcome.reasons == {workspace: "status_moved"}
-    assert outcome.skips == {"status_moved": 1}
+    assert outcome.reasons == {workspace: "on_hold"}
+    assert outcome.skips == {"on_hold": 1}
     assert outcome.report["flips"] == []
 
 
 def test_a_hold_that_is_placed_while_old_instances_are_looked_at_prevents_the_restart(stage: Stage) -> None:
     workspace = stage.add("terminated")
-    stage.cycle(**UNPAYABLE, **NO_BREAKER).assert_only_owed(workspace)
+    stage.cycle(**NO_PLATFORM, **NO_BREAKER).assert_only_owed(workspace)
     stage.ec2.script.before(lambda _: hold_meanwhile(stage, workspace), nth=1)
     outcome = stage.cycle()
     assert (outcome.calls, outcome.report["restarts"]["pending"]) == ([], 1)
@@ -210,14 +210,14 @@ def test_a_hold_waits_for_a_flip_that_is_under_way(stage: Stage) -> None:
     def place() -> None:
         placed.append(hands.submit(hold_meanwhile, stage, workspace))
         wait_for_a_lock(stage.database, "transactionid")
-        assert held(stage) == {}
+        assert on_hold(stage) == {}
 
     with PostgresProxy(stage.database) as proxy, ThreadPoolExecutor() as hands:
         proxy.before(b"WITH flipped", place)
         outcome = stage.cycle(DATABASE_URL=proxy.url)
-        assert placed[0].result(TIMEOUT_S)["held"] == 1
+        assert placed[0].result(TIMEOUT_S)["on_hold"] == 1
     assert outcome.flipped == {workspace}
-    assert held(stage).keys() == {workspace}
+    assert on_hold(stage).keys() == {workspace}
 
 
 # What a policy does at each row that a session reads: after the statement's snapshot, and before the row's lock.
@@ -264,12 +264,12 @@ def test_no_flip_begins_after_a_hold_was_placed_however_close(stage: Stage) -> N
     workspace = stage.add("terminated")
     outcome = cycle_stopped_at_a_lock(stage, 2, "workspaces", workspace)
     outcome.assert_untouched(workspace)
-    assert outcome.reasons == {workspace: "status_moved"}
+    assert outcome.reasons == {workspace: "on_hold"}
 
 
 def test_no_restart_is_claimed_after_a_hold_was_placed_however_close(stage: Stage) -> None:
     workspace = stage.add("terminated")
-    stage.cycle(**UNPAYABLE, **NO_BREAKER).assert_only_owed(workspace)
+    stage.cycle(**NO_PLATFORM, **NO_BREAKER).assert_only_owed(workspace)
     outcome = cycle_stopped_at_a_lock(stage, 1, "reconciler.restarts", workspace)
     assert (outcome.calls, outcome.report["restarts"]["pending"]) == ([], 1)
     assert stage.fleet.restarts(workspace)[0]["attempts"] == 0
@@ -278,7 +278,7 @@ def test_no_restart_is_claimed_after_a_hold_was_placed_however_close(stage: Stag
 # --- what is answered and told ---
 
 
-def test_a_hold_is_answered_with_all_that_are_held_why_and_until_when(stage: Stage) -> None:
+def test_a_hold_is_answered_with_all_that_are_on_hold_why_and_until_when(stage: Stage) -> None:
     first, second = stage.add_all(2, "running")
     hold(stage, second, seconds=7200, reason="an upgrade of the disk")
     outcome = hold(stage, first, seconds=600)
@@ -288,7 +288,7 @@ def test_a_hold_is_answered_with_all_that_are_held_why_and_until_when(stage: Sta
     assert answer == {
         "mode": "apply",
         "outcome": "held",
-        "held": 2,
+        "on_hold": 2,
         "holds": [
             {"workspace_id": first, "reason": "maintenance"},
             {"workspace_id": second, "reason": "an upgrade of the disk"},
@@ -300,30 +300,30 @@ def test_a_hold_is_answered_with_all_that_are_held_why_and_until_when(stage: Sta
     assert (line["workspace_id"], line["reason"], line["mode"]) == (first, "for 600 s: maintenance", "apply")
 
 
-def test_a_release_is_answered_with_those_that_are_still_held(stage: Stage) -> None:
+def test_a_release_is_answered_with_those_that_are_still_on_hold(stage: Stage) -> None:
     first, second = stage.add_all(2, "running")
     hold(stage, first, second)
     outcome = release(stage, first, NOBODY)
-    assert (outcome.report["outcome"], outcome.report["held"]) == ("released", 1)
+    assert (outcome.report["outcome"], outcome.report["on_hold"]) == ("released", 1)
     assert [one["workspace_id"] for one in outcome.report["holds"]] == [second]
     assert [line["workspace_id"] for line in outcome.lines("workspace released")] == [first, NOBODY]
 
 
 def test_the_answer_lists_a_hundred_and_counts_all(stage: Stage) -> None:
     answer = hold(stage, *stage.add_all(101, "running")).report
-    assert (len(answer["holds"]), answer["held"]) == (100, 101)
+    assert (len(answer["holds"]), answer["on_hold"]) == (100, 101)
 
 
-def test_the_held_are_in_the_report_and_the_metrics_of_each_cycle(stage: Stage) -> None:
+def test_the_number_on_hold_is_in_the_report_and_the_metrics_of_each_cycle(stage: Stage) -> None:
     hold(stage, *stage.add_all(2, "running"))
     outcome = stage.cycle()
-    assert (outcome.report["held"], outcome.metrics()[0]["Held"]) == (2, [2])
-    assert outcome.lines("cycle finished")[0]["held"] == 2
+    assert (outcome.report["on_hold"], outcome.metrics()[0]["OnHold"]) == (2, [2])
+    assert outcome.lines("cycle finished")[0]["on_hold"] == 2
 
 
 def test_neither_event_is_a_cycle(stage: Stage) -> None:
     workspace = stage.add("terminated")
-    stage.cycle(**UNPAYABLE, **NO_BREAKER)
+    stage.cycle(**NO_PLATFORM, **NO_BREAKER)
     stage.ec2.calls.clear()
     for outcome in (hold(stage, workspace), release(stage, workspace)):
         assert (outcome.calls, outcome.metrics(), outcome.lines("cycle finished")) == ([], [], [])
@@ -333,46 +333,46 @@ def test_neither_event_is_a_cycle(stage: Stage) -> None:
 def test_an_engineer_need_not_wait_for_the_cycle_under_way(stage: Stage) -> None:
     workspace = stage.add("running")
     stage.control_plane.script.before(lambda _: hold_meanwhile(stage, workspace), nth=1)
-    assert stage.cycle(**stage.settings("control_plane")).report["held"] == 1
+    assert stage.cycle(**stage.settings("control_plane")).report["on_hold"] == 1
 
 
-def test_a_hold_of_a_workspace_that_is_held_replaces_it(stage: Stage) -> None:
+def test_a_hold_of_a_workspace_that_is_on_hold_replaces_it(stage: Stage) -> None:
     workspace = stage.add("terminated")
     hold(stage, workspace, seconds=7200, reason="first")
     answer = hold(stage, workspace, seconds=60, reason="second").report
-    assert (answer["held"], held(stage)) == (1, {workspace: "second"})
+    assert (answer["on_hold"], on_hold(stage)) == (1, {workspace: "second"})
     stage.fleet.age_everything(61)
     assert stage.cycle(**NO_BREAKER).flipped == {workspace}
-    assert hold(stage, workspace).report["held"] == 1, "one that has ended is placed anew"
+    assert hold(stage, workspace).report["on_hold"] == 1, "one that has ended is placed anew"
 
 
-def test_a_workspace_that_does_not_exist_is_refused_by_name_and_nobody_is_held(stage: Stage) -> None:
+def test_a_workspace_that_does_not_exist_is_refused_by_name_and_nothing_is_put_on_hold(stage: Stage) -> None:
     workspace = stage.add("running")
     with pytest.raises(RequestError, match=rf"^event field hold\.workspace_ids: .*{NOBODY}"):
         hold(stage, workspace, NOBODY)
-    assert held(stage) == {}
+    assert on_hold(stage) == {}
 
 
 def test_ids_may_be_written_in_capitals(stage: Stage) -> None:
     workspace = stage.add("running")
     hold(stage, workspace.upper())
-    assert held(stage).keys() == {workspace}
+    assert on_hold(stage).keys() == {workspace}
     release(stage, workspace.upper())
-    assert held(stage) == {}
+    assert on_hold(stage) == {}
 
 
 def test_a_reason_is_kept_and_told_as_it_was_written(stage: Stage) -> None:
     reason = 'Ärger\'; DROP TABLE workspaces; -- "größer" 日本'
     workspace = stage.add("running")
     outcome = hold(stage, workspace, reason=reason)
-    assert outcome.report["holds"][0]["reason"] == held(stage)[workspace] == reason
+    assert outcome.report["holds"][0]["reason"] == on_hold(stage)[workspace] == reason
 
 
 # --- dry runs ---
 
 
 @pytest.mark.parametrize(("mode", "settings"), [("dry-run", {}), ("apply", {"MODE": "dry-run"})], ids=["event", "MODE"])
-def test_a_dry_run_says_who_is_held_and_writes_nothing_and_needs_no_right_to(
+def test_a_dry_run_says_who_is_on_hold_and_writes_nothing_and_needs_no_right_to(
     stage: Stage, mode: str, settings: dict[str, str]
 ) -> None:
     exempt, other = stage.add_all(2, "running")
@@ -383,7 +383,7 @@ def test_a_dry_run_says_who_is_held_and_writes_nothing_and_needs_no_right_to(
         outcome = stage.glance(event, **settings)
         assert everything(stage.database) == before
         answer = outcome.report
-        assert (answer["mode"], answer["outcome"], answer["held"]) == ("dry-run", "unchanged", 1)
+        assert (answer["mode"], answer["outcome"], answer["on_hold"]) == ("dry-run", "unchanged", 1)
         assert [one["workspace_id"] for one in answer["holds"]] == [exempt]
         assert outcome.lines("workspace on hold") == outcome.lines("workspace released") == []
 
@@ -399,4 +399,4 @@ def test_a_release_by_an_event_without_a_mode_is_a_dry_run(stage: Stage) -> None
     workspace = stage.add("running")
     hold(stage, workspace)
     assert stage.glance({"release": [workspace]}).report["outcome"] == "unchanged"
-    assert held(stage).keys() == {workspace}
+    assert on_hold(stage).keys() == {workspace}

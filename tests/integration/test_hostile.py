@@ -138,7 +138,7 @@ def test_a_platform_that_answers_with_a_flood_is_not_listened_to(stage: Stage) -
     dead = stage.add("terminated")
     with _Endless() as flood:
         outcome = stage.cycle(PLATFORM_BASE_URL=flood.url)
-    assert outcome.report["restarts"]["requested"] == 1
+    assert outcome.report["restarts"]["accepted"] == 1
     assert outcome.flipped == {dead}
     assert "xxxx" not in outcome.output
 
@@ -225,10 +225,10 @@ def test_whoever_has_the_functions_database_login_cannot_do_that(stage: Stage, n
     assert code in ("42501", "0LP01")
 
 
-def test_whoever_has_it_can_take_any_workspace_offline_but_a_forged_debt_of_the_living_is_not_paid(
+def test_whoever_has_it_can_take_any_workspace_offline_but_a_forged_restart_of_the_living_is_not_asked_for(
     stage: Stage,
 ) -> None:
-    """What is not prevented, and what is: the flip needs the right, and a debt is looked at before it is paid."""
+    """What is not prevented, and what is: the flip needs the right, and each restart is preceded by a probe."""
     living = stage.add("running")
     with contextlib.closing(_as_reconciler(stage)) as connection:
         connection.run("UPDATE workspaces SET status = 'offline'")
@@ -240,7 +240,7 @@ def test_whoever_has_it_can_take_any_workspace_offline_but_a_forged_debt_of_the_
         )
     outcome = stage.cycle()
     assert outcome.calls == []
-    assert outcome.report["restarts"]["void"] == 1
+    assert outcome.report["restarts"]["cancelled"] == 1
 
 
 def _as_reconciler(stage: Stage) -> Any:

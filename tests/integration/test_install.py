@@ -16,6 +16,7 @@ from handler.errors import (
     StoreError,
 )
 from handler.install import lambda_handler, requested_role
+from sandbox.lambda_context import LambdaContext
 from sandbox.postgres import OWNER_ROLE, RECONCILER_ROLE, Database, PostgresServer
 
 ROOT = Path(__file__).parents[2]
@@ -61,7 +62,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 def installed(environment: pytest.MonkeyPatch, url: str, event: object = EVENT) -> dict[str, Any]:
     environment.setenv("DATABASE_URL", url)
-    return lambda_handler(event, None)
+    return lambda_handler(event, LambdaContext())
 
 
 def rights(database: Database, role: str) -> set[tuple[str, ...]]:

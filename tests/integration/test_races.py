@@ -193,7 +193,7 @@ def test_a_row_that_was_locked_is_flipped_by_the_next_cycle(stage: Stage) -> Non
 
 @pytest.mark.parametrize("probe", ["ec2", "control_plane"])
 @pytest.mark.parametrize(
-    ("fresh_s", "held_back"),
+    ("fresh_s", "spared"),
     [
         pytest.param(None, {5.0, -3600.0}, id="60 s unless set"),
         pytest.param("1000", {5.0, -3600.0, LONG_AGO_S}, id="1000 s"),
@@ -201,14 +201,14 @@ def test_a_row_that_was_locked_is_flipped_by_the_next_cycle(stage: Stage) -> Non
     ],
 )
 def test_a_young_heartbeat_holds_a_flip_back_and_an_old_one_or_none_does_not(
-    stage: Stage, probe: str, fresh_s: str | None, held_back: set[float]
+    stage: Stage, probe: str, fresh_s: str | None, spared: set[float]
 ) -> None:
     stage.add_all(6, "running")
     ages = [5.0, -3600.0, LONG_AGO_S, 7200.0, None]
     workspaces = {age: stage.add("stopped", heartbeat_age_s=age) for age in ages}
     outcome = stage.cycle(**stage.settings(probe), HEARTBEAT_FRESH_SECONDS=fresh_s)
-    outcome.assert_only_flipped({one: "stopped" for age, one in workspaces.items() if age not in held_back})
-    assert outcome.reasons == {workspaces[age]: "fresh_heartbeat" for age in held_back}
+    outcome.assert_only_flipped({one: "stopped" for age, one in workspaces.items() if age not in spared})
+    assert outcome.reasons == {workspaces[age]: "fresh_heartbeat" for age in spared}
 
 
 def test_a_workspace_whose_heartbeats_end_is_flipped_once_the_last_one_has_aged(stage: Stage) -> None:
@@ -240,7 +240,7 @@ FAILURES = {
         "REVOKE INSERT (payload) ON structure_events FROM reconciler",
         "GRANT INSERT (payload) ON structure_events TO reconciler",
     ),
-    "its role loses the right to write debts": (
+    "its role loses the right to write owed restarts": (
         "REVOKE INSERT ON reconciler.restarts FROM reconciler",
         "GRANT INSERT ON reconciler.restarts TO reconciler",
     ),
@@ -252,7 +252,7 @@ FAILURES = {
         TRIGGER.format(table="structure_events"),
         "DROP FUNCTION refuse CASCADE",
     ),
-    "the debt cannot be written": (
+    "the owed restart cannot be written": (
         TRIGGER.format(table="reconciler.restarts"),
         "DROP FUNCTION refuse CASCADE",
     ),

@@ -1,4 +1,4 @@
-"""What becomes of a restart that is owed: paid, refused, blocked, uncertain or void, and asked for when."""
+"""What becomes of a restart that is owed: accepted, refused, blocked, uncertain or cancelled, and asked for when."""
 
 import contextlib
 import itertools
@@ -37,9 +37,9 @@ MORE_THAN_LOOKED_AT = 102
 SLOW_SECRET_S = 0.3
 # Most of some fleets is dead here, and not by a fault of the probe's.
 NO_BREAKER = {"BREAKER_MAX_DEAD_FRACTION": "1"}
-UNPAYABLE: dict[str, str | None] = {"PLATFORM_BASE_URL": None}
+NO_PLATFORM: dict[str, str | None] = {"PLATFORM_BASE_URL": None}
 
-TAKEN = Answer(202)
+ACCEPTED = Answer(202)
 REFUSED = Answer(503)
 
 both_probes = pytest.mark.parametrize("probe", ["ec2", "control_plane"])
@@ -81,15 +81,15 @@ def restarts(outcome: Outcome) -> dict[str, int]:
     return {name: count for name, count in outcome.report["restarts"].items() if count}
 
 
-def debt_of(stage: Stage, workspace: str) -> dict[str, Any]:
+def newest_restart(stage: Stage, workspace: str) -> dict[str, Any]:
     """Return the newest restart that is or was owed to a workspace."""
     return stage.fleet.restarts(workspace)[-1]
 
 
 def due_in_s(stage: Stage, workspace: str) -> float:
-    debt = debt_of(stage, workspace)
-    assert debt["closed_at"] is None
-    due_at: datetime = debt["due_at"]
+    restart = newest_restart(stage, workspace)
+    assert restart["closed_at"] is None
+    due_at: datetime = restart["due_at"]
     return (due_at - datetime.now(UTC)).total_seconds()
 
 
@@ -126,7 +126,7 @@ def test_the_platform_gets_its_token_the_organisation_and_the_instance_that_is_m
     stage: Stage, org_id: str | None
 ) -> None:
     workspace = stage.add("terminated")
-    with Recorder(TAKEN) as platform:
+    with Recorder(ACCEPTED) as platform:
         outcome = stage.cycle(PLATFORM_BASE_URL=platform.url, PLATFORM_TOKEN="a-token", PLATFORM_ORG_ID=org_id)
     (request,) = platform.requests
     assert (request.method, request.path, request.query) == ("POST", f"/workspaces/{workspace}/restart", {})
@@ -135,7 +135,7 @@ def test_the_platform_gets_its_token_the_organisation_and_the_instance_that_is_m
         "authorization": "Bearer a-token",
         "content-type": "application/json",
     } | ({"x-molecule-org-id": org_id} if org_id else {})
-    assert restarts(outcome) == {"requested": 1}
+    assert restarts(outcome) == {"accepted": 1}
 
 
 def test_a_dead_workspace_is_online_again_on_a_new_instance(
@@ -151,10 +151,10 @@ def test_a_dead_workspace_is_online_again_on_a_new_instance(
     assert (row["status"], row["instance_id"]) == ("online", restart.new_instance_id)
     assert (restart.workspace_id, restart.old_instance_id) == (workspace, dead)
     assert fleet.row(other)["instance_id"] == running
-    assert report["restarts"] == dict.fromkeys(report["restarts"], 0) | {"requested": 1}
+    assert report["restarts"] == dict.fromkeys(report["restarts"], 0) | {"accepted": 1}
 
 
-# --- paid ---
+# --- accepted ---
 
 
 @pytest.mark.parametrize(
@@ -168,24 +168,24 @@ def test_a_dead_workspace_is_online_again_on_a_new_instance(
 def test_a_restart_that_the_platform_takes_is_never_asked_for_again(stage: Stage, reply: Reply) -> None:
     workspace = stage.add("terminated")
     order(stage, reply)
-    assert restarts(stage.cycle()) == {"requested": 1}
-    assert debt_of(stage, workspace)["outcome"] == "paid"
+    assert restarts(stage.cycle()) == {"accepted": 1}
+    assert newest_restart(stage, workspace)["outcome"] == "accepted"
     stage.fleet.age_everything(A_DAY_S)
     later = stage.cycle()
     assert later.calls == []
-    assert restarts(later) == {}
+    assert restarts(later) == {"unrecovered": 1}, "the workspace is still offline"
 
 
 def test_a_few_restarts_are_asked_for_at_once_and_not_all(stage: Stage) -> None:
     stage.add_all(MANY, "terminated")
     always(stage, Answer(202, delay_s=0.2))
-    assert restarts(stage.cycle(**NO_BREAKER)) == {"requested": MANY}
+    assert restarts(stage.cycle(**NO_BREAKER)) == {"accepted": MANY}
     assert 1 < stage.platform.peak_in_flight <= CALLS_AT_ONCE
 
 
 def test_one_cycle_asks_for_as_many_restarts_as_it_may_and_the_next_ones_for_the_rest(stage: Stage) -> None:
     stage.add_all(5, "terminated")
-    always(stage, TAKEN)
+    always(stage, ACCEPTED)
     cycles = [stage.cycle(**NO_BREAKER, RESTARTS_PER_CYCLE="2") for _ in range(4)]
     assert [len(cycle.calls) for cycle in cycles] == [2, 2, 1, 0]
     assert [cycle.report["restarts"]["pending"] for cycle in cycles] == [3, 1, 0, 0]
@@ -198,30 +198,30 @@ def test_one_cycle_asks_for_as_many_restarts_as_it_may_and_the_next_ones_for_the
 @pytest.mark.parametrize("status", [400, 401, 404, 429, 500, 503])
 def test_a_refused_restart_stays_owed_and_is_asked_for_again_a_minute_later(stage: Stage, status: int) -> None:
     workspace = stage.add("terminated")
-    order(stage, Answer(status), TAKEN)
-    assert restarts(stage.cycle()) == {"failed": 1, "pending": 1}
+    order(stage, Answer(status), ACCEPTED)
+    assert restarts(stage.cycle()) == {"refused": 1, "pending": 1}
     assert due_in_s(stage, workspace) == about(60)
     at_once = stage.cycle()
     assert at_once.calls == []
     assert restarts(at_once) == {"pending": 1}
     stage.fleet.age_everything(A_MINUTE_S)
-    assert restarts(stage.cycle()) == {"requested": 1}
+    assert restarts(stage.cycle()) == {"accepted": 1}
 
 
 @pytest.mark.parametrize(
-    ("settings", "pauses_s"),
+    ("settings", "waits_s"),
     [({}, [60, 120, 240, 480, 900, 900]), ({"RESTART_RETRY_SECONDS": "400"}, [400, 800, 900, 900])],
     ids=["as set by default", "from 400 seconds on"],
 )
-def test_the_pause_between_refusals_doubles_up_to_fifteen_minutes(
-    stage: Stage, settings: dict[str, str], pauses_s: list[float]
+def test_the_wait_between_refusals_doubles_up_to_fifteen_minutes(
+    stage: Stage, settings: dict[str, str], waits_s: list[float]
 ) -> None:
     workspace = stage.add("terminated")
     always(stage, REFUSED)
-    for pause_s in pauses_s:
-        assert restarts(stage.cycle(**settings)) == {"failed": 1, "pending": 1}
-        assert due_in_s(stage, workspace) == about(pause_s)
-        stage.fleet.age_everything(pause_s)
+    for wait_s in waits_s:
+        assert restarts(stage.cycle(**settings)) == {"refused": 1, "pending": 1}
+        assert due_in_s(stage, workspace) == about(wait_s)
+        stage.fleet.age_everything(wait_s)
 
 
 def test_a_platform_that_is_down_is_asked_again_when_it_is_up(stage: Stage) -> None:
@@ -229,19 +229,19 @@ def test_a_platform_that_is_down_is_asked_again_when_it_is_up(stage: Stage) -> N
     with socket.socket() as nobody:  # who holds the port, and does not listen
         nobody.bind(("127.0.0.1", 0))
         down = stage.cycle(PLATFORM_BASE_URL=f"http://127.0.0.1:{nobody.getsockname()[1]}")
-    assert restarts(down) == {"failed": 1, "pending": 1}
+    assert restarts(down) == {"refused": 1, "pending": 1}
     assert due_in_s(stage, workspace) == about(60)
     stage.fleet.age_everything(A_MINUTE_S)
-    order(stage, TAKEN)
-    assert restarts(stage.cycle()) == {"requested": 1}
+    order(stage, ACCEPTED)
+    assert restarts(stage.cycle()) == {"accepted": 1}
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_a_redirect_is_a_refusal_and_is_not_followed(stage: Stage, status: int) -> None:
     stage.add("terminated")
-    with Recorder(TAKEN) as elsewhere:
+    with Recorder(ACCEPTED) as elsewhere:
         order(stage, Answer(status, headers={"Location": f"{elsewhere.url}/restart"}))
-        assert restarts(stage.cycle()) == {"failed": 1, "pending": 1}
+        assert restarts(stage.cycle()) == {"refused": 1, "pending": 1}
     assert elsewhere.requests == []
 
 
@@ -250,17 +250,17 @@ def test_a_platform_that_does_not_know_the_organisation_restarts_nothing_until_t
 ) -> None:
     stage.platform.org_id = "org-1"
     stage.add("terminated")
-    order(stage, TAKEN)
-    assert restarts(stage.cycle(PLATFORM_ORG_ID="org-2")) == {"failed": 1, "pending": 1}
+    order(stage, ACCEPTED)
+    assert restarts(stage.cycle(PLATFORM_ORG_ID="org-2")) == {"refused": 1, "pending": 1}
     stage.fleet.age_everything(A_MINUTE_S)
-    assert restarts(stage.cycle(PLATFORM_ORG_ID="org-1")) == {"requested": 1}
+    assert restarts(stage.cycle(PLATFORM_ORG_ID="org-1")) == {"accepted": 1}
 
 
 def test_one_refusal_keeps_no_other_restart_waiting(stage: Stage) -> None:
     refused, *_ = stage.add_all(MANY, "terminated")
     stage.platform.instead.reply(REFUSED, workspace_id=refused)
-    always(stage, TAKEN)
-    assert restarts(stage.cycle(**NO_BREAKER)) == {"requested": MANY - 1, "failed": 1, "pending": 1}
+    always(stage, ACCEPTED)
+    assert restarts(stage.cycle(**NO_BREAKER)) == {"accepted": MANY - 1, "refused": 1, "pending": 1}
 
 
 # --- asked to wait ---
@@ -281,13 +281,13 @@ def too_many(retry_after: str) -> Answer:
 @pytest.mark.parametrize("said", [seconds, a_date])
 def test_the_platform_is_left_alone_for_as_long_as_it_asks_to_be(stage: Stage, said: Callable[[int], str]) -> None:
     workspace = stage.add("terminated")
-    order(stage, too_many(said(600)), TAKEN)
-    assert restarts(stage.cycle()) == {"failed": 1, "pending": 1}
+    order(stage, too_many(said(600)), ACCEPTED)
+    assert restarts(stage.cycle()) == {"refused": 1, "pending": 1}
     assert due_in_s(stage, workspace) == about(600)
     stage.fleet.age_everything(600 - 2 * CLOCK_SLACK_S)
     assert stage.cycle().calls == []
     stage.fleet.age_everything(3 * CLOCK_SLACK_S)
-    assert restarts(stage.cycle()) == {"requested": 1}
+    assert restarts(stage.cycle()) == {"accepted": 1}
 
 
 def test_once_the_platform_asks_to_wait_a_cycle_begins_no_further_call(stage: Stage) -> None:
@@ -296,7 +296,7 @@ def test_once_the_platform_asks_to_wait_a_cycle_begins_no_further_call(stage: St
     outcome = stage.cycle(**NO_BREAKER)
     asked = {call.workspace_id for call in outcome.calls}
     assert 1 <= len(outcome.calls) <= CALLS_AT_ONCE
-    assert restarts(outcome) == {"failed": len(asked), "pending": MANY}
+    assert restarts(outcome) == {"refused": len(asked), "pending": MANY}
     assert {one["workspace_id"] for one in stage.fleet.restarts() if one["attempts"]} == asked
 
 
@@ -316,9 +316,9 @@ def test_a_restart_below_a_paused_ancestor_is_counted_as_blocked_until_the_ances
         assert restarts(not_asked) == {"blocked": 1, "pending": 1}
         stage.fleet.age_everything(A_DAY_S)
     stage.fleet.update(ancestor, status="offline")
-    order(stage, TAKEN)
-    assert restarts(stage.cycle()) == {"requested": 1}
-    assert debt_of(stage, workspace)["outcome"] == "paid"
+    order(stage, ACCEPTED)
+    assert restarts(stage.cycle()) == {"accepted": 1}
+    assert newest_restart(stage, workspace)["outcome"] == "accepted"
 
 
 def test_a_blocked_restart_that_gets_old_alarms_nobody(stage: Stage) -> None:
@@ -358,7 +358,7 @@ def test_what_is_uncertain_is_left_alone_for_as_long_as_is_set(
     stage: Stage, settings: dict[str, str], uncertain_s: float
 ) -> None:
     workspace = stage.add("terminated")
-    order(stage, Reset(), TAKEN)
+    order(stage, Reset(), ACCEPTED)
     assert restarts(stage.cycle(**settings)) == {"uncertain": 1, "pending": 1}
     assert due_in_s(stage, workspace) == about(uncertain_s)
     stage.fleet.age_everything(uncertain_s - 2 * CLOCK_SLACK_S)
@@ -366,7 +366,7 @@ def test_what_is_uncertain_is_left_alone_for_as_long_as_is_set(
     assert too_soon.calls == []
     assert restarts(too_soon) == {"pending": 1}
     stage.fleet.age_everything(2 * CLOCK_SLACK_S)
-    assert restarts(stage.cycle(**settings)) == {"requested": 1}
+    assert restarts(stage.cycle(**settings)) == {"accepted": 1}
 
 
 @pytest.mark.parametrize("reply", UNANSWERED.values(), ids=UNANSWERED.keys())
@@ -386,7 +386,7 @@ def test_a_platform_that_takes_half_a_minute_to_answer_is_not_asked_twice(stage:
         stage.fleet.update(call.workspace_id, status="provisioning")
 
     stage.platform.instead.before(take_time, nth=1)
-    order(stage, TAKEN)
+    order(stage, ACCEPTED)
     try:
         assert restarts(stage.cycle(CYCLE_DEADLINE_SECONDS="2")) == {"uncertain": 1, "pending": 1}
         for _ in range(4):
@@ -397,7 +397,7 @@ def test_a_platform_that_takes_half_a_minute_to_answer_is_not_asked_twice(stage:
         stopped.set()
     stage.platform.drain()
     stage.fleet.age_everything(A_MINUTE_S)
-    assert restarts(stage.cycle()) == {"void": 1}
+    assert restarts(stage.cycle()) == {"cancelled": 1}
     assert len(stage.platform.calls) == 1
 
 
@@ -411,9 +411,9 @@ def test_a_platform_that_hangs_or_drips_does_not_hold_the_cycle_past_its_deadlin
     assert hanging.report["flipped"] == MORE_THAN_AT_ONCE
     assert restarts(hanging) == {"uncertain": len(hanging.calls), "pending": MORE_THAN_AT_ONCE}
     stage.platform.instead.clear()
-    always(stage, TAKEN)
+    always(stage, ACCEPTED)
     recovered = stage.cycle(**NO_BREAKER)
-    assert restarts(recovered) == {"requested": len(recovered.calls), "pending": len(hanging.calls)}
+    assert restarts(recovered) == {"accepted": len(recovered.calls), "pending": len(hanging.calls)}
     assert len({call.workspace_id for call in stage.platform.calls}) == len(stage.platform.calls) == MORE_THAN_AT_ONCE
 
 
@@ -446,29 +446,29 @@ def refused_a_while_ago(stage: Stage, **settings: str) -> str:
     """Let a workspace be flipped and refused its restart, long enough ago; return its id."""
     workspace = stage.add("terminated")
     order(stage, REFUSED)
-    assert restarts(stage.cycle(**settings)) == {"failed": 1, "pending": 1}
+    assert restarts(stage.cycle(**settings)) == {"refused": 1, "pending": 1}
     stage.platform.instead.clear()
     stage.fleet.age_everything(A_MINUTE_S)
     return workspace
 
 
-def assert_void(stage: Stage, outcome: Outcome, workspace: str) -> None:
+def assert_cancelled(stage: Stage, outcome: Outcome, workspace: str) -> None:
     assert outcome.calls == []
-    assert restarts(outcome) == {"void": 1}
-    assert debt_of(stage, workspace)["outcome"] == "void"
+    assert restarts(outcome) == {"cancelled": 1}
+    assert newest_restart(stage, workspace)["outcome"] == "cancelled"
 
 
 @pytest.mark.parametrize("move", MOVES.values(), ids=MOVES.keys())
 def test_a_workspace_that_moved_on_is_not_restarted(stage: Stage, move: Callable[[Stage, str], None]) -> None:
     workspace = refused_a_while_ago(stage)
     move(stage, workspace)
-    assert_void(stage, stage.cycle(), workspace)
+    assert_cancelled(stage, stage.cycle(), workspace)
 
 
 def test_a_workspace_that_moved_on_is_owed_nothing_even_without_a_platform(stage: Stage) -> None:
     workspace = refused_a_while_ago(stage)
     stage.fleet.update(workspace, status="removed")
-    assert_void(stage, stage.cycle(**UNPAYABLE), workspace)
+    assert_cancelled(stage, stage.cycle(**NO_PLATFORM), workspace)
 
 
 @both_probes
@@ -479,7 +479,7 @@ def test_a_workspace_that_moves_on_while_its_old_instance_is_looked_at_is_not_re
     settings = stage.settings(probe)
     workspace = refused_a_while_ago(stage, **settings)
     script_of(stage, probe).before(lambda _: move(stage, workspace), nth=1)
-    assert_void(stage, stage.cycle(**settings), workspace)
+    assert_cancelled(stage, stage.cycle(**settings), workspace)
 
 
 @both_probes
@@ -487,14 +487,14 @@ def test_a_workspace_whose_instance_runs_again_is_not_restarted(stage: Stage, pr
     settings = stage.settings(probe)
     workspace = refused_a_while_ago(stage, **settings)
     stage.ec2.set_state(stage.instance_of(workspace), "running")
-    assert_void(stage, stage.cycle(**settings), workspace)
+    assert_cancelled(stage, stage.cycle(**settings), workspace)
 
 
 def test_a_workspace_whose_instance_runs_again_before_the_first_request_is_not_restarted(stage: Stage) -> None:
     workspace = stage.add("stopped")
-    assert restarts(stage.cycle(**UNPAYABLE)) == {"pending": 1}
+    assert restarts(stage.cycle(**NO_PLATFORM)) == {"pending": 1}
     stage.ec2.set_state(stage.instance_of(workspace), "running")
-    assert_void(stage, stage.cycle(), workspace)
+    assert_cancelled(stage, stage.cycle(), workspace)
 
 
 @both_probes
@@ -511,12 +511,12 @@ def test_a_restart_waits_while_nobody_knows_that_the_instance_is_still_dead(
     waiting = stage.cycle(**settings)
     assert waiting.calls == []
     assert restarts(waiting) == {"pending": 1}
-    assert debt_of(stage, workspace)["attempts"] == 1
+    assert newest_restart(stage, workspace)["attempts"] == 1
     script_of(stage, probe).clear()
     stage.ec2.set_state(stage.instance_of(workspace), "terminated")
     stage.fleet.age_everything(A_MINUTE_S)
-    order(stage, TAKEN)
-    assert restarts(stage.cycle(**settings)) == {"requested": 1}
+    order(stage, ACCEPTED)
+    assert restarts(stage.cycle(**settings)) == {"accepted": 1}
 
 
 @both_probes
@@ -530,9 +530,9 @@ def test_a_restart_is_asked_for_again_when_the_instance_is_still_dead(
         stage.ec2.forget(stage.instance_of(workspace))
     else:
         stage.ec2.set_state(stage.instance_of(workspace), state)
-    order(stage, TAKEN)
+    order(stage, ACCEPTED)
     outcome = stage.cycle(**settings)
-    assert restarts(outcome) == {"requested": 1}
+    assert restarts(outcome) == {"accepted": 1}
     assert [call.workspace_id for call in outcome.calls] == [workspace]
 
 
@@ -542,13 +542,13 @@ def test_a_restart_is_asked_for_again_when_the_instance_is_still_dead(
 def flipped_again(stage: Stage, **columns: Any) -> tuple[str, Outcome]:
     """Let a restart be uncertain, and the workspace come online a minute later, and be found dead in a next cycle."""
     workspace = stage.add("terminated")
-    order(stage, Reset(), TAKEN)
+    order(stage, Reset(), ACCEPTED)
     assert restarts(stage.cycle()) == {"uncertain": 1, "pending": 1}
     stage.fleet.age_everything(A_MINUTE_S)
     stage.fleet.update(workspace, status="online", **columns)
     outcome = stage.cycle()
     assert outcome.report["flipped"] == 1
-    assert [debt["outcome"] for debt in stage.fleet.restarts(workspace)][:-1] == ["void"]
+    assert [one["outcome"] for one in stage.fleet.restarts(workspace)][:-1] == ["cancelled"]
     assert len(stage.fleet.events(workspace)) == 2
     return workspace, outcome
 
@@ -557,29 +557,29 @@ def test_where_nothing_at_all_is_found_an_old_restart_waits(stage: Stage) -> Non
     stage.add("running")
     stage.add("stopped")
     settings = stage.settings("control_plane")
-    order(stage, REFUSED, TAKEN)
-    assert restarts(stage.cycle(**settings)) == {"failed": 1, "pending": 1}
+    order(stage, REFUSED, ACCEPTED)
+    assert restarts(stage.cycle(**settings)) == {"refused": 1, "pending": 1}
     stage.fleet.age_everything(A_MINUTE_S + CLOCK_SLACK_S)
     stage.control_plane.script.reply(state_answer("not_found"))
     assert stage.cycle(**settings).calls == []
     stage.control_plane.script.clear()
     stage.fleet.age_everything(A_MINUTE_S + CLOCK_SLACK_S)
-    assert restarts(stage.cycle(**settings)) == {"requested": 1}
+    assert restarts(stage.cycle(**settings)) == {"accepted": 1}
 
 
 def test_where_there_is_nobody_to_compare_with_an_instance_that_is_gone_is_restarted(stage: Stage) -> None:
     workspace = stage.add("terminated")
-    order(stage, REFUSED, TAKEN)
+    order(stage, REFUSED, ACCEPTED)
     stage.cycle(**NO_BREAKER)
     stage.ec2.forget(stage.instance_of(workspace))
     stage.fleet.age_everything(A_MINUTE_S + CLOCK_SLACK_S)
-    assert restarts(stage.cycle(**NO_BREAKER)) == {"requested": 1}
+    assert restarts(stage.cycle(**NO_BREAKER)) == {"accepted": 1}
 
 
 def test_a_workspace_that_sends_heartbeats_after_its_flip_is_not_restarted_until_they_stop(stage: Stage) -> None:
     stage.add("running")
     workspace = stage.add("stopped")
-    order(stage, REFUSED, TAKEN)
+    order(stage, REFUSED, ACCEPTED)
     stage.cycle()
     stage.fleet.age_everything(10 * A_MINUTE_S)
     stage.fleet.heartbeat(workspace, age_s=A_MINUTE_S - CLOCK_SLACK_S)
@@ -587,7 +587,7 @@ def test_a_workspace_that_sends_heartbeats_after_its_flip_is_not_restarted_until
     assert (outcome.calls, restarts(outcome)) == ([], {"pending": 1})
     assert [line["reason"] for line in outcome.lines("restart put off")] == ["a heartbeat came after the flip"]
     stage.fleet.heartbeat(workspace, age_s=A_MINUTE_S + CLOCK_SLACK_S)
-    assert restarts(stage.cycle()) == {"requested": 1}
+    assert restarts(stage.cycle()) == {"accepted": 1}
 
 
 def test_a_workspace_that_is_flipped_again_is_not_restarted_while_an_earlier_request_may_be_under_way(
@@ -595,49 +595,49 @@ def test_a_workspace_that_is_flipped_again_is_not_restarted_while_an_earlier_req
 ) -> None:
     workspace, outcome = flipped_again(stage)
     assert outcome.calls == []
-    assert restarts(outcome) == {"void": 1, "pending": 1}
+    assert restarts(outcome) == {"cancelled": 1, "pending": 1}
     assert [line["reason"] for line in outcome.lines("restart cancelled")] == ["the workspace was online again"]
     assert due_in_s(stage, workspace) == about(300 - A_MINUTE_S)
     stage.fleet.age_everything(300 - A_MINUTE_S - 2 * CLOCK_SLACK_S)
     assert stage.cycle().calls == []
     stage.fleet.age_everything(3 * CLOCK_SLACK_S)
-    assert restarts(stage.cycle()) == {"requested": 1}
+    assert restarts(stage.cycle()) == {"accepted": 1}
 
 
 def test_a_workspace_that_is_flipped_with_another_instance_is_restarted_at_once(stage: Stage) -> None:
     (instance,) = stage.instances(1, "terminated")
     workspace, outcome = flipped_again(stage, instance_id=instance)
     assert [(call.workspace_id, call.expected_instance_id) for call in outcome.calls] == [(workspace, instance)]
-    assert restarts(outcome) == {"void": 1, "requested": 1}
+    assert restarts(outcome) == {"cancelled": 1, "accepted": 1}
 
 
-# --- whose debts a cycle pays ---
+# --- whose restarts a cycle asks for ---
 
 
-def test_restarts_stay_owed_without_a_platform_and_are_paid_once_there_is_one(stage: Stage) -> None:
+def test_restarts_stay_owed_without_a_platform_and_are_asked_for_once_there_is_one(stage: Stage) -> None:
     first, second = stage.add_all(2, "terminated")
-    assert restarts(stage.cycle(**UNPAYABLE)) == {"pending": 2}
-    assert [debt["attempts"] for debt in stage.fleet.restarts()] == [0, 0]
+    assert restarts(stage.cycle(**NO_PLATFORM)) == {"pending": 2}
+    assert [one["attempts"] for one in stage.fleet.restarts()] == [0, 0]
     stage.fleet.age_everything(A_DAY_S)
-    assert restarts(stage.cycle(**UNPAYABLE)) == {"pending": 2}
-    always(stage, TAKEN)
-    paid = stage.cycle()
-    assert {call.workspace_id for call in paid.calls} == {first, second}
-    assert restarts(paid) == {"requested": 2}
+    assert restarts(stage.cycle(**NO_PLATFORM)) == {"pending": 2}
+    always(stage, ACCEPTED)
+    with_platform = stage.cycle()
+    assert {call.workspace_id for call in with_platform.calls} == {first, second}
+    assert restarts(with_platform) == {"accepted": 2}
 
 
 @pytest.mark.parametrize("narrowed_by", ["workspace_ids", "limit"])
-def test_a_narrowed_cycle_pays_for_its_own_flips_only(stage: Stage, narrowed_by: str) -> None:
+def test_a_narrowed_cycle_asks_for_the_restarts_of_its_own_flips_only(stage: Stage, narrowed_by: str) -> None:
     earlier = stage.add("terminated")
-    stage.cycle(**UNPAYABLE)
+    stage.cycle(**NO_PLATFORM)
     own = stage.add("terminated")
-    always(stage, TAKEN)
+    always(stage, ACCEPTED)
     narrowed = stage.cycle({"mode": "apply", narrowed_by: [earlier, own] if narrowed_by == "workspace_ids" else 10})
     assert [call.workspace_id for call in narrowed.calls] == [own]
-    assert restarts(narrowed) == {"requested": 1, "pending": 1}
+    assert restarts(narrowed) == {"accepted": 1, "pending": 1}
     full = stage.cycle()
     assert [call.workspace_id for call in full.calls] == [earlier]
-    assert restarts(full) == {"requested": 1}
+    assert restarts(full) == {"accepted": 1}
 
 
 def test_a_dry_run_asks_for_no_restart_and_reports_those_that_are_owed(stage: Stage) -> None:
@@ -654,32 +654,34 @@ def test_a_cycle_whose_lease_ran_out_while_it_looked_asks_for_no_restart(stage: 
     stage.ec2.script.before(lambda _: stage.database.query("UPDATE reconciler.lease SET expires_at = now()"), nth=1)
     with contextlib.suppress(LeaseLostError):
         stage.cycle()
-    assert debt_of(stage, workspace)["attempts"] == 1
-    assert debt_of(stage, workspace)["closed_at"] is None
-    order(stage, TAKEN)
-    assert restarts(stage.cycle()) == {"requested": 1}
+    assert newest_restart(stage, workspace)["attempts"] == 1
+    assert newest_restart(stage, workspace)["closed_at"] is None
+    order(stage, ACCEPTED)
+    assert restarts(stage.cycle()) == {"accepted": 1}
 
 
 @pytest.mark.parametrize("state", ["running", "stopping"])
-def test_a_cycle_whose_lease_ran_out_while_it_looked_leaves_every_debt_as_it_is(stage: Stage, state: str) -> None:
+def test_a_cycle_whose_lease_ran_out_while_it_looked_leaves_every_owed_restart_as_it_is(
+    stage: Stage, state: str
+) -> None:
     workspace = refused_a_while_ago(stage)
     stage.ec2.set_state(stage.instance_of(workspace), state)
     stage.ec2.script.before(lambda _: stage.database.query("UPDATE reconciler.lease SET expires_at = now()"), nth=1)
-    before = debt_of(stage, workspace)
+    before = newest_restart(stage, workspace)
     with pytest.raises(LeaseLostError):
         stage.cycle()
-    assert debt_of(stage, workspace) == before
+    assert newest_restart(stage, workspace) == before
 
 
 def test_however_many_restarts_have_to_wait_the_others_have_their_turn(stage: Stage) -> None:
     settings = {**NO_BREAKER, "RESTARTS_PER_CYCLE": "1"}
     waiting = stage.add_all(MORE_THAN_LOOKED_AT, "terminated")
-    assert restarts(stage.cycle(**settings, **UNPAYABLE)) == {"pending": MORE_THAN_LOOKED_AT}
+    assert restarts(stage.cycle(**settings, **NO_PLATFORM)) == {"pending": MORE_THAN_LOOKED_AT}
     for workspace in waiting:
         stage.ec2.set_state(stage.instance_of(workspace), "stopping")
     dead = stage.add("terminated")
-    always(stage, TAKEN)
-    assert [stage.cycle(**settings).report["restarts"]["requested"] for _ in range(3)] == [0, 1, 0]
+    always(stage, ACCEPTED)
+    assert [stage.cycle(**settings).report["restarts"]["accepted"] for _ in range(3)] == [0, 1, 0]
     assert [call.workspace_id for call in stage.platform.calls] == [dead]
 
 
@@ -689,9 +691,9 @@ def test_however_many_restarts_have_to_wait_the_others_have_their_turn(stage: St
 def test_a_database_that_cuts_its_sessions_while_the_platform_is_asked_costs_no_restart(stage: Stage) -> None:
     workspace = stage.add("terminated")
     stage.platform.instead.before(lambda _: stage.database.terminate_sessions())
-    order(stage, TAKEN)
-    assert restarts(stage.cycle()) == {"requested": 1}
-    assert debt_of(stage, workspace)["outcome"] == "paid"
+    order(stage, ACCEPTED)
+    assert restarts(stage.cycle()) == {"accepted": 1}
+    assert newest_restart(stage, workspace)["outcome"] == "accepted"
 
 
 def test_answers_count_though_the_table_is_locked_before_every_restart_was_asked_for(stage: Stage) -> None:
@@ -703,26 +705,26 @@ def test_answers_count_though_the_table_is_locked_before_every_restart_was_asked
         migration.run("LOCK TABLE workspaces IN ACCESS EXCLUSIVE MODE")
 
     stage.platform.instead.before(lock, nth=1)
-    always(stage, TAKEN)
+    always(stage, ACCEPTED)
     stage.meanwhile.callback(migration.close)
     outcome = stage.cycle(**NO_BREAKER, CYCLE_DEADLINE_SECONDS="2")
     assert len(outcome.calls) < MANY
-    assert restarts(outcome) == {"requested": len(outcome.calls), "pending": MANY - len(outcome.calls)}
+    assert restarts(outcome) == {"accepted": len(outcome.calls), "pending": MANY - len(outcome.calls)}
 
 
 @pytest.mark.parametrize("kept_days", [29, 31])
 def test_what_was_settled_is_kept_for_thirty_days_and_what_is_owed_for_ever(stage: Stage, kept_days: int) -> None:
-    paid, void, owed = stage.add_all(3, "terminated")
-    stage.platform.instead.reply(TAKEN, workspace_id=paid)
+    accepted, cancelled, owed = stage.add_all(3, "terminated")
+    stage.platform.instead.reply(ACCEPTED, workspace_id=accepted)
     always(stage, REFUSED)
     stage.cycle(**NO_BREAKER)
-    stage.fleet.update(void, status="removed")
+    stage.fleet.update(cancelled, status="removed")
     stage.fleet.age_everything(A_MINUTE_S)
     stage.cycle(**NO_BREAKER)
     stage.fleet.age_everything(kept_days * A_DAY_S)
     stage.cycle(**NO_BREAKER)
-    kept = {debt["workspace_id"] for debt in stage.fleet.restarts()}
-    assert kept == ({paid, void, owed} if kept_days < 30 else {owed})
+    kept = {one["workspace_id"] for one in stage.fleet.restarts()}
+    assert kept == ({accepted, cancelled, owed} if kept_days < 30 else {owed})
 
 
 # --- the platform's token ---
@@ -744,18 +746,18 @@ def fetches(ec2: MotoEc2) -> int:
 
 
 @pytest.mark.parametrize("count", [1, MANY], ids=["one restart", "many restarts"])
-def test_a_warm_process_pays_on_in_the_cycle_that_finds_the_token_rotated(
+def test_a_warm_process_goes_on_in_the_cycle_that_finds_the_token_rotated(
     stage: Stage, ec2: MotoEc2, secret: dict[str, str | None], count: int
 ) -> None:
-    always(stage, TAKEN)
+    always(stage, ACCEPTED)
     stage.add("terminated")
-    assert restarts(stage.cycle(**secret, **NO_BREAKER)) == {"requested": 1}
+    assert restarts(stage.cycle(**secret, **NO_BREAKER)) == {"accepted": 1}
     stage.platform.token = "rotated"
     ec2.put_secret("platform", {"token": "rotated"})
     ec2.calls.clear()
     ec2.script.before(lambda _: threading.Event().wait(SLOW_SECRET_S), action="GetSecretValue")
     stage.add_all(count, "terminated")
-    assert restarts(stage.cycle(**secret, **NO_BREAKER)) == {"requested": count}
+    assert restarts(stage.cycle(**secret, **NO_BREAKER)) == {"accepted": count}
     assert fetches(ec2) == 1
 
 
@@ -764,7 +766,7 @@ def test_a_wrong_token_is_fetched_anew_once_and_not_for_every_restart(
 ) -> None:
     stage.platform.token = "another"
     stage.add_all(MANY, "terminated")
-    assert restarts(stage.cycle(**secret, **NO_BREAKER)) == {"failed": MANY, "pending": MANY}
+    assert restarts(stage.cycle(**secret, **NO_BREAKER)) == {"refused": MANY, "pending": MANY}
     assert fetches(ec2) == 2
 
 
@@ -776,8 +778,8 @@ def test_without_the_platforms_secret_workspaces_are_flipped_and_their_restarts_
     outcome = stage.cycle(**secret)
     assert outcome.report["flipped"] == 1
     assert restarts(outcome) == {"pending": 1}
-    assert debt_of(stage, workspace)["attempts"] == 0
+    assert newest_restart(stage, workspace)["attempts"] == 0
     assert [line for line in outcome.log if "PLATFORM_SECRET_ARN" in line.get("error", "")]
-    always(stage, TAKEN)
+    always(stage, ACCEPTED)
     restored = secret | {"PLATFORM_SECRET_ARN": ec2.put_secret("platform", {"token": stage.platform.token})}
-    assert restarts(stage.cycle(**restored)) == {"requested": 1}
+    assert restarts(stage.cycle(**restored)) == {"accepted": 1}

@@ -23,14 +23,17 @@ from tests.support.stage import Outcome, Stage, opened
 
 ROOT = Path(__file__).parents[2]
 MOSTLY_DEAD = {"BREAKER_MAX_DEAD_FRACTION": "1"}
-EVERY_LINE_S_KEYS = {"level", "location", "message", "timestamp", "service", "cycle_id", "mode", "function_request_id"}
+EVERY_LINE_S_KEYS = {
+    *("level", "location", "message", "timestamp", "service", "cycle_id", "mode"),
+    *("cold_start", "function_name", "function_memory_size", "function_arn", "function_request_id"),
+}
 
 COUNT, MILLISECONDS, SECONDS = "Count", "Milliseconds", "Seconds"
 METRICS = {
     **dict.fromkeys(("CycleCompleted", "AlreadyRunning", "Candidates", "Checked", "Dead", "Unknown"), COUNT),
     **dict.fromkeys(("Flipped", "SkippedFlips", "Deferred", "BreakerOpen", "DeadlineHit"), COUNT),
     **dict.fromkeys(("RestartsAccepted", "RestartsPending", "RestartsBlocked", "RestartsBackingOff"), COUNT),
-    **dict.fromkeys(("RestartsUnrecovered", "Held"), COUNT),
+    **dict.fromkeys(("RestartsUnrecovered", "OnHold"), COUNT),
     "CycleDuration": MILLISECONDS,
     "CoverageAge": SECONDS,
     "OldestRestartAge": SECONDS,
@@ -170,7 +173,7 @@ def test_the_metrics_say_what_the_report_says(stage: Stage) -> None:
         "DeadlineHit": 0,
         "CycleCompleted": 1,
         "AlreadyRunning": 0,
-        "RestartsAccepted": report["restarts"]["requested"],
+        "RestartsAccepted": report["restarts"]["accepted"],
         "RestartsPending": report["restarts"]["pending"],
         "RestartsBlocked": 1,
     }

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from handler import app
+from handler import process
 from handler.errors import SettingsError
 from sandbox.control_plane import state_answer
 from sandbox.ec2 import MotoEc2
@@ -123,11 +123,11 @@ def test_a_secret_is_fetched_once_in_five_minutes(cloud: Stage, moto: MotoEc2, m
     for _ in range(3):
         assert cloud.cycle(**settings).report["running"] == 1
     assert fetched(moto) == 1
-    warm = app._warm  # noqa: SLF001 - what stays from one invocation to the next
-    assert warm is not None
+    assert process._process is not None  # noqa: SLF001 - what stays from one invocation to the next
+    secrets = process._process._secrets  # noqa: SLF001
     now = time.monotonic()
     for minutes, fetches in ((4.9, 1), (5.1, 2), (9.9, 2), (10.2, 3)):
-        monkeypatch.setattr(warm.secrets, "_clock", lambda later=now + 60 * minutes: later)
+        monkeypatch.setattr(secrets, "_clock", lambda later=now + 60 * minutes: later)
         assert cloud.cycle(**settings).report["running"] == 1
         assert (minutes, fetched(moto)) == (minutes, fetches)
 
@@ -149,7 +149,7 @@ def test_a_rotated_platform_secret_costs_one_fetch_and_no_restart(cloud: Stage, 
     arn = moto.put_secret("platform", {"token": cloud.platform.token})
     settings = {"PLATFORM_SECRET_ARN": arn, "PLATFORM_TOKEN": None}
     cloud.add("terminated")
-    assert cloud.cycle(**settings).report["restarts"]["requested"] == 1
+    assert cloud.cycle(**settings).report["restarts"]["accepted"] == 1
     cloud.platform.token = "rotated"
     moto.put_secret("platform", {"token": "rotated"})
     dead = cloud.add_all(2, "terminated")

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from tests.soak.world import DEADLINE_S, HEARTBEAT_FRESH_S, Adversary, World, world
 from tests.support.events import APPLY, DRY_RUN, SCHEDULED
 from tests.support.killing import Invocations
-from tests.support.warm import Held, WarmProcess
+from tests.support.warm import Holdings, WarmProcess
 
 PROBES = ("ec2", "control_plane")
 KILLED_SHARE = 0.5
@@ -103,14 +103,14 @@ class Soak:
         )
         dead = [row["id"] for row in rows if self.world.ec2.state_of(row["instance_id"] or "") != "running"]
         not_online = [row["id"] for row in rows if row["status"] not in ("online", "degraded")]
-        debts = [debt["id"] for debt in self.world.fleet.restarts() if debt["closed_at"] is None]
+        owed = [one["id"] for one in self.world.fleet.restarts() if one["closed_at"] is None]
         return [
             f"{len(which)} {what}"
-            for what, which in (("dead", dead), ("not online", not_online), ("debts open", debts))
+            for what, which in (("dead", dead), ("not online", not_online), ("restarts owed", owed))
             if which
         ]
 
-    def _not_flat(self, early: dict[str, Held], late: dict[str, Held]) -> Iterator[str]:
+    def _not_flat(self, early: dict[str, Holdings], late: dict[str, Holdings]) -> Iterator[str]:
         for probe in PROBES:
             before, after = early[probe], late[probe]
             if after.threads > before.threads or after.descriptors > before.descriptors:
@@ -136,8 +136,8 @@ class Soak:
                 yield f"false flip: {instance} had sent a heartbeat {flip['heartbeat_age_s']:.2f} s before"
         flips = Counter((str(flip["workspace_id"]), flip["instance_id"]) for flip in witness)
         events = Counter((str(one["workspace_id"]), one["payload"]["instance_id"]) for one in self.world.fleet.events())
-        debts = Counter((str(one["workspace_id"]), one["instance_id"]) for one in self.world.fleet.restarts())
-        for what, others in (("events", events), ("debts", debts)):
+        owed = Counter((str(one["workspace_id"]), one["instance_id"]) for one in self.world.fleet.restarts())
+        for what, others in (("events", events), ("owed restarts", owed)):
             if others != flips:
                 yield f"flips and {what} differ: too few {flips - others}, too many {others - flips}"
         restarts = Counter(one.old_instance_id for one in self.world.platform.restarts if one.old_instance_id)

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
-from handler import app
+from handler import app, process
 from sandbox.invocation import Invocation
 from sandbox.lambda_context import LambdaContext
 from tests.support.events import APPLY
@@ -40,9 +40,7 @@ class Invoke:
 
     def cold(self) -> None:
         """Forget what stays from one invocation to the next."""
-        if app._warm is not None:  # noqa: SLF001 - what a new process would begin without
-            app._warm.close()  # noqa: SLF001
-            app._warm = None  # noqa: SLF001
+        process.forget()
 
     def _changed(self, changes: Mapping[str, str | None]) -> dict[str, str]:
         merged = {**self.environment, **changes}

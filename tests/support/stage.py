@@ -1,4 +1,4 @@
-"""A fleet with everything around it, and what a cycle did to it: rows, events, debts, restarts and words."""
+"""A fleet with everything around it, and what a cycle did to it: rows, events, owed restarts, calls and words."""
 
 import contextlib
 import io
@@ -29,25 +29,25 @@ _ROWS = """
     FROM workspaces
 """
 _EVENTS = "SELECT event_type, workspace_id::text, payload, created_at FROM structure_events ORDER BY created_at, id"
-_DEBTS = "SELECT id, workspace_id::text, instance_id, outcome FROM reconciler.restarts ORDER BY id"
+_RESTARTS = "SELECT id, workspace_id::text, instance_id, outcome FROM reconciler.restarts ORDER BY id"
 
 Row = dict[str, Any]
 
 
 @dataclass(slots=True)
 class Snapshot:
-    """The rows by their ids, with the transaction that wrote each (`xmin`); the events and the debts in their order."""
+    """The rows by their ids, with the transaction that wrote each (`xmin`); events and owed restarts, oldest first."""
 
     rows: dict[str, Row]
     events: list[Row]
-    debts: list[Row]
+    restarts: list[Row]
 
     @classmethod
     def of(cls, database: Database) -> "Snapshot":
         """Take one."""
         with contextlib.closing(database.connect()) as connection:
-            rows, events, debts = (_selected(connection, query) for query in (_ROWS, _EVENTS, _DEBTS))
-        return cls({row["id"]: row for row in rows}, events, debts)
+            rows, events, restarts = (_selected(connection, query) for query in (_ROWS, _EVENTS, _RESTARTS))
+        return cls({row["id"]: row for row in rows}, events, restarts)
 
 
 NOTHING = Snapshot({}, [], [])
@@ -101,10 +101,11 @@ class Outcome:
         return [line for line in self.log if "_aws" in line]
 
     def traces(self, workspace_id: str) -> list[Any]:
-        """Return the events, debts and restarts that the cycle left for one workspace."""
+        """Return the events, the owed restarts and the calls that the cycle left for one workspace."""
         events = [one for one in self.after.events[len(self.before.events) :] if one["workspace_id"] == workspace_id]
-        debts = [one for one in self.after.debts[len(self.before.debts) :] if one["workspace_id"] == workspace_id]
-        return [*events, *debts, *(call for call in self.calls if call.workspace_id == workspace_id)]
+        restarts = self.after.restarts[len(self.before.restarts) :]
+        own = [one for one in restarts if one["workspace_id"] == workspace_id]
+        return [*events, *own, *(call for call in self.calls if call.workspace_id == workspace_id)]
 
     def assert_flipped(self, workspace_id: str, state: str) -> None:
         """Fail unless exactly that became of a workspace which a flip is to do, once, and nothing else."""
@@ -112,14 +113,14 @@ class Outcome:
         written = {"status": "offline", "updated_at": after["updated_at"], "xmin": after["xmin"]}
         assert after == before | written
         assert after["updated_at"] > before["updated_at"]
-        event, debt, call = self.traces(workspace_id)
+        event, restart, call = self.traces(workspace_id)
         assert event["event_type"] == "WORKSPACE_OFFLINE"
         assert event["payload"].items() >= {
             ("instance_id", before["instance_id"]),
             ("instance_state", state),
             ("source", SOURCE),
         }
-        assert (debt["instance_id"], debt["outcome"]) == (before["instance_id"], "paid")
+        assert (restart["instance_id"], restart["outcome"]) == (before["instance_id"], "accepted")
         assert call.expected_instance_id == before["instance_id"]
         flip = {"workspace_id": workspace_id, "instance_id": before["instance_id"], "instance_state": state}
         assert self.report["flips"].count(flip) == 1
@@ -140,7 +141,7 @@ class Outcome:
     def assert_only_owed(self, workspace_id: str) -> None:
         """Fail unless exactly this workspace was flipped, and its restart is still owed."""
         assert self.flipped == {workspace_id}
-        assert [(debt["workspace_id"], debt["outcome"]) for debt in self.after.debts] == [(workspace_id, None)]
+        assert [(one["workspace_id"], one["outcome"]) for one in self.after.restarts] == [(workspace_id, None)]
         assert self.calls == []
 
 

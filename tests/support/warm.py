@@ -19,7 +19,7 @@ _LET_END_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class Holdings:
     """What a process holds between two invocations, and how many of those before ended in which way."""
 
     threads: int
@@ -48,7 +48,7 @@ class WarmProcess:
     def __exit__(self, *_: object) -> None:
         self._process.communicate()  # closes its stdin, whereupon it ends
 
-    def invoke(self, event: Any, times: int) -> Held:
+    def invoke(self, event: Any, times: int) -> Holdings:
         """Invoke the handler so many times; return what the process holds then."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -56,7 +56,7 @@ class WarmProcess:
         self._process.stdin.flush()
         line = self._process.stdout.readline()
         assert line, "the warm process is gone"
-        return Held(**json.loads(line))
+        return Holdings(**json.loads(line))
 
 
 # --- the process's side ---

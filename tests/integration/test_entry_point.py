@@ -346,7 +346,7 @@ def test_a_limit_looks_at_so_many_and_leaves_the_others_to_the_full_cycles(stage
 
 
 @pytest.mark.parametrize("how", ["workspace_ids", "limit"])
-def test_a_narrowed_cycle_pays_its_own_debts_and_leaves_those_of_others_to_the_full_cycles(
+def test_a_narrowed_cycle_asks_for_its_own_restarts_and_leaves_the_others_to_the_full_cycles(
     stage: Stage, how: str
 ) -> None:
     stage.add_all(6, "running")
@@ -355,7 +355,7 @@ def test_a_narrowed_cycle_pays_its_own_debts_and_leaves_those_of_others_to_the_f
     own = stage.add("stopped")
     outcome = stage.cycle(narrowed_to([own]) if how == "workspace_ids" else APPLY | {"limit": 100})
     outcome.assert_only_flipped({own: "stopped"})
-    assert outcome.report["restarts"] == dict.fromkeys(outcome.report["restarts"], 0) | {"requested": 1, "pending": 1}
+    assert outcome.report["restarts"] == dict.fromkeys(outcome.report["restarts"], 0) | {"accepted": 1, "pending": 1}
     full = stage.cycle()
     assert [call.workspace_id for call in full.calls] == [owed]
     assert full.report["restarts"]["pending"] == 0
@@ -371,16 +371,22 @@ ZERO: dict[str, Any] = {
     "completed_pass": True,
     "skipped": dict.fromkeys(
         (
-            *("row_gone", "status_moved", "instance_cleared", "instance_changed", "row_locked", "fresh_heartbeat"),
-            *("reconfirm_error", "not_confirmed", "breaker_open", "out_of_time"),
+            *("row_gone", "status_moved", "instance_cleared", "instance_changed", "row_locked", "on_hold"),
+            *("fresh_heartbeat", "reconfirm_error", "not_confirmed", "breaker_open", "out_of_time"),
         ),
         0,
     ),
     "deferred": 0,
     "deadline_hit": False,
     "breaker_open": False,
-    "restarts": dict.fromkeys(("requested", "void", "failed", "uncertain", "blocked", "pending"), 0),
-    **dict.fromkeys(("restarts_backing_off", "restarts_unrecovered", "held"), 0),
+    "restarts": dict.fromkeys(
+        (
+            *("accepted", "cancelled", "refused", "uncertain", "blocked", "pending"),
+            *("backing_off", "unrecovered"),
+        ),
+        0,
+    ),
+    "on_hold": 0,
     "flips": [],
 }
 
