@@ -42,6 +42,7 @@ _OWN_NAMES = ", ".join(f"'{table.removeprefix('reconciler.')}'" for table in OWN
 #   * The statement timeout comes last: before it, nothing cancels what has only begun.
 _BEGIN = f"""
 BEGIN ISOLATION LEVEL READ COMMITTED, READ {{access}};
+SET LOCAL statement_timeout = 0;
 SET LOCAL lock_timeout = {{milliseconds}};
 SET LOCAL idle_in_transaction_session_timeout = {{idle_milliseconds}};
 SET LOCAL role TO DEFAULT;
