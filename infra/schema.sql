@@ -24,6 +24,7 @@ DECLARE
     installed  integer := 0;  -- 0: nothing, or a schema from before there was a version number
     existing   text;
     unwatched  boolean;
+    highest_id bigint;
 BEGIN
     -- Nothing that the path of whoever runs this would find first is used. Both last until the end of this transaction.
     PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
@@ -42,6 +43,16 @@ BEGIN
     END IF;
     IF EXISTS (SELECT FROM unnest(own_tables) AS own (name) WHERE to_regclass('reconciler.' || name) IS NULL) THEN
         installed := 0;
+    END IF;
+    -- Logical replication copies rows to another server, but not how far their ids have been given out there.
+    IF to_regclass('reconciler.restarts') IS NOT NULL THEN
+        highest_id := (SELECT max(id) FROM reconciler.restarts);
+        IF highest_id >= (SELECT COALESCE(last_value + 1, start_value) FROM pg_sequences
+                          WHERE format('%I.%I', schemaname, sequencename)
+                                = pg_get_serial_sequence('reconciler.restarts', 'id')) THEN
+            PERFORM setval(pg_get_serial_sequence('reconciler.restarts', 'id'), highest_id);
+            RAISE NOTICE 'schema reconciler: the next restart gets the id %', highest_id + 1;
+        END IF;
     END IF;
     IF installed = newest THEN
         IF NOT EXISTS (SELECT FROM reconciler.coverage) THEN

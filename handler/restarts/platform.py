@@ -71,16 +71,27 @@ def _reply(status: int, headers: Mapping[str, str]) -> Reply:
         return Reply(Answer.ACCEPTED, _status(status))
     if status == HTTPStatus.CONFLICT:
         return Reply(Answer.BLOCKED, _status(status))
-    wait_s = _retry_after(headers.get("Retry-After", "")) if status == HTTPStatus.TOO_MANY_REQUESTS else None
+    wait_s = _retry_after(headers) if status == HTTPStatus.TOO_MANY_REQUESTS else None
     return Reply(Answer.REFUSED, _status(status), wait_s)
 
 
-def _retry_after(value: str) -> float | None:
-    """Return the seconds that a Retry-After header asks for: a number or a date (RFC 9110, 10.2.3)."""
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """Return the seconds that a Retry-After header asks for: a number or a date (RFC 9110, 10.2.3).
+
+    A date is read by the clock that wrote it, which the header Date tells: ours may differ.
+    """
+    value = headers.get("Retry-After", "")
     if value.isascii() and value.isdecimal():
         return min(float(value), LONGEST_RETRY_AFTER_SECONDS)
+    later, its_now = _date(value), _date(headers.get("Date", "")) or datetime.now(UTC)
+    if later is None:
+        return None
+    return min(max((later - its_now).total_seconds(), 0.0), LONGEST_RETRY_AFTER_SECONDS)
+
+
+def _date(value: str) -> datetime | None:
     try:
-        wait_s = (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds()
+        date = parsedate_to_datetime(value)
     except (ValueError, TypeError, OverflowError):
         return None
-    return min(max(wait_s, 0.0), LONGEST_RETRY_AFTER_SECONDS)
+    return date if date.tzinfo is not None else None  # "-0000" says that nobody knows the time zone

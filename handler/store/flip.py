@@ -8,6 +8,7 @@ from handler.domain.backoff import CrashLoop, crash_loop
 from handler.domain.decide import objection
 from handler.domain.model import CurrentRow, Restart, Sighting, SkipReason, Workspace
 from handler.domain.policy import CrashLoopPolicy
+from handler.errors import StoreError
 from handler.store.holds import on_hold
 from handler.store.lease import LEASE_IS_OURS, Lease
 from handler.store.session import Session, Transaction
@@ -38,7 +39,7 @@ _FLIP = f"""
 WITH flipped AS (
     UPDATE platform.workspaces SET status = 'offline', updated_at = now()
     WHERE id = CAST(:id AS uuid) AND {LEASE_IS_OURS} AND NOT {on_hold("workspaces.id")}
-    RETURNING id
+    RETURNING id, status
 ), event AS (
     INSERT INTO platform.structure_events (event_type, workspace_id, payload)
     SELECT 'WORKSPACE_OFFLINE', id, CAST(:payload AS jsonb) FROM flipped
@@ -55,9 +56,10 @@ WITH flipped AS (
                               AND asked_at IS NOT NULL))
     FROM flipped, (SELECT count(*) FROM superseded) AS closed_before
 )
-SELECT superseded.id, superseded.workspace_id::text, instance_id, attempts, refusals, false
+SELECT flipped.status::text, superseded.id, superseded.workspace_id::text, instance_id, attempts, refusals, false
 FROM flipped LEFT JOIN superseded ON true
 """  # noqa: S608 - put together from constants
+_HOLD = "SELECT " + on_hold("CAST(:id AS uuid)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +114,11 @@ class Flips:
             )
             if not written:
                 self._lease.require(transaction)
-                return SkipReason.ON_HOLD
-            return Flipped(loop, tuple(Restart(*older) for older in written if older[0] is not None))
+                if transaction.run(_HOLD, id=sighting.workspace.id)[0][0]:
+                    return SkipReason.ON_HOLD
+            if not written or written[0][0] != "offline":
+                raise StoreError("the flip was not written, without an error: does a trigger or a rule change updates?")
+            return Flipped(loop, tuple(Restart(*older) for _, *older in written if older[0] is not None))
 
     def would_flip(self, deadline: Deadline, sighting: Sighting, policy: FlipPolicy) -> Flipped | SkipReason:
         """Return what `flip` would, without a lock and without a trace: for dry runs."""

@@ -22,7 +22,7 @@ SELECT count(*), count(*) FILTER (WHERE blocked), count(*) FILTER (WHERE backing
           AND NOT EXISTS (SELECT FROM reconciler.restarts AS later
                           WHERE later.workspace_id = accepted.workspace_id AND later.id > accepted.id)),
        CAST(COALESCE(extract(epoch FROM now() - min(wanted_since)
-            FILTER (WHERE blocked IS NOT TRUE)), 0) AS double precision),
+            FILTER (WHERE blocked IS NOT TRUE AND isfinite(wanted_since))), 0) AS double precision),
        (SELECT CAST(COALESCE(extract(epoch FROM now() - COALESCE(pass_completed_at, first_cycle_at)), 0)
                     AS double precision) FROM reconciler.coverage),
        (SELECT count(*) FROM on_hold)

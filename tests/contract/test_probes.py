@@ -61,8 +61,6 @@ class InMemory:
 
     def __init__(self) -> None:
         self._world = World()
-        self._delay_s = 0.0
-        self._refuses = False
 
     def set_state(self, number: int, state: str | None) -> None:
         self._world.instances.pop(instance(number), None)
@@ -73,7 +71,7 @@ class InMemory:
         self._world.lies = {one: Lie(ERROR, 1) for one in self._world.instances}
 
     def delay(self, seconds: float) -> None:
-        self._delay_s = seconds
+        self._world.probe_takes_s = seconds
 
     def deadline(self, seconds: float) -> Deadline:
         return Deadline(seconds, clock=self.clock)
@@ -81,8 +79,8 @@ class InMemory:
     def probe(self, *, timeout_s: float = 10.0) -> Probe:
         return world.Probe(self._world, self, in_bulk=False, timeout_s=timeout_s)
 
-    def before(self, _: str) -> None:
-        self._world.tables.now += self._delay_s
+    def before(self, call: str) -> None:
+        pass
 
     def clock(self) -> float:
         return self._world.tables.now

@@ -94,6 +94,8 @@ class World:
     tables: Tables = field(default_factory=Tables)
     instances: dict[str, Instance] = field(default_factory=dict)
     lies: dict[str, Lie] = field(default_factory=dict)
+    # How long a probe's answer takes, unless the deadline cuts it off.
+    probe_takes_s: float = 0.0
     jobs: list[Job] = field(default_factory=list)
     asked: list[Asked] = field(default_factory=list)
     platform_mood: str | None = None
@@ -245,6 +247,7 @@ class Probe:
             began_at, left_s = self._caller.clock(), deadline.remaining()
             if number == 0 or not self._in_bulk:
                 self._caller.before("probe")
+                self._world.tables.now += min(self._world.probe_takes_s, deadline.remaining())
             took_s = self._caller.clock() - began_at
             if deadline.over() or took_s > self._timeout_s:
                 if min(took_s, left_s) < min(enough_s, self._timeout_s):

@@ -1,4 +1,4 @@
-"""Values that nobody expects: text, JSON, bytes, and right ones with something wrong in them."""
+"""Unexpected values: any text, JSON and bytes, and right values with something wrong in them."""
 
 import copy
 from collections.abc import Iterator, Sequence
@@ -7,12 +7,12 @@ from typing import Any
 import hypothesis
 from hypothesis import strategies as st
 
-# Put into every secret, and into all that a remote says: it must never come out.
+# Put into every secret and into every answer of a remote. It must never be shown.
 CANARY = "Zq7Wx9"
 
 
 def examples(share: float) -> hypothesis.settings:
-    """Return settings for that share of the profile's examples, for tests whose examples take their time."""
+    """Return settings for `share` times as many examples as the profile has: slow tests need fewer."""
     profile = hypothesis.settings()
     return hypothesis.settings(
         max_examples=max(1, int(profile.max_examples * share)),
@@ -21,7 +21,7 @@ def examples(share: float) -> hypothesis.settings:
 
 
 class Nobody:
-    """Refuses connections."""
+    """A network that refuses every connection, and counts the attempts."""
 
     def __init__(self) -> None:
         self.asked = 0
@@ -31,7 +31,7 @@ class Nobody:
         raise ConnectionRefusedError
 
 
-# Half characters among them, which JSON may hold, and no encoding.
+# Half characters are among them: JSON may hold them, and no encoding has them.
 _any_text = st.text(st.characters(), max_size=20)
 any_text = _any_text | st.builds(lambda text, times: text * times, _any_text, st.sampled_from([100, 10_000]))
 any_number = st.integers() | st.floats() | st.integers(64, 4000).map(lambda digits: 10**digits)

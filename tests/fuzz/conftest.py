@@ -1,4 +1,4 @@
-"""What fuzzing needs: nobody to talk to, or stand-ins that say whatever a test makes up."""
+"""What fuzzing needs."""
 
 import socket
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from tests.fuzz.anything import Nobody
 
 @pytest.fixture
 def nobody() -> Iterator[Nobody]:
-    """A machine whose network refuses every connection, and tells how many were tried."""
+    """Refuse every connection, and count the attempts."""
     nobody = Nobody()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(socket.socket, "connect", nobody.refuse)

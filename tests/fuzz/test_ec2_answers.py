@@ -1,4 +1,4 @@
-"""Any bytes in place of EC2's answer."""
+"""Any bytes as EC2's answer."""
 
 import copy
 import re
@@ -11,11 +11,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from handler import app
 from handler.cycle import Parts
 from handler.deadline import Deadline
 from handler.domain.model import Verdict, Workspace
 from handler.probes.ec2 import api
+from handler.process import Process
 from sandbox import ec2_xml
 from sandbox.ec2_xml import STATE_CODES, Instance
 from sandbox.http_server import Answer
@@ -23,19 +23,19 @@ from sandbox.limited_ec2 import LimitedEc2
 from tests.fuzz.anything import CANARY, broken, examples
 from tests.support.stage import recorded
 
-ID = "00000000-0000-4000-8000-000000000001"
 STATES = {"i-0000000000000000a": "running", "i-0000000000000000b": "terminated", "i-0000000000000000c": "stopping"}
 WORKSPACES = [
     Workspace(f"00000000-0000-4000-8000-{n:012d}", instance_id, None)
     for n, instance_id in enumerate([*STATES, "i-0000000000000000d"])
 ]
-# EC2's error codes are logged, whatever word stands there; all others are words of ours.
-CAUSE = re.compile(r"(?!unexpected)[a-z_]+|refused_[A-Za-z.]{1,60}|aws_[A-Za-z]+Error")
+# EC2's error codes are logged, whatever they are. All other reasons are the project's own words. None may be
+# `unexpected_…`, which stands for what nobody thought of.
+REASON = re.compile(r"(?!unexpected)[a-z_]+|refused_[A-Za-z.]{1,60}|aws_[A-Za-z]+Error")
 
 WHOLE = ec2_xml.instances(
     [Instance(one, state, "eu-central-1a", n) for n, (one, state) in enumerate(STATES.items())], None, request_id="r"
 )
-# The same with nothing that is not read, so that most of what is broken matters.
+# The same without anything that is not read, so that most breaks matter.
 SHORT = (
     b'<DescribeInstancesResponse xmlns="http://ec2.amazonaws.com/doc/2016-11-15/"><reservationSet>'
     + b"".join(
@@ -78,15 +78,15 @@ def ec2() -> Iterator[LimitedEc2]:
 def parts(ec2: LimitedEc2) -> Iterator[Parts]:
     environment = {**ec2.environment, "DATABASE_URL": "postgresql://x:y@127.0.0.1:1/z"}
     with ExitStack() as stack, pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(api, "FIRST_PAUSE_S", 0.0)
+        monkeypatch.setattr(api, "FIRST_BACKOFF_S", 0.0)
         stack.enter_context(patch.dict("os.environ", environment))
-        warm = app.Warm(environment)
-        stack.callback(warm.close)
-        yield warm.parts(ID)
+        process = Process(environment)
+        stack.callback(process.close)
+        yield process.parts()
 
 
 def read(page: bytes) -> ET.Element:
-    """Return a page's root, its names without their namespace. Raises ParseError."""
+    """Return a page's root with names that have no namespace. Raises ParseError."""
     root = ET.fromstring(page, ET.XMLParser(encoding="utf-8"))  # noqa: S314 - pages of this test's own making
     for element in root.iter():
         element.tag = element.tag.rpartition("}")[2]
@@ -94,7 +94,7 @@ def read(page: bytes) -> ET.Element:
 
 
 def said(root: ET.Element) -> set[tuple[str | None, str | None]]:
-    """Return every instance with every state that some reading of a page may find beside it."""
+    """Return every pair of instance and state that some reading of a page may find."""
     return {
         (one.text, name.text)
         for item in root.iter()
@@ -104,13 +104,13 @@ def said(root: ET.Element) -> set[tuple[str | None, str | None]]:
 
 
 def listed(root: ET.Element) -> set[str | None]:
-    """Return the instances that a page names where an instance is to be named."""
+    """Return the instances that a page names in the proper place."""
     return {one.text for one in root.findall("reservationSet/*/instancesSet/*/instanceId")}
 
 
 @st.composite
 def rearranged(draw: st.DrawFn) -> bytes:
-    """Return a page that is XML, in which up to four elements are gone, doubled, elsewhere, or hold something else."""
+    """Return XML in which up to four elements are gone, doubled, moved, renamed, or hold something else."""
     root = ET.fromstring(SHORT)  # noqa: S314 - a page of this test's own making
     for _ in range(draw(st.integers(1, 4))):
         places = [(parent, child) for parent in root.iter() for child in parent]
@@ -146,7 +146,7 @@ pages = rearranged() | rearranged() | st.sampled_from([WHOLE, SHORT]).flatmap(la
 @example(ec2_xml.error("InternalError", CANARY, request_id=CANARY), 500)
 @example(b'{"__type": "x"}', 500)
 @examples(3)
-def test_an_instance_is_seen_only_in_a_state_that_ec2s_page_gives_it(
+def test_an_instance_has_only_a_state_that_the_page_gives_it(
     ec2: LimitedEc2, parts: Parts, page: bytes, status: int
 ) -> None:
     ec2.script.clear()
@@ -161,13 +161,13 @@ def test_an_instance_is_seen_only_in_a_state_that_ec2s_page_gives_it(
         root = ET.Element("nothing")
     for one in seen:
         if one.verdict is Verdict.UNKNOWN:
-            assert CAUSE.fullmatch(one.cause)
+            assert REASON.fullmatch(one.reason)
         elif one.verdict is Verdict.ABSENT:
             assert one.workspace.instance_id not in listed(root)
         else:
             assert (one.workspace.instance_id, one.state) in said(root)
         assert status == 200 or one.verdict is Verdict.UNKNOWN
-        assert CANARY not in one.cause
+        assert CANARY not in one.reason
     assert CANARY not in output.getvalue()
 
 

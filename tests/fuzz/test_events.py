@@ -1,4 +1,4 @@
-"""Any event at Lambda's door."""
+"""Any event at the entry point."""
 
 import json
 import re
@@ -41,9 +41,7 @@ def invoke() -> Invoke:
 @example({"limit": 10**5000})
 @example({"mode": json.loads("[" * 200 + "]" * 200)})
 @examples(2)
-def test_an_event_is_understood_or_refused_by_its_field_in_few_words_before_anybody_is_asked(
-    nobody: Nobody, invoke: Invoke, event: Any
-) -> None:
+def test_any_event_is_accepted_or_refused_by_its_field(nobody: Nobody, invoke: Invoke, event: Any) -> None:
     nobody.asked = 0
     with recorded() as output, pytest.raises(ReconcilerError) as error:
         invoke(event)

@@ -1,4 +1,4 @@
-"""Any bytes in place of the control plane's or the platform's answer."""
+"""Any bytes as the control plane's or the platform's answer."""
 
 import json
 import re
@@ -10,10 +10,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from handler import app
 from handler.cycle import Parts
 from handler.deadline import Deadline
 from handler.domain.model import VERDICT_OF_STATE, Restart, Verdict, Workspace
+from handler.process import Process
 from handler.restarts import Answer
 from handler.restarts.platform import LONGEST_RETRY_AFTER_SECONDS
 from sandbox.http_server import HttpStandIn, Raw, Reply, Request
@@ -22,12 +22,12 @@ from tests.support.stage import recorded
 
 ID = "00000000-0000-4000-8000-000000000001"
 INSTANCE = "i-0123456789abcdef0"
-# Words of ours, of which none may be `unexpected_…`: those are for what nobody thought of.
-CAUSE = re.compile(r"(?!unexpected)[a-z_]+|http_\d{3}")
+# The project's own words. None may be `unexpected_…`, which stands for what nobody thought of.
+REASON = re.compile(r"(?!unexpected)[a-z_]+|http_\d{3}")
 
 
 class Liar(HttpStandIn):
-    """Answers everything with `lie`, whatever that is, and hangs up."""
+    """Answers everything with the bytes `lie`, and hangs up."""
 
     lie = b""
 
@@ -52,9 +52,9 @@ def parts(liar: Liar) -> Iterator[Parts]:
     }
     with ExitStack() as stack:
         stack.enter_context(patch.dict("os.environ", environment))
-        warm = app.Warm(environment)
-        stack.callback(warm.close)
-        yield warm.parts(ID)
+        process = Process(environment)
+        stack.callback(process.close)
+        yield process.parts()
 
 
 # --- what a server may say ---
@@ -127,7 +127,7 @@ def answers(draw: st.DrawFn) -> bytes:
 
 
 def status_of(answer: bytes) -> int | None:
-    """Return the status that an answer has at its beginning, after any interim ones."""
+    """Return the status at an answer's beginning, after any interim ones."""
     # As http.client reads it: ISO 8859-1, and blanks before it are passed over.
     status = re.match(
         r"(\s*HTTP/\S+\s+1\d\d.*?\r?\n\r?\n)*\s*HTTP/\S+\s+(\d{3})\b", answer.decode("latin-1"), re.DOTALL
@@ -136,7 +136,7 @@ def status_of(answer: bytes) -> int | None:
 
 
 def states_in(answer: bytes) -> set[str]:
-    """Return every state that some reading of an answer's body may find in it, as a whole JSON object."""
+    """Return every state that some reading of an answer may find in a whole JSON object."""
     found = set()
     ends = [match.end() for match in re.finditer(rb"\r?\n", answer)]
     for begin in (0, *ends):
@@ -157,18 +157,18 @@ def lengths(answer: bytes, begin: int) -> list[int]:
 @given(answers())
 @example(b"HTTP/1.1 200 OK\r\nContent-Length: 23\r\n\r\n" + b'{"state": "terminated"}')
 @examples(3)
-def test_a_control_plane_is_believed_only_when_it_says_a_state_cleanly(liar: Liar, parts: Parts, answer: bytes) -> None:
+def test_only_a_clean_answer_is_believed(liar: Liar, parts: Parts, answer: bytes) -> None:
     liar.lie = answer
     workspace = Workspace(ID, INSTANCE, None)
     with recorded() as output:
         (sighting,) = parts.probe(Deadline(10)).sightings([workspace], Deadline(10))
     if sighting.verdict is Verdict.UNKNOWN:
-        assert CAUSE.fullmatch(sighting.cause)
+        assert REASON.fullmatch(sighting.reason)
         assert sighting.state == ""
     else:
         assert status_of(answer) in {*range(200, 206), *range(207, 300)}
         assert sighting.state in states_in(answer) & VERDICT_OF_STATE.keys()
-    assert CANARY not in sighting.cause + output.getvalue()
+    assert CANARY not in sighting.reason + output.getvalue()
 
 
 @given(states)
@@ -185,19 +185,20 @@ def test_a_clean_answer_is_believed(liar: Liar, parts: Parts, state: str) -> Non
 @example(b"HTTP/1.1 429 x\r\nRetry-After: " + b"9" * 400 + b"\r\n\r\n")
 @example(b"HTTP/1.1 429 x\r\nRetry-After: Sun, 06 Nov 1994 08:49:37 -9999999\r\n\r\n")
 @examples(3)
-def test_a_platform_has_taken_a_restart_only_when_it_says_so(liar: Liar, parts: Parts, answer: bytes) -> None:
+def test_only_an_accepted_restart_is_accepted(liar: Liar, parts: Parts, answer: bytes) -> None:
     liar.lie = answer
     assert parts.platform is not None
     with recorded() as output:
         reply = parts.platform(Deadline(10)).restart(Restart(1, ID, INSTANCE, 0, 0, of_this_cycle=True), Deadline(10))
-    assert CAUSE.fullmatch(reply.reason)
+    reason = str(reply.reason)
+    assert REASON.fullmatch(reason)
     status = status_of(answer)
     if reply.answer is Answer.ACCEPTED:
         assert status in range(200, 300)
     elif reply.answer is Answer.UNCERTAIN:
-        assert not reply.reason.startswith("http_")
+        assert not reason.startswith("http_")
     else:
-        assert reply.reason == f"http_{status}"
+        assert reason == f"http_{status}"
         assert (reply.answer is Answer.BLOCKED) == (status == 409)
     assert reply.retry_after_s is None or (status == 429 and 0 <= reply.retry_after_s <= LONGEST_RETRY_AFTER_SECONDS)
-    assert CANARY not in reply.reason + output.getvalue()
+    assert CANARY not in reason + output.getvalue()

@@ -1,4 +1,4 @@
-"""Any content of the platform's rows, on the real PostgreSQL, through whole cycles."""
+"""Any content of the platform's rows: whole cycles on the real PostgreSQL."""
 
 from collections.abc import Iterator
 from http import HTTPStatus
@@ -79,7 +79,7 @@ DEAD = ("terminated", "stopped")
 
 @pytest.fixture(scope="module")
 def stage(postgres: PostgresServer) -> Iterator[Stage]:
-    """A stage whose statuses are text, so that a row may have any."""
+    """Return a stage whose statuses are text, so that a row may have any."""
     with opened(postgres, "text") as stage:
         yield stage
 
@@ -111,9 +111,7 @@ ODD = {"instance_id": "null", "status": "online", "runtime": None, "name": "", "
 @example([ODD, ODD | {"instance_id": "i-1", "word": "terminated"}])
 @example([ODD | {"word": "terminated", "heartbeat": one} for one in ("infinity", "-infinity", "294276-12-31", "epoch")])
 @examples(0.2)
-def test_exactly_the_candidates_are_flipped_of_whom_the_control_plane_says_that_they_are_dead(
-    stage: Stage, rows: list[dict[str, Any]]
-) -> None:
+def test_exactly_the_dead_candidates_are_flipped(stage: Stage, rows: list[dict[str, Any]]) -> None:
     stage.clear()
     ids = add(stage, rows)
     words = {one: row["word"] for one, row in zip(ids, rows, strict=True)}
@@ -134,7 +132,7 @@ def test_exactly_the_candidates_are_flipped_of_whom_the_control_plane_says_that_
 
 @given(st.lists(rows.map(lambda row: row | {"word": "terminated", "heartbeat": None}), min_size=1, max_size=8))
 @examples(0.1)
-def test_a_debt_of_any_instance_is_refused_once_and_then_paid(stage: Stage, rows: list[dict[str, Any]]) -> None:
+def test_a_restart_for_any_instance_is_refused_and_then_accepted(stage: Stage, rows: list[dict[str, Any]]) -> None:
     stage.clear()
     stage.control_plane.script.reply(state_answer("terminated"))
     dead = {one: row["instance_id"] for one, row in zip(add(stage, rows), rows, strict=True) if is_candidate(row)}
@@ -147,13 +145,13 @@ def test_a_debt_of_any_instance_is_refused_once_and_then_paid(stage: Stage, rows
     assert_clean(stage, outcome)
     assert {call.workspace_id: call.expected_instance_id for call in outcome.calls} == dead
     assert sorted(
-        (debt["workspace_id"], debt["instance_id"], debt["outcome"]) for debt in outcome.after.debts
-    ) == sorted((one, instance_id, "paid") for one, instance_id in dead.items())
+        (owed["workspace_id"], owed["instance_id"], owed["outcome"]) for owed in outcome.after.restarts
+    ) == sorted((one, instance_id, "accepted") for one, instance_id in dead.items())
 
 
 @given(st.lists(rows, min_size=1, max_size=8))
 @examples(0.2)
-def test_what_is_no_instances_id_is_never_asked_of_ec2_and_never_flipped(
+def test_a_malformed_instance_id_is_never_sent_to_ec2_and_never_flipped(
     stage: Stage, rows: list[dict[str, Any]]
 ) -> None:
     stage.clear()

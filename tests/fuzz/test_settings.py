@@ -1,4 +1,4 @@
-"""Any environment, and any secret, at Lambda's door."""
+"""Any environment, and any secret, at the entry point."""
 
 import json
 import re
@@ -43,7 +43,7 @@ NAMES = (
     *("DATABASE_SECRET_ARN", "CP_SECRET_ARN", "PLATFORM_SECRET_ARN", "DATABASE_HOST", "DATABASE_PORT", "DATABASE_NAME"),
     *("DATABASE_CA_FILE", "CANDIDATE_LIMIT", "HEARTBEAT_FRESH_SECONDS"),
 )
-# What an environment may hold: no NUL, and half characters only where they stand for bytes that are no UTF-8.
+# What an environment may hold: no NUL, and half characters only for bytes that are not UTF-8.
 any_value = st.text(
     st.characters(min_codepoint=1, exclude_categories=["Cs"])
     | st.characters(min_codepoint=0xDC80, max_codepoint=0xDCFF)
@@ -55,7 +55,7 @@ words = st.sampled_from(
 
 @st.composite
 def environments(draw: st.DrawFn) -> dict[str, str]:
-    """Return a right environment with up to four variables unset, changed, cut into or set anew."""
+    """Return a right environment in which up to four variables are unset, changed, or set."""
     environment = dict(RIGHT)
     for _ in range(draw(st.integers(0, 4))):
         name, value = draw(st.sampled_from(NAMES)), draw(any_value | words)
@@ -69,7 +69,7 @@ def environments(draw: st.DrawFn) -> dict[str, str]:
 @example(RIGHT | {"DATABASE_AUTH": "iam", "DATABASE_URL": DATABASE.replace("disable", "require"), "AWS_REGION": "é ü"})
 @example(RIGHT | {"DATABASE_URL": f"postgresql://x:{CANARY}@{'y' * 5000}/z"})
 @examples(1)
-def test_an_environment_is_understood_or_refused_by_a_variables_name_and_no_secret_is_shown(
+def test_any_environment_is_accepted_or_refused_by_a_variables_name(
     nobody: Nobody, environment: dict[str, str]
 ) -> None:
     nobody.asked = 0
@@ -109,7 +109,7 @@ BY_SECRET = {
 @example(json.dumps(SECRETS[0] | {"host": "two\nlines"}))
 @example(json.dumps(SECRETS[0] | {"username": "\ud800", "password": "\ud800"}))
 @examples(1)
-def test_a_secret_of_any_content_is_used_or_refused_by_its_variable_and_not_shown(nobody: Nobody, text: str) -> None:
+def test_any_secret_is_used_or_refused_by_its_variable(nobody: Nobody, text: str) -> None:
     nobody.asked = 0
     invoke = Invoke(BY_SECRET)
     with (

@@ -21,21 +21,22 @@ class Guard:
 
 
 _APP = "handler/app.py"
-_CONTROL_PLANE = "handler/probes/control_plane.py"
+_BOUNDED = "handler/net/bounded.py"
+_CONTROL_PLANE = "handler/probes/control_plane/probe.py"
 _CYCLE = "handler/cycle.py"
-_DATABASE = "handler/database.py"
-_DEBTS = "handler/registry/debts.py"
-_DECIDE = "handler/decide.py"
-_EC2 = "handler/probes/ec2.py"
-_FLEET = "handler/registry/fleet.py"
+_DECIDE = "handler/domain/decide.py"
+_EC2 = "handler/probes/ec2/probe.py"
+_FLIP = "handler/store/flip.py"
 _FLIPS = "handler/flips.py"
-_MODEL = "handler/model.py"
-_PAYMENTS = "handler/payments.py"
-_PLATFORM = "handler/restarts.py"
+_HTTP = "handler/net/http.py"
+_MEMORY = "handler/store/memory.py"
+_MODEL = "handler/domain/model.py"
+_PLATFORM = "handler/restarts/platform.py"
 _REQUEST = "handler/request.py"
-_ROWS = "handler/registry/rows.py"
+_RESTARTS = "handler/store/restarts.py"
+_SESSION = "handler/store/session.py"
 _TELEMETRY = "handler/telemetry.py"
-_TRANSPORT = "handler/transport.py"
+_WORKER = "handler/restarts/worker.py"
 
 _TEST_APP = "tests/unit/test_app.py::"
 _TEST_BREAKER = "tests/integration/test_absence_and_breaker.py::"
@@ -46,17 +47,18 @@ _TEST_DEADLINE = "tests/integration/test_deadline.py::"
 _TEST_DECIDE = "tests/unit/test_decide.py::"
 _TEST_DOOR = "tests/integration/test_entry_point.py::"
 _TEST_EC2 = "tests/integration/test_ec2.py::"
+_TEST_FIELD = "tests/integration/test_field_reports.py::"
 _TEST_HOLDS = "tests/integration/test_holds.py::"
 _TEST_HOSTILE = "tests/integration/test_hostile.py::"
 _TEST_INTERLEAVINGS = "tests/isolation/test_interleavings.py::"
-_TEST_PAYMENTS = "tests/unit/test_payments.py::"
 _TEST_RACES = "tests/integration/test_races.py::"
 _TEST_REFUSALS = "tests/isolation/test_refusals.py::"
-_TEST_REGISTRY = "tests/contract/test_registry.py::"
 _TEST_REQUEST = "tests/unit/test_request.py::"
 _TEST_RESTARTS = "tests/integration/test_restarts.py::"
+_TEST_STORE = "tests/contract/test_store.py::"
 _TEST_TELEMETRY = "tests/integration/test_telemetry.py::"
 _TEST_TELEMETRY_UNIT = "tests/unit/test_telemetry.py::"
+_TEST_WORKER = "tests/unit/test_restart_worker.py::"
 
 _BROKEN_ANSWER = f"{_TEST_CONTROL_PLANE}test_a_broken_answer_neither_raises_nor_confirms_a_suspicion"
 _MOVES_ON = f"{_TEST_RACES}test_a_workspace_that_moves_on_before_the_flip_is_left_alone"
@@ -78,10 +80,18 @@ GUARDS = (
         _EC2,
         "Ec2Probe._ask",
         Code(
-            'learnt | {one: Learnt("", cause) for one in missing}',
-            "learnt | {one: Learnt(NOT_FOUND) for one in missing}",
+            "learnt | dict.fromkeys(missing, failure)",
+            "learnt | dict.fromkeys(missing, NOT_FOUND)",
         ),
         f"{_TEST_EC2}test_an_answer_that_is_none_makes_unknown_whom_it_is_about_and_nobody_else",
+    ),
+    Guard(
+        "EC2: contradiction",
+        "an instance that one listing calls running and, out of date, stopped is taken for dead",
+        _EC2,
+        "Ec2Probe._ask",
+        Code("word if learnt.get(one, word) == word else _CONTRADICTION", "word"),
+        f"{_TEST_FIELD}test_an_instance_that_one_listing_calls_both_alive_and_dead_is_unknown",
     ),
     Guard(
         "EC2: instance id format",
@@ -98,7 +108,7 @@ GUARDS = (
         "Ec2Probe.sightings",
         Code(
             "self._asked(recorded_by, deadline, fair_share(self._timeout_s, deadline))",
-            '[(one, Learnt("terminated")) for one in recorded_by]',
+            '[(one, "terminated") for one in recorded_by]',
         ),
         f"{_TEST_EC2}test_whom_a_listing_of_what_runs_does_not_name_is_asked_about_and_not_taken_for_dead",
     ),
@@ -107,22 +117,25 @@ GUARDS = (
         "an error page that says `stopped` is believed",
         _CONTROL_PLANE,
         "ControlPlaneProbe._state",
-        Code("status not in SUCCESS or status == HTTPStatus.PARTIAL_CONTENT", "False"),
+        Code("answer.status not in SUCCESS or answer.status == HTTPStatus.PARTIAL_CONTENT", "False"),
         _BROKEN_ANSWER,
     ),
     Guard(
         "HTTP: no redirects",
         "another server answers, or receives the tokens",
-        _TRANSPORT,
-        "Transport.open",
-        Arguments("redirect=False, retries=False", "redirect=True, retries=5"),
+        _HTTP,
+        "HttpClient._send",
+        Code(
+            "self._session.send(prepared, stream=True, allow_redirects=False, **options)",
+            "requests.Session().send(prepared, stream=True, allow_redirects=True, **options)",
+        ),
         f"{_TEST_CONTROL_PLANE}test_no_redirect_is_followed",
     ),
     Guard(
         "HTTP: body limit",
         "an endless body fills the memory",
-        _TRANSPORT,
-        "_read",
+        _BOUNDED,
+        "read_body",
         Code(
             "while len(content) <= limit:\n"
             "    part = response.read(limit + 1 - len(content), decode_content=False)\n"
@@ -140,7 +153,7 @@ GUARDS = (
     Guard(
         "HTTP: broken headers",
         "an answer that two servers would read differently is believed",
-        _TRANSPORT,
+        _BOUNDED,
         "_BoundedResponse.begin",
         Code('raise http.client.HTTPException("broken headers")', "return"),
         _BROKEN_ANSWER,
@@ -149,7 +162,7 @@ GUARDS = (
         "JSON: duplicate keys",
         "an answer that contradicts itself is believed",
         _CONTROL_PLANE,
-        "_without_doubles",
+        "_without_duplicates",
         Code('raise ValueError("a key stands twice")', "return answer"),
         _BROKEN_ANSWER,
     ),
@@ -157,8 +170,8 @@ GUARDS = (
         "HTTP: quoted instance id",
         "an instance id changes the path or the parameters of a request that carries tokens",
         _CONTROL_PLANE,
-        "ControlPlaneProbe._state",
-        Code('urlencode({"instance_id": workspace.instance_id})', 'f"instance_id={workspace.instance_id}"'),
+        "ControlPlaneProbe._get",
+        Arguments('params={"instance_id": workspace.instance_id}', 'params=f"instance_id={workspace.instance_id}"'),
         f"{_TEST_CONTROL_PLANE}test_an_instance_is_asked_about_under_the_very_name_that_the_row_records",
     ),
     # --- decide ---
@@ -168,7 +181,7 @@ GUARDS = (
         _DECIDE,
         "decide",
         Code("sighting.verdict is not Verdict.UNKNOWN", "True"),
-        f"{_TEST_DECIDE}test_the_breaker_opens_when_too_much_looks_dead",
+        f"{_TEST_DECIDE}test_the_breaker_opens_when_too_many_look_dead",
     ),
     Guard(
         "breaker",
@@ -191,7 +204,7 @@ GUARDS = (
         "two stale answers from EC2 cost a workspace its machine",
         _DECIDE,
         "_absent",
-        Code("count < policy.absence.sightings", "False"),
+        Code("count < policy.sightings", "False"),
         f"{_TEST_BREAKER}test_two_sightings_over_many_minutes_are_not_enough",
     ),
     Guard(
@@ -199,7 +212,7 @@ GUARDS = (
         "a new instance that EC2 does not list yet is taken for gone",
         _DECIDE,
         "_absent",
-        Code("earlier.age_s < policy.absent_min_age_s", "False"),
+        Code("earlier.age_s < policy.min_age_s", "False"),
         f"{_TEST_BREAKER}test_many_sightings_within_two_minutes_are_not_enough",
     ),
     Guard(
@@ -208,48 +221,50 @@ GUARDS = (
         _DECIDE,
         "_absent",
         Code("earlier.instance_id != workspace.instance_id", "False"),
-        f"{_TEST_DECIDE}test_another_instance_begins_anew",
+        f"{_TEST_DECIDE}test_another_instance_starts_a_new_count",
     ),
     Guard(
         "absence: same instance, as stored",
         "the stored count of an old instance goes on for the new one",
-        _FLEET,
-        "Fleet.remember_absences",
+        _MEMORY,
+        "_COUNT_ABSENCES",
         Sql("THEN known.sightings + 1 ELSE 1 END", "THEN known.sightings + 1 ELSE known.sightings + 1 END"),
-        f"{_TEST_REGISTRY}test_absences_are_counted_until_the_instance_is_found_or_another_one_is_recorded",
+        f"{_TEST_STORE}test_absences_are_counted_until_the_instance_is_found_or_another_one_is_recorded",
     ),
     Guard(
         "absence: reset by a sign of life",
         "absences from before a sign of life still count",
         _DECIDE,
         "decide",
-        Code("[one.workspace.id for one in seen if one.verdict in FOUND and one.workspace.id in absences]", "[]"),
+        Code(
+            "[one.workspace.id for one in seen if one.verdict in FOUND and one.workspace.id in memory.absences]", "[]"
+        ),
         f"{_TEST_BREAKER}test_one_sighting_of_life_and_the_count_begins_anew",
     ),
     Guard(
         "absence: reset by the second probe",
         "absences still count although the second probe found the instance",
         _FLIPS,
-        "Flips._each_confirmed",
-        Code("second.verdict in FOUND", "False"),
+        "FlipResults.found_again",
+        Code("one.sighting.verdict in FOUND", "False"),
         f"{_TEST_BREAKER}test_life_at_the_second_probe_makes_the_count_begin_anew",
     ),
     Guard(
         "absence: reset by another instance",
         "old absences count again when a row goes back to its old instance",
         _DECIDE,
-        "moved_on",
+        "outdated_absences",
         Code(
-            "recorded.get(one, None if everybody else absence.instance_id) != absence.instance_id",
-            "recorded.get(one, None if everybody else absence.instance_id) is None",
+            "recorded.get(one, None if all_selected else absence.instance_id) != absence.instance_id",
+            "recorded.get(one, None if all_selected else absence.instance_id) is None",
         ),
         f"{_TEST_BREAKER}test_a_row_that_recorded_another_instance_meanwhile_begins_anew",
     ),
     Guard(
         "absence: expiry",
         "sightings that are hours apart are added up",
-        _FLEET,
-        "Fleet.recall",
+        _MEMORY,
+        "_ABSENCES",
         Sql(
             "WHERE last_seen_at > now() - make_interval(secs => :kept_s)",
             "WHERE CAST(:kept_s AS float) > 0",
@@ -259,8 +274,8 @@ GUARDS = (
     Guard(
         "absence: expiry, as stored",
         "a new sighting is added to a stored count that is hours old",
-        _FLEET,
-        "Fleet.remember_absences",
+        _MEMORY,
+        "_FORGET_ABSENCES",
         Sql("OR last_seen_at <= now() - make_interval(secs => :kept_s)", ""),
         f"{_TEST_BREAKER}test_absences_that_lie_more_than_an_hour_apart_have_nothing_to_do_with_each_other",
     ),
@@ -277,7 +292,7 @@ GUARDS = (
         "second probe",
         "one wrong answer, or an instance that just started, costs a workspace its machine",
         _FLIPS,
-        "Flips._each_confirmed",
+        "Flipper._attempted",
         Code("confirms(first, second)", "True"),
         f"{_TEST_RACES}test_a_control_plane_that_does_not_say_dead_again_saves_the_workspace",
     ),
@@ -292,7 +307,7 @@ GUARDS = (
     Guard(
         "flip: row lock",
         "a flip overwrites what the platform wrote after the re-read",
-        _ROWS,
+        _FLIP,
         "_LOCKED_ROW",
         Sql("FOR NO KEY UPDATE OF workspaces NOWAIT", ""),
         f"{_TEST_INTERLEAVINGS}test_a_flip_beside_another_writer_ends_as_if_one_of_them_had_gone_first",
@@ -300,7 +315,7 @@ GUARDS = (
     Guard(
         "flip: row lock without waiting",
         "one long transaction of the platform holds up all other flips",
-        _ROWS,
+        _FLIP,
         "_LOCKED_ROW",
         Sql("NOWAIT", ""),
         f"{_TEST_RACES}test_a_locked_row_is_passed_over_at_once",
@@ -308,10 +323,18 @@ GUARDS = (
     Guard(
         "flip: re-read",
         "a workspace is flipped on data that is up to a minute old",
-        _ROWS,
-        "Rows.flip",
-        Code("reason is not None", "False"),
+        _FLIP,
+        "_judged",
+        Code("objection(row, workspace)", "None"),
         _MOVES_ON,
+    ),
+    Guard(
+        "flip: written as told",
+        "a flip that a trigger undoes counts as a flip, or as on hold, and nobody hears of it",
+        _FLIP,
+        "Flips.flip",
+        Code("not written or written[0][0] != 'offline'", "False"),
+        f"{_TEST_FIELD}test_a_flip_that_a_trigger_undoes_counts_as_an_error_and_leaves_nothing",
     ),
     Guard(
         "flip: status",
@@ -342,21 +365,21 @@ GUARDS = (
         "a dry run says that it would flip a workspace that is on hold",
         _DECIDE,
         "objection",
-        Code("row.held", "False"),
+        Code("row.on_hold", "False"),
         f"{_TEST_HOLDS}test_a_hold_that_is_placed_before_the_flip_prevents_it",
     ),
     Guard(
         "hold: at the flip",
         "a workspace is flipped although it was put on hold during the re-read",
-        _ROWS,
+        _FLIP,
         "_FLIP",
-        Sql("AND NOT {held('workspaces.id')}", ""),
+        Sql("AND NOT {on_hold('workspaces.id')}", ""),
         f"{_TEST_HOLDS}test_no_flip_begins_after_a_hold_was_placed_however_close",
     ),
     Guard(
         "heartbeat: new since the SELECT",
         "a workspace is flipped although a heartbeat arrived during the cycle",
-        _ROWS,
+        _FLIP,
         "_CURRENT_ROW",
         Sql("last_heartbeat_at::text IS DISTINCT FROM CAST(:captured AS text) OR", ""),
         _MOVES_ON,
@@ -364,7 +387,7 @@ GUARDS = (
     Guard(
         "heartbeat: later than the SELECT",
         "a workspace that sends heartbeats is flipped because the platform's clock is ahead",
-        _ROWS,
+        _FLIP,
         "_CURRENT_ROW",
         Sql("OR COALESCE(last_heartbeat_at > CAST(:selected_at AS timestamptz), false)", ""),
         f"{_TEST_REFUSALS}test_a_heartbeat_later_than_the_select_prevents_the_flip_though_the_select_saw_it",
@@ -372,7 +395,7 @@ GUARDS = (
     Guard(
         "heartbeat: fresh",
         "a workspace that sends heartbeats is flipped between two of them",
-        _ROWS,
+        _FLIP,
         "_CURRENT_ROW",
         Sql("last_heartbeat_at > clock_timestamp() - make_interval(secs => :fresh_s)", "false"),
         f"{_TEST_RACES}test_a_young_heartbeat_holds_a_flip_back_and_an_old_one_or_none_does_not",
@@ -380,9 +403,9 @@ GUARDS = (
     Guard(
         "lease: at the flip",
         "a process that was frozen wakes up, and flips on what it saw before",
-        _ROWS,
+        _FLIP,
         "_FLIP",
-        Sql("AND {IS_HELD}", ""),
+        Sql("AND {LEASE_IS_OURS}", ""),
         f"{_TEST_DEADLINE}test_a_process_that_was_frozen_past_its_lease_flips_nothing",
     ),
     Guard(
@@ -391,8 +414,8 @@ GUARDS = (
         _CYCLE,
         "run",
         Code(
-            "not parts.registry.lease.acquire(deadline, lasts_s=closing.remaining())",
-            "parts.registry.lease.acquire(deadline, lasts_s=closing.remaining()) is None",
+            "not store.lease.acquire(deadline, lasts_s=phases.closing.remaining())",
+            "store.lease.acquire(deadline, lasts_s=phases.closing.remaining()) is None",
         ),
         f"{_TEST_CONCURRENCY}test_a_second_cycle_says_at_once_that_another_is_running_and_the_first_completes",
     ),
@@ -401,7 +424,7 @@ GUARDS = (
         "a dry run flips workspaces",
         _CYCLE,
         "_cycle",
-        Code("flips.rehearse(plan, flipping)", "flips.carry_out(plan, flipping)"),
+        Code("flipper.rehearse(plan.to_flip, phases.flipping)", "flipper.flip(plan.to_flip, phases.flipping)"),
         f"{_TEST_DOOR}test_a_dry_run_writes_nothing_anywhere_and_needs_no_right_to",
     ),
     Guard(
@@ -416,58 +439,59 @@ GUARDS = (
     Guard(
         "claim: before the call",
         "after a crash, the next cycle sends the same restart again",
-        _PAYMENTS,
-        "Payments._claimed",
+        _WORKER,
+        "RestartWorker._claimed",
         Code(
-            "self._debts.claim(self._briefly(deadline), debt, uncertain_s=uncertain_s, heartbeat_fresh_s=fresh_s)",
-            '"claimed"',
+            "self._store.claim(self._one_look(deadline), restart, uncertain_s=self._policy.uncertain_s,"
+            " heartbeat_fresh_s=self._heartbeat_fresh_s)",
+            "Claim.CLAIMED",
         ),
         f"{_TEST_CRASHES}test_a_restart_that_the_platform_is_still_at_is_not_asked_for_again_after_a_crash",
     ),
     Guard(
         "claim: row lock",
         "two cycles claim the same restart at the same time",
-        _DEBTS,
-        "_MINE",
+        _RESTARTS,
+        "_LOCK",
         Sql("FOR UPDATE SKIP LOCKED", ""),
         f"{_TEST_INTERLEAVINGS}test_a_claim_beside_another_writer_ends_as_if_one_of_them_had_gone_first",
     ),
     Guard(
         "claim: restart is due",
         "a restart is claimed although another cycle has just claimed it",
-        _DEBTS,
-        "_MINE",
+        _RESTARTS,
+        "_LOCK",
         Sql("AND due_at <= now()", ""),
         f"{_TEST_REFUSALS}test_a_restart_is_claimed_once",
     ),
     Guard(
         "claim: restart is open",
         "a restart is claimed although it was accepted or cancelled",
-        _DEBTS,
-        "_MINE",
+        _RESTARTS,
+        "_LOCK",
         Sql("AND closed_at IS NULL", ""),
         f"{_TEST_REFUSALS}test_a_restart_that_is_not_to_be_asked_for_any_more_is_not_claimed",
     ),
     Guard(
         "hold: at the claim",
         "a restart is sent although the workspace is on hold",
-        _DEBTS,
+        _RESTARTS,
         "_FREE",
-        Sql("AND NOT {held('owed.workspace_id')}", ""),
+        Sql("AND NOT {on_hold('owed.workspace_id')}", ""),
         f"{_TEST_REFUSALS}test_a_hold_that_was_placed_after_the_due_restarts_were_listed_prevents_the_claim",
     ),
     Guard(
         "hold: at the claim's write",
         "a restart is sent although the workspace was put on hold during the claim",
-        _DEBTS,
-        "Debts.claim",
+        _RESTARTS,
+        "_CLAIM",
         Sql("AND {_FREE}", ""),
         f"{_TEST_HOLDS}test_no_restart_is_claimed_after_a_hold_was_placed_however_close",
     ),
     Guard(
         "back-off: crash loop",
         "a workspace that keeps dying is restarted again and again",
-        _DEBTS,
+        _RESTARTS,
         "_FREE",
         Sql("COALESCE(backoff_until <= now(), true)", "true"),
         f"{_TEST_REFUSALS}test_a_restart_that_is_not_to_be_asked_for_any_more_is_not_claimed",
@@ -475,32 +499,32 @@ GUARDS = (
     Guard(
         "lease: at the claim",
         "a process that was frozen wakes up, and sends restarts",
-        _DEBTS,
-        "Debts.claim",
+        _RESTARTS,
+        "Restarts.claim",
         Code("self._lease.require(transaction)", "None"),
         f"{_TEST_RESTARTS}test_a_cycle_whose_lease_ran_out_while_it_looked_asks_for_no_restart",
     ),
     Guard(
         "claim: re-read",
         "a workspace that moved on is restarted, and its new instance is terminated",
-        _DEBTS,
-        "Debts.claim",
-        Code('[tuple(row[:2]) for row in rows] != [("offline", debt.instance_id)]', "False"),
+        _RESTARTS,
+        "Restarts.claim",
+        Code('[tuple(row[:2]) for row in rows] != [("offline", restart.instance_id)]', "False"),
         f"{_TEST_RESTARTS}test_a_workspace_that_moves_on_while_its_old_instance_is_looked_at_is_not_restarted",
     ),
     Guard(
         "retry: probe first",
         "a retry terminates an instance that runs again",
-        _PAYMENTS,
-        "Payments._still_dead",
-        Code("debt.attempts or not debt.of_this_cycle", "False"),
+        _WORKER,
+        "RestartWorker._still_dead",
+        Code("restart.attempts or not restart.of_this_cycle", "False"),
         f"{_TEST_RESTARTS}test_a_workspace_whose_instance_runs_again_is_not_restarted",
     ),
     Guard(
         "retry: unknown is not dead",
         "a retry terminates an instance that runs again while the source of truth is down",
-        _PAYMENTS,
-        "Payments._still_dead",
+        _WORKER,
+        "RestartWorker._still_dead",
         Code(
             "sighting.verdict is Verdict.DEAD or (sighting.verdict is Verdict.ABSENT and absence_counts)",
             "sighting.verdict is not Verdict.RUNNING",
@@ -510,39 +534,39 @@ GUARDS = (
     Guard(
         "retry: another instance is found",
         "a retry terminates an instance that runs, because account, Region or credentials are wrong",
-        _PAYMENTS,
-        "Payments._still_dead",
+        _WORKER,
+        "RestartWorker._still_dead",
         Code("sighting.verdict is Verdict.ABSENT and absence_counts", "sighting.verdict is Verdict.ABSENT"),
         f"{_TEST_RESTARTS}test_where_nothing_at_all_is_found_an_old_restart_waits",
     ),
     Guard(
         "heartbeat: at the claim",
         "a restart is sent although the workspace's new machine sends heartbeats",
-        _DEBTS,
-        "Debts.claim",
-        Code("rows[0][2]", "False"),
+        _RESTARTS,
+        "Restarts.claim",
+        Code("fresh_heartbeat", "False"),
         f"{_TEST_RESTARTS}test_a_workspace_that_sends_heartbeats_after_its_flip_is_not_restarted_until_they_stop",
     ),
     Guard(
         "uncertain: a sent request may have worked",
         "a restart that the platform is working on is sent again a minute later",
         _PLATFORM,
-        "Platform._ask",
+        "HttpPlatform._ask",
         Code("Answer.UNCERTAIN if error.sent else Answer.REFUSED", "Answer.REFUSED"),
         f"{_TEST_RESTARTS}test_a_request_without_an_answer_is_uncertain_and_not_a_refusal",
     ),
     Guard(
         "uncertain: wait",
         "a restart that the platform is working on is sent again in the next cycle",
-        _DEBTS,
-        "Debts.claim",
+        _RESTARTS,
+        "_CLAIM",
         Sql("make_interval(secs => :uncertain_s)", "make_interval(secs => 0 * :uncertain_s)"),
         f"{_TEST_RESTARTS}test_what_is_uncertain_is_left_alone_for_as_long_as_is_set",
     ),
     Guard(
         "uncertain: wait, after another flip",
         "a restart that the platform is working on is sent again because the workspace was flipped again",
-        _ROWS,
+        _FLIP,
         "_FLIP",
         Sql(
             "WHERE workspace_id = CAST(:id AS uuid) AND instance_id = :instance_id AND asked_at IS NOT NULL",
@@ -554,16 +578,16 @@ GUARDS = (
     Guard(
         "restarts per cycle",
         "the platform has to provision the whole fleet at once",
-        _PAYMENTS,
-        "Payments._claimed",
-        Code("calls >= self._settings.restarts.per_cycle", "False"),
+        _WORKER,
+        "RestartWorker._claimed",
+        Code("calls >= self._policy.per_cycle", "False"),
         f"{_TEST_RESTARTS}test_one_cycle_asks_for_as_many_restarts_as_it_may_and_the_next_ones_for_the_rest",
     ),
     Guard(
         "Retry-After",
         "an overloaded platform gets more and more requests",
-        _PAYMENTS,
-        "Payments._claimed",
+        _WORKER,
+        "RestartWorker._claimed",
         Code("self._told_to_wait_s is not None", "False"),
         f"{_TEST_RESTARTS}test_once_the_platform_asks_to_wait_a_cycle_begins_no_further_call",
     ),
@@ -576,18 +600,26 @@ GUARDS = (
         f"{_TEST_HOSTILE}test_a_platform_can_put_restarts_off_for_a_day_and_no_longer",
     ),
     Guard(
+        "Retry-After: whose clock",
+        "a platform whose clock is ahead stops restarts for longer than it asks, and one that is behind not at all",
+        _PLATFORM,
+        "_retry_after",
+        Code("_date(headers.get('Date', '')) or datetime.now(UTC)", "datetime.now(UTC)"),
+        f"{_TEST_FIELD}test_a_date_in_retry_after_is_read_by_the_clock_of_whoever_wrote_it",
+    ),
+    Guard(
         "narrowed cycle: own restarts only",
         "a cycle that was asked for one workspace restarts others",
         _CYCLE,
         "_cycle",
-        Arguments("own_only=order.narrowed", "own_only=False"),
+        Arguments("own_only=request.narrowed", "own_only=False"),
         f"{_TEST_RESTARTS}test_a_narrowed_cycle_asks_for_the_restarts_of_its_own_flips_only",
     ),
     # --- time ---
     Guard(
         "deadline: before sending",
         "a thread that was stuck or frozen sends its request after the cycle has ended",
-        _TRANSPORT,
+        _BOUNDED,
         "_Bounded.send",
         Code("_call.deadline.over()", "False"),
         f"{_TEST_DEADLINE}test_a_process_that_was_frozen_with_a_claim_in_its_hand_asks_for_no_restart_after_its_time",
@@ -595,7 +627,7 @@ GUARDS = (
     Guard(
         "deadline: slow answers",
         "a server that sends one byte a second blocks a call, or the database connection, for ever",
-        _TRANSPORT,
+        _BOUNDED,
         "BoundedReader.readinto",
         Code(
             "if self.deadline.over():\n    raise TimeoutError\nself._sock.settimeout(self.deadline.remaining())",
@@ -606,7 +638,7 @@ GUARDS = (
     Guard(
         "deadline: open transaction",
         "a row stays locked after the process or the network fails in the middle of a flip",
-        _DATABASE,
+        _SESSION,
         "Session._begin",
         Sql("SET LOCAL idle_in_transaction_session_timeout = {milliseconds + 1000};", ""),
         f"{_TEST_DEADLINE}test_a_flip_that_the_network_lost_holds_its_row_for_a_moment_and_not_longer",
@@ -617,54 +649,54 @@ GUARDS = (
         _APP,
         "lambda_handler",
         Code("deadline.close()", "None"),
-        f"{_TEST_APP}test_nothing_that_a_cycle_left_behind_can_act_after_it",
+        f"{_TEST_APP}test_nothing_acts_after_its_cycle",
     ),
     Guard(
         "deadline: enough time for a call",
         "a restart becomes uncertain because its call is cut off at once",
-        _PAYMENTS,
-        "Payments._claimed",
+        _WORKER,
+        "RestartWorker._claimed",
         Code("deadline.remaining() < SHORTEST_CALL_SECONDS", "False"),
-        f"{_TEST_PAYMENTS}test_a_call_that_would_be_cut_off_at_once_is_not_begun",
+        f"{_TEST_WORKER}test_a_call_that_would_be_cut_off_at_once_does_not_begin",
     ),
     # --- record ---
     Guard(
         "lease: when rows move on",
         "a process that was frozen wakes up, and cancels restarts on what it saw before",
-        _DEBTS,
-        "Debts.follow_rows",
+        _RESTARTS,
+        "Restarts.cancel_moved_on",
         Code("self._lease.require(transaction)", "None"),
         _WITHOUT_LEASE,
     ),
     Guard(
         "lease: at a cancellation",
         "a process that was frozen wakes up, and cancels a restart for what it saw of the instance",
-        _DEBTS,
-        "Debts.void",
+        _RESTARTS,
+        "Restarts.cancel",
         Code("self._lease.require(transaction)", "None"),
         _WITHOUT_LEASE,
     ),
     Guard(
         "lease: when a restart is put off",
         "a process that was frozen wakes up, and puts off a restart that another cycle is about to send",
-        _DEBTS,
-        "Debts.leave",
+        _RESTARTS,
+        "Restarts.put_off",
         Code("self._lease.require(transaction)", "None"),
         _WITHOUT_LEASE,
     ),
     Guard(
         "lease: when absences are stored",
         "two cycles count the same absence",
-        _FLEET,
-        "Fleet.remember_absences",
+        _MEMORY,
+        "CycleMemory.remember_absences",
         Code("self._lease.require(transaction)", "None"),
         _WITHOUT_LEASE,
     ),
     Guard(
         "lease: when coverage is stored",
         "the next cycle repeats workspaces, or passes over unchecked ones",
-        _FLEET,
-        "Fleet.save_sweep",
+        _MEMORY,
+        "CycleMemory.save_coverage",
         Code("self._lease.require(transaction)", "None"),
         _WITHOUT_LEASE,
     ),
@@ -674,7 +706,7 @@ GUARDS = (
         _TELEMETRY,
         "_printable",
         Code("instance_id[:64]", "instance_id"),
-        f"{_TEST_TELEMETRY_UNIT}test_what_the_platform_recorded_for_an_instance_is_cut_short_and_stays_on_its_line",
+        f"{_TEST_TELEMETRY_UNIT}test_a_long_instance_id_is_cut_and_breaks_no_line",
     ),
     Guard(
         "log: characters of an instance id",
@@ -688,7 +720,7 @@ GUARDS = (
         "log: lines of a kind",
         "while the control plane is down, every cycle writes one line per workspace",
         _TELEMETRY,
-        "Story.tell_some",
+        "CycleLog.sighting_capped",
         Code("self._lines[message] <= LINES_OF_A_KIND", "True"),
         f"{_TEST_TELEMETRY}test_a_dead_control_plane_is_told_in_a_hundred_lines_and_then_in_one_for_each_cause",
     ),

@@ -39,7 +39,7 @@ class Arguments:
 class Sql:
     """A fragment of a string, whatever its white space, and the text to put there instead.
 
-    An f-string's placeholders are part of the text. Write them as `ast.unparse` does: `{held('id')}`.
+    An f-string's placeholders are part of the text. Write them as `ast.unparse` does: `{on_hold('id')}`.
     """
 
     text: str

@@ -1,9 +1,10 @@
-"""Values to test with, and a clock that only moves when it is told to."""
+"""Values for tests, the log, and a clock that moves only when a test moves it."""
 
 import io
 import json
 import threading
 from collections.abc import Iterable
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
@@ -27,33 +28,44 @@ def instance(number: int) -> str:
 
 
 def workspace(number: int = 1, instance_id: str | None = None) -> Workspace:
-    """Return workspace `number`, which records the instance of the same number unless told otherwise."""
+    """Return workspace `number`; by default it records the instance of the same number."""
     return Workspace(uuid(number), instance(number) if instance_id is None else instance_id, None)
 
 
 def saw(state: str, number: int = 1, instance_id: str | None = None) -> Sighting:
-    """Return the sighting of workspace `number`'s instance in a state; a word that EC2 has not is UNKNOWN."""
+    """Return the sighting of workspace `number`'s instance in a state: UNKNOWN if EC2 has no such word."""
     return sighting_of(workspace(number, instance_id), state)
 
 
-def debt(number: int = 1, *, attempts: int = 0, refusals: int = 0, of_this_cycle: bool = True) -> Restart:
+def restart(number: int = 1, *, attempts: int = 0, refusals: int = 0, of_this_cycle: bool = True) -> Restart:
     """Return the restart that is owed to workspace `number`."""
     return Restart(number, uuid(number), instance(number), attempts, refusals, of_this_cycle)
 
 
 def in_fair_order(ids: Iterable[str], coverage: Coverage) -> list[str]:
-    """Return the candidates' ids in the order that the cycle's SELECT brings them in."""
+    """Return the candidates' ids in the order in which a cycle selects them."""
     return sorted(ids, key=lambda one: (one not in coverage.brought_forward, one <= coverage.cursor, one))
 
 
+def lambda_context(seconds_left: float = 60, request_id: str = "r-1") -> Any:
+    """Return the context of an invocation that Lambda ends in `seconds_left` seconds."""
+    return SimpleNamespace(
+        function_name="reconciler",
+        memory_limit_in_mb=512,
+        invoked_function_arn="arn:aws:lambda:eu-central-1:123456789012:function:reconciler",
+        aws_request_id=request_id,
+        get_remaining_time_in_millis=lambda: seconds_left * 1000,
+    )
+
+
 class Log:
-    """The lines that were logged since it was last read."""
+    """The lines logged since they were last read."""
 
     def __init__(self) -> None:
         self.stream = io.StringIO()
 
     def lines(self, message: str | None = None) -> list[dict[str, Any]]:
-        """Return the lines, or those with a message, and begin anew."""
+        """Return the lines, or those with this message, and forget them all."""
         text = self.stream.getvalue()
         self.stream.seek(0)
         self.stream.truncate()
@@ -62,7 +74,7 @@ class Log:
 
 
 class Clock:
-    """A clock, and the only sleep that there is: it moves the clock on."""
+    """A clock whose sleep is the only thing that moves it."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -73,7 +85,7 @@ class Clock:
         return self.now
 
     def sleep(self, seconds: float) -> None:
-        """Let `seconds` go by."""
+        """Move the clock on by `seconds`."""
         with self._moving:
             self.now += seconds
             self.slept.append(seconds)

@@ -1,4 +1,4 @@
-"""Nothing here opens a socket, and no run differs from the last one."""
+"""Unit tests open no socket, and every run is the same."""
 
 import socket
 from collections.abc import Iterator
@@ -9,14 +9,14 @@ import pytest
 from handler.telemetry import logger
 from tests.unit.builders import Log
 
-# The same examples in every run: a red build is red again when somebody looks at it.
+# The same examples in every run, so that a failure can be repeated.
 hypothesis.settings.register_profile("project", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("project")
 
 
 @pytest.fixture(scope="package", autouse=True)
 def no_sockets() -> Iterator[None]:
-    """Fail whoever opens a socket."""
+    """Fail a test that opens a socket."""
 
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("a unit test opens a socket")
@@ -29,7 +29,7 @@ def no_sockets() -> Iterator[None]:
 
 @pytest.fixture
 def log(monkeypatch: pytest.MonkeyPatch) -> Log:
-    """What is logged from here on."""
+    """Record what is logged from here on."""
     log = Log()
     logger.clear_state()  # the keys of a cycle that another test ran
     monkeypatch.setattr(logger.registered_handler, "stream", log.stream)

@@ -1,18 +1,19 @@
-"""Lambda's door: what happens before and after a cycle."""
+"""Lambda's entry point: what happens before and after a cycle."""
 
 import contextlib
 import json
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
-from handler import app, cycle
+from handler import app, cycle, process
 from handler.deadline import Deadline
-from handler.domain.report import Flip, Gauges, Report
+from handler.domain.report import Flip, Gauges, Outcome, Report, RestartCounts
 from handler.errors import ConnectionLostError, RequestError, SettingsError
 from handler.probes.control_plane.probe import ControlPlaneProbe
 from handler.probes.ec2.probe import Ec2Probe
@@ -21,45 +22,50 @@ from handler.request import Request
 from handler.restarts.platform import HttpPlatform
 from handler.settings import Settings
 from handler.telemetry import logger
-from tests.unit.builders import instance, uuid
+from tests.unit.builders import Log, instance, lambda_context, uuid
 
 SCHEDULED = {"source": "aws.scheduler", "detail-type": "Scheduled Event", "detail": "{}"}
-ENVIRONMENT = {"DATABASE_URL": "postgresql://u:s3cret@db.example/n", "AWS_REGION": "eu-central-1"}
-
-
-def context(seconds_left: float, request_id: str = "r-1") -> Any:
-    return SimpleNamespace(get_remaining_time_in_millis=lambda: seconds_left * 1000, aws_request_id=request_id)
+ENVIRONMENT = {
+    "DATABASE_URL": "postgresql://u:s3cret@db.example/n",
+    "AWS_REGION": "eu-central-1",
+    "AWS_ACCESS_KEY_ID": "AKIAEXAMPLE",
+    "AWS_SECRET_ACCESS_KEY": "example",
+}
 
 
 @pytest.fixture(autouse=True)
-def environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Begin with a cold process in which nothing but the least is set, and leave no key to the log lines of others."""
-    monkeypatch.setattr(os, "environ", dict(ENVIRONMENT))
-    monkeypatch.setattr(app, "_warm", None)
-    yield
-    logger.remove_keys(["cycle_id", "mode", "function_request_id"])
+def environment() -> Iterator[None]:
+    """Set only what has to be set, and begin with a cold process."""
+    with patch.dict(os.environ, ENVIRONMENT, clear=True):
+        process.forget()
+        yield
+        process.forget()
+    logger.clear_state()
 
 
 @dataclass
 class Cycles:
-    """Stands in for the cycle, and notes with what it was run."""
+    """Stands in for the cycle, and records what it was run with."""
 
     report: Report = field(default_factory=lambda: Report("apply", "ec2"))
-    trouble: Exception | None = None
-    orders: list[Request] = field(default_factory=list)
+    failure: Exception | None = None
+    requests: list[Request] = field(default_factory=list)
     settings: list[Settings] = field(default_factory=list)
     deadlines: list[Deadline] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     parts: list[cycle.Parts] = field(default_factory=list)
 
-    def run(self, order: Request, settings: Settings, parts: cycle.Parts, deadline: Deadline) -> tuple[Report, Gauges]:
-        self.orders.append(order)
+    def run(
+        self, request: Request, settings: Settings, parts: cycle.Parts, deadline: Deadline
+    ) -> tuple[Report, Gauges]:
+        logger.info("the cycle runs")
+        self.requests.append(request)
         self.parts.append(parts)
         self.settings.append(settings)
         self.deadlines.append(deadline)
         self.seconds.append(deadline.remaining())
-        if self.trouble is not None:
-            raise self.trouble
+        if self.failure is not None:
+            raise self.failure
         return self.report, Gauges(0, 0, 0, 0, 0.0, 0.0, 0)
 
 
@@ -73,10 +79,6 @@ def cycles(monkeypatch: pytest.MonkeyPatch) -> Cycles:
 # --- the time for a cycle ---
 
 
-def settings(seconds: float) -> Settings:
-    return Settings.from_env(ENVIRONMENT | {"CYCLE_DEADLINE_SECONDS": str(seconds)})
-
-
 @pytest.mark.parametrize(
     ("setting_s", "left_s", "expected_s"),
     [
@@ -88,30 +90,30 @@ def settings(seconds: float) -> Settings:
         pytest.param(45, -5, 0, id="Lambda leaves nothing"),
     ],
 )
-def test_a_cycle_has_the_time_of_the_setting_or_what_lambda_leaves_less_a_reserve(
+def test_a_cycle_has_the_settings_time_or_what_lambda_leaves(
     setting_s: float, left_s: float, expected_s: float
 ) -> None:
-    assert seconds_for(setting_s, context(left_s)) == expected_s
+    assert seconds_for(setting_s, lambda_context(left_s)) == expected_s
 
 
 @pytest.mark.parametrize("without", [None, SimpleNamespace(aws_request_id="r")], ids=["no context", "no clock in it"])
-def test_without_lambdas_clock_a_cycle_has_the_time_of_the_setting(without: Any) -> None:
+def test_without_lambdas_clock_a_cycle_has_the_settings_time(without: Any) -> None:
     assert seconds_for(45, without) == 45
 
 
 def test_the_cycle_gets_that_time(cycles: Cycles) -> None:
-    app.lambda_handler({}, context(30))
+    app.lambda_handler({}, lambda_context(30))
     assert cycles.seconds[0] == pytest.approx(27, abs=0.5)
 
 
-# --- what is refused ---
+# --- refusals ---
 
 
 @pytest.mark.parametrize("event", [None, [], {"mode": "x"}, {"shard": 0}, {"source": "aws.ec2"}], ids=str)
-def test_an_event_that_is_not_understood_is_refused_before_the_cycle(cycles: Cycles, event: Any) -> None:
+def test_a_bad_event_is_refused_before_the_cycle(cycles: Cycles, event: Any) -> None:
     with pytest.raises(RequestError, match=r"^event"):
-        app.lambda_handler(event, context(60))
-    assert cycles.orders == []
+        app.lambda_handler(event, lambda_context())
+    assert cycles.requests == []
 
 
 @pytest.mark.parametrize(
@@ -123,57 +125,55 @@ def test_an_event_that_is_not_understood_is_refused_before_the_cycle(cycles: Cyc
         pytest.param("AWS_REGION", "", id="no Region to ask EC2 in"),
     ],
 )
-def test_an_environment_that_is_not_understood_is_refused_before_the_cycle(
-    cycles: Cycles, name: str, value: str
-) -> None:
+def test_a_bad_environment_is_refused_before_the_cycle(cycles: Cycles, name: str, value: str) -> None:
     os.environ[name] = value
-    for _ in range(2):  # nor is anything half made kept
+    for _ in range(2):  # and nothing half made is kept
         with pytest.raises(SettingsError, match=rf"^{name}"):
-            app.lambda_handler({}, context(60))
-    assert cycles.orders == []
+            app.lambda_handler({}, lambda_context())
+    assert cycles.requests == []
 
 
-def test_the_control_plane_can_be_asked_without_a_region(cycles: Cycles) -> None:
+def test_the_control_plane_needs_no_region(cycles: Cycles) -> None:
     os.environ.update({"AWS_REGION": "", "PROBE": "control_plane", "CP_BASE_URL": "https://cp.example"})
-    app.lambda_handler({}, context(60))
-    assert len(cycles.orders) == 1
+    app.lambda_handler({}, lambda_context())
+    assert len(cycles.requests) == 1
 
 
-def test_with_the_ceiling_a_scheduled_event_is_a_dry_run(cycles: Cycles) -> None:
+def test_under_the_ceiling_a_scheduled_event_is_a_dry_run(cycles: Cycles) -> None:
     os.environ["MODE"] = "dry-run"
-    app.lambda_handler(SCHEDULED, context(60))
-    assert [order.mode for order in cycles.orders] == ["dry-run"]
+    app.lambda_handler(SCHEDULED, lambda_context())
+    assert [request.mode for request in cycles.requests] == ["dry-run"]
 
 
 # --- what a cycle gets ---
 
 
 @pytest.mark.parametrize(("probe", "kind"), [("ec2", Ec2Probe), ("control_plane", ControlPlaneProbe)])
-def test_the_cycle_gets_the_probe_that_the_setting_names(cycles: Cycles, probe: str, kind: type) -> None:
+def test_the_cycle_gets_the_probe_of_the_setting(cycles: Cycles, probe: str, kind: type) -> None:
     os.environ.update({"PROBE": probe, "CP_BASE_URL": "https://cp.example", "CP_SHARED_SECRET": "one"})
-    app.lambda_handler({}, context(60))
+    app.lambda_handler({}, lambda_context())
     assert isinstance(cycles.parts[0].probe(Deadline(10)), kind)
 
 
-def test_the_cycle_gets_the_platform_that_the_setting_names(cycles: Cycles) -> None:
+def test_the_cycle_gets_the_platform_of_the_setting(cycles: Cycles) -> None:
     os.environ.update({"PLATFORM_BASE_URL": "https://platform.example", "PLATFORM_TOKEN": "one"})
-    app.lambda_handler({}, context(60))
+    app.lambda_handler({}, lambda_context())
     platform = cycles.parts[0].platform
     assert platform is not None
     assert isinstance(platform(Deadline(10)), HttpPlatform)
 
 
 def test_without_an_address_there_is_no_platform(cycles: Cycles) -> None:
-    app.lambda_handler({}, context(60))
+    app.lambda_handler({}, lambda_context())
     assert cycles.parts[0].platform is None
 
 
-# --- what is answered ---
+# --- the answer ---
 
 
-def test_the_answer_is_the_report_and_can_be_sent_as_json(cycles: Cycles) -> None:
-    cycles.report = Report("apply", "ec2", candidates=6, flips=[Flip(uuid(1), instance(1), "stopped")])
-    answer = json.loads(json.dumps(app.lambda_handler({"mode": "apply"}, context(60))))
+def test_the_answer_is_the_report_as_json(cycles: Cycles) -> None:
+    cycles.report = Report("apply", "ec2", candidates=6, flips=(Flip(uuid(1), instance(1), "stopped"),))
+    answer = json.loads(json.dumps(app.lambda_handler({"mode": "apply"}, lambda_context())))
     assert (answer["mode"], answer["probe"], answer["outcome"], answer["candidates"]) == (
         "apply",
         "ec2",
@@ -181,16 +181,25 @@ def test_the_answer_is_the_report_and_can_be_sent_as_json(cycles: Cycles) -> Non
         6,
     )
     assert answer["flips"] == [{"workspace_id": uuid(1), "instance_id": instance(1), "instance_state": "stopped"}]
-    assert answer["restarts"].keys() == {"requested", "void", "failed", "uncertain", "blocked", "pending"}
+    assert answer["restarts"] == asdict(RestartCounts())
+    assert answer.keys() == {field.name for field in fields(Report)}
     assert answer["duration_ms"] >= 0
 
 
-def test_of_very_many_flips_the_first_hundred_are_listed(cycles: Cycles) -> None:
-    flips = [Flip(uuid(number), instance(number), "stopped") for number in range(150)]
+def test_the_answer_lists_the_first_hundred_flips(cycles: Cycles) -> None:
+    flips = tuple(Flip(uuid(number), instance(number), "stopped") for number in range(150))
     cycles.report = Report("apply", "ec2", flipped=150, flips=flips)
-    answer = app.lambda_handler({"mode": "apply"}, context(60))
+    answer = app.lambda_handler({"mode": "apply"}, lambda_context())
     assert [one["workspace_id"] for one in answer["flips"]] == [uuid(number) for number in range(100)]
     assert answer["flipped"] == 150
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[Report]:
+    """Return the reports that metrics are emitted for."""
+    reports: list[Report] = []
+    monkeypatch.setattr(app, "emit_metrics", lambda report, _: reports.append(report))
+    return reports
 
 
 @pytest.mark.parametrize(
@@ -205,77 +214,80 @@ def test_of_very_many_flips_the_first_hundred_are_listed(cycles: Cycles) -> None
     ],
 )
 def test_only_full_applied_cycles_emit_metrics(
-    cycles: Cycles,
-    monkeypatch: pytest.MonkeyPatch,
-    event: dict[str, Any],
-    emitted: bool,
+    cycles: Cycles, measured: list[Report], event: dict[str, Any], emitted: bool
 ) -> None:
-    reports: list[Report] = []
-    monkeypatch.setattr(app, "emit_metrics", lambda report, _: reports.append(report))
-    app.lambda_handler(event, context(60))
-    assert reports == ([cycles.report] if emitted else [])
+    app.lambda_handler(event, lambda_context())
+    assert [replace(report, duration_ms=0) for report in measured] == ([cycles.report] if emitted else [])
 
 
-def test_a_cycle_that_found_another_one_running_is_measured_too(
-    cycles: Cycles, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    reports: list[Report] = []
-    monkeypatch.setattr(app, "emit_metrics", lambda report, _: reports.append(report))
-    cycles.report = Report("apply", "ec2", outcome="already_running")
-    assert app.lambda_handler(SCHEDULED, context(60))["outcome"] == "already_running"
-    assert len(reports) == 1
+def test_a_cycle_beside_another_one_emits_metrics_too(cycles: Cycles, measured: list[Report]) -> None:
+    cycles.report = Report("apply", "ec2", outcome=Outcome.ALREADY_RUNNING)
+    assert app.lambda_handler(SCHEDULED, lambda_context())["outcome"] == "already_running"
+    assert len(measured) == 1
 
 
-def test_a_cycle_that_cannot_be_run_is_an_error_and_emits_nothing(
-    cycles: Cycles, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    reports: list[Report] = []
-    monkeypatch.setattr(app, "emit_metrics", lambda report, _: reports.append(report))
-    cycles.trouble = ConnectionLostError("no connection to the database")
+def test_a_cycle_that_cannot_be_run_is_an_error_without_metrics(cycles: Cycles, measured: list[Report]) -> None:
+    cycles.failure = ConnectionLostError("no connection to the database")
     with pytest.raises(ConnectionLostError):
-        app.lambda_handler(SCHEDULED, context(60))
-    assert reports == []
+        app.lambda_handler(SCHEDULED, lambda_context())
+    assert measured == []
 
 
 # --- from one invocation to the next ---
 
 
-@pytest.mark.parametrize("trouble", [None, ConnectionLostError("gone")], ids=["it ended well", "it failed"])
-def test_nothing_that_a_cycle_left_behind_can_act_after_it(cycles: Cycles, trouble: Exception | None) -> None:
-    cycles.trouble = trouble
+@pytest.mark.parametrize("failure", [None, ConnectionLostError("gone")], ids=["it ended well", "it failed"])
+def test_nothing_acts_after_its_cycle(cycles: Cycles, failure: Exception | None) -> None:
+    cycles.failure = failure
     with contextlib.suppress(ConnectionLostError):
-        app.lambda_handler(SCHEDULED, context(60))
+        app.lambda_handler(SCHEDULED, lambda_context())
     (deadline,) = cycles.deadlines
     assert deadline.over()
     assert deadline.within(10).over()
 
 
-def warm_after(*changes: Callable[[], object]) -> list[app.Warm | None]:
+def kept_after(*changes: Callable[[], object]) -> list[process.Process | None]:
+    """Return what stays warm after a first invocation, and after one more that follows each change."""
     kept = []
     for change in (lambda: None, *changes):
         change()
-        app.lambda_handler({}, context(60))
-        kept.append(app._warm)  # noqa: SLF001 - what is kept is not seen otherwise without a database
+        app.lambda_handler({}, lambda_context())
+        kept.append(process._process)  # noqa: SLF001 - asking for it would make it
     return kept
 
 
 @pytest.mark.usefixtures("cycles")
-def test_what_is_warm_is_kept_though_lambda_traces_each_invocation_anew() -> None:
-    first, second = warm_after(lambda: os.environ.update({"_X_AMZN_TRACE_ID": "Root=1-2"}))
+def test_lambdas_trace_id_leaves_the_process_warm() -> None:
+    first, second = kept_after(lambda: os.environ.update({"_X_AMZN_TRACE_ID": "Root=1-2"}))
     assert first is second is not None
 
 
-def test_another_environment_makes_everything_anew(cycles: Cycles) -> None:
-    first, second = warm_after(lambda: os.environ.update({"PROBE_TIMEOUT_SECONDS": "7"}))
+def test_another_environment_makes_the_process_anew(cycles: Cycles) -> None:
+    first, second = kept_after(lambda: os.environ.update({"PROBE_TIMEOUT_SECONDS": "7"}))
     assert first is not second
     assert [one.probe_timeout_seconds for one in cycles.settings] == [10, 7]
 
 
-def test_each_cycle_has_an_id_of_its_own_in_its_log_lines(cycles: Cycles, monkeypatch: pytest.MonkeyPatch) -> None:
-    keys: list[dict[str, Any]] = []
-    monkeypatch.setattr(logger, "append_keys", lambda **appended: keys.append(appended))
-    app.lambda_handler({}, context(60, "r-1"))
-    app.lambda_handler({"mode": "apply"}, context(60, "r-2"))
-    assert len(cycles.orders) == 2
-    assert [(one["mode"], one["function_request_id"]) for one in keys] == [("dry-run", "r-1"), ("apply", "r-2")]
-    assert keys[0]["cycle_id"] != keys[1]["cycle_id"]
+def test_each_cycle_logs_an_id_of_its_own(cycles: Cycles, log: Log) -> None:
+    app.lambda_handler({}, lambda_context(request_id="r-1"))
+    app.lambda_handler({"mode": "apply"}, lambda_context(request_id="r-2"))
+    assert len(cycles.requests) == 2
+    first, second = log.lines("the cycle runs")
+    assert [(one["mode"], one["function_request_id"]) for one in (first, second)] == [
+        ("dry-run", "r-1"),
+        ("apply", "r-2"),
+    ]
+    assert first["cycle_id"] != second["cycle_id"]
+
+
+def test_no_key_of_a_cycle_stays_for_the_next_one(cycles: Cycles, log: Log) -> None:
+    app.lambda_handler({}, lambda_context())
+    cycles.failure = ConnectionLostError("gone")
+    with pytest.raises(ConnectionLostError):
+        app.lambda_handler({"mode": "apply"}, lambda_context())
+    log.lines()
+    with pytest.raises(RequestError):
+        app.lambda_handler({"mode": "x"}, lambda_context())
+    logger.info("afterwards")
+    (line,) = log.lines("afterwards")
+    assert not {"cycle_id", "mode"} & line.keys()

@@ -1,4 +1,4 @@
-"""AWS calls: where they go, signed how, is what botocore makes of the same environment without the project's data."""
+"""AWS calls go where botocore sends them with its own data, are signed likewise, and obey their deadline."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,9 +10,11 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 
 from handler.deadline import Deadline
+from handler.errors import SettingsError
 from handler.net.aws import Aws
 from handler.net.bounded import Answer, BoundedPools
 from handler.probes.ec2 import status_pages
+from handler.process import MODELS
 from sandbox import ec2_xml
 from sandbox.ec2_xml import Instance
 
@@ -23,19 +25,24 @@ CALLS: Mapping[str, tuple[str, dict[str, str]]] = {
 }
 
 
+HANDLERS = {status_pages.EVENT: status_pages.read_instead}
+
+
 class NoAnswerError(Exception):
     pass
 
 
 class Recorder(BoundedPools):
-    """Notes where a request goes, and whom it is signed for."""
+    """Records where a request goes, which region and service it is signed for, and within which deadline."""
 
     def __init__(self) -> None:
         super().__init__(connections=1)
         self.sent: tuple[str, str] | None = None
+        self.deadline: Deadline | None = None
 
-    def call(self, method: str, url: str, *, headers: Mapping[str, Any], **_: Any) -> Answer:
+    def call(self, method: str, url: str, *, headers: Mapping[str, Any], **options: Any) -> Answer:
         del method
+        self.deadline = options.get("deadline")
         self.note(url, headers)
         raise NoAnswerError
 
@@ -48,7 +55,7 @@ class Recorder(BoundedPools):
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
-    """A Lambda function's, with no files and no variables of the developer's own."""
+    """Set what a Lambda function has, and hide the developer's own files and variables."""
     for name in ("AWS_PROFILE", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_EC2", "AWS_DEFAULT_REGION", "AWS_REGION"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
@@ -58,12 +65,22 @@ def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.Monke
     return monkeypatch
 
 
-def sent_by_the_handler(service: str) -> tuple[str, str] | None:
-    transport = Recorder()
+def aws_over(pools: BoundedPools) -> Aws:
+    return Aws(pools, models=MODELS, handlers=HANDLERS)
+
+
+def call(aws: Aws, service: str) -> None:
+    client: Any = {"ec2": aws.ec2, "secretsmanager": aws.secrets_manager}[service]()
     operation, parameters = CALLS[service]
-    with pytest.raises(NoAnswerError):
-        Aws(transport).call(service, operation, SOON, **parameters)
-    return transport.sent
+    getattr(client, operation)(**parameters)
+
+
+def sent_by_the_handler(service: str) -> tuple[str, str] | None:
+    recorder = Recorder()
+    aws = aws_over(recorder)
+    with aws.within(SOON), pytest.raises(NoAnswerError):
+        call(aws, service)
+    return recorder.sent
 
 
 def sent_by_botocore(service: str, region: str) -> tuple[str, str] | None:
@@ -86,7 +103,7 @@ def sent_by_botocore(service: str, region: str) -> tuple[str, str] | None:
 @pytest.mark.parametrize("service", CALLS)
 @pytest.mark.parametrize("variant", ["", "AWS_USE_FIPS_ENDPOINT", "AWS_USE_DUALSTACK_ENDPOINT"])
 @pytest.mark.parametrize("region", ["eu-central-1", "us-gov-west-1", "cn-north-1", "eu-moon-1"])
-def test_a_call_goes_where_botocore_would_send_it(
+def test_a_call_goes_where_botocore_sends_it(
     environment: pytest.MonkeyPatch, service: str, variant: str, region: str
 ) -> None:
     environment.setenv("AWS_REGION", region)
@@ -99,7 +116,7 @@ def test_a_call_goes_where_botocore_would_send_it(
 
 
 @pytest.mark.parametrize("variable", ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_EC2"])
-def test_an_endpoint_that_a_variable_names_is_used(environment: pytest.MonkeyPatch, variable: str) -> None:
+def test_a_variables_endpoint_is_used(environment: pytest.MonkeyPatch, variable: str) -> None:
     environment.setenv("AWS_REGION", "eu-central-1")
     environment.setenv(variable, "https://ec2.example:8443")
     assert sent_by_the_handler("ec2") == ("https://ec2.example:8443/", "eu-central-1/ec2/aws4_request")
@@ -113,7 +130,7 @@ def region_of(sent: tuple[str, str] | None) -> str:
     return sent[1].split("/")[0]
 
 
-def test_lambdas_region_comes_before_the_default_one_and_that_before_the_profiles(
+def test_lambdas_region_wins_over_the_default_one_and_the_profiles(
     environment: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "config").write_text("[default]\nregion = eu-west-3\n")
@@ -124,24 +141,67 @@ def test_lambdas_region_comes_before_the_default_one_and_that_before_the_profile
     assert region_of(sent_by_the_handler("ec2")) == "eu-west-1"
 
 
+def test_without_a_region_the_settings_are_refused(environment: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SettingsError, match="AWS_REGION: not set"):
+        aws_over(Recorder()).require_region()
+    environment.setenv("AWS_DEFAULT_REGION", "eu-central-1")
+    aws_over(Recorder()).require_region()
+
+
 @pytest.mark.parametrize("service", ["ec2", "rds", "secretsmanager", "signin", "sso", "sso-oidc", "sts"])
-def test_whatever_gets_a_profiles_credentials_can_be_asked(environment: pytest.MonkeyPatch, service: str) -> None:
+def test_every_service_behind_a_profiles_credentials_has_a_client(
+    environment: pytest.MonkeyPatch, service: Any
+) -> None:
     environment.setenv("AWS_REGION", "eu-central-1")
-    assert Aws(Recorder()).client(service).meta.region_name == "eu-central-1"
+    client = aws_over(Recorder())._session.client(service)  # noqa: SLF001 - botocore asks for it where nobody sees it
+    assert client.meta.region_name == "eu-central-1"
 
 
-def test_a_database_token_is_for_the_instances_region(environment: pytest.MonkeyPatch) -> None:
+def test_a_database_token_is_for_the_functions_region(environment: pytest.MonkeyPatch) -> None:
     environment.setenv("AWS_REGION", "cn-north-1")
-    token = Aws(Recorder()).database_token("db.example", 5432, "reconciler")
+    token = aws_over(Recorder()).database_token("db.example", 5432, "reconciler")
     assert token.startswith("db.example:5432/?Action=connect&DBUser=reconciler&")
     assert "%2Fcn-north-1%2Frds-db%2Faws4_request" in token
 
 
-# --- what runs ---
+# --- the deadline ---
+
+
+@pytest.mark.parametrize("service", CALLS)
+def test_a_call_has_the_deadline_that_it_is_made_within(environment: pytest.MonkeyPatch, service: str) -> None:
+    environment.setenv("AWS_REGION", "eu-central-1")
+    recorder = Recorder()
+    aws = aws_over(recorder)
+    for deadline in (Deadline(10), Deadline(20)):
+        with aws.within(deadline), pytest.raises(NoAnswerError):
+            call(aws, service)
+        assert recorder.deadline is deadline
+
+
+def test_a_call_without_a_deadline_is_not_made(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("AWS_REGION", "eu-central-1")
+    recorder = Recorder()
+    aws = aws_over(recorder)
+    with aws.within(SOON):
+        pass
+    with pytest.raises(AttributeError):
+        call(aws, "ec2")
+    assert recorder.sent is None
+
+
+def test_a_secret_is_fetched_within_its_deadline(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("AWS_REGION", "eu-central-1")
+    recorder = Recorder()
+    with pytest.raises(NoAnswerError):
+        aws_over(recorder).secret_text("arn:of-one", SOON)
+    assert recorder.deadline is SOON
+
+
+# --- status pages ---
 
 
 class Answering(BoundedPools):
-    """Gives one answer, whatever is asked."""
+    """Gives one answer to every call."""
 
     def __init__(self, status: int, body: bytes) -> None:
         super().__init__(connections=1)
@@ -155,50 +215,57 @@ PAGE = ec2_xml.statuses([Instance("i-01234567", "running", "eu-central-1a", 1)],
 LISTED = {"InstanceStatuses": [{"InstanceId": "i-01234567", "InstanceState": {"Name": "running"}}]}
 
 
+def answered(operation: str, status: int, body: bytes, **parameters: Any) -> Any:
+    """Return what the EC2 client makes of an answer."""
+    aws = aws_over(Answering(status, body))
+    with aws.within(SOON):
+        return getattr(aws.ec2(), operation)(**parameters)
+
+
 @pytest.fixture
 def pages_read(environment: pytest.MonkeyPatch) -> list[Any]:
-    """What is read without botocore, from here on."""
+    """Return the list of what is read without botocore."""
     environment.setenv("AWS_REGION", "eu-central-1")
     read: list[Any] = []
     read_page = status_pages.read
 
-    def noted(page: bytes) -> Any:
+    def recorded(page: bytes) -> Any:
         read.append(read_page(page))
         return read[-1]
 
-    environment.setattr(status_pages, "read", noted)
+    environment.setattr(status_pages, "read", recorded)
     return read
 
 
-def test_a_page_of_what_runs_is_read_without_botocore(pages_read: list[Any]) -> None:
-    answer = Aws(Answering(200, PAGE)).call("ec2", "describe_instance_status", SOON, MaxResults=1000)
+def test_a_plain_status_page_is_read_without_botocore(pages_read: list[Any]) -> None:
+    answer = answered("describe_instance_status", 200, PAGE, MaxResults=1000)
     assert pages_read == [LISTED | {"NextToken": "token-2"}]
     assert {name: answer[name] for name in pages_read[0]} == pages_read[0]
 
 
-def test_botocore_is_left_nothing_to_parse_of_a_page_that_is_read_without_it(environment: pytest.MonkeyPatch) -> None:
+def test_botocore_parses_nothing_of_a_plain_status_page(environment: pytest.MonkeyPatch) -> None:
     environment.setenv("AWS_REGION", "eu-central-1")
     environment.setattr(status_pages, "read", lambda _: LISTED)
-    answer = Aws(Answering(200, b"what botocore would stumble over")).call("ec2", "describe_instance_status", SOON)
+    answer = answered("describe_instance_status", 200, b"what botocore would stumble over")
     assert answer["InstanceStatuses"] == LISTED["InstanceStatuses"]
 
 
-def test_a_page_that_only_botocore_can_read_is_read_by_it(pages_read: list[Any]) -> None:
+def test_an_odd_status_page_is_read_by_botocore(pages_read: list[Any]) -> None:
     commented = PAGE.replace(b"<item>", b"<!-- a comment --><item>", 1)
-    answer = Aws(Answering(200, commented)).call("ec2", "describe_instance_status", SOON, MaxResults=1000)
+    answer = answered("describe_instance_status", 200, commented, MaxResults=1000)
     assert pages_read == [None]
     assert answer["InstanceStatuses"] == LISTED["InstanceStatuses"]
     assert answer["NextToken"] == "token-2"
 
 
 @pytest.mark.parametrize("status", [403, 500, 503])
-def test_a_refusal_is_one_though_it_looks_like_a_page_of_what_runs(pages_read: list[Any], status: int) -> None:
+def test_a_refusal_that_looks_like_a_status_page_is_a_refusal(pages_read: list[Any], status: int) -> None:
     with pytest.raises(ClientError):
-        Aws(Answering(status, PAGE)).call("ec2", "describe_instance_status", SOON, MaxResults=1000)
+        answered("describe_instance_status", status, PAGE, MaxResults=1000)
     assert pages_read == []
 
 
-def test_a_page_of_another_call_is_botocores_to_read(pages_read: list[Any]) -> None:
-    answer = Aws(Answering(200, PAGE)).call("ec2", "describe_instances", SOON, MaxResults=1000)
+def test_pages_of_other_calls_are_read_by_botocore(pages_read: list[Any]) -> None:
+    answer = answered("describe_instances", 200, PAGE, MaxResults=1000)
     assert pages_read == []
     assert "InstanceStatuses" not in answer

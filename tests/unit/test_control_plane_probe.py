@@ -1,4 +1,4 @@
-"""The control plane's answers, and what they prove."""
+"""The control plane probe: clean and broken answers, and what they prove."""
 
 import contextlib
 import json
@@ -11,26 +11,27 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+import requests
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from handler.deadline import Deadline
-from handler.domain.model import VERDICT_OF_STATE, Sighting, Verdict, Workspace
+from handler.domain.model import VERDICT_OF_STATE, Cause, Sighting, Verdict, Workspace
 from handler.errors import SecretError
 from handler.net.bounded import Answer, CallError
 from handler.net.secrets import Secrets, Tokens
-from handler.probes.control_plane import probe
+from handler.probes.control_plane import probe as control_plane_probe
 from handler.probes.control_plane.limiter import ConcurrencyLimiter
 from handler.probes.control_plane.probe import BODY_LIMIT, ControlPlaneProbe
 from handler.settings import Remote
 from tests.unit.builders import Clock, instance, uuid, workspace
 
-# Given the id of the asked workspace and the headers that were sent.
+# Takes the id of the workspace that is asked for, and the headers that were sent.
 Behaviour = Callable[[str, Mapping[str, str]], Answer]
 
 
 def says(body: bytes | str | Mapping[str, Any], status: int = 200) -> Behaviour:
-    """Answer everybody alike."""
+    """Answer every request alike."""
     content = body if isinstance(body, bytes) else body.encode() if isinstance(body, str) else json.dumps(body).encode()
     return lambda *_: Answer(status, {}, content)
 
@@ -43,21 +44,27 @@ def fails(error: Exception) -> Behaviour:
 
 
 class Wire:
-    """Stands in for the network, for as many connections as are asked for."""
+    """Stands in for the HTTP client and the network behind it, for as many connections as are asked for."""
 
     def __init__(self, behaviour: Behaviour) -> None:
         self.behaviour = behaviour
         self.calls: list[dict[str, Any]] = []
+        self.connections: list[int] = []
         self.in_flight = self.most_in_flight = self.closed = 0
         self._lock = threading.Lock()
 
-    def call(self, method: str, url: str, **rest: Any) -> Answer:
+    def connect(self, *, connections: int) -> "Wire":
+        self.connections.append(connections)
+        return self
+
+    def get(self, url: str, *, params: Mapping[str, str], headers: Mapping[str, str], **rest: Any) -> Answer:
+        sent = requests.Request("GET", url, params=params).prepare().url
         with self._lock:
-            self.calls.append({"method": method, "url": url, **rest, "had_s": rest["deadline"].remaining()})
+            self.calls.append({"url": sent, "headers": headers, **rest, "had_s": rest["deadline"].remaining()})
             self.in_flight += 1
             self.most_in_flight = max(self.most_in_flight, self.in_flight)
         try:
-            return self.behaviour(urlsplit(url).path.split("/")[-2], rest["headers"])
+            return self.behaviour(urlsplit(url).path.split("/")[-2], headers)
         finally:
             with self._lock:
                 self.in_flight -= 1
@@ -68,10 +75,11 @@ class Wire:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """Time that nobody waits for, neither the probe nor its gate."""
+    """Return a clock that probe and limiter use: nobody really waits."""
     clock = Clock()
-    monkeypatch.setattr(probe, "time", SimpleNamespace(monotonic=clock))
-    monkeypatch.setattr(probe, "ConcurrencyLimiter", partial(ConcurrencyLimiter, sleep=clock.sleep))
+    monkeypatch.setattr(control_plane_probe, "time", SimpleNamespace(monotonic=clock))
+    limiter = partial(ConcurrencyLimiter, sleep=clock.sleep)
+    monkeypatch.setattr(control_plane_probe, "ConcurrencyLimiter", limiter)
     return clock
 
 
@@ -80,19 +88,19 @@ Connect = Callable[[Behaviour], Wire]
 
 @pytest.fixture
 def connect(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> Connect:
-    """Put a control plane of this behaviour behind the probe."""
+    """Return a function that puts a control plane with a behaviour behind the probe."""
     del clock
 
     def behind(behaviour: Behaviour) -> Wire:
         wire = Wire(behaviour)
-        monkeypatch.setattr(probe, "Transport", lambda **_: wire)
+        monkeypatch.setattr(control_plane_probe, "HttpClient", wire.connect)
         return wire
 
     return behind
 
 
 def tokens_from(*texts: str | Exception, **given_tokens: str) -> Tokens:
-    """Return tokens that stand in variables, or in a secret that says `texts` in turn."""
+    """Return tokens from variables, or from a secret that holds `texts` in turn."""
     to_come = list(texts)
 
     def fetch(*_: object) -> str:
@@ -128,17 +136,16 @@ def some(count: int) -> list[Workspace]:
 
 
 def learnt(sightings: Sequence[Sighting]) -> list[str]:
-    return [one.state or one.cause for one in sightings]
+    return [one.state or one.reason for one in sightings]
 
 
 # --- what is asked ---
 
 
-def test_a_workspace_is_asked_for_with_the_instance_that_it_records(connect: Connect, clock: Clock) -> None:
+def test_a_check_names_workspace_and_instance(connect: Connect, clock: Clock) -> None:
     wire = connect(says({"state": "running"}))
     look(clock, [workspace(7)], tokens_from(shared_secret="one", admin_token="two"))
     (call,) = wire.calls
-    assert call["method"] == "GET"
     assert call["url"] == f"https://cp.example/api/cp/workspaces/{uuid(7)}/status?instance_id={instance(7)}"
     assert call["headers"]["Authorization"] == "Bearer one"
     assert call["headers"]["X-Molecule-Admin-Token"] == "two"
@@ -153,16 +160,14 @@ def test_a_workspace_is_asked_for_with_the_instance_that_it_records(connect: Con
         pytest.param({"admin_token": "two"}, {"X-Molecule-Admin-Token"}, id="the admin token"),
     ],
 )
-def test_a_header_whose_value_is_empty_is_left_out(
-    connect: Connect, clock: Clock, tokens: dict[str, str], sent: set[str]
-) -> None:
+def test_an_empty_token_sends_no_header(connect: Connect, clock: Clock, tokens: dict[str, str], sent: set[str]) -> None:
     wire = connect(says({"state": "running"}))
     look(clock, some(1), tokens_from(**tokens))
     assert {"Authorization", "X-Molecule-Admin-Token"} & wire.calls[0]["headers"].keys() == sent
 
 
 @pytest.mark.parametrize("recorded", ["i-1&admin=1", "i-1#x", "../../x", "i 1", "i-é", "i%31"], ids=ascii)
-def test_whatever_the_row_records_stays_within_its_parameter(connect: Connect, clock: Clock, recorded: str) -> None:
+def test_any_recorded_instance_stays_within_its_parameter(connect: Connect, clock: Clock, recorded: str) -> None:
     wire = connect(says({"state": "running"}))
     look(clock, [workspace(1, recorded)])
     parts = urlsplit(wire.calls[0]["url"])
@@ -170,31 +175,30 @@ def test_whatever_the_row_records_stays_within_its_parameter(connect: Connect, c
     assert parse_qs(parts.query, strict_parsing=True) == {"instance_id": [recorded]}
 
 
-def test_a_check_is_bounded_by_its_timeout_and_by_the_deadline(connect: Connect, clock: Clock) -> None:
+def test_a_check_ends_by_its_timeout_and_by_the_deadline(connect: Connect, clock: Clock) -> None:
     wire = connect(says({"state": "running"}))
     look(clock, some(1), timeout_s=10)
     look(clock, some(1), timeout_s=60)
     assert [call["had_s"] for call in wire.calls] == [10, 30]
 
 
-def test_every_workspace_is_asked_for_once_a_few_at_a_time_and_the_connections_are_closed(
-    connect: Connect, clock: Clock
-) -> None:
+def test_every_workspace_is_checked_once_a_few_at_a_time(connect: Connect, clock: Clock) -> None:
     wire = connect(says({"state": "running"}))
     sightings = look(clock, some(500), concurrency=4)
     assert [one.workspace.id for one in sightings] == [one.id for one in some(500)]
     assert len(wire.calls) == 500
     assert wire.most_in_flight <= 4
+    assert wire.connections == [4]
     assert wire.closed == 1
 
 
-def test_nobody_to_ask_for_is_nothing_asked(connect: Connect, clock: Clock) -> None:
+def test_no_candidates_means_no_calls(connect: Connect, clock: Clock) -> None:
     wire = connect(says({"state": "running"}))
     assert look(clock, []) == []
     assert wire.calls == []
 
 
-def test_after_the_deadline_nothing_is_asked_and_nobody_is_seen(connect: Connect, clock: Clock) -> None:
+def test_nothing_is_asked_after_the_deadline(connect: Connect, clock: Clock) -> None:
     wire = connect(says({"state": "running"}))
     deadline = Deadline(30, clock=clock)
     deadline.close()
@@ -202,7 +206,7 @@ def test_after_the_deadline_nothing_is_asked_and_nobody_is_seen(connect: Connect
     assert wire.calls == []
 
 
-def test_no_tokens_to_begin_with_is_an_error_before_anything_is_asked(connect: Connect, clock: Clock) -> None:
+def test_a_broken_secret_is_an_error_before_any_call(connect: Connect, clock: Clock) -> None:
     wire = connect(says({"state": "running"}))
     with pytest.raises(SecretError, match="CP_SECRET_ARN"):
         look(clock, some(1), tokens_from("no object"))
@@ -220,7 +224,7 @@ def test_a_clean_answer_is_believed(connect: Connect, clock: Clock, state: str, 
     assert (sighting.verdict, sighting.state) == (VERDICT_OF_STATE[state], state)
 
 
-def test_an_answer_says_how_long_it_took(connect: Connect, clock: Clock) -> None:
+def test_a_sighting_tells_how_long_it_took(connect: Connect, clock: Clock) -> None:
     def slow(*_: Any) -> Answer:
         clock.sleep(3)
         return Answer(200, {}, b'{"state": "running"}')
@@ -233,7 +237,7 @@ def test_an_answer_says_how_long_it_took(connect: Connect, clock: Clock) -> None
 
 
 @pytest.mark.parametrize("status", [100, 199, 300, 301, 302, 304, 307, 400, 403, 404, 429, 500, 502, 503, 599])
-def test_any_other_status_is_no_answer_whatever_the_body_says(connect: Connect, clock: Clock, status: int) -> None:
+def test_any_other_status_is_no_answer(connect: Connect, clock: Clock, status: int) -> None:
     connect(says({"state": "terminated"}, status))
     assert learnt(look(clock, some(1))) == [f"http_{status}"]
 
@@ -271,7 +275,7 @@ def test_any_other_status_is_no_answer_whatever_the_body_says(connect: Connect, 
         pytest.param('{"state": "\\ud800"}', "unrecognised_state", id="half a character"),
     ],
 )
-def test_a_body_that_is_not_clean_is_no_answer(connect: Connect, clock: Clock, body: str | bytes, cause: str) -> None:
+def test_a_broken_body_is_no_answer(connect: Connect, clock: Clock, body: str | bytes, cause: str) -> None:
     connect(says(body))
     assert learnt(look(clock, some(1))) == [cause]
 
@@ -289,24 +293,28 @@ values = st.recursive(
 @example(b'{"state": 1e999999}')
 @example(b'{"state": ' + b"9" * 5000 + b"}")
 def test_any_body_is_a_word_or_no_answer(body: bytes) -> None:
-    # The probe itself would begin a thread for each example.
+    # The whole probe would start a thread for each example.
     state: object = None
-    with contextlib.suppress(probe._NoAnswerError):  # noqa: SLF001
-        state = probe._parsed(body)  # noqa: SLF001
+    with contextlib.suppress(control_plane_probe._NoAnswerError):  # noqa: SLF001
+        state = control_plane_probe._parsed(body)  # noqa: SLF001
     if state is not None:
         assert isinstance(state, str)
         assert json.loads(body)["state"] == state
 
 
 @pytest.mark.parametrize(
-    "cause", ["connection_refused", "name_lookup_failed", "tls_failed", "oversize", "broken_connection"]
+    "cause",
+    [
+        *(Cause.CONNECTION_REFUSED, Cause.NAME_LOOKUP_FAILED, Cause.TLS_FAILED),
+        *(Cause.OVERSIZE, Cause.BROKEN_CONNECTION),
+    ],
 )
-def test_a_failed_call_is_no_answer_however_early_it_failed(connect: Connect, clock: Clock, cause: str) -> None:
+def test_a_failed_call_is_no_answer(connect: Connect, clock: Clock, cause: Cause) -> None:
     connect(fails(CallError(cause, sent=False)))
     assert learnt(look(clock, some(3))) == [cause] * 3
 
 
-def test_a_surprise_costs_only_its_own_check(connect: Connect, clock: Clock) -> None:
+def test_an_unexpected_error_costs_only_its_own_check(connect: Connect, clock: Clock) -> None:
     def surprise(asked: str, _: object) -> Answer:
         if asked == uuid(2):
             raise RuntimeError("s3cret")
@@ -325,33 +333,33 @@ def test_a_surprise_costs_only_its_own_check(connect: Connect, clock: Clock) -> 
         pytest.param(0, [], id="no time at all"),
     ],
 )
-def test_a_check_that_was_cut_off_counts_if_it_had_its_time_and_else_is_left_to_the_next_cycle(
+def test_a_check_that_was_cut_off_counts_if_it_had_its_time(
     connect: Connect, clock: Clock, took_s: float, expected: list[str]
 ) -> None:
     def hang(*_: Any) -> Answer:
         clock.sleep(took_s)
-        raise CallError("timeout", sent=True)
+        raise CallError(Cause.TIMEOUT, sent=True)
 
     connect(hang)
     assert learnt(look(clock, some(1), concurrency=1)) == expected
 
 
-def test_when_half_of_the_time_is_shorter_than_a_check_may_take_it_is_enough(connect: Connect, clock: Clock) -> None:
+def test_half_of_a_short_deadline_is_enough_time(connect: Connect, clock: Clock) -> None:
     def hang(*_: Any) -> Answer:
         clock.sleep(8)
-        raise CallError("timeout", sent=True)
+        raise CallError(Cause.TIMEOUT, sent=True)
 
     connect(hang)
     assert learnt(look(clock, some(1), deadline=Deadline(16, clock=clock))) == ["timeout"]
 
 
-# --- tokens that were rotated ---
+# --- rotated tokens ---
 
 OLD, NEW = '{"shared_secret": "old"}', '{"shared_secret": "new"}'
 
 
 def takes(token: str, status: int = 401) -> Behaviour:
-    """Answer who has the token, and refuse everybody else."""
+    """Answer requests with this token, and refuse all others."""
 
     def behaviour(_: str, headers: Mapping[str, str]) -> Answer:
         if headers.get("Authorization") == f"Bearer {token}":
@@ -362,9 +370,7 @@ def takes(token: str, status: int = 401) -> Behaviour:
 
 
 @pytest.mark.parametrize("status", [401, 403])
-def test_tokens_that_are_refused_are_fetched_anew_and_nobody_is_lost(
-    connect: Connect, clock: Clock, status: int
-) -> None:
+def test_refused_tokens_are_fetched_anew(connect: Connect, clock: Clock, status: int) -> None:
     wire = connect(takes("new", status))
     assert learnt(look(clock, some(50), tokens_from(OLD, NEW))) == ["running"] * 50
     refused = sum(call["headers"]["Authorization"] == "Bearer old" for call in wire.calls)
@@ -378,19 +384,19 @@ def test_tokens_are_fetched_anew_once_in_a_cycle(connect: Connect, clock: Clock)
     assert len(wire.calls) == 6
 
 
-def test_tokens_that_are_still_the_same_are_not_tried_again(connect: Connect, clock: Clock) -> None:
+def test_unchanged_tokens_are_not_tried_again(connect: Connect, clock: Clock) -> None:
     wire = connect(takes("never"))
     assert learnt(look(clock, some(3), tokens_from(OLD))) == ["http_401"] * 3
     assert len(wire.calls) == 3
 
 
-def test_tokens_that_cannot_be_fetched_anew_leave_the_refusal(connect: Connect, clock: Clock) -> None:
+def test_a_failed_fetch_of_tokens_leaves_the_refusal(connect: Connect, clock: Clock) -> None:
     connect(takes("new"))
-    trouble = CallError("timeout", sent=True)
-    assert learnt(look(clock, some(3), tokens_from(OLD, trouble))) == ["http_401"] * 3
+    failure = CallError(Cause.TIMEOUT, sent=True)
+    assert learnt(look(clock, some(3), tokens_from(OLD, failure))) == ["http_401"] * 3
 
 
-# --- a control plane that is asked too much ---
+# --- an overloaded control plane ---
 
 
 @pytest.mark.parametrize(
@@ -400,11 +406,11 @@ def test_tokens_that_cannot_be_fetched_anew_leave_the_refusal(connect: Connect, 
             pytest.param(says("", status), f"http_{status}", id=f"HTTP {status}")
             for status in (429, 500, 502, 503, 599)
         ],
-        pytest.param(fails(CallError("broken_connection", sent=True)), "broken_connection", id="hangs up"),
-        pytest.param(fails(CallError("connection_refused", sent=False)), "connection_refused", id="refuses"),
+        pytest.param(fails(CallError(Cause.BROKEN_CONNECTION, sent=True)), "broken_connection", id="hangs up"),
+        pytest.param(fails(CallError(Cause.CONNECTION_REFUSED, sent=False)), "connection_refused", id="refuses"),
     ],
 )
-def test_a_control_plane_that_is_overloaded_is_asked_less_and_less_at_once(
+def test_an_overloaded_control_plane_gets_fewer_checks_at_once(
     connect: Connect, clock: Clock, behaviour: Behaviour, cause: str
 ) -> None:
     connect(behaviour)
@@ -414,10 +420,10 @@ def test_a_control_plane_that_is_overloaded_is_asked_less_and_less_at_once(
     assert len(clock.slept) > 400
 
 
-def test_a_control_plane_that_hangs_is_asked_less_and_less_at_once(connect: Connect, clock: Clock) -> None:
+def test_a_hanging_control_plane_gets_fewer_checks_at_once(connect: Connect, clock: Clock) -> None:
     def hang(*_: Any) -> Answer:
         clock.sleep(10)
-        raise CallError("timeout", sent=True)
+        raise CallError(Cause.TIMEOUT, sent=True)
 
     connect(hang)
     sightings = look(clock, some(100), concurrency=8, deadline=Deadline(10_000, clock=clock))
@@ -432,12 +438,10 @@ def test_a_control_plane_that_hangs_is_asked_less_and_less_at_once(connect: Conn
         pytest.param(says("<html>"), id="no JSON"),
         pytest.param(says({}), id="no state"),
         pytest.param(says({"state": "hovering"}), id="a word that EC2 does not have"),
-        pytest.param(fails(CallError("oversize", sent=True)), id="too much"),
+        pytest.param(fails(CallError(Cause.OVERSIZE, sent=True)), id="too much"),
     ],
 )
-def test_a_control_plane_that_has_a_prompt_but_useless_answer_for_most_is_not_slowed_down(
-    connect: Connect, clock: Clock, behaviour: Behaviour
-) -> None:
+def test_useless_but_prompt_answers_slow_nothing_down(connect: Connect, clock: Clock, behaviour: Behaviour) -> None:
     knows = {uuid(number) for number in range(1, 501, 10)}
     good = says({"state": "running"})
     connect(lambda asked, headers: (good if asked in knows else behaviour)(asked, headers))
@@ -446,7 +450,7 @@ def test_a_control_plane_that_has_a_prompt_but_useless_answer_for_most_is_not_sl
     assert clock.slept == []
 
 
-def test_when_everybody_was_asked_nobody_waits_for_a_turn_to_find_that_out(connect: Connect, clock: Clock) -> None:
+def test_no_worker_waits_once_everybody_was_asked(connect: Connect, clock: Clock) -> None:
     connect(says("", 503))
     look(clock, some(64 + 32 + 16 + 8 + 4 + 2 + 4), concurrency=64)
     assert len(clock.slept) < 20

@@ -1,361 +1,322 @@
-"""One cycle over a made-up world, as far as it can be told without a database."""
+"""One cycle over the fakes: what it does, and what it reports."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+import copy
 from math import ceil
-from typing import Any, cast
 
 import pytest
 
-from handler import cycle
-from handler.deadline import Deadline
-from handler.domain.backoff import CrashLoop
-from handler.domain.coverage import Coverage
-from handler.domain.decide import Absence, Memory
-from handler.domain.model import Restart, Sighting, SkipReason, Workspace, sighting_of
-from handler.domain.report import Gauges, Report
-from handler.errors import ConnectionLostError, LeaseLostError, ReconcilerError, RowLockedError, SecretError
+from handler.domain.model import SkipReason
+from handler.domain.report import Report
+from handler.errors import ConnectionLostError, LeaseLostError, ReconcilerError, RowLockedError, SecretError, StoreError
 from handler.request import Request
-from handler.restarts import Answer, Reply
-from handler.restarts.platform import HttpPlatform
-from handler.settings import Settings
-from handler.store import Flipped, FlipPolicy, Selection, Store
-from tests.unit.builders import Clock, Log, debt, in_fair_order, instance, number_of, uuid, workspace
+from tests.fakes.tables import StoredAbsence, StoredHold
+from tests.fakes.world import Lie, World
+from tests.unit.builders import Log, instance, uuid
+from tests.unit.invocation import FULL, Happening, Invocation, fails, fleet, owe, row
 
-APPLY, DRY_RUN = Request("apply"), Request("dry-run")
-
-
-@dataclass
-class World:
-    """Stands in for the database, the probe and the platform; what takes time takes it from one clock."""
-
-    states: dict[int, str]
-    second_states: dict[int, str] = field(default_factory=dict)
-    clock: Clock = field(default_factory=Clock)
-    probe_takes_s: float = 0.0
-    flip_takes_s: float = 0.0
-    restart_takes_s: float = 0.0
-    flips: dict[int, SkipReason | Exception] = field(default_factory=dict)
-    absences: dict[str, Absence] = field(default_factory=dict)
-    lease_is_free: bool = True
-    release_fails: ReconcilerError | None = None
-    debts_due: list[Restart] = field(default_factory=list)
-    done: list[str] = field(default_factory=list)
-    saved: list[tuple[Coverage, bool]] = field(default_factory=list)
-    probed: set[int] = field(default_factory=set)
-
-    # the registry
-
-    @property
-    def lease(self) -> "World":
-        return self
-
-    @property
-    def fleet(self) -> "World":
-        return self
-
-    @property
-    def debts(self) -> "World":
-        return self
-
-    @property
-    def rows(self) -> "World":
-        return self
-
-    def check_rights(self, _: Deadline, *, to_apply: bool) -> None:
-        self.done.append(f"rights to {'apply' if to_apply else 'read'}")
-
-    def acquire(self, _: Deadline, *, lasts_s: float) -> bool:
-        assert lasts_s > 0
-        return self.lease_is_free
-
-    def release(self, _: Deadline) -> None:
-        self.done.append("released")
-        if self.release_fails is not None:
-            raise self.release_fails
-
-    def select(self, _: Deadline, *, limit: int, workspace_ids: Sequence[str] | None) -> Selection:
-        sweep = self.saved[-1][0] if self.saved else Coverage()
-        ids = in_fair_order((uuid(n) for n in self.states if workspace_ids is None or uuid(n) in workspace_ids), sweep)
-        chosen = [workspace(number_of(one)) for one in ids[:limit]]
-        return Selection(chosen, "now", next(iter(ids[limit:]), None), sweep)
-
-    def recall(self, _: Deadline, *, breaker_window_s: float) -> Memory:
-        assert breaker_window_s == 600
-        return Memory(self.absences, frozenset())
-
-    def remember_absences(self, _: Deadline, absent: Sequence[Workspace], forgotten: Sequence[str]) -> None:
-        self.done += [f"absent {number_of(one.id)}" for one in absent]
-        self.done += [f"found {number_of(one)}" for one in forgotten]
-
-    def flip(self, deadline: Deadline, sighting: Sighting, _: FlipPolicy) -> Flipped | SkipReason:
-        assert not deadline.over()
-        self.clock.sleep(self.flip_takes_s)
-        number = number_of(sighting.workspace.id)
-        answer = self.flips.get(number)
-        if isinstance(answer, Exception):
-            raise answer
-        if answer is not None:
-            return answer
-        self.done.append(f"flipped {number}")
-        return Flipped(CrashLoop(0, 0.0))
-
-    def would_flip(self, _: Deadline, sighting: Sighting, __: FlipPolicy) -> Flipped | SkipReason:
-        answer = self.flips.get(number_of(sighting.workspace.id), Flipped(CrashLoop(0, 0.0)))
-        assert not isinstance(answer, Exception)
-        return answer
-
-    def save_sweep(self, _: Deadline, sweep: Coverage, *, completed_pass: bool) -> None:
-        self.saved.append((sweep, completed_pass))
-
-    def gauges(self, _: Deadline) -> Gauges:
-        return Gauges(4, 1, 0, 0, 0.0, 0.0, 0)
-
-    def follow_rows(self, _: Deadline, **__: object) -> list[Restart]:
-        return []
-
-    def due(self, _: Deadline, **__: object) -> list[Restart]:
-        return self.debts_due
-
-    def claim(self, _: Deadline, owed: Restart, **__: object) -> str:
-        self.done.append(f"claimed {owed.id}")
-        return "claimed"
-
-    def paid(self, _: Deadline, owed: Restart) -> None:
-        self.done.append(f"paid {owed.id}")
-
-    # the probe and the platform
-
-    def sightings(self, workspaces: Sequence[Workspace], deadline: Deadline) -> Iterator[Sighting]:
-        for one in workspaces:
-            if self.probe_takes_s >= deadline.remaining():
-                return
-            self.clock.sleep(self.probe_takes_s)
-            number = number_of(one.id)
-            self.probed.add(number)
-            state = self.states[number]
-            self.states |= {number: self.second_states.get(number, state)}
-            yield sighting_of(one, state, self.probe_takes_s)
-
-    def restart(self, _: Restart, __: Deadline) -> Reply:
-        self.clock.sleep(self.restart_takes_s)
-        return Reply(Answer.ACCEPTED, "http_202")
-
-
-def run(world: World, order: Request = APPLY, seconds: float = 45, **variables: str) -> Report:
-    settings = Settings.from_env({"DATABASE_URL": "postgresql://u@h/n"} | variables)
-    parts = cycle.Parts(cast("Store", world), lambda _: world, lambda _: cast("HttpPlatform", world))
-    report, _ = cycle.run(order, settings, parts, Deadline(seconds, clock=world.clock))
-    return report
-
-
-def fleet(count: int, **others: str) -> dict[int, str]:
-    """Return that many running instances, but for the `others`, like `_3="stopped"`."""
-    return dict.fromkeys(range(1, count + 1), "running") | {int(name[1:]): state for name, state in others.items()}
+DRY_RUN = Request("dry-run")
+OVERRIDE = Request("apply", override_breaker=True)
 
 
 def skipped(report: Report) -> dict[str, int]:
     return {reason: count for reason, count in report.skipped.items() if count}
 
 
-# --- the story ---
+def flipped(report: Report) -> list[str]:
+    return [flip.workspace_id for flip in report.flips]
 
 
-def test_the_dead_are_flipped_the_rest_is_left_and_the_figures_add_up() -> None:
-    world = World(fleet(6, _2="terminated", _3="stopping", _4="not_found", _5="hovering"))
-    report = run(world)
-    assert world.done == ["rights to apply", "absent 4", "flipped 2", "released"]
+def look_first(world: World, number: int, word: str) -> None:
+    """Have the first probe, and only that, see this state."""
+    world.lies[instance(number)] = Lie(word, 1)
+
+
+# --- a cycle ---
+
+
+def test_a_cycle_flips_and_restarts_the_dead_and_leaves_the_rest() -> None:
+    world = fleet(6, _2="terminated", _3="stopping", _4=None, _5="hovering")
+    before = copy.deepcopy(world.tables.workspaces)
+    invocation = Invocation(world)
+    report = invocation.run()
+    assert invocation.rights == [True]
+    assert invocation.wrote_by == [
+        *("acquire", "remember_absences", "flip", "cancel_moved_on", "claim", "accepted", "save_coverage", "release"),
+    ]
     figures = (report.candidates, report.checked, report.running, report.transition, report.dead)
     assert figures == (6, 6, 2, 1, 1)
     assert (report.absent, report.unknown, report.flipped, report.deferred) == (1, 1, 1, 0)
     assert [(one.workspace_id, one.instance_id, one.instance_state) for one in report.flips] == [
         (uuid(2), instance(2), "terminated")
     ]
-    assert report.completed_pass
-    assert not report.deadline_hit
+    assert (report.completed_pass, report.deadline_hit) == (True, False)
+    assert (report.restarts.accepted, report.restarts.pending) == (1, 0)
+    assert invocation.asked == [2]
+    assert world.tables.absences == {
+        uuid(4): StoredAbsence(instance(4), 1, world.tables.now, world.tables.now),
+    }
+    assert {one: row for one, row in world.tables.workspaces.items() if one != uuid(2)} == {
+        one: row for one, row in before.items() if one != uuid(2)
+    }
 
 
-def test_a_dry_run_says_what_it_would_flip_and_writes_nothing() -> None:
-    world = World(fleet(6, _2="terminated", _3="stopped"), flips={3: SkipReason.FRESH_HEARTBEAT}, debts_due=[debt(1)])
-    report = run(world, DRY_RUN)
-    assert world.done == ["rights to read"]
-    assert world.saved == []
-    assert [one.workspace_id for one in report.flips] == [uuid(2)]
+def test_a_dry_run_reports_what_it_would_flip_and_writes_nothing() -> None:
+    world = fleet(6, _2="terminated", _3="stopped")
+    row(world, 3).heartbeat_at = world.tables.now
+    owe(world, 7)
+    before = copy.deepcopy(world.tables)
+    invocation = Invocation(world)
+    report = invocation.run(DRY_RUN)
+    assert invocation.rights == [False]
+    assert (invocation.wrote_by, invocation.asked) == ([], [])
+    assert world.tables == before
+    assert flipped(report) == [uuid(2)]
     assert (report.flipped, skipped(report)) == (0, {"fresh_heartbeat": 1})
 
 
-def test_a_second_cycle_at_once_does_nothing() -> None:
-    world = World(fleet(6, _2="terminated"), lease_is_free=False)
-    report = run(world)
+def test_a_cycle_beside_another_one_does_nothing() -> None:
+    world = fleet(6, _2="terminated")
+    owe(world, 7)
+    owe(world, 8)
+    world.tables.restarts[1].last_answer = "blocked"
+    world.tables.holds[uuid(1)] = StoredHold("why", world.tables.now + 60)
+    world.tables.lease = ("another cycle", world.tables.now + 60)
+    before = copy.deepcopy(world.tables)
+    invocation = Invocation(world)
+    report = invocation.run()
     assert report.outcome == "already_running"
-    assert world.done == ["rights to apply"]
-    assert (report.restarts.pending, report.restarts.blocked) == (4, 1)
+    assert (invocation.wrote_by, invocation.probed, invocation.asked) == ([], [], [])
+    assert world.tables == before
+    assert (report.restarts.pending, report.restarts.blocked, report.on_hold) == (2, 1, 1)
 
 
-def test_a_dry_run_does_not_mind_the_lease() -> None:
-    assert run(World(fleet(3), lease_is_free=False), DRY_RUN).outcome == "completed"
+def test_a_dry_run_needs_no_lease() -> None:
+    world = fleet(3)
+    world.tables.lease = ("another cycle", world.tables.now + 60)
+    assert Invocation(world).run(DRY_RUN).outcome == "completed"
 
 
 @pytest.mark.parametrize(
-    "trouble",
+    "error",
     [
         pytest.param(ConnectionLostError("gone"), id="the database is gone"),
-        pytest.param(SecretError("DATABASE_SECRET_ARN"), id="it has to be logged in anew, and the secret is gone"),
+        pytest.param(SecretError("DATABASE_SECRET_ARN"), id="the secret for a new login is gone"),
     ],
 )
-def test_a_lease_that_cannot_be_given_back_expires_by_itself(trouble: ReconcilerError) -> None:
-    report = run(World(fleet(3, _2="stopped"), release_fails=trouble))
+def test_a_lease_that_cannot_be_released_expires_by_itself(error: ReconcilerError, log: Log) -> None:
+    report = Invocation(fleet(3, _2="stopped"), first={"release": [fails(error)]}).run()
     assert (report.outcome, report.flipped) == ("completed", 1)
+    assert [line["error"] for line in log.lines("lease not released")] == [str(error)]
 
 
-def test_the_lease_is_given_back_though_the_cycle_fails() -> None:
-    world = World(fleet(3))
-    world.recall = lambda *_, **__: (_ for _ in ()).throw(ConnectionLostError("gone"))  # type: ignore[method-assign]
+def test_a_failed_cycle_releases_its_lease() -> None:
+    world = fleet(3)
     with pytest.raises(ConnectionLostError):
-        run(world)
-    assert world.done[-1] == "released"
+        Invocation(world, first={"recall": [fails(ConnectionLostError("gone"))]}).run()
+    assert world.tables.lease is None
 
 
-# --- what stands in the way of a flip ---
+# --- what prevents a flip ---
+
+
+def a_heartbeat(world: World) -> Happening:
+    return lambda: setattr(row(world, 2), "heartbeat_at", world.tables.now)
+
+
+def another_instance(world: World) -> Happening:
+    return lambda: setattr(row(world, 2), "instance_id", instance(22))
+
+
+def a_hold(world: World) -> Happening:
+    return lambda: world.tables.holds.update({uuid(2): StoredHold("why", world.tables.now + 60)})
 
 
 @pytest.mark.parametrize(
-    ("outcome", "reason"),
+    ("happening", "reason"),
     [
-        pytest.param(SkipReason.FRESH_HEARTBEAT, "fresh_heartbeat", id="a heartbeat"),
-        pytest.param(SkipReason.INSTANCE_CHANGED, "instance_changed", id="another instance"),
-        pytest.param(RowLockedError("held"), "row_locked", id="somebody else holds the row"),
-        pytest.param(ConnectionLostError("gone"), "reconfirm_error", id="the database fails"),
-        pytest.param(SecretError("gone"), "reconfirm_error", id="the secret to log in anew cannot be fetched"),
-        pytest.param(LeaseLostError("gone"), "out_of_time", id="the lease is lost"),
+        pytest.param(a_heartbeat, SkipReason.FRESH_HEARTBEAT, id="a heartbeat"),
+        pytest.param(another_instance, SkipReason.INSTANCE_CHANGED, id="another instance"),
+        pytest.param(a_hold, SkipReason.ON_HOLD, id="a hold"),
+        *(
+            pytest.param(lambda _, error=error: fails(error), reason, id=name)
+            for error, reason, name in (
+                (RowLockedError("locked"), SkipReason.ROW_LOCKED, "somebody else has locked the row"),
+                (ConnectionLostError("gone"), SkipReason.RECONFIRM_ERROR, "the database fails"),
+                (SecretError("gone"), SkipReason.RECONFIRM_ERROR, "the secret for a new login cannot be fetched"),
+                (LeaseLostError("gone"), SkipReason.OUT_OF_TIME, "the lease is lost"),
+            )
+        ),
     ],
 )
-def test_what_is_said_against_one_flip_costs_the_others_nothing(outcome: SkipReason | Exception, reason: str) -> None:
-    world = World(fleet(6, _2="stopped", _3="stopped"), flips={2: outcome})
-    report = run(world)
-    assert (skipped(report), report.flipped) == ({reason: 1}, 1)
-    assert "flipped 3" in world.done
+@pytest.mark.parametrize("request_made", [FULL, DRY_RUN], ids=["apply", "dry run"])
+def test_what_prevents_one_flip_leaves_the_others(request_made: Request, happening: object, reason: SkipReason) -> None:
+    assert callable(happening)
+    world = fleet(6, _2="stopped", _3="stopped")
+    call = "flip" if request_made is FULL else "would_flip"
+    report = Invocation(world, first={call: [happening(world)]}).run(request_made)
+    assert skipped(report) == {reason: 1}
+    assert flipped(report) == [uuid(3)]
+    assert report.flipped == (request_made is FULL)
+    assert [one.workspace_id for one in world.tables.restarts] == [uuid(3)] * report.flipped
 
 
-@pytest.mark.parametrize("second", ["running", "stopping", "not_found", "hovering"])
-def test_what_the_second_probe_does_not_confirm_is_not_flipped(second: str) -> None:
-    world = World(fleet(6, _2="stopped"), second_states={2: second})
-    report = run(world)
+@pytest.mark.parametrize("second", ["running", "stopping", None, "hovering"])
+def test_a_second_probe_that_does_not_confirm_prevents_the_flip(second: str | None) -> None:
+    world = fleet(6, _2=second)
+    look_first(world, 2, "stopped")
+    report = Invocation(world).run()
     assert (skipped(report), report.flipped) == ({"not_confirmed": 1}, 0)
 
 
+def test_a_second_probe_that_finds_the_instance_resets_its_absence() -> None:
+    world = fleet(3, _2="running")
+    world.tables.absences[uuid(2)] = StoredAbsence(instance(2), 5, world.tables.now - 600, world.tables.now - 60)
+    look_first(world, 2, "not_found")
+    report = Invocation(world).run()
+    assert (skipped(report), report.absent) == ({"not_confirmed": 1}, 1)
+    assert world.tables.absences == {}
+
+
 @pytest.mark.parametrize(
-    ("order", "message"), [(APPLY, "workspace flipped"), (DRY_RUN, "would flip")], ids=["apply", "dry run"]
+    ("request_made", "message"), [(FULL, "workspace flipped"), (DRY_RUN, "would flip")], ids=["apply", "dry run"]
 )
-def test_a_flip_is_told_with_the_state_that_two_looks_agreed_on(order: Request, message: str, log: Log) -> None:
-    run(World(fleet(6, _2="terminated", _3="stopped"), second_states={2: "stopped", 3: "terminated"}), order)
+def test_a_flip_is_logged_with_the_state_of_the_second_probe(request_made: Request, message: str, log: Log) -> None:
+    world = fleet(6, _2="stopped", _3="terminated")
+    look_first(world, 2, "terminated")
+    look_first(world, 3, "stopped")
+    Invocation(world).run(request_made)
     assert [(line["workspace_id"], line["reason"]) for line in log.lines(message)] == [
         (uuid(2), "stopped, confirmed by a second probe"),
         (uuid(3), "terminated, confirmed by a second probe"),
     ]
 
 
-def test_an_open_breaker_flips_nothing_and_counts_what_it_held() -> None:
-    world = World(fleet(5, _1="stopped", _2="stopped", _3="stopped"))
-    report = run(world)
+def test_an_open_breaker_flips_nothing_and_counts_whom_it_stopped() -> None:
+    report = Invocation(fleet(5, _1="stopped", _2="stopped", _3="stopped")).run()
     assert report.breaker_open
     assert (skipped(report), report.flipped) == ({"breaker_open": 3}, 0)
 
 
 def test_the_override_lifts_the_breaker_for_this_cycle() -> None:
-    world = World(fleet(5, _1="stopped", _2="stopped", _3="stopped"))
-    assert run(world, Request("apply", override_breaker=True)).flipped == 3
+    assert Invocation(fleet(5, _1="stopped", _2="stopped", _3="stopped")).run(OVERRIDE).flipped == 3
 
 
 # --- a part of the fleet ---
 
 
 @pytest.mark.parametrize(
-    ("order", "candidates"),
+    ("request_made", "candidates"),
     [
         pytest.param(Request("apply", limit=2), 2, id="a limit"),
         pytest.param(Request("apply", (uuid(3),)), 1, id="chosen workspaces"),
         pytest.param(Request("apply", limit=1_000_000), 6, id="a limit beyond the fleet"),
     ],
 )
-def test_a_narrowed_cycle_moves_no_cursor_and_completes_no_pass(order: Request, candidates: int) -> None:
-    world = World(fleet(6))
-    report = run(world, order)
-    assert (report.candidates, report.completed_pass, world.saved) == (candidates, False, [])
+def test_a_narrowed_cycle_moves_no_cursor_and_completes_no_pass(request_made: Request, candidates: int) -> None:
+    invocation = Invocation(fleet(6))
+    report = invocation.run(request_made)
+    assert (report.candidates, report.completed_pass) == (candidates, False)
+    assert "save_coverage" not in invocation.wrote_by
 
 
-def test_the_smaller_of_the_events_and_the_settings_limit_is_taken() -> None:
-    assert run(World(fleet(6)), Request("apply", limit=5), CANDIDATE_LIMIT="3").candidates == 3
-    assert run(World(fleet(6)), Request("apply", limit=2), CANDIDATE_LIMIT="3").candidates == 2
+def test_the_smaller_of_the_events_and_the_settings_limit_counts() -> None:
+    for limit, candidates in ((5, 3), (2, 2)):
+        assert Invocation(fleet(6), CANDIDATE_LIMIT="3").run(Request("apply", limit=limit)).candidates == candidates
 
 
 # --- time ---
 
 
-def test_what_the_deadline_leaves_unreached_is_deferred_and_the_next_cycle_begins_there() -> None:
-    world = World(fleet(100), probe_takes_s=1)
-    report = run(world, seconds=20)
+def test_the_next_cycle_begins_with_what_the_deadline_left() -> None:
+    world = fleet(100)
+    world.probe_takes_s = 1
+    report = Invocation(world).run(seconds=20)
     assert report.checked == 14
     assert (report.deferred, report.deadline_hit, report.completed_pass) == (86, True, False)
-    assert world.saved[0][0].cursor == uuid(14)
+    assert world.tables.coverage.cursor == uuid(14)
 
 
-def test_slow_answers_end_the_probing_early_enough_for_a_second_probe() -> None:
-    world = World(fleet(100, _1="terminated"), probe_takes_s=8)
-    report = run(world, seconds=45)
+def test_slow_answers_end_the_probing_in_time_for_a_second_probe() -> None:
+    world = fleet(100, _1="terminated")
+    world.probe_takes_s, began_at = 8, world.tables.now
+    report = Invocation(world).run(seconds=45)
     assert report.flipped == 1
     assert report.checked == 4
-    assert world.clock.now - 1000 <= 45
+    assert world.tables.now - began_at <= 45
 
 
-def test_what_there_is_no_time_left_to_act_on_comes_first_in_the_next_cycle() -> None:
-    world = World(fleet(50, **{f"_{n}": "stopped" for n in range(1, 21)}), flip_takes_s=3)
-    report = run(world, seconds=40, RECONFIRM_TIMEOUT_SECONDS="5")
+def test_dead_workspaces_without_time_left_come_first_in_the_next_cycle() -> None:
+    world = fleet(50, **dict.fromkeys((f"_{number}" for number in range(1, 21)), "stopped"))
+    report = Invocation(world, answers_take_s={"flip": 3}).run(seconds=40)
     assert report.flipped == 13
     assert skipped(report) == {"out_of_time": 7}
     assert report.deadline_hit
-    assert world.saved[0][0].first == tuple(uuid(n) for n in range(14, 21))
+    assert world.tables.coverage.brought_forward == tuple(map(uuid, range(14, 21)))
 
 
 @pytest.mark.parametrize(
-    ("dead", "remembered"),
+    ("dead", "brought_forward"),
     [
         pytest.param(50, 25, id="half of those checked"),
         pytest.param(2500, 1000, id="a thousand"),
     ],
 )
-def test_there_is_an_end_to_how_many_come_first(dead: int, remembered: int) -> None:
-    world = World(dict.fromkeys(range(1, dead + 1), "stopped"), flip_takes_s=100)
-    report = run(world, Request("apply", override_breaker=True))
+def test_only_so_many_come_first(dead: int, brought_forward: int) -> None:
+    world = fleet(dead, **dict.fromkeys((f"_{number}" for number in range(1, dead + 1)), "stopped"))
+    report = Invocation(world, answers_take_s={"flip": 44}).run(OVERRIDE)
     assert skipped(report) == {"out_of_time": dead - 1}
-    assert len(world.saved[0][0].first) == remembered
+    assert len(world.tables.coverage.brought_forward) == brought_forward
 
 
-def test_rows_that_run_out_of_time_cycle_after_cycle_never_starve_the_rest() -> None:
-    states = {number: "running" if number % 4 == 0 else "stopped" for number in range(1, 101)}
-    world = World(states, probe_takes_s=1, flip_takes_s=100)
-    world.flips = dict.fromkeys(states, ConnectionLostError("gone"))
+def test_rows_that_always_run_out_of_time_never_starve_the_rest() -> None:
+    world = fleet(100, **dict.fromkeys((f"_{number}" for number in range(1, 101) if number % 4), "stopped"))
+    world.probe_takes_s = 1
+    probed = set[int]()
+
+    def flips_take_long() -> None:
+        world.tables.now += 3.5
+
     for _ in range(ceil(100 / 7) + 1):
-        report = run(world, Request("apply", override_breaker=True), seconds=20)
+        invocation = Invocation(world, each={"flip": flips_take_long})
+        report = invocation.run(OVERRIDE, seconds=20)
         assert (report.checked, report.flipped) == (14, 0)
-    assert world.probed == states.keys()
+        probed.update(invocation.probed)
+    assert probed == set(range(1, 101))
 
 
-def test_a_flip_that_failed_because_the_time_was_over_comes_first_in_the_next_cycle() -> None:
-    world = World(fleet(6, _2="stopped"), flips={2: ConnectionLostError("gone")}, flip_takes_s=100)
-    assert skipped(run(world)) == {"out_of_time": 1}
-    assert world.saved[0][0].first == (uuid(2),)
+def test_a_flip_that_failed_for_lack_of_time_comes_first_in_the_next_cycle() -> None:
+    world = fleet(6, _2="stopped")
+
+    def take_long() -> None:
+        world.tables.now += 44
+        raise ConnectionLostError("gone")
+
+    assert skipped(Invocation(world, first={"flip": [take_long]}).run()) == {"out_of_time": 1}
+    assert world.tables.coverage.brought_forward == (uuid(2),)
 
 
-def test_restarts_that_take_their_time_are_not_the_deadline_cutting_something_off() -> None:
-    world = World(fleet(6), debts_due=[debt(1)], restart_takes_s=40)
-    report = run(world, seconds=45)
-    assert "paid 1" in world.done
-    assert (report.deferred, report.restarts.requested) == (0, 1)
+def test_slow_restarts_are_no_deadline_hit() -> None:
+    world = fleet(6)
+    owe(world, 7)
+
+    def take_long() -> None:
+        world.tables.now += 9
+
+    report = Invocation(world, first={"restart": [take_long]}).run(seconds=10)
+    assert [one.outcome for one in world.tables.restarts] == ["accepted"]
+    assert (report.deferred, report.restarts.accepted) == (0, 1)
     assert not report.deadline_hit
 
 
-def test_a_cycle_without_any_time_checks_nobody_and_says_so() -> None:
-    world: Any = World(fleet(6))
-    report = run(world, seconds=0)
+def test_a_cycle_without_time_to_probe_checks_nobody_and_reports_it() -> None:
+    invocation = Invocation(fleet(6, _2="stopped"), answers_take_s={"select": 40})
+    report = invocation.run()
     assert (report.checked, report.deferred, report.deadline_hit, report.flipped) == (0, 6, True, 0)
+    assert invocation.probed == []
+
+
+def test_a_cycle_without_any_time_cannot_be_run() -> None:
+    invocation = Invocation(fleet(6))
+    with pytest.raises(StoreError):
+        invocation.run(seconds=0)
+    assert invocation.wrote_by == []

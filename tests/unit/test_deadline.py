@@ -1,4 +1,4 @@
-"""One budget of time, handed down."""
+"""One budget of time, and its parts."""
 
 import pytest
 from hypothesis import given
@@ -8,7 +8,7 @@ from handler.deadline import Deadline
 from tests.unit.builders import Clock
 
 
-def test_what_is_left_shrinks_with_the_clock_and_never_below_nothing() -> None:
+def test_the_time_left_shrinks_to_zero() -> None:
     clock = Clock()
     deadline = Deadline(10, clock=clock)
     assert deadline.remaining() == 10
@@ -19,11 +19,11 @@ def test_what_is_left_shrinks_with_the_clock_and_never_below_nothing() -> None:
 
 
 @pytest.mark.parametrize("seconds", [0, -1], ids=["no time", "less than none"])
-def test_a_deadline_without_time_is_over_from_the_start(seconds: float) -> None:
+def test_a_deadline_without_time_is_over_at_once(seconds: float) -> None:
     assert Deadline(seconds, clock=Clock()).over()
 
 
-def test_it_is_over_at_its_very_end_and_not_before() -> None:
+def test_a_deadline_is_over_at_its_end_and_not_before() -> None:
     clock = Clock()
     deadline = Deadline(10, clock=clock)
     clock.sleep(9.5)
@@ -43,7 +43,7 @@ def test_a_part_never_outlasts_the_whole(whole: float, before: float, part: floa
     assert piece.remaining() <= deadline.remaining()
 
 
-def test_shortening_brings_the_end_nearer_and_never_puts_it_off() -> None:
+def test_a_deadline_can_be_shortened_and_not_lengthened() -> None:
     deadline = Deadline(10, clock=Clock())
     deadline.shorten(20)
     assert deadline.remaining() == 10
@@ -53,14 +53,14 @@ def test_shortening_brings_the_end_nearer_and_never_puts_it_off() -> None:
     assert deadline.over()
 
 
-def test_shortening_the_whole_shortens_the_parts_that_were_cut_from_it_before() -> None:
+def test_shortening_the_whole_shortens_its_parts() -> None:
     deadline = Deadline(10, clock=Clock())
     part = deadline.within(8)
     deadline.shorten(2)
     assert part.remaining() == 2
 
 
-def test_closing_the_whole_closes_every_part_even_when_the_clock_stood_still() -> None:
+def test_closing_the_whole_closes_its_parts_at_once() -> None:
     deadline = Deadline(10, clock=Clock())
     part_of_a_part = deadline.within(8).within(5)
     deadline.close()
@@ -68,10 +68,22 @@ def test_closing_the_whole_closes_every_part_even_when_the_clock_stood_still() -
     assert part_of_a_part.over()
 
 
-def test_a_part_cut_from_a_closed_deadline_is_over() -> None:
+def test_a_part_of_a_closed_deadline_is_over() -> None:
     deadline = Deadline(10, clock=Clock())
     deadline.close()
     assert deadline.within(5).over()
+
+
+def test_an_extended_deadline_is_one_of_its_own() -> None:
+    clock = Clock()
+    deadline = Deadline(10, clock=clock)
+    clock.sleep(4)
+    extended = deadline.extended(2)
+    assert extended.remaining() == 8
+    deadline.close()
+    assert extended.remaining() == 8
+    clock.sleep(8)
+    assert extended.over()
 
 
 def test_closing_a_part_leaves_the_whole_open() -> None:
@@ -80,7 +92,7 @@ def test_closing_a_part_leaves_the_whole_open() -> None:
     assert deadline.remaining() == 10
 
 
-def test_a_process_that_was_frozen_finds_that_it_is_too_late() -> None:
+def test_a_deadline_is_over_after_the_process_was_frozen() -> None:
     clock = Clock()
     deadline = Deadline(45, clock=clock)
     part = deadline.within(10)

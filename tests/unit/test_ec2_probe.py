@@ -1,12 +1,13 @@
-"""EC2's answers, whole, broken and in pages, and what they prove."""
+"""The EC2 probe: whole, broken and paged answers, and what they prove."""
 
+import contextlib
 import itertools
 import random
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import botocore.exceptions
 import pytest
@@ -14,120 +15,172 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from handler.deadline import Deadline
-from handler.domain.model import VERDICT_OF_STATE, Sighting, Verdict, Workspace
+from handler.domain.model import VERDICT_OF_STATE, Cause, Failure, Sighting, Verdict, Workspace
 from handler.net.bounded import CallError
-from handler.probes.ec2 import api, probe
+from handler.probes.ec2 import api as ec2_api
+from handler.probes.ec2 import probe as ec2_probe
 from handler.probes.ec2.api import ATTEMPTS, Ec2Api, Ec2Error
 from handler.probes.ec2.probe import BISECTING_CALLS, LIST_ABOVE, ZONES_ABOVE, Ec2Probe
 from tests.unit.builders import Clock, instance, number_of, uuid, workspace
 
-Trouble = Callable[[], BaseException]
+if TYPE_CHECKING:
+    from types_boto3_ec2 import EC2Client
+
+Failing = Callable[[], BaseException]
 
 
-def refusal(code: str, status: int = 400) -> Trouble:
+def refusal(code: str, status: int = 400) -> Failing:
     answer: Any = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}
     return lambda: botocore.exceptions.ClientError(answer, "Describe")
 
 
-def broken(cause: str) -> Trouble:
+def broken(cause: Cause) -> Failing:
     return lambda: CallError(cause, sent=True)
 
+
+INSTANCES, STATUS, ZONES = "describe_instances", "describe_instance_status", "describe_availability_zones"
 
 THROTTLED = refusal("RequestLimitExceeded", 503)
 SERVER_ERROR = refusal("InternalError", 500)
 DENIED = refusal("UnauthorizedOperation", 403)
 
 
+class Within:
+    """Bounds the calls of each thread, as `Aws.within` does."""
+
+    def __init__(self) -> None:
+        self._call = threading.local()
+
+    @contextlib.contextmanager
+    def __call__(self, deadline: Deadline) -> Iterator[None]:
+        self._call.deadline = deadline
+        try:
+            yield
+        finally:
+            del self._call.deadline
+
+    @property
+    def deadline(self) -> Deadline:
+        """The deadline of the call that is under way. Raises AttributeError outside of it."""
+        deadline: Deadline = self._call.deadline
+        return deadline
+
+
 class Account:
-    """Answers describe calls for the instances it has, in pages; goes wrong as it is told to."""
+    """An EC2 client that answers for its instances, in pages, and fails as it is told to."""
 
     def __init__(self, states: dict[str, str], *, page: int = 1000, clock: Clock | None = None) -> None:
         self.states = states
         self.page = page
         self.clock = clock or Clock()
+        self.within = Within()
         self.takes_s = 0.0
         self.calls: list[tuple[str, dict[str, Any]]] = []
         self.deadlines: list[float] = []
-        self.troubles: list[Trouble | None] = []
-        self.trouble: Callable[[str, dict[str, Any]], Trouble | None] = lambda *_: None
+        self.failures: list[Failing | None] = []
+        self.failure: Callable[[str, dict[str, Any]], Failing | None] = lambda *_: None
         self.zones: list[str] = ["a", "b"]
+        self.statuses: Callable[[dict[str, Any]], Any] = self._statuses
         self._lock = threading.Lock()
 
-    def __call__(self, operation: str, deadline: Deadline, **query: Any) -> Any:
+    def describe_instances(self, **query: Any) -> Any:
+        return self._answer(INSTANCES, query, self._instances)
+
+    def describe_instance_status(self, **query: Any) -> Any:
+        return self._answer(STATUS, query, self.statuses)
+
+    def describe_availability_zones(self, **query: Any) -> Any:
+        return self._answer(ZONES, query, self._zones)
+
+    def asked(self, operation: str = INSTANCES) -> list[dict[str, Any]]:
+        return [query for called, query in self.calls if called == operation]
+
+    def _answer(self, operation: str, query: dict[str, Any], answer: Callable[[dict[str, Any]], Any]) -> Any:
+        deadline = self.within.deadline
         with self._lock:
             self.calls.append((operation, query))
             self.deadlines.append(deadline.remaining())
             if self.takes_s >= deadline.remaining():
                 self.clock.sleep(deadline.remaining())
-                raise CallError("timeout", sent=True)
+                raise CallError(Cause.TIMEOUT, sent=True)
             self.clock.sleep(self.takes_s)
-            trouble = self.troubles.pop(0) if self.troubles else self.trouble(operation, query)
-            if trouble is not None:
-                raise trouble()
-            return getattr(self, f"_{operation}")(**query)
+            failure = self.failures.pop(0) if self.failures else self.failure(operation, query)
+            if failure is not None:
+                raise failure()
+            return answer(query)
 
-    def asked(self, operation: str = "describe_instances") -> list[dict[str, Any]]:
-        return [query for called, query in self.calls if called == operation]
-
-    def _describe_instances(self, *, Filters: Any, MaxResults: int, NextToken: str = "0") -> Any:  # noqa: N803 - AWS's
-        ((name, ids),) = [(one["Name"], one["Values"]) for one in Filters]
+    def _instances(self, query: dict[str, Any]) -> Any:
+        ((name, ids),) = [(one["Name"], one["Values"]) for one in query["Filters"]]
         assert name == "instance-id"
         assert len(ids) <= 200
         found = [{"InstanceId": one, "State": {"Name": self.states[one]}} for one in ids if one in self.states]
-        page, rest = self._cut(found, MaxResults, NextToken)
+        page, rest = self._cut(found, query)
         return {"Reservations": [{"Instances": [one]} for one in page], **rest}
 
-    def _describe_instance_status(self, *, MaxResults: int, Filters: Any = (), NextToken: str = "0") -> Any:  # noqa: N803
-        zone = [value for one in Filters for value in one["Values"]]
+    def _statuses(self, query: dict[str, Any]) -> Any:
+        zone = [value for one in query.get("Filters", ()) for value in one["Values"]]
         running = [
             {"InstanceId": one, "InstanceState": {"Name": state}}
             for number, (one, state) in enumerate(self.states.items())
             if state == "running" and (not zone or self.zones[number % len(self.zones)] in zone)
         ]
-        page, rest = self._cut(running, MaxResults, NextToken)
+        page, rest = self._cut(running, query)
         return {"InstanceStatuses": page, **rest}
 
-    def _describe_availability_zones(self) -> Any:
+    def _zones(self, query: dict[str, Any]) -> Any:
+        assert query == {}
         return {"AvailabilityZones": [{"ZoneName": zone} for zone in self.zones]}
 
-    def _cut(self, rows: Sequence[Any], most: int, token: str) -> tuple[Sequence[Any], dict[str, str]]:
-        begin, end = int(token), int(token) + min(most, self.page)
+    def _cut(self, rows: Sequence[Any], query: dict[str, Any]) -> tuple[Sequence[Any], dict[str, str]]:
+        begin = int(query.get("NextToken", "0"))
+        end = begin + min(query["MaxResults"], self.page)
         return rows[begin:end], {"NextToken": str(end)} if end < len(rows) else {}
 
 
-class Answers:
-    """Gives the same answers in turn whatever is asked, the last one for ever."""
+class Answering:
+    """An EC2 client that answers every question for instances alike: by `answer`, without a question."""
 
-    def __init__(self, *answers: Any) -> None:
-        self.answers = list(answers)
+    def __init__(self, answer: Callable[[], Any]) -> None:
+        self.within = Within()
+        self._answer = answer
 
-    def __call__(self, *_: Any, **__: Any) -> Any:
-        return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+    def describe_instances(self, **_: Any) -> Any:
+        assert self.within.deadline is not None
+        return self._answer()
+
+
+Client = Account | Answering
+
+
+def always(answer: Any) -> Answering:
+    return Answering(lambda: answer)
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(probe, "time", SimpleNamespace(monotonic=clock))
+    monkeypatch.setattr(ec2_probe, "time", SimpleNamespace(monotonic=clock))
     return clock
 
 
-def probe(call: Callable[..., Any], clock: Clock, *, timeout_s: float = 10) -> Ec2Probe:
-    return Ec2Probe(Ec2Api(call, timeout_s=timeout_s, clock=clock, sleep=clock.sleep), timeout_s=timeout_s)
+def api(client: Client, clock: Clock, *, timeout_s: float = 10) -> Ec2Api:
+    return Ec2Api(cast("EC2Client", client), client.within, timeout_s=timeout_s, clock=clock, sleep=clock.sleep)
 
 
-def look(
-    call: Callable[..., Any], clock: Clock, workspaces: Sequence[Workspace], seconds: float = 30
-) -> dict[str, Sighting]:
-    """Return the sightings by workspace id; nobody is seen twice."""
-    seen = list(probe(call, clock).sightings(workspaces, Deadline(seconds, clock=clock)))
+def probe(client: Client, clock: Clock, *, timeout_s: float = 10) -> Ec2Probe:
+    return Ec2Probe(api(client, clock, timeout_s=timeout_s), timeout_s=timeout_s)
+
+
+def look(client: Client, clock: Clock, workspaces: Sequence[Workspace], seconds: float = 30) -> dict[str, Sighting]:
+    """Return the sightings by workspace id; fail if a workspace has two."""
+    seen = list(probe(client, clock).sightings(workspaces, Deadline(seconds, clock=clock)))
     assert max(Counter(one.workspace.id for one in seen).values(), default=0) <= 1
     return {one.workspace.id: one for one in seen}
 
 
 def found(seen: dict[str, Sighting]) -> dict[int, str]:
-    """Return the states by the workspace's number, or why there is none."""
-    return {number_of(id_): one.state or one.cause for id_, one in seen.items()}
+    """Return each workspace's state by its number, or why there is none."""
+    return {number_of(id_): one.state or one.reason for id_, one in seen.items()}
 
 
 def some(count: int) -> list[Workspace]:
@@ -141,19 +194,19 @@ def all_of(count: int, state: str = "running") -> dict[str, str]:
 # --- whole answers ---
 
 
-def test_each_instance_is_seen_in_its_state_and_one_that_is_not_listed_is_not_found(clock: Clock) -> None:
+def test_an_instance_that_is_not_listed_is_not_found(clock: Clock) -> None:
     states = {instance(number): state for number, state in enumerate(VERDICT_OF_STATE, start=1) if state != "not_found"}
     seen = look(Account(states), clock, some(len(states) + 1))
     assert found(seen) == {**dict(enumerate(states.values(), start=1)), len(states) + 1: "not_found"}
 
 
 @pytest.mark.parametrize("state", ["hovering", "not_found"])
-def test_a_state_that_ec2_did_not_have_yesterday_is_unknown(clock: Clock, state: str) -> None:
+def test_a_new_state_of_ec2_is_unknown(clock: Clock, state: str) -> None:
     seen = look(Account({instance(1): state}), clock, some(1))
     assert found(seen) == {1: "unrecognised_state"}
 
 
-def test_ids_are_asked_for_two_hundred_at_a_time_by_a_filter_and_each_once(clock: Clock) -> None:
+def test_a_filter_asks_for_two_hundred_ids_at_a_time(clock: Clock) -> None:
     account = Account(all_of(450, "stopped"))
     assert found(look(account, clock, some(450))) == dict.fromkeys(range(1, 451), "stopped")
     assert sorted(len(query["Filters"][0]["Values"]) for query in account.asked()) == [50, 200, 200]
@@ -168,7 +221,7 @@ def test_a_listing_is_read_to_its_last_page(clock: Clock) -> None:
     assert len(account.asked()) == 4
 
 
-def test_two_workspaces_that_record_one_instance_are_both_seen_and_it_is_asked_for_once(clock: Clock) -> None:
+def test_an_instance_of_two_workspaces_is_asked_for_once(clock: Clock) -> None:
     account = Account({instance(1): "stopped"})
     seen = look(account, clock, [workspace(1), workspace(2, instance(1))])
     assert found(seen) == {1: "stopped", 2: "stopped"}
@@ -183,18 +236,18 @@ def test_two_workspaces_that_record_one_instance_are_both_seen_and_it_is_asked_f
     ],
     ids=ascii,
 )
-def test_an_id_that_is_none_is_unknown_and_never_asked_for(clock: Clock, instance_id: str) -> None:
+def test_a_malformed_id_is_unknown_and_never_asked_for(clock: Clock, instance_id: str) -> None:
     account = Account({instance(2): "stopped"})
     seen = look(account, clock, [workspace(1, instance_id), workspace(2)])
     assert found(seen) == {1: "malformed_instance_id", 2: "stopped"}
     assert account.asked()[0]["Filters"][0]["Values"] == [instance(2)]
 
 
-def test_an_old_short_id_is_asked_for_too(clock: Clock) -> None:
+def test_a_short_id_is_asked_for(clock: Clock) -> None:
     assert found(look(Account({"i-0123abcd": "running"}), clock, [workspace(1, "i-0123abcd")])) == {1: "running"}
 
 
-def test_nothing_to_look_at_is_nothing_asked(clock: Clock) -> None:
+def test_no_candidates_means_no_calls(clock: Clock) -> None:
     account = Account({})
     assert look(account, clock, []) == {}
     assert account.calls == []
@@ -205,9 +258,9 @@ def instances(*states: tuple[int, Any]) -> dict[str, Any]:
     return {"Reservations": [{"Instances": listed}]}
 
 
-def test_an_instance_that_nobody_asked_for_is_passed_over(clock: Clock) -> None:
+def test_an_instance_that_nobody_asked_for_is_ignored(clock: Clock) -> None:
     answer = instances((99, "terminated"), (1, "running"), (98, "stopped"))
-    assert found(look(Answers(answer), clock, some(2))) == {1: "running", 2: "not_found"}
+    assert found(look(always(answer), clock, some(2))) == {1: "running", 2: "not_found"}
 
 
 # --- broken answers ---
@@ -240,29 +293,29 @@ def test_an_instance_that_nobody_asked_for_is_passed_over(clock: Clock) -> None:
         pytest.param(instances((1, ["stopped"])), id="a list of states"),
     ],
 )
-def test_an_answer_that_makes_no_sense_proves_nothing(clock: Clock, answer: Any) -> None:
-    seen = look(Answers(answer), clock, some(1))
+def test_a_garbled_answer_proves_nothing(clock: Clock, answer: Any) -> None:
+    seen = look(always(answer), clock, some(1))
     assert [one.verdict for one in seen.values()] == [Verdict.UNKNOWN]
 
 
-def test_what_an_answer_said_before_it_stopped_making_sense_still_holds(clock: Clock) -> None:
+def test_the_part_of_an_answer_before_its_error_counts(clock: Clock) -> None:
     answer = instances((1, "stopped"))
     answer["Reservations"].append({"Instances": [{"InstanceId": instance(2)}]})
-    assert found(look(Answers(answer), clock, some(3))) == {
+    assert found(look(always(answer), clock, some(3))) == {
         1: "stopped",
         2: "garbled_answer",
         3: "garbled_answer",
     }
 
 
-def test_a_listing_that_goes_in_circles_proves_nothing_for_those_it_has_not_named(clock: Clock) -> None:
+def test_a_listing_in_circles_proves_no_absence(clock: Clock) -> None:
     page = instances((1, "running")) | {"NextToken": "again"}
-    assert found(look(Answers(page), clock, some(2))) == {1: "running", 2: "garbled_answer"}
+    assert found(look(always(page), clock, some(2))) == {1: "running", 2: "garbled_answer"}
 
 
-def test_a_listing_that_goes_in_a_larger_circle_ends_with_the_time_and_nobody_is_absent(clock: Clock) -> None:
+def test_a_listing_in_larger_circles_ends_with_the_time(clock: Clock) -> None:
     pages = itertools.cycle([instances((1, "running")) | {"NextToken": token} for token in "AB"])
-    seen = look(lambda *_, **__: next(pages), clock, some(2))
+    seen = look(Answering(lambda: next(pages)), clock, some(2))
     assert found(seen)[1] == "running"
     assert seen.get(uuid(2)) is None or seen[uuid(2)].verdict is Verdict.UNKNOWN
     assert sum(clock.slept) < 31
@@ -272,7 +325,7 @@ def test_a_listing_that_goes_in_a_larger_circle_ends_with_the_time_and_nobody_is
 
 
 @pytest.mark.parametrize(
-    ("trouble", "cause"),
+    ("failure", "reason"),
     [
         pytest.param(DENIED, "refused_UnauthorizedOperation", id="denied"),
         pytest.param(refusal("AuthFailure", 401), "refused_AuthFailure", id="wrong credentials"),
@@ -280,82 +333,78 @@ def test_a_listing_that_goes_in_a_larger_circle_ends_with_the_time_and_nobody_is
         pytest.param(refusal("s3cret: " + "x" * 100), "refused", id="a code that is no code"),
         pytest.param(refusal(""), "refused", id="no code"),
         pytest.param(lambda: botocore.exceptions.ClientError({}, "Describe"), "refused", id="an empty refusal"),
-        pytest.param(broken("timeout"), "timeout", id="a timeout"),
-        pytest.param(broken("tls_failed"), "tls_failed", id="TLS"),
+        pytest.param(broken(Cause.TIMEOUT), "timeout", id="a timeout"),
+        pytest.param(broken(Cause.TLS_FAILED), "tls_failed", id="TLS"),
         pytest.param(botocore.exceptions.NoCredentialsError, "aws_NoCredentialsError", id="no credentials"),
         pytest.param(lambda: RuntimeError("s3cret"), "garbled_answer", id="a surprise"),
     ],
 )
-def test_a_failure_that_will_not_pass_is_not_tried_again_and_nobody_is_absent(
-    clock: Clock, trouble: Trouble, cause: str
-) -> None:
+def test_a_lasting_failure_is_not_retried_and_proves_no_absence(clock: Clock, failure: Failing, reason: str) -> None:
     account = Account({}, clock=clock)
-    account.trouble = lambda *_: trouble
-    assert found(look(account, clock, some(3))) == dict.fromkeys([1, 2, 3], cause)
+    account.failure = lambda *_: failure
+    assert found(look(account, clock, some(3))) == dict.fromkeys([1, 2, 3], reason)
     assert len(account.calls) == 1
 
 
 @pytest.mark.parametrize(
-    "trouble",
+    "failure",
     [
-        pytest.param(broken("broken_connection"), id="a broken connection"),
-        pytest.param(broken("connection_refused"), id="a refused connection"),
+        pytest.param(broken(Cause.BROKEN_CONNECTION), id="a broken connection"),
+        pytest.param(broken(Cause.CONNECTION_REFUSED), id="a refused connection"),
         pytest.param(SERVER_ERROR, id="a server error"),
         pytest.param(THROTTLED, id="throttling"),
     ],
 )
-def test_a_failure_that_may_pass_is_tried_again_after_a_pause(clock: Clock, trouble: Trouble) -> None:
+def test_a_passing_failure_is_retried_after_a_back_off(clock: Clock, failure: Failing) -> None:
     account = Account(all_of(3), clock=clock)
-    account.troubles = [trouble, trouble]
+    account.failures = [failure, failure]
     assert found(look(account, clock, some(3))) == dict.fromkeys([1, 2, 3], "running")
     assert len(account.calls) == 3
-    first, second = (pause for pause in clock.slept if pause > 0.2)
+    first, second = (slept_s for slept_s in clock.slept if slept_s > 0.2)
     assert 0.5 <= first <= 1 <= second <= 2
 
 
 @pytest.mark.parametrize("code", ["RequestLimitExceeded", "Throttling", "ThrottlingException", "RequestThrottled"])
 def test_each_of_awss_words_for_throttling_is_waited_out(clock: Clock, code: str) -> None:
     account = Account(all_of(3), clock=clock)
-    account.troubles = [refusal(code)] * (ATTEMPTS + 1)
+    account.failures = [refusal(code)] * (ATTEMPTS + 1)
     assert found(look(account, clock, some(3))) == dict.fromkeys([1, 2, 3], "running")
 
 
-def test_the_pauses_double_up_to_four_seconds_and_no_two_need_be_the_same(
-    clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_back_off_doubles_up_to_four_seconds_with_jitter(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(random, "uniform", lambda _, most: most)
     account = Account(all_of(3), clock=clock)
-    account.troubles = [THROTTLED] * 6
+    account.failures = [THROTTLED] * 6
     look(account, clock, some(3), seconds=100)
-    assert [pause for pause in clock.slept if pause > 0.2] == [1, 2, 4, 8, 8, 8]
+    assert [slept_s for slept_s in clock.slept if slept_s > 0.2] == [1, 2, 4, 8, 8, 8]
 
 
-def test_a_broken_connection_is_tried_again_so_often_and_no_more(clock: Clock) -> None:
+def test_a_broken_connection_is_retried_a_limited_number_of_times(clock: Clock) -> None:
     account = Account(all_of(3), clock=clock)
-    account.trouble = lambda *_: broken("broken_connection")
+    account.failure = lambda *_: broken(Cause.BROKEN_CONNECTION)
     assert found(look(account, clock, some(3))) == dict.fromkeys([1, 2, 3], "broken_connection")
     assert len(account.calls) == ATTEMPTS
 
 
-def test_a_failed_page_takes_nothing_from_the_pages_before_it(clock: Clock) -> None:
+def test_the_pages_before_a_failed_one_count(clock: Clock) -> None:
     account = Account(all_of(6, "stopped"), page=2, clock=clock)
-    account.troubles = [None, None, DENIED]
-    cause = "refused_UnauthorizedOperation"
-    expected = {**dict.fromkeys([1, 2, 3, 4], "stopped"), 5: cause, 6: cause}
+    account.failures = [None, None, DENIED]
+    reason = "refused_UnauthorizedOperation"
+    expected = {**dict.fromkeys([1, 2, 3, 4], "stopped"), 5: reason, 6: reason}
     assert found(look(account, clock, some(6))) == expected
 
 
-def test_a_page_that_was_tried_again_goes_on_where_it_was(clock: Clock) -> None:
+def test_a_retried_page_goes_on_where_the_listing_was(clock: Clock) -> None:
     account = Account(all_of(6, "stopped"), page=2, clock=clock)
-    account.troubles = [None, THROTTLED, broken("broken_connection")]
+    account.failures = [None, THROTTLED, broken(Cause.BROKEN_CONNECTION)]
     assert found(look(account, clock, some(6))) == dict.fromkeys(range(1, 7), "stopped")
     assert [query.get("NextToken") for query in account.asked()] == [None, "2", "2", "2", "4"]
 
 
 def test_a_failed_batch_costs_only_its_own_ids(clock: Clock) -> None:
     account = Account(all_of(600, "stopped"), clock=clock)
-    account.trouble = lambda operation, query: (
-        DENIED if operation == "describe_instances" and instance(300) in query["Filters"][0]["Values"] else None
+    account.failure = lambda operation, query: (
+        DENIED if operation == INSTANCES and instance(300) in query["Filters"][0]["Values"] else None
     )
     states = found(look(account, clock, some(600)))
     assert Counter(states.values()) == {"stopped": 400, "refused_UnauthorizedOperation": 200}
@@ -366,28 +415,28 @@ def test_a_failed_batch_costs_only_its_own_ids(clock: Clock) -> None:
 
 
 @pytest.mark.parametrize("poison", [1, 2, 100, 199, 200])
-def test_one_id_on_which_ec2_stumbles_costs_only_itself(clock: Clock, poison: int) -> None:
+def test_an_id_that_fails_its_batch_costs_only_itself(clock: Clock, poison: int) -> None:
     account = Account(all_of(200), clock=clock)
-    account.trouble = lambda _, query: SERVER_ERROR if instance(poison) in query["Filters"][0]["Values"] else None
+    account.failure = lambda _, query: SERVER_ERROR if instance(poison) in query["Filters"][0]["Values"] else None
     states = found(look(account, clock, some(200), seconds=60))
     assert states.pop(poison) == "server_error"
     assert Counter(states.values()) == {"running": 199}
 
 
-def test_the_search_for_those_to_blame_has_a_limit(clock: Clock) -> None:
+def test_the_search_for_failing_ids_has_a_limit(clock: Clock) -> None:
     account = Account(all_of(200), clock=clock)
-    account.trouble = lambda *_: SERVER_ERROR
+    account.failure = lambda *_: SERVER_ERROR
     states = found(look(account, clock, some(200), seconds=600))
     assert Counter(states.values()) == {"server_error": 200}
     assert len(account.calls) <= ATTEMPTS + BISECTING_CALLS
 
 
-def test_a_batch_that_was_searched_for_long_enough_counts_as_reached_though_the_deadline_cut_the_search_off(
+def test_a_search_that_was_cut_off_counts_if_it_had_its_time(
     clock: Clock,
 ) -> None:
     account = Account(all_of(200), clock=clock)
     account.takes_s = 8
-    account.trouble = lambda *_: SERVER_ERROR
+    account.failure = lambda *_: SERVER_ERROR
     states = found(look(account, clock, some(200), seconds=30))
     assert len(states) == 200
 
@@ -395,15 +444,15 @@ def test_a_batch_that_was_searched_for_long_enough_counts_as_reached_though_the_
 # --- throttling, pace and time ---
 
 
-def test_throttling_is_waited_out_as_long_as_there_is_time(clock: Clock) -> None:
+def test_throttling_is_waited_out_while_there_is_time(clock: Clock) -> None:
     account = Account(all_of(3), clock=clock)
-    account.trouble = lambda *_: THROTTLED if clock.now < 1020 else None
+    account.failure = lambda *_: THROTTLED if clock.now < 1020 else None
     assert found(look(account, clock, some(3))) == dict.fromkeys([1, 2, 3], "running")
 
 
-def test_throttling_without_end_is_unknown_once_there_was_time_enough(clock: Clock) -> None:
+def test_endless_throttling_is_unknown(clock: Clock) -> None:
     account = Account({}, clock=clock)
-    account.trouble = lambda *_: THROTTLED
+    account.failure = lambda *_: THROTTLED
     assert found(look(account, clock, some(3))) == dict.fromkeys([1, 2, 3], "throttled")
     assert sum(clock.slept) <= 30
 
@@ -415,69 +464,64 @@ def test_throttling_without_end_is_unknown_once_there_was_time_enough(clock: Clo
         pytest.param(9.9, {}, id="hardly less"),
     ],
 )
-def test_a_call_that_the_deadline_cuts_off_counts_if_it_had_its_time_and_else_is_left_to_the_next_cycle(
+def test_a_call_that_was_cut_off_counts_if_it_had_its_time(
     clock: Clock, took_s: float, expected: dict[int, str]
 ) -> None:
     deadline = Deadline(30, clock=clock)
 
-    def call(*_: Any, **__: Any) -> Any:
+    def time_out() -> Any:
         clock.sleep(took_s)
         deadline.shorten(0)
-        raise CallError("timeout", sent=True)
+        raise CallError(Cause.TIMEOUT, sent=True)
 
-    seen = probe(call, clock).sightings(some(2), deadline)
+    seen = probe(Answering(time_out), clock).sightings(some(2), deadline)
     assert found({one.workspace.id: one for one in seen}) == expected
 
 
-def test_when_half_of_the_time_is_shorter_than_a_call_may_take_it_is_enough(clock: Clock) -> None:
+def test_half_of_a_short_deadline_is_enough_time(clock: Clock) -> None:
     account = Account(all_of(3), clock=clock)
     account.takes_s = 1000
     assert found(look(account, clock, some(3), seconds=8)) == dict.fromkeys([1, 2, 3], "timeout")
 
 
-def test_every_call_is_bounded_by_its_own_timeout_and_by_the_deadline(clock: Clock) -> None:
+def test_every_call_ends_by_its_timeout_and_by_the_deadline(clock: Clock) -> None:
     account = Account(all_of(3), clock=clock)
-    account.troubles = [THROTTLED] * 8
+    account.failures = [THROTTLED] * 8
     look(account, clock, some(3), seconds=30)
     assert max(account.deadlines) == pytest.approx(10)
     assert account.deadlines[-1] < 10
 
 
-def test_after_the_deadline_nothing_is_asked_and_nobody_is_seen(clock: Clock) -> None:
+def test_nothing_is_asked_after_the_deadline(clock: Clock) -> None:
     account = Account(all_of(3), clock=clock)
     assert look(account, clock, some(3), seconds=0) == {}
     assert account.calls == []
 
 
-def pages(api: Ec2Api, deadline: Deadline) -> None:
-    for _ in api.pages("describe_availability_zones", deadline):
-        pass
-
-
-def test_a_burst_of_calls_goes_out_at_once_and_the_rest_ten_a_second(clock: Clock) -> None:
-    api = Ec2Api(Account({}, clock=clock), timeout_s=10, clock=clock, sleep=clock.sleep)
+def test_after_a_burst_ten_calls_go_out_a_second(clock: Clock) -> None:
+    paced = api(Account({}, clock=clock), clock)
     deadline = Deadline(600, clock=clock)
     for _ in range(50):
-        pages(api, deadline)
+        paced.zones(deadline)
     assert sum(clock.slept) == 0
     for _ in range(100):
-        pages(api, deadline)
+        paced.zones(deadline)
     assert sum(clock.slept) == pytest.approx(10, abs=0.2)
 
 
 def test_a_throttled_call_ends_the_burst_for_all(clock: Clock) -> None:
-    account = Account({}, clock=clock)
-    api = Ec2Api(account, timeout_s=10, clock=clock, sleep=clock.sleep)
-    account.troubles = [THROTTLED]
-    pages(api, Deadline(600, clock=clock))
+    account = Account({instance(1): "running"}, clock=clock)
+    paced = api(account, clock)
+    account.failures = [THROTTLED]
+    assert list(paced.states([instance(1)], Deadline(600, clock=clock))) == [(instance(1), "running")]
     clock.slept.clear()
     for _ in range(50):
-        pages(api, Deadline(600, clock=clock))
+        paced.zones(Deadline(600, clock=clock))
     assert sum(clock.slept) >= 3
 
 
-def test_after_a_throttled_call_the_next_one_waits_for_its_token(clock: Clock) -> None:
-    pace = api._Pace(clock)  # noqa: SLF001 - a call that was throttled pauses for a random time before it comes here
+def test_the_call_after_a_throttled_one_waits_for_its_token(clock: Clock) -> None:
+    pace = ec2_api._Pace(clock)  # noqa: SLF001 - a throttled call backs off for a random time before it comes here
     assert pace.turn() == 0
     pace.slow_down()
     assert pace.turn() == pytest.approx(0.1)
@@ -487,21 +531,21 @@ def test_after_a_throttled_call_the_next_one_waits_for_its_token(clock: Clock) -
 
 def test_a_call_whose_turn_comes_too_late_is_not_made(clock: Clock) -> None:
     account = Account({}, clock=clock)
-    api = Ec2Api(account, timeout_s=10, clock=clock, sleep=clock.sleep)
+    paced = api(account, clock)
     for _ in range(50):
-        pages(api, Deadline(600, clock=clock))
+        paced.zones(Deadline(600, clock=clock))
     with pytest.raises(Ec2Error, match="paced") as failure:
-        pages(api, Deadline(0.05, clock=clock))
+        paced.zones(Deadline(0.05, clock=clock))
+    assert failure.value.failure == Failure(Cause.PACED)
     assert failure.value.cut_off
     assert len(account.calls) == 50
 
 
-# --- very many ---
+# --- listings of what runs ---
 
 MANY = LIST_ABOVE + 1
 VERY_MANY = ZONES_ABOVE + 1
-STATUS = "describe_instance_status"
-TROUBLE_NAMES = ["denied", "server error", "timeout", "throttled"]
+FAILURE_NAMES = ["denied", "server error", "timeout", "throttled"]
 
 
 def test_a_few_instances_are_asked_for_by_their_ids(clock: Clock) -> None:
@@ -514,7 +558,7 @@ def test_a_few_instances_are_asked_for_by_their_ids(clock: Clock) -> None:
     ("count", "zones"),
     [pytest.param(MANY, [None], id="in one listing"), pytest.param(VERY_MANY, ["a", "b"], id="zone by zone")],
 )
-def test_of_more_what_runs_is_listed_and_only_the_rest_is_asked_for(
+def test_many_instances_are_listed_and_only_the_rest_is_asked_for(
     clock: Clock, count: int, zones: list[str | None]
 ) -> None:
     states = all_of(count) | {instance(1): "stopped", instance(2): "terminated"}
@@ -536,25 +580,25 @@ def test_a_listing_of_what_runs_is_read_page_by_page(clock: Clock) -> None:
     assert account.asked() == []
 
 
-def test_two_workspaces_that_record_one_running_instance_are_both_seen_in_a_sweep(clock: Clock) -> None:
+def test_a_listed_instance_of_two_workspaces_runs_for_both(clock: Clock) -> None:
     account = Account(all_of(MANY), clock=clock)
     seen = look(account, clock, [*some(MANY), workspace(MANY + 1, instance(1))])
     assert len(seen) == MANY + 1
     assert {one.state for one in seen.values()} == {"running"}
 
 
-@pytest.mark.parametrize("trouble", [DENIED, SERVER_ERROR, broken("timeout"), THROTTLED], ids=TROUBLE_NAMES)
-def test_a_sweep_that_fails_costs_nobody_anything(clock: Clock, trouble: Trouble) -> None:
+@pytest.mark.parametrize("failure", [DENIED, SERVER_ERROR, broken(Cause.TIMEOUT), THROTTLED], ids=FAILURE_NAMES)
+def test_a_failed_listing_costs_nobody_anything(clock: Clock, failure: Failing) -> None:
     account = Account(all_of(MANY, "stopped"), clock=clock)
-    account.trouble = lambda called, _: trouble if called == STATUS else None
+    account.failure = lambda called, _: failure if called == STATUS else None
     seen = found(look(account, clock, some(MANY), seconds=60))
     assert Counter(seen.values()) == {"stopped": MANY}
 
 
-@pytest.mark.parametrize("trouble", [DENIED, SERVER_ERROR, broken("timeout")], ids=TROUBLE_NAMES[:3])
-def test_without_the_names_of_the_zones_everything_is_one_listing(clock: Clock, trouble: Trouble) -> None:
+@pytest.mark.parametrize("failure", [DENIED, SERVER_ERROR, broken(Cause.TIMEOUT)], ids=FAILURE_NAMES[:3])
+def test_without_the_zones_everything_is_one_listing(clock: Clock, failure: Failing) -> None:
     account = Account(all_of(VERY_MANY), clock=clock)
-    account.troubles = [trouble]
+    account.failures = [failure]
     seen = found(look(account, clock, some(VERY_MANY), seconds=60))
     assert Counter(seen.values()) == {"running": VERY_MANY}
     assert all("Filters" not in query for query in account.asked(STATUS))
@@ -570,21 +614,21 @@ def test_without_the_names_of_the_zones_everything_is_one_listing(clock: Clock, 
         pytest.param(None, id="nothing"),
     ],
 )
-def test_a_sweep_that_makes_no_sense_costs_nobody_anything(clock: Clock, answer: Any) -> None:
+def test_a_garbled_listing_costs_nobody_anything(clock: Clock, answer: Any) -> None:
     account = Account(all_of(MANY, "stopped"), clock=clock)
-    account._describe_instance_status = lambda **_: answer  # type: ignore[method-assign]  # noqa: SLF001
+    account.statuses = lambda _: answer
     seen = found(look(account, clock, some(MANY), seconds=60))
     assert Counter(seen.values()) == {"stopped": MANY}
 
 
-def test_a_sweep_believes_only_that_an_instance_runs(clock: Clock) -> None:
+def test_a_listing_proves_only_that_an_instance_runs(clock: Clock) -> None:
     account = Account(all_of(MANY, "stopped"), clock=clock)
     listed = [{"InstanceId": instance(number), "InstanceState": {"Name": "terminated"}} for number in range(1, 10)]
-    account._describe_instance_status = lambda **_: {"InstanceStatuses": listed}  # type: ignore[method-assign]  # noqa: SLF001
+    account.statuses = lambda _: {"InstanceStatuses": listed}
     assert Counter(found(look(account, clock, some(MANY), seconds=60)).values()) == {"stopped": MANY}
 
 
-def test_a_sweep_through_an_account_that_is_mostly_foreign_is_left_after_as_many_pages_as_it_could_save(
+def test_a_listing_of_mostly_foreign_instances_is_given_up(
     clock: Clock,
 ) -> None:
     foreign = {instance(number): "running" for number in range(100_000, 120_000)}
@@ -597,7 +641,7 @@ def foreign(count: int) -> dict[str, str]:
     return {instance(number): "running" for number in range(100_000, 100_000 + count)}
 
 
-def test_a_sweep_ends_with_the_page_that_names_the_last_of_those_wanted(clock: Clock) -> None:
+def test_a_listing_ends_once_all_wanted_ids_are_found(clock: Clock) -> None:
     account = Account(all_of(2_500) | foreign(20_000), clock=clock)
     assert Counter(found(look(account, clock, some(2_500))).values()) == {"running": 2_500}
     assert len(account.asked(STATUS)) == 3
@@ -605,16 +649,14 @@ def test_a_sweep_ends_with_the_page_that_names_the_last_of_those_wanted(clock: C
 
 
 @pytest.mark.parametrize(("count", "pages_read"), [(MANY, 1), (1_999, 1), (4_000, 2), (8_000, 4)])
-def test_a_sweep_that_meets_foreign_instances_alone_is_left_after_a_page_for_every_two_thousand_wanted(
-    clock: Clock, count: int, pages_read: int
-) -> None:
+def test_a_listing_may_waste_a_page_for_two_thousand_wanted_ids(clock: Clock, count: int, pages_read: int) -> None:
     account = Account(foreign(20_000) | all_of(count), clock=clock)
     account.zones = ["a"]
     assert Counter(found(look(account, clock, some(count), seconds=60)).values()) == {"running": count}
     assert len(account.asked(STATUS)) == pages_read
 
 
-def test_what_a_sweep_saved_at_first_is_not_spent_on_foreign_instances_later(clock: Clock) -> None:
+def test_early_savings_allow_no_later_waste(clock: Clock) -> None:
     account = Account(all_of(3_000) | foreign(20_000) | {instance(3_001): "stopped"}, clock=clock)
     seen = found(look(account, clock, some(3_001)))
     assert seen.pop(3_001) == "stopped"
@@ -622,7 +664,7 @@ def test_what_a_sweep_saved_at_first_is_not_spent_on_foreign_instances_later(clo
     assert len(account.asked(STATUS)) == 3 + 1
 
 
-def test_a_sweep_goes_on_as_long_as_a_page_saves_more_calls_than_it_costs(clock: Clock) -> None:
+def test_a_listing_goes_on_while_its_pages_save_calls(clock: Clock) -> None:
     others = iter(foreign(9_000))
     mixed = {one: "running" for ours in all_of(3_000) for one in (ours, *(next(others) for _ in range(3)))}
     account = Account(mixed | {instance(3_001): "stopped"}, clock=clock)
@@ -631,33 +673,33 @@ def test_a_sweep_goes_on_as_long_as_a_page_saves_more_calls_than_it_costs(clock:
     assert len(account.asked()) == 1
 
 
-def test_what_a_sweep_took_is_not_held_against_those_asked_for_afterwards(clock: Clock) -> None:
+def test_time_spent_on_a_listing_counts_against_nobody(clock: Clock) -> None:
     account = Account(all_of(MANY), page=MANY - 1, clock=clock)
 
-    def hang_after_the_first_page(operation: str, query: dict[str, Any]) -> Trouble | None:
+    def hang_after_the_first_page(operation: str, query: dict[str, Any]) -> Failing | None:
         if operation == STATUS and "NextToken" not in query:
             return None
         clock.sleep(account.deadlines[-1])
-        return broken("timeout")
+        return broken(Cause.TIMEOUT)
 
-    account.trouble = hang_after_the_first_page
+    account.failure = hang_after_the_first_page
     seen = found(look(account, clock, some(MANY), seconds=10))
     assert [takes for takes in account.deadlines if takes < 10] == [6, 6, 4]
     assert seen.pop(MANY) == "timeout"
     assert Counter(seen.values()) == {"running": MANY - 1}
 
 
-# --- whatever happens ---
+# --- any failures ---
 
-troubles = st.sampled_from(
+failures = st.sampled_from(
     [
         *(
             THROTTLED,
             SERVER_ERROR,
             DENIED,
-            broken("timeout"),
-            broken("broken_connection"),
-            broken("connection_refused"),
+            broken(Cause.TIMEOUT),
+            broken(Cause.BROKEN_CONNECTION),
+            broken(Cause.CONNECTION_REFUSED),
         ),
         lambda: RuntimeError("surprise"),
     ]
@@ -669,17 +711,17 @@ states_of_20 = st.dictionaries(
 
 @given(
     states_of_20,
-    st.lists(st.none() | troubles, max_size=30),
+    st.lists(st.none() | failures, max_size=30),
     st.integers(1, 8),
     st.floats(0, 3),
     st.floats(0, 40),
 )
-def test_nobody_is_seen_otherwise_than_ec2_has_it_whatever_fails(
-    states: dict[str, str], to_come: Iterable[Trouble | None], page: int, takes_s: float, seconds: float
+def test_no_failure_changes_what_an_instance_is(
+    states: dict[str, str], to_come: Iterable[Failing | None], page: int, takes_s: float, seconds: float
 ) -> None:
     clock = Clock()
     account = Account(states, page=page, clock=clock)
-    account.troubles, account.takes_s = list(to_come), takes_s
+    account.failures, account.takes_s = list(to_come), takes_s
     for id_, sighting in look(account, clock, some(20), seconds).items():
         truth = states.get(instance(number_of(id_)), "not_found")
         assert sighting.verdict in (VERDICT_OF_STATE.get(truth), Verdict.UNKNOWN)

@@ -1,4 +1,4 @@
-"""What an error shows of what was found."""
+"""The tree of errors, and what a message shows of a value."""
 
 import inspect
 
@@ -30,18 +30,18 @@ from handler import errors
     ],
     ids=errors.shown,
 )
-def test_a_scalar_is_shown_and_of_anything_else_only_the_type(found: object, expected: str) -> None:
+def test_only_scalars_are_shown(found: object, expected: str) -> None:
     assert errors.shown(found) == expected
 
 
 @given(st.text() | st.integers() | st.floats() | st.binary() | st.lists(st.text()))
-def test_what_is_shown_is_short_and_stands_on_one_line(found: object) -> None:
+def test_what_is_shown_is_one_short_line(found: object) -> None:
     text = errors.shown(found)
     assert len(text) <= 61
     assert text.isprintable()
 
 
-def test_every_error_of_the_project_is_in_one_tree_and_in_its_drawing() -> None:
+def test_every_error_is_in_the_tree_and_in_its_drawing() -> None:
     assert errors.__doc__ is not None
     for name, kind in inspect.getmembers(errors, inspect.isclass):
         assert issubclass(kind, errors.ReconcilerError)

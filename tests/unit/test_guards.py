@@ -15,19 +15,19 @@ QUERY = f"""
 SELECT status,
        'no {{placeholder}}'
 FROM workspaces   WHERE id = :id AND {LIMIT} > 0
-                    AND NOT {held("workspaces.id")}
+                    AND NOT {on_hold("workspaces.id")}
 """ + " FOR UPDATE"
 
-class Rows:
+class Flips:
     def flip(self, row):
-        if row.held or not row.id: return "skipped"
+        if row.on_hold or not row.id: return "skipped"
         self.check(row)
         self.write(row, dry_run=False)
 
 def other(row):
-    if row.held:
+    if row.on_hold:
         return 1
-    return 2 if row.held else 3
+    return 2 if row.on_hold else 3
 '''
 
 
@@ -47,28 +47,28 @@ def test_a_guard_is_found_after_a_reformat(guard: Guard) -> None:
 
 
 @pytest.mark.parametrize("guard", GUARDS, ids=lambda guard: guard.name)
-def test_the_test_that_proves_a_guard_exists(guard: Guard) -> None:
+def test_a_guards_test_exists(guard: Guard) -> None:
     file, _, name = guard.test.partition("::")
     functions = [node.name for node in ast.parse((ROOT / file).read_text()).body if isinstance(node, ast.FunctionDef)]
     assert functions.count(name) == 1
 
 
-def test_no_two_guards_have_the_same_name() -> None:
+def test_guards_have_different_names() -> None:
     assert len({guard.name for guard in GUARDS}) == len(GUARDS)
 
 
 @pytest.mark.parametrize(
     ("function", "removal", "old", "new"),
     [
-        ("Rows.flip", Code("row.held", "False"), "if row.held or", "if False or"),
-        ("Rows.flip", Code("self.check(row)", "None"), "self.check(row)", "None"),
+        ("Flips.flip", Code("row.on_hold", "False"), "if row.on_hold or", "if False or"),
+        ("Flips.flip", Code("self.check(row)", "None"), "self.check(row)", "None"),
         (
-            "Rows.flip",
+            "Flips.flip",
             Code("self.check(row)\nself.write(row,\n  dry_run = False)", "pass"),
             "self.check(row)\n        self.write(row, dry_run=False)",
             "pass",
         ),
-        ("Rows.flip", Arguments("dry_run = False", "dry_run=True"), "dry_run=False", "dry_run=True"),
+        ("Flips.flip", Arguments("dry_run = False", "dry_run=True"), "dry_run=False", "dry_run=True"),
         ("LIMIT", Code("3", "4"), "LIMIT = 3", "LIMIT = 4"),
         ("QUERY", Sql("FOR  UPDATE", ""), "FOR UPDATE", ""),
         ("QUERY", Sql("FROM workspaces WHERE", "WHERE"), "FROM workspaces   WHERE", "WHERE"),
@@ -85,27 +85,27 @@ def test_a_removal_changes_one_place(function: str, removal: Removal, old: str, 
 @pytest.mark.parametrize(
     ("function", "removal", "message"),
     [
-        ("other", Code("row.held", "False"), "contains it 2 times: row.held"),
-        ("other", Code("row.held or not row.id", "False"), "contains it 0 times"),
-        ("Rows.flip", Code("self.write(row)", "None"), "contains it 0 times"),
-        ("Rows.flip", Arguments("dry_run=None", ""), "contains it 0 times"),
+        ("other", Code("row.on_hold", "False"), "contains it 2 times: row.on_hold"),
+        ("other", Code("row.on_hold or not row.id", "False"), "contains it 0 times"),
+        ("Flips.flip", Code("self.write(row)", "None"), "contains it 0 times"),
+        ("Flips.flip", Arguments("dry_run=None", ""), "contains it 0 times"),
         ("QUERY", Sql("AND", ""), "contains it 2 times"),
-        ("QUERY", Sql("AND NOT {held('other')}", ""), "contains it 0 times"),
-        ("Rows.lock", Code("row.held", "False"), "lock is defined 0 times"),
+        ("QUERY", Sql("AND NOT {on_hold('other')}", ""), "contains it 0 times"),
+        ("Flips.lock", Code("row.on_hold", "False"), "lock is defined 0 times"),
     ],
     ids=str,
 )
-def test_a_guard_that_is_missing_or_ambiguous_is_an_error(function: str, removal: Removal, message: str) -> None:
+def test_a_missing_or_ambiguous_guard_is_an_error(function: str, removal: Removal, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         removed(MODULE, function, removal)
 
 
-def test_the_page_shows_the_guards_as_they_are() -> None:
+def test_the_page_shows_the_guards() -> None:
     page = PAGE.read_text()
     assert page == page_with_table(page), "run: make guards ARGS=--write"
 
 
-def test_every_file_and_every_name_that_the_page_mentions_exists() -> None:
+def test_the_page_names_existing_files_and_names() -> None:
     page = PAGE.read_text()
     for file in re.findall(r"`([\w/]+\.(?:py|sql))", page):
         assert any((ROOT / place / file).is_file() for place in ("", "handler", "tests/integration")), file

@@ -1,4 +1,4 @@
-"""What an invocation asks for, and what is refused."""
+"""Requests: what an event asks for, and what is refused."""
 
 import contextlib
 import json
@@ -30,7 +30,7 @@ SECONDS_FORM = "a whole number from 1 to 2592000 (30 days)"
 UNSCHEDULED = "no such field in a scheduled event"
 
 
-# --- what is understood ---
+# --- accepted events ---
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ UNSCHEDULED = "no such field in a scheduled event"
         pytest.param({"release": [uuid(1)]}, Request("dry-run", release=(uuid(1),)), id="a release as a dry run"),
     ],
 )
-def test_an_event_that_is_understood_makes_a_request(event: dict[str, Any], request_made: Request) -> None:
+def test_an_event_makes_its_request(event: dict[str, Any], request_made: Request) -> None:
     assert parse(event) == request_made
 
 
@@ -98,11 +98,11 @@ def test_an_event_that_is_understood_makes_a_request(event: dict[str, Any], requ
         ("release.json", Request("apply", release=("00000000-0000-4000-8000-000000000001",))),
     ],
 )
-def test_the_events_that_come_with_the_project_ask_for_what_their_names_say(name: str, request_made: Request) -> None:
+def test_the_projects_events_ask_for_what_their_names_say(name: str, request_made: Request) -> None:
     assert parse(json.loads((EVENTS / name).read_text())) == request_made
 
 
-def test_ids_are_taken_in_lower_case_and_once_in_the_order_given() -> None:
+def test_ids_are_lower_case_and_unique() -> None:
     upper = "ABCDEF01-2345-6789-ABCD-EF0123456789"
     event = {"workspace_ids": [upper, uuid(2), upper.lower(), uuid(2), uuid(1)]}
     expected = (upper.lower(), uuid(2), uuid(1))
@@ -111,6 +111,19 @@ def test_ids_are_taken_in_lower_case_and_once_in_the_order_given() -> None:
     hold = parse({"hold": HOLD | event}).hold
     assert hold is not None
     assert hold.workspace_ids == expected
+
+
+@pytest.mark.parametrize(
+    ("event", "applies"),
+    [
+        pytest.param(SCHEDULED, True, id="a scheduled event"),
+        pytest.param({"mode": "apply"}, True, id="apply"),
+        pytest.param({"mode": "dry-run"}, False, id="dry-run"),
+        pytest.param({"override_breaker": True}, False, id="an override alone"),
+    ],
+)
+def test_only_the_mode_apply_applies(event: dict[str, Any], applies: bool) -> None:
+    assert parse(event).applies is applies
 
 
 @pytest.mark.parametrize(
@@ -141,18 +154,18 @@ def test_under_the_ceiling_every_event_is_a_dry_run(event: dict[str, Any]) -> No
     assert parse(event, ceiling="dry-run").mode == "dry-run"
 
 
-def test_the_ceiling_leaves_the_rest_of_the_request_as_it_is() -> None:
+def test_the_ceiling_changes_only_the_mode() -> None:
     event = {"mode": "apply", "workspace_ids": [uuid(1)], "limit": 5, "override_breaker": True}
     assert parse(event, ceiling="dry-run") == Request("dry-run", (uuid(1),), 5, override_breaker=True)
-    for exemption in ({"hold": HOLD}, {"release": [uuid(1)]}):
-        assert parse({"mode": "apply", **exemption}, ceiling="dry-run") == parse({"mode": "dry-run", **exemption})
+    for change in ({"hold": HOLD}, {"release": [uuid(1)]}):
+        assert parse({"mode": "apply", **change}, ceiling="dry-run") == parse({"mode": "dry-run", **change})
 
 
-def test_a_ceiling_that_allows_applying_makes_no_dry_run_apply() -> None:
+def test_the_ceiling_never_makes_a_dry_run_apply() -> None:
     assert parse({}, ceiling="apply").mode == "dry-run"
 
 
-# --- what is refused: field, what was found, what was expected ---
+# --- refusals: the field, what was found, what was expected ---
 
 
 @pytest.mark.parametrize(
@@ -307,12 +320,12 @@ def test_a_ceiling_that_allows_applying_makes_no_dry_run_apply() -> None:
             )
         ),
         *(
-            pytest.param({exemption: value, **other}, field, "", f"no such field beside {exemption}", id=name)
-            for exemption, value in (("hold", HOLD), ("release", [uuid(1)]))
+            pytest.param({change: value, **other}, field, "", f"no such field beside {change}", id=name)
+            for change, value in (("hold", HOLD), ("release", [uuid(1)]))
             for field, other, name in (
-                ("limit", {"limit": 1}, f"{exemption} and a limit"),
-                ("override_breaker", {"override_breaker": True}, f"{exemption} and the breaker lifted"),
-                ("workspace_ids", {"workspace_ids": [uuid(1)]}, f"{exemption} and chosen workspaces"),
+                ("limit", {"limit": 1}, f"{change} and a limit"),
+                ("override_breaker", {"override_breaker": True}, f"{change} and the breaker lifted"),
+                ("workspace_ids", {"workspace_ids": [uuid(1)]}, f"{change} and chosen workspaces"),
             )
         ),
         pytest.param(
@@ -325,21 +338,19 @@ def test_a_ceiling_that_allows_applying_makes_no_dry_run_apply() -> None:
         pytest.param({"mode": "Apply", "hold": HOLD}, "mode", "'Apply'", "apply or dry-run", id="a hold in a bad mode"),
     ],
 )
-def test_a_bad_event_is_refused_with_the_field_what_was_found_and_what_was_expected(
-    event: object, field: str, found: str, expected: str
-) -> None:
+def test_a_bad_event_is_refused_by_its_field(event: object, field: str, found: str, expected: str) -> None:
     with pytest.raises(RequestError) as refusal:
         parse(event)
     message = str(refusal.value)
     subject, _, rest = message.partition(": ")
     assert subject == (f"event field {field}")
-    told_found, told_expected = rest.split("; expected ")
-    assert found in told_found
-    assert told_expected == expected
+    shown_found, shown_expected = rest.split("; expected ")
+    assert found in shown_found
+    assert shown_expected == expected
 
 
 @pytest.mark.parametrize("field", ["Mode", "dryrun", "workspace_id", "", "source ", "x" * 500])
-def test_an_unknown_field_is_refused_by_its_name_and_the_known_ones_are_listed(field: str) -> None:
+def test_an_unknown_field_is_refused_by_name(field: str) -> None:
     with pytest.raises(RequestError) as refusal:
         parse({field: "apply"})
     message = str(refusal.value)
@@ -353,7 +364,7 @@ def test_an_unknown_field_is_refused_by_its_name_and_the_known_ones_are_listed(f
 @pytest.mark.parametrize(
     "field", ["mode", "workspace_ids", "limit", "override_breaker", "hold", "release", "shard", "shards"]
 )
-def test_an_option_beside_a_scheduled_event_is_refused_for_the_cycle_would_apply_in_full(field: str) -> None:
+def test_an_option_in_a_scheduled_event_is_refused(field: str) -> None:
     with pytest.raises(RequestError, match=f"event field {field}: .* scheduled event"):
         parse(SCHEDULED | {field: "dry-run"})
 
@@ -364,12 +375,12 @@ def test_shards_are_refused_by_name(field: str) -> None:
         parse({"mode": "apply", field: 1})
 
 
-def test_a_state_change_of_ec2_is_refused_by_its_source() -> None:
+def test_an_ec2_event_is_refused_by_its_source() -> None:
     with pytest.raises(RequestError, match=r"event field source: found 'aws.ec2'; .*not supported yet"):
         parse(STATE_CHANGE)
 
 
-# --- exemptions ---
+# --- holds ---
 
 MONTH_S = 30 * 86_400
 HOLD = {"workspace_ids": [uuid(1)], "reason": "maintenance", "seconds": 3600}
@@ -407,11 +418,11 @@ SECONDS_EXPECTED = "a whole number from 1 to 2592000 (30 days)"
         ),
     ],
 )
-def test_workspaces_are_exempted_and_released_by_name(event: dict[str, Any], request_made: Request) -> None:
+def test_holds_and_releases_name_their_workspaces(event: dict[str, Any], request_made: Request) -> None:
     assert parse(event) == request_made
 
 
-def test_under_the_ceiling_an_exemption_is_a_dry_run_too() -> None:
+def test_under_the_ceiling_a_hold_is_a_dry_run_too() -> None:
     assert parse({"mode": "apply", "hold": HOLD}, ceiling="dry-run").mode == "dry-run"
     assert parse({"mode": "apply", "release": [uuid(1)]}, ceiling="dry-run").mode == "dry-run"
 
@@ -487,9 +498,7 @@ def test_under_the_ceiling_an_exemption_is_a_dry_run_too() -> None:
         pytest.param({"release": ["x"]}, "release[0]", "'x'", "a UUID", id="a release of an id that is none"),
     ],
 )
-def test_a_bad_exemption_is_refused_with_the_field_what_was_found_and_what_was_expected(
-    event: dict[str, Any], field: str, found: str, expected: str
-) -> None:
+def test_a_bad_hold_is_refused_by_its_field(event: dict[str, Any], field: str, found: str, expected: str) -> None:
     with pytest.raises(RequestError) as refusal:
         parse(event)
     message = str(refusal.value)
@@ -498,7 +507,7 @@ def test_a_bad_exemption_is_refused_with_the_field_what_was_found_and_what_was_e
     assert len(message) < 250
 
 
-# --- whatever comes ---
+# --- any event ---
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
 names = st.sampled_from(
@@ -516,7 +525,7 @@ anything = st.recursive(
 
 
 @given(anything | st.dictionaries(names, words | anything, max_size=5))
-def test_any_event_is_either_understood_or_refused(event: object) -> None:
+def test_any_event_is_accepted_or_refused(event: object) -> None:
     try:
         request = parse(event)
     except RequestError as refusal:

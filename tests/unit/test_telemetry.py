@@ -1,4 +1,4 @@
-"""What is logged and measured, under which names."""
+"""Log lines and metrics, and their names."""
 
 import ast
 import json
@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 import handler
-from handler.domain.model import SkipReason
-from handler.domain.report import Flip, Gauges, Report, RestartCounts
+from handler.domain.backoff import CrashLoop
+from handler.domain.report import Flip, Gauges, Outcome, Report, RestartCounts, no_skips
 from handler.errors import StoreError
-from handler.telemetry import LOG_KEYS, METRIC_NAMES, CycleLog, cycle_finished, emit_metrics
-from tests.unit.builders import Log, debt, instance, saw, uuid
+from handler.telemetry import LOG_KEYS, METRIC_NAMES, CycleLog, cycle_finished, emit_metrics, hold_changed, logger
+from tests.unit.builders import Log, instance, lambda_context, restart, saw, uuid
 
 POWERTOOLS_KEYS = {"level", "location", "message", "timestamp", "service"}
 GAUGES = Gauges(
@@ -24,7 +24,7 @@ GAUGES = Gauges(
     restarts_unrecovered=1,
     oldest_restart_age_s=81.5,
     coverage_age_s=60.25,
-    held=4,
+    on_hold=4,
 )
 NO_ANSWER = "a word that EC2 does not have"
 
@@ -36,8 +36,8 @@ def without_powertools(line: dict[str, Any]) -> dict[str, Any]:
 # --- lines ---
 
 
-def test_a_decision_is_one_line_with_the_keys_that_queries_rest_on(log: Log) -> None:
-    CycleLog().tell("workspace flipped", saw("terminated", 5), "terminated, confirmed by a second probe")
+def test_a_decision_is_one_line_with_the_keys_that_queries_use(log: Log) -> None:
+    CycleLog().sighting("workspace flipped", saw("terminated", 5), "terminated, confirmed by a second probe")
     (line,) = log.lines()
     assert (line["level"], line["message"], line["service"]) == (
         "INFO",
@@ -53,40 +53,61 @@ def test_a_decision_is_one_line_with_the_keys_that_queries_rest_on(log: Log) -> 
     }
 
 
-def test_a_restart_is_one_line_with_the_number_of_the_attempt(log: Log) -> None:
-    CycleLog().restart("restart accepted", debt(5), "http_202", attempt=3)
+def test_a_restart_is_one_line_with_the_number_of_its_attempt(log: Log) -> None:
+    CycleLog().restart("restart accepted", restart(5), "http_202", attempt=3)
     (line,) = log.lines()
     expected = {"workspace_id": uuid(5), "instance_id": instance(5), "attempt": 3, "reason": "http_202"}
     assert without_powertools(line) == expected
 
 
-def test_trouble_is_a_warning_and_an_open_breaker_an_error(log: Log) -> None:
-    story = CycleLog()
-    story.trouble("re-read or flip failed", StoreError("the database refused"))
-    story.breaker_opened(6, 10)
+def test_a_failure_is_a_warning_and_an_open_breaker_an_error(log: Log) -> None:
+    cycle_log = CycleLog()
+    cycle_log.failure("re-read or flip failed", StoreError("the database refused"))
+    cycle_log.breaker_open(6, 10)
     warning, error = log.lines()
     assert (warning["level"], warning["error"]) == ("WARNING", "the database refused")
     assert (error["level"], error["message"], error["dead"], error["answered"]) == ("ERROR", "breaker open", 6, 10)
 
 
-def test_what_the_platform_recorded_for_an_instance_is_cut_short_and_stays_on_its_line(log: Log) -> None:
-    story = CycleLog()
-    story.tell("flip skipped", saw("stopped", 1, 'x"\n' * 10_000), "not_confirmed")
+def test_a_long_instance_id_is_cut_and_breaks_no_line(log: Log) -> None:
+    cycle_log = CycleLog()
+    cycle_log.sighting("flip skipped", saw("stopped", 1, 'x"\n' * 10_000), "not_confirmed")
     (line,) = log.lines()
     assert line["instance_id"] == ('x"\n' * 10_000)[:64]
 
 
-# --- a hundred lines, then figures ---
+def test_a_back_off_is_a_warning_with_its_restart_and_its_wait(log: Log) -> None:
+    CycleLog().backing_off(saw("terminated", 5), CrashLoop(streak=3, backoff_s=300))
+    (line,) = log.lines("restart backing off")
+    assert line["level"] == "WARNING"
+    assert without_powertools(line) == {
+        "workspace_id": uuid(5),
+        "instance_id": instance(5),
+        "attempt": 4,
+        "reason": "crash loop: restart 4 in a row waits 300 s",
+    }
 
 
-def test_a_hundred_lines_of_a_kind_are_told_and_the_rest_is_counted_by_reason(log: Log) -> None:
-    story = CycleLog()
+def test_a_hold_is_one_line_for_each_workspace(log: Log) -> None:
+    hold_changed("workspace on hold", [uuid(1), uuid(2)], "for 60 s: maintenance")
+    reason = "for 60 s: maintenance"
+    assert [without_powertools(line) for line in log.lines("workspace on hold")] == [
+        {"workspace_id": uuid(1), "reason": reason},
+        {"workspace_id": uuid(2), "reason": reason},
+    ]
+
+
+# --- a hundred lines of a kind ---
+
+
+def test_lines_after_the_hundredth_are_counted_by_reason(log: Log) -> None:
+    cycle_log = CycleLog()
     for number in range(250):
-        story.tell_some("instance unknown", saw(NO_ANSWER, number), "timeout" if number % 2 else "http_500")
-    told = log.lines()
-    assert len(told) == 100
-    assert {line["message"] for line in told} == {"instance unknown"}
-    story.tell_the_rest()
+        cycle_log.sighting_capped("instance unknown", saw(NO_ANSWER, number), "timeout" if number % 2 else "http_500")
+    lines = log.lines()
+    assert len(lines) == 100
+    assert {line["message"] for line in lines} == {"instance unknown"}
+    cycle_log.the_rest()
     rest = log.lines()
     assert {line["message"] for line in rest} == {"more of the same"}
     assert {(line["what"], line["reason"]): line["count"] for line in rest} == {
@@ -95,31 +116,31 @@ def test_a_hundred_lines_of_a_kind_are_told_and_the_rest_is_counted_by_reason(lo
     }
 
 
-def test_each_kind_of_line_has_a_hundred_of_its_own(log: Log) -> None:
-    story = CycleLog()
+def test_each_message_has_a_hundred_lines_of_its_own(log: Log) -> None:
+    cycle_log = CycleLog()
     for number in range(100):
-        story.tell_some("instance unknown", saw(NO_ANSWER, number), "timeout")
-        story.tell_some("instance absent", saw("not_found", number), "not found: sighting 1 of 3")
+        cycle_log.sighting_capped("instance unknown", saw(NO_ANSWER, number), "timeout")
+        cycle_log.sighting_capped("instance absent", saw("not_found", number), "not found: sighting 1 of 3")
     assert len(log.lines()) == 200
-    story.tell_the_rest()
+    cycle_log.the_rest()
     assert log.lines() == []
 
 
-def test_what_was_counted_is_told_once(log: Log) -> None:
-    story = CycleLog()
+def test_the_rest_is_logged_once(log: Log) -> None:
+    cycle_log = CycleLog()
     for number in range(101):
-        story.tell_some("instance unknown", saw(NO_ANSWER, number), "timeout")
-    story.tell_the_rest()
+        cycle_log.sighting_capped("instance unknown", saw(NO_ANSWER, number), "timeout")
+    cycle_log.the_rest()
     log.lines()
-    story.tell_the_rest()
+    cycle_log.the_rest()
     assert log.lines() == []
 
 
-def test_every_cycle_has_a_story_of_its_own(log: Log) -> None:
+def test_every_cycle_counts_its_lines_anew(log: Log) -> None:
     for _ in range(2):
-        story = CycleLog()
+        cycle_log = CycleLog()
         for number in range(100):
-            story.tell_some("instance unknown", saw(NO_ANSWER, number), "timeout")
+            cycle_log.sighting_capped("instance unknown", saw(NO_ANSWER, number), "timeout")
     assert len(log.lines()) == 200
 
 
@@ -127,28 +148,36 @@ def test_every_cycle_has_a_story_of_its_own(log: Log) -> None:
 
 
 def logged_keywords() -> Iterator[tuple[str, str]]:
-    """Yield each keyword that the code gives to the logger, and where."""
+    """Yield each keyword that the code passes to the logger, and where."""
     for path in sorted(Path(handler.__file__).parent.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
                 called, on = node.func.attr, node.func.value
+                if called == "inject_lambda_context":
+                    continue  # what it adds is seen on a line
                 if (isinstance(on, ast.Name) and on.id == "logger") or called == "append_keys":
                     yield from ((word.arg, f"{path.name}:{node.lineno}") for word in node.keywords if word.arg)
 
 
-def test_every_key_that_the_code_logs_is_listed() -> None:
+def test_every_logged_key_is_listed() -> None:
     unlisted = {key: where for key, where in logged_keywords() if key not in LOG_KEYS}
     assert not unlisted
 
 
-def test_every_key_that_is_listed_is_logged(log: Log) -> None:
-    cycle_finished(asdict(Report("apply", "ec2")))
+def test_every_listed_key_is_logged(log: Log) -> None:
+    @logger.inject_lambda_context(clear_state=True)
+    def finish(_: object, __: object) -> None:
+        cycle_finished(asdict(Report("apply", "ec2")))
+
+    finish({}, lambda_context())
+    logger.clear_state()
     (line,) = log.lines()
     assert set(LOG_KEYS) <= {key for key, _ in logged_keywords()} | line.keys()
+    assert line.keys() <= {*LOG_KEYS, *POWERTOOLS_KEYS}
 
 
-def test_the_summary_has_the_reports_figures_under_listed_keys_and_not_the_flips(log: Log) -> None:
-    report = Report("apply", "ec2", flips=[Flip(uuid(1), instance(1), "stopped")], flipped=1, duration_ms=214)
+def test_the_summary_has_the_reports_figures_without_the_flips(log: Log) -> None:
+    report = Report("apply", "ec2", flips=(Flip(uuid(1), instance(1), "stopped"),), flipped=1, duration_ms=214)
     cycle_finished(asdict(report))
     (line,) = log.lines()
     figures = without_powertools(line)
@@ -183,12 +212,12 @@ FULL = Report(
     deferred=10,
     deadline_hit=True,
     duration_ms=1234,
-    skipped=dict.fromkeys(map(str, SkipReason), 0) | {"row_locked": 3, "not_confirmed": 2},
-    restarts=RestartCounts(requested=4, pending=7, blocked=2),
+    skipped=no_skips() | {"row_locked": 3, "not_confirmed": 2},
+    restarts=RestartCounts(accepted=4, pending=7, blocked=2),
 )
 
 
-def test_every_metric_of_a_cycle_has_its_figure(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_metric_has_its_figure(capsys: pytest.CaptureFixture[str]) -> None:
     assert values(measured(FULL, capsys)) == {
         "CycleCompleted": 1,
         "AlreadyRunning": 0,
@@ -209,26 +238,26 @@ def test_every_metric_of_a_cycle_has_its_figure(capsys: pytest.CaptureFixture[st
         "OldestRestartAge": 81.5,
         "RestartsBackingOff": 3,
         "RestartsUnrecovered": 1,
-        "Held": 4,
+        "OnHold": 4,
     }
 
 
-def test_a_cycle_in_which_nothing_happened_emits_its_zeros(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_quiet_cycle_emits_zeros(capsys: pytest.CaptureFixture[str]) -> None:
     emitted = values(measured(Report("apply", "ec2"), capsys))
     assert emitted.keys() == set(METRIC_NAMES)
     assert emitted["Flipped"] == emitted["Dead"] == emitted["BreakerOpen"] == 0
 
 
-def test_a_cycle_that_found_another_one_running_did_not_complete(capsys: pytest.CaptureFixture[str]) -> None:
-    emitted = values(measured(Report("apply", "ec2", outcome="already_running"), capsys))
+def test_a_cycle_beside_another_one_does_not_count_as_completed(capsys: pytest.CaptureFixture[str]) -> None:
+    emitted = values(measured(Report("apply", "ec2", outcome=Outcome.ALREADY_RUNNING), capsys))
     assert (emitted["CycleCompleted"], emitted["AlreadyRunning"]) == (0, 1)
 
 
-def test_an_open_breaker_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_open_breaker_is_a_metric(capsys: pytest.CaptureFixture[str]) -> None:
     assert values(measured(Report("apply", "ec2", breaker_open=True), capsys))["BreakerOpen"] == 1
 
 
-def test_every_metric_has_a_unit_and_no_dimension_but_the_service(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_metric_has_a_unit_and_only_the_service_as_dimension(capsys: pytest.CaptureFixture[str]) -> None:
     (directive,) = measured(FULL, capsys)["_aws"]["CloudWatchMetrics"]
     assert directive["Namespace"] == "InstanceStateReconciler"
     assert directive["Dimensions"] == [["service"]]
@@ -239,7 +268,7 @@ def test_every_metric_has_a_unit_and_no_dimension_but_the_service(capsys: pytest
     assert set(units.values()) == {"Seconds", "Milliseconds", "Count"}
 
 
-def test_service_and_namespace_follow_powertools_variables(
+def test_powertools_variables_set_service_and_namespace(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("POWERTOOLS_SERVICE_NAME", "mine")
@@ -249,6 +278,6 @@ def test_service_and_namespace_follow_powertools_variables(
     assert metrics["_aws"]["CloudWatchMetrics"][0]["Namespace"] == "Mine"
 
 
-def test_two_cycles_in_one_process_do_not_add_up(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_metrics_of_two_cycles_do_not_add_up(capsys: pytest.CaptureFixture[str]) -> None:
     measured(FULL, capsys)
     assert len(measured(FULL, capsys)["Flipped"]) == 1

@@ -31,7 +31,10 @@ CALLS_PER_SECOND = 10.0
 # https://docs.aws.amazon.com/AWSEC2/latest/APIReference/errors-overview.html
 _THROTTLED_CODES = ("RequestLimitExceeded", "Throttling", "ThrottlingException", "RequestThrottled")
 _SERVER_ERROR = 500
-_WORTH_RETRYING = (Cause.SERVER_ERROR, Cause.BROKEN_CONNECTION, Cause.CONNECTION_REFUSED)
+_WORTH_RETRYING = (
+    *(Cause.SERVER_ERROR, Cause.BROKEN_CONNECTION, Cause.CONNECTION_REFUSED),
+    Cause.NAME_LOOKUP_FAILED,  # a resolver often fails for a moment, and rarely for long
+)
 
 _RUNNING = "running"
 
@@ -65,21 +68,17 @@ class Ec2Api:
         self._sleep = sleep
         self._pace = _Pace(clock)
 
-    def states(
-        self, ids: Sequence[str], deadline: Deadline, *, attempts: int = ATTEMPTS
-    ) -> Iterator[list[tuple[str, str]]]:
-        """Yield pages of id and state, for those of the ids that EC2 knows. Raises Ec2Error.
+    def states(self, ids: Sequence[str], deadline: Deadline, *, attempts: int = ATTEMPTS) -> Iterator[tuple[str, str]]:
+        """Yield id and state of each of the ids that EC2 knows. Raises Ec2Error.
 
-        After an Ec2Error, what was yielded is true, and nothing is known of the rest.
+        After any error, what was yielded is true, and nothing is known of the rest.
         """
         by_id: FilterTypeDef = {"Name": "instance-id", "Values": ids}
         call = self._client.describe_instances
         for page in self._pages(call, deadline, attempts, MaxResults=PAGE, Filters=[by_id]):
-            yield [
-                (one["InstanceId"], str(one["State"]["Name"]))
-                for reservation in page["Reservations"]
-                for one in reservation["Instances"]
-            ]
+            for reservation in page["Reservations"]:
+                for one in reservation["Instances"]:
+                    yield one["InstanceId"], str(one["State"]["Name"])
 
     def running(self, zone: str | None, deadline: Deadline) -> Iterator[list[str]]:
         """Yield pages of the ids of all running instances, or of those in one zone. Raises Ec2Error."""
@@ -97,14 +96,16 @@ class Ec2Api:
     def _pages(self, call: Callable[..., Any], deadline: Deadline, attempts: int, **query: Any) -> Iterator[Any]:
         """Yield the pages of a listing to its end. Raises Ec2Error: what was not yielded is not known."""
         token: dict[str, str] = {}
+        followed: set[str] = set()
         while True:
             page = self._page(call, deadline, attempts, **query, **token)
             yield page
             next_token = page.get("NextToken")
             if not next_token:
                 return
-            if token == {"NextToken": next_token}:  # the listing goes in circles
+            if next_token in followed:  # the listing goes in circles
                 raise Ec2Error(Failure(Cause.GARBLED_ANSWER))
+            followed.add(next_token)
             token = {"NextToken": next_token}
 
     def _page(self, call: Callable[..., Any], deadline: Deadline, attempts: int, **parameters: Any) -> Any:

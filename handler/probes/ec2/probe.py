@@ -36,6 +36,7 @@ _RUNNING = "running"
 
 # What EC2 says of one instance: its state, or why there is no answer.
 _Learnt = str | Failure
+_CONTRADICTION = Failure(Cause.GARBLED_ANSWER)
 
 
 class Ec2Probe:
@@ -107,16 +108,18 @@ class Ec2Probe:
     def _ask(self, ids: Sequence[str], deadline: Deadline, *, enough_at: float, attempts: int) -> dict[str, _Learnt]:
         learnt: dict[str, _Learnt] = {}
         try:
-            for page in self._api.states(ids, deadline, attempts=attempts):
+            for one, state in self._api.states(ids, deadline, attempts=attempts):
                 # "not_found" is the project's own word: from EC2 it would be an unknown one.
-                learnt |= {one: "" if state == NOT_FOUND else state for one, state in page}
+                word = "" if state == NOT_FOUND else state
+                # What moves during a listing is on two of its pages, and one of them may be out of date.
+                learnt[one] = word if learnt.get(one, word) == word else _CONTRADICTION
         except Ec2Error as error:
             failure, cut_off = error.failure, error.cut_off
         except Exception:  # noqa: BLE001 - an answer that makes no sense proves nothing
             failure, cut_off = Failure(Cause.GARBLED_ANSWER), False
         else:
             return {one: learnt.get(one, NOT_FOUND) for one in ids}
-        # A page that came before the failure is proof for the ids on it, and for no other.
+        # What came before the failure is proof for the ids that it names, and for no other.
         missing = [one for one in ids if one not in learnt]
         learnt = {one: learnt[one] for one in ids if one in learnt}
         if cut_off and time.monotonic() < enough_at:

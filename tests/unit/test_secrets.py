@@ -1,4 +1,4 @@
-"""Secrets: fetched when needed, kept for a while, never shown."""
+"""Secrets: fetched when needed, cached for a while, never shown."""
 
 import json
 import traceback
@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from handler.deadline import Deadline
+from handler.domain.model import Cause
 from handler.errors import SecretError
 from handler.net.bounded import CallError
 from handler.net.secrets import CACHED_SECONDS, Secrets, Tokens, text_field
@@ -21,7 +22,7 @@ SOON = Deadline(10, clock=Clock())
 
 
 class Vault:
-    """Holds the texts of secrets, or what goes wrong when they are fetched, and notes who asked."""
+    """Holds the texts of secrets, or the errors of fetching them, and records every fetch."""
 
     def __init__(self, **texts: object) -> None:
         self.texts: dict[str, object] = {ARN: '{"token": "first"}', OTHER: '{"token": "another"}', **texts}
@@ -54,16 +55,16 @@ def token(secrets: Secrets, arn: str = ARN, *, fresh: bool = False) -> Any:
     return secrets.read(arn, "CP_SECRET_ARN", SOON, fresh=fresh)["token"]
 
 
-# --- how long a secret is kept ---
+# --- the cache ---
 
 
-def test_a_secret_is_fetched_when_it_is_first_needed_within_the_deadline(secrets: Secrets, vault: Vault) -> None:
+def test_a_secret_is_fetched_when_first_needed(secrets: Secrets, vault: Vault) -> None:
     assert vault.fetched == []
     assert token(secrets) == "first"
     assert vault.fetched == [(ARN, SOON)]
 
 
-def test_a_secret_is_kept_for_five_minutes_and_not_longer(secrets: Secrets, vault: Vault, clock: Clock) -> None:
+def test_a_secret_is_cached_for_five_minutes(secrets: Secrets, vault: Vault, clock: Clock) -> None:
     assert CACHED_SECONDS == 300
     token(secrets)
     vault.texts[ARN] = '{"token": "rotated"}'
@@ -74,14 +75,14 @@ def test_a_secret_is_kept_for_five_minutes_and_not_longer(secrets: Secrets, vaul
     assert len(vault.fetched) == 2
 
 
-def test_using_a_secret_does_not_make_it_younger(secrets: Secrets, vault: Vault, clock: Clock) -> None:
+def test_reading_a_secret_does_not_prolong_its_time(secrets: Secrets, vault: Vault, clock: Clock) -> None:
     for _ in range(4):
         token(secrets)
         clock.sleep(100)
     assert len(vault.fetched) == 2
 
 
-def test_whoever_was_refused_gets_it_fresh_and_so_does_everybody_after(secrets: Secrets, vault: Vault) -> None:
+def test_a_fresh_secret_replaces_the_cached_one(secrets: Secrets, vault: Vault) -> None:
     token(secrets)
     vault.texts[ARN] = '{"token": "rotated"}'
     assert token(secrets, fresh=True) == "rotated"
@@ -89,30 +90,28 @@ def test_whoever_was_refused_gets_it_fresh_and_so_does_everybody_after(secrets: 
     assert len(vault.fetched) == 2
 
 
-def test_each_secret_is_kept_by_itself(secrets: Secrets, vault: Vault) -> None:
+def test_each_secret_is_cached_on_its_own(secrets: Secrets, vault: Vault) -> None:
     assert [token(secrets, ARN), token(secrets, OTHER), token(secrets, ARN)] == ["first", "another", "first"]
     assert [arn for arn, _ in vault.fetched] == [ARN, OTHER]
 
 
-def test_a_failure_is_not_kept(secrets: Secrets, vault: Vault) -> None:
-    vault.texts[ARN] = CallError("timeout", sent=True)
+def test_a_failure_is_not_cached(secrets: Secrets, vault: Vault) -> None:
+    vault.texts[ARN] = CallError(Cause.TIMEOUT, sent=True)
     with pytest.raises(SecretError):
         token(secrets)
     vault.texts[ARN] = '{"token": "back"}'
     assert token(secrets) == "back"
 
 
-def test_a_secret_that_cannot_be_fetched_fresh_is_an_error_and_the_old_one_stays(
-    secrets: Secrets, vault: Vault
-) -> None:
+def test_the_cached_secret_survives_a_failed_fresh_fetch(secrets: Secrets, vault: Vault) -> None:
     token(secrets)
-    vault.texts[ARN] = CallError("timeout", sent=True)
+    vault.texts[ARN] = CallError(Cause.TIMEOUT, sent=True)
     with pytest.raises(SecretError):
         token(secrets, fresh=True)
     assert token(secrets) == "first"
 
 
-# --- what goes wrong ---
+# --- errors ---
 
 
 def refusal_of_aws(code: object) -> botocore.exceptions.ClientError:
@@ -120,7 +119,7 @@ def refusal_of_aws(code: object) -> botocore.exceptions.ClientError:
 
 
 @pytest.mark.parametrize(
-    ("trouble", "why"),
+    ("failure", "why"),
     [
         pytest.param(refusal_of_aws("AccessDeniedException"), "AccessDeniedException", id="AWS refuses"),
         pytest.param(
@@ -130,7 +129,7 @@ def refusal_of_aws(code: object) -> botocore.exceptions.ClientError:
         ),
         pytest.param(refusal_of_aws("x" * 500), "without a proper code", id="AWS refuses in many words"),
         pytest.param(botocore.exceptions.NoCredentialsError(), "NoCredentialsError", id="no credentials"),
-        pytest.param(CallError("timeout", sent=True), "timeout", id="no answer"),
+        pytest.param(CallError(Cause.TIMEOUT, sent=True), "timeout", id="no answer"),
         pytest.param("", "JSON object", id="an empty or binary secret"),
         pytest.param("s3cret", "JSON object", id="a bare password"),
         pytest.param('{"token": "s3cret"', "JSON object", id="half an object"),
@@ -141,9 +140,9 @@ def refusal_of_aws(code: object) -> botocore.exceptions.ClientError:
         pytest.param("1" * 5000, "JSON object", id="a very long number"),
     ],
 )
-def test_an_error_names_the_variable_and_nothing_of_the_content(trouble: object, why: str) -> None:
+def test_an_error_names_the_variable_and_shows_no_content(failure: object, why: str) -> None:
     with pytest.raises(SecretError) as refusal:
-        token(Secrets(Vault(**{ARN: trouble}).fetch, Clock()))
+        token(Secrets(Vault(**{ARN: failure}).fetch, Clock()))
     message = str(refusal.value)
     assert message.startswith("CP_SECRET_ARN: ")
     assert why in message
@@ -159,7 +158,7 @@ values = st.recursive(
 
 
 @given(st.text() | values.map(json.dumps) | st.dictionaries(st.sampled_from(["token", "x"]), values).map(json.dumps))
-def test_any_secret_is_either_read_or_refused(text: str) -> None:
+def test_any_secret_is_read_or_refused(text: str) -> None:
     tokens = Tokens(
         Remote("https://platform.example", ARN, ("token",), {}),
         "PLATFORM_SECRET_ARN",
@@ -183,16 +182,16 @@ def test_any_secret_is_either_read_or_refused(text: str) -> None:
     [("x", "x"), (5432, "5432"), (0, "0"), ("", None), (None, None), (" ", " ")],
     ids=repr,
 )
-def test_a_field_is_a_string_or_a_whole_number_and_empty_counts_as_missing(value: object, text: str | None) -> None:
+def test_a_field_is_a_string_or_a_whole_number(value: object, text: str | None) -> None:
     assert text_field({"field": value}, "field", "V") == text
 
 
-def test_a_field_that_is_not_there_is_missing() -> None:
+def test_a_missing_field_is_none() -> None:
     assert text_field({}, "field", "V") is None
 
 
 @pytest.mark.parametrize("value", [True, False, 1.5, ["s3cret"], {"s3cret": 1}], ids=repr)
-def test_a_field_of_another_type_is_refused_by_its_name_and_not_shown(value: object) -> None:
+def test_a_field_of_another_type_is_refused_by_name(value: object) -> None:
     with pytest.raises(SecretError) as refusal:
         text_field({"password": value}, "password", "DATABASE_SECRET_ARN")
     assert str(refusal.value) == "DATABASE_SECRET_ARN: the field password of the secret is not a string"
@@ -206,7 +205,7 @@ def tokens_of(secrets: Secrets, arn: str | None = ARN, **given_tokens: str) -> T
     return Tokens(Remote("https://cp.example", arn, fields, given_tokens), "CP_SECRET_ARN", secrets)
 
 
-def test_tokens_that_stand_in_variables_need_no_fetching(secrets: Secrets, vault: Vault) -> None:
+def test_tokens_in_variables_need_no_fetch(secrets: Secrets, vault: Vault) -> None:
     tokens = tokens_of(secrets, None, shared_secret="one")
     assert tokens.read(SOON) == tokens.read(SOON, fresh=True) == {"shared_secret": "one"}
     assert vault.fetched == []
@@ -224,7 +223,7 @@ def test_tokens_that_stand_in_variables_need_no_fetching(secrets: Secrets, vault
         pytest.param("{}", {}, id="none"),
     ],
 )
-def test_tokens_come_from_the_secret_without_the_empty_ones(
+def test_empty_tokens_of_a_secret_are_left_out(
     secrets: Secrets, vault: Vault, text: str, expected: dict[str, str]
 ) -> None:
     vault.texts[ARN] = text
@@ -232,7 +231,7 @@ def test_tokens_come_from_the_secret_without_the_empty_ones(
 
 
 @pytest.mark.parametrize("value", ["s3cret\n", "s3 cret", "s3cret\r\nX: 1", "s3cr\u00e9t"], ids=ascii)
-def test_a_token_that_no_header_may_hold_is_refused_and_not_shown(secrets: Secrets, vault: Vault, value: str) -> None:
+def test_a_token_unfit_for_a_header_is_refused_and_not_shown(secrets: Secrets, vault: Vault, value: str) -> None:
     vault.texts[ARN] = json.dumps({"admin_token": value})
     with pytest.raises(SecretError, match=r"CP_SECRET_ARN: the field admin_token .* HTTP header") as refusal:
         tokens_of(secrets).read(SOON)

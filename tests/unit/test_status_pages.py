@@ -1,4 +1,4 @@
-"""A page of what runs is read as botocore reads it, or left to botocore."""
+"""A status page is read as botocore reads it, or left to botocore."""
 
 import json
 import re
@@ -20,7 +20,7 @@ _SHAPE = _MODEL.operation_model("DescribeInstanceStatus").output_shape
 
 
 def read_by_botocore(page: bytes) -> Any:
-    """Return what botocore makes of a page, or None when it refuses it."""
+    """Return what botocore makes of a page, or None if it refuses the page."""
     try:
         answer = create_parser("ec2").parse({"body": page, "headers": {}, "status_code": 200}, _SHAPE)  # type: ignore[arg-type]
     except (ResponseParserError, ValueError, AttributeError, TypeError):  # it stumbles over some odd documents
@@ -98,7 +98,7 @@ PAGES = {
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_a_page_as_ec2_writes_it_is_read_as_botocore_reads_it(name: str) -> None:
+def test_a_plain_page_is_read_as_botocore_reads_it(name: str) -> None:
     read = status_pages.read(PAGES[name])
     assert read is not None
     assert read == read_by_botocore(PAGES[name])
@@ -157,13 +157,13 @@ ODD = {
 
 
 @pytest.mark.parametrize("name", ODD)
-def test_a_page_of_another_kind_is_left_to_botocore(name: str) -> None:
+def test_an_odd_page_is_left_to_botocore(name: str) -> None:
     assert ODD[name] not in (RUNS, page("running", token="a")), "nothing odd was put into it"
     assert status_pages.read(ODD[name]) is None
 
 
-def test_an_odd_page_takes_no_second_reading() -> None:
-    """One that would be tried again for each of its elements outlasts the timeout of a test."""
+def test_an_odd_page_is_found_out_in_one_reading() -> None:
+    """A pattern that tried again at each element would outlast the test's timeout."""
     broad = b"<a><b>%b</b></a>" % (b"<c>d</c>" * 50)
     nested = b"<a>%b</a>" % (b"<b>%b</b>" % (b"<c>%b</c>" % (b"<d/>" * 50) * 50) * 50)
     deep = b"<a>" * 20_000
@@ -171,7 +171,7 @@ def test_an_odd_page_takes_no_second_reading() -> None:
         assert status_pages.read(RUNS.replace(ID, ID + odd + b"!")) is None
 
 
-# --- whatever comes ---
+# --- any page ---
 
 SNIPPETS = [
     *(b"<item>", b"</item>", b"<item/>", ID, STATE, b"</instanceState>", b"<instanceState/>", b"<name>running</name>"),
@@ -186,10 +186,10 @@ whole_pages = st.sampled_from([one for one in PAGES.values() if len(one) < 10_00
 
 @st.composite
 def mutated(draw: st.DrawFn) -> bytes:
-    """Draw a page in which parts are replaced by others, or by what XML has in store."""
+    """Draw a page in which parts are replaced by others, or by odd pieces of XML."""
     document = draw(whole_pages)
     for _ in range(draw(st.integers(1, 3))):
-        # Most edits begin or end at a tag: those that do not hardly ever leave a document whole.
+        # Most edits begin or end at a tag. Any other hardly ever leaves a document whole.
         edges = [0, len(document)] + [at.start() for at in re.finditer(rb"<|(?<=>)", document)]
         places = st.sampled_from(edges) if draw(st.integers(0, 3)) else st.integers(0, len(document))
         begin, end = sorted((draw(places), draw(places)))
@@ -224,7 +224,7 @@ composed = st.lists(items | elements, max_size=3).map(
 
 @settings(max_examples=800)
 @given(mutated() | composed)
-def test_no_page_is_read_otherwise_than_botocore_reads_it(document: bytes) -> None:
+def test_no_page_is_read_differently_from_botocore(document: bytes) -> None:
     read = status_pages.read(document)
     assert read is None or read == read_by_botocore(document)
 
@@ -233,7 +233,7 @@ def test_no_page_is_read_otherwise_than_botocore_reads_it(document: bytes) -> No
 @given(
     st.lists(st.sampled_from([*STATE_CODES]), max_size=30), st.none() | st.from_regex(r"[!-%'-;=?-~]+", fullmatch=True)
 )
-def test_every_page_as_ec2_writes_it_is_read(states_listed: list[str], token: str | None) -> None:
+def test_every_plain_page_is_read(states_listed: list[str], token: str | None) -> None:
     for document in (page(*states_listed, token=token), indented(page(*states_listed, token=token))):
         read = status_pages.read(document)
         assert read is not None

@@ -1,4 +1,4 @@
-"""What is asked of the platform, and what its answers mean for a debt."""
+"""The HTTP client of the platform: its requests, and what the answers mean for a restart."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -8,53 +8,64 @@ from email.utils import format_datetime
 from typing import Any
 
 import pytest
+import requests
 from hypothesis import given
 from hypothesis import strategies as st
 
 from handler.deadline import Deadline
-from handler.domain.backoff import retry_backoff
+from handler.domain.model import Cause, Failure
 from handler.errors import SecretError
+from handler.net.bounded import Answer as HttpAnswer
 from handler.net.bounded import CallError
 from handler.net.secrets import Secrets, Tokens
-from handler.restarts import Answer, Reply, platform
+from handler.restarts import Answer, Reply
+from handler.restarts import platform as restarts_platform
 from handler.restarts.platform import HttpPlatform
 from handler.settings import Remote
-from tests.unit.builders import Clock, debt, instance, uuid
+from tests.unit.builders import Clock, instance, restart, uuid
 
 SOON = Deadline(10, clock=Clock())
 
 
+def http(status: int) -> Failure:
+    return Failure(Cause.HTTP_STATUS, str(status))
+
+
 @dataclass
 class Response:
-    """An answer of which nobody may read the body."""
+    """An answer without its body, which nobody may read."""
 
     status: int
     headers: Mapping[str, str] = field(default_factory=dict)
-    ends: Deadline | None = None  # the time that is over with this answer
-    closed: bool = False
-
-    def close(self) -> None:
-        self.closed = True
+    ends: Deadline | None = None  # the deadline that is over with this answer
 
 
 @dataclass
 class Wire:
-    """Stands in for the network: gives the answers in turn, the last one for ever, and notes what was sent."""
+    """Stands in for the HTTP client: gives the answers in turn, the last one for ever, and records what is sent."""
 
     answers: list[Response | CallError]
     sent: list[dict[str, Any]] = field(default_factory=list)
+    connections: list[int] = field(default_factory=list)
     closed: int = 0
 
-    def open(self, method: str, url: str, *, deadline: Deadline, **rest: Any) -> Response:
+    def connect(self, *, connections: int) -> "Wire":
+        self.connections.append(connections)
+        return self
+
+    def post(self, url: str, *, json: Mapping[str, Any], headers: Mapping[str, str], deadline: Deadline) -> HttpAnswer:
         if deadline.over():
-            raise CallError("timeout", sent=False)
-        self.sent.append({"method": method, "url": url, "deadline": deadline, **rest})
+            raise CallError(Cause.TIMEOUT, sent=False)
+        prepared = requests.Request("POST", url, json=json, headers=dict(headers)).prepare()
+        self.sent.append(
+            {"url": prepared.url, "headers": prepared.headers, "body": prepared.body, "deadline": deadline}
+        )
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
         if isinstance(answer, CallError):
             raise answer
         if answer.ends is not None:
             answer.ends.close()
-        return answer
+        return HttpAnswer(answer.status, answer.headers, b"")
 
     def close(self) -> None:
         self.closed += 1
@@ -69,18 +80,18 @@ Connect = Callable[..., Wire]
 
 @pytest.fixture
 def connect(monkeypatch: pytest.MonkeyPatch) -> Connect:
-    """Put a wire with these answers between the client and the platform."""
+    """Return a function that puts a wire with these answers between the client and the platform."""
 
     def between(*answers: Response | CallError) -> Wire:
         wire = Wire(list(answers))
-        monkeypatch.setattr(platform, "Transport", lambda **_: wire)
+        monkeypatch.setattr(restarts_platform, "HttpClient", wire.connect)
         return wire
 
     return between
 
 
 class Vault:
-    """A secret that is rotated once after it was first read."""
+    """A secret that holds these texts in turn, the last one for ever."""
 
     def __init__(self, *texts: str | Exception) -> None:
         self.texts = list(texts)
@@ -94,20 +105,20 @@ class Vault:
 
 
 def platform(*texts: str | Exception, token: str | None = "t", org_id: str | None = None) -> HttpPlatform:
-    """Return a platform whose token stands in a variable, or in a secret that says `texts` in turn."""
+    """Return a platform whose token is in a variable, or in a secret that holds `texts` in turn."""
     remote = Remote("https://platform.example", "arn" if texts else None, ("token",), {"token": token} if token else {})
     tokens = Tokens(remote, "PLATFORM_SECRET_ARN", Secrets(Vault(*texts or ("{}",)).fetch, Clock()))
     return HttpPlatform(remote.base_url, org_id, tokens, SOON)
 
 
-# --- what is asked ---
+# --- the request ---
 
 
-def test_a_restart_is_asked_for_by_the_workspaces_id_and_says_which_instance_is_meant(connect: Connect) -> None:
+def test_a_request_names_workspace_and_instance(connect: Connect) -> None:
     wire = connect(Response(200))
-    platform(org_id="org-1").restart(debt(7), SOON)
+    platform(org_id="org-1").restart(restart(7), SOON)
     (sent,) = wire.sent
-    assert (sent["method"], sent["url"]) == ("POST", f"https://platform.example/workspaces/{uuid(7)}/restart")
+    assert sent["url"] == f"https://platform.example/workspaces/{uuid(7)}/restart"
     assert json.loads(sent["body"]) == {"expected_instance_id": instance(7)}
     assert sent["headers"]["Authorization"] == "Bearer t"
     assert sent["headers"]["X-Molecule-Org-Id"] == "org-1"
@@ -115,23 +126,25 @@ def test_a_restart_is_asked_for_by_the_workspaces_id_and_says_which_instance_is_
     assert sent["deadline"] is SOON
 
 
-def test_a_header_whose_value_is_empty_is_left_out(connect: Connect) -> None:
+def test_an_empty_value_sends_no_header(connect: Connect) -> None:
     wire = connect(Response(200))
-    platform(token=None).restart(debt(), SOON)
+    platform(token=None).restart(restart(), SOON)
     assert not {"Authorization", "X-Molecule-Org-Id"} & wire.sent[0]["headers"].keys()
 
 
-def test_the_answer_is_closed_unread_and_so_is_the_connection(connect: Connect) -> None:
-    response = Response(200)
-    wire = connect(response)
-    platform().restart(debt(), SOON)
-    assert response.closed
-    assert wire.closed == 1
+def test_each_restart_has_a_connection_of_its_own(connect: Connect) -> None:
+    wire = connect(Response(200))
+    asked = platform()
+    for number in (1, 2):
+        asked.restart(restart(number), SOON)
+    assert wire.connections == [1, 1]
+    assert [one["headers"]["Connection"] for one in wire.sent] == ["close", "close"]
+    assert wire.closed == 2
 
 
-def test_the_connection_is_closed_though_no_answer_came(connect: Connect) -> None:
-    wire = connect(CallError("timeout", sent=True))
-    platform().restart(debt(), SOON)
+def test_the_connection_is_closed_if_no_answer_comes(connect: Connect) -> None:
+    wire = connect(CallError(Cause.TIMEOUT, sent=True))
+    platform().restart(restart(), SOON)
     assert wire.closed == 1
 
 
@@ -147,74 +160,74 @@ def test_the_connection_is_closed_though_no_answer_came(connect: Connect) -> Non
         (409, Answer.BLOCKED),
     ],
 )
-def test_a_status_settles_a_debt_blocks_it_or_refuses(connect: Connect, status: int, answer: Answer) -> None:
+def test_a_status_accepts_blocks_or_refuses_a_restart(connect: Connect, status: int, answer: Answer) -> None:
     connect(Response(status))
-    assert platform().restart(debt(), SOON) == Reply(answer, f"http_{status}")
+    assert platform().restart(restart(), SOON) == Reply(answer, http(status))
 
 
-@pytest.mark.parametrize("cause", ["connection_refused", "name_lookup_failed", "tls_failed", "timeout"])
-def test_a_request_that_never_left_is_a_refusal(connect: Connect, cause: str) -> None:
+@pytest.mark.parametrize("cause", [Cause.CONNECTION_REFUSED, Cause.NAME_LOOKUP_FAILED, Cause.TLS_FAILED, Cause.TIMEOUT])
+def test_a_request_that_never_left_is_refused(connect: Connect, cause: Cause) -> None:
     connect(CallError(cause, sent=False))
-    assert platform().restart(debt(), SOON) == Reply(Answer.REFUSED, cause)
+    assert platform().restart(restart(), SOON) == Reply(Answer.REFUSED, Failure(cause))
 
 
-@pytest.mark.parametrize("cause", ["timeout", "broken_connection"])
-def test_a_request_that_left_and_got_no_answer_is_uncertain(connect: Connect, cause: str) -> None:
+@pytest.mark.parametrize("cause", [Cause.TIMEOUT, Cause.BROKEN_CONNECTION])
+def test_a_request_without_an_answer_is_uncertain(connect: Connect, cause: Cause) -> None:
     connect(CallError(cause, sent=True))
-    assert platform().restart(debt(), SOON) == Reply(Answer.UNCERTAIN, cause)
+    assert platform().restart(restart(), SOON) == Reply(Answer.UNCERTAIN, Failure(cause))
 
 
-# --- a token that was rotated ---
+# --- a rotated token ---
 
 OLD, NEW = '{"token": "old"}', '{"token": "new"}'
 
 
-def test_a_token_that_is_refused_is_fetched_anew_once_and_kept(connect: Connect) -> None:
+def test_a_refused_token_is_fetched_anew_once(connect: Connect) -> None:
     wire = connect(Response(401), Response(202))
     renewed = platform(OLD, NEW)
-    assert renewed.restart(debt(1), SOON).answer is Answer.ACCEPTED
-    assert renewed.restart(debt(2), SOON).answer is Answer.ACCEPTED
+    assert renewed.restart(restart(1), SOON).answer is Answer.ACCEPTED
+    assert renewed.restart(restart(2), SOON).answer is Answer.ACCEPTED
     assert wire.tokens == ["Bearer old", "Bearer new", "Bearer new"]
 
 
-def test_a_token_that_is_still_the_same_is_not_tried_again(connect: Connect) -> None:
+def test_an_unchanged_token_is_not_tried_again(connect: Connect) -> None:
     wire = connect(Response(401))
-    assert platform(OLD).restart(debt(), SOON) == Reply(Answer.REFUSED, "http_401")
+    assert platform(OLD).restart(restart(), SOON) == Reply(Answer.REFUSED, http(401))
     assert wire.tokens == ["Bearer old"]
 
 
 def test_a_new_token_that_is_refused_too_is_a_refusal(connect: Connect) -> None:
     wire = connect(Response(401))
-    assert platform(OLD, NEW).restart(debt(), SOON) == Reply(Answer.REFUSED, "http_401")
+    assert platform(OLD, NEW).restart(restart(), SOON) == Reply(Answer.REFUSED, http(401))
     assert wire.tokens == ["Bearer old", "Bearer new"]
 
 
-def test_a_refused_token_that_cannot_be_fetched_anew_is_a_refusal(connect: Connect) -> None:
+def test_a_failed_fetch_of_the_token_leaves_the_refusal(connect: Connect) -> None:
     connect(Response(401))
-    trouble = CallError("timeout", sent=True)
-    assert platform(OLD, trouble).restart(debt(), SOON) == Reply(Answer.REFUSED, "http_401")
+    failure = CallError(Cause.TIMEOUT, sent=True)
+    assert platform(OLD, failure).restart(restart(), SOON) == Reply(Answer.REFUSED, http(401))
 
 
-def test_nothing_is_asked_a_second_time_when_the_time_is_over(connect: Connect) -> None:
+def test_nothing_is_sent_again_after_the_deadline(connect: Connect) -> None:
     deadline = Deadline(10, clock=Clock())
     wire = connect(Response(401, ends=deadline), Response(202))
-    assert platform(OLD, NEW).restart(debt(), deadline) == Reply(Answer.REFUSED, "timeout")
+    assert platform(OLD, NEW).restart(restart(), deadline) == Reply(Answer.REFUSED, Failure(Cause.TIMEOUT))
     assert wire.tokens == ["Bearer old"]
 
 
-def test_no_token_to_begin_with_is_an_error_before_anything_is_asked(connect: Connect) -> None:
+def test_a_broken_secret_is_an_error_before_any_request(connect: Connect) -> None:
     wire = connect(Response(202))
     with pytest.raises(SecretError, match="PLATFORM_SECRET_ARN"):
         platform("no object")
     assert wire.sent == []
 
 
-# --- how long to wait ---
+# --- Retry-After ---
 
 
 def asked_to_wait(connect: Connect, value: str, status: int = 429) -> float | None:
     connect(Response(status, {"Retry-After": value}))
-    return platform().restart(debt(), SOON).retry_after_s
+    return platform().restart(restart(), SOON).retry_after_s
 
 
 @pytest.mark.parametrize(
@@ -228,7 +241,7 @@ def asked_to_wait(connect: Connect, value: str, status: int = 429) -> float | No
     ],
     ids=lambda value: ascii(value)[:40],
 )
-def test_the_platform_may_ask_to_wait_for_a_day_at_most(connect: Connect, value: str, seconds: float | None) -> None:
+def test_the_platform_may_ask_for_a_wait_of_a_day_at_most(connect: Connect, value: str, seconds: float | None) -> None:
     assert asked_to_wait(connect, value) == seconds
 
 
@@ -238,7 +251,7 @@ def test_the_platform_may_name_the_moment_to_wait_for(connect: Connect) -> None:
 
 
 @pytest.mark.parametrize("status", [200, 409, 500, 503])
-def test_only_who_says_that_it_is_asked_too_often_is_listened_to(connect: Connect, status: int) -> None:
+def test_only_a_429_may_ask_for_a_wait(connect: Connect, status: int) -> None:
     assert asked_to_wait(connect, "120", status) is None
 
 
@@ -252,22 +265,9 @@ dates = st.builds(
 
 
 @given(header_values | dates)
-def test_whatever_else_the_platform_says_about_waiting_is_survived(value: str) -> None:
+def test_any_retry_after_header_is_understood_or_ignored(value: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(platform, "Transport", lambda **_: Wire([Response(429, {"Retry-After": value})]))
-        reply = platform().restart(debt(), SOON)
+        patch.setattr(restarts_platform, "HttpClient", Wire([Response(429, {"Retry-After": value})]).connect)
+        reply = platform().restart(restart(), SOON)
     assert reply.answer is Answer.REFUSED
     assert reply.retry_after_s is None or 0 <= reply.retry_after_s <= 86_400
-
-
-@pytest.mark.parametrize(
-    ("refusals", "retry_s", "expected_s"),
-    [
-        *[(0, 60, 60), (1, 60, 120), (2, 60, 240), (3, 60, 480), (4, 60, 900), (5, 60, 900), (10_000, 60, 900)],
-        *[(0, 0, 0), (9, 0, 0), (0, 900, 900), (0, 3600, 3600), (5, 3600, 3600)],
-    ],
-)
-def test_the_pause_doubles_with_each_refusal_up_to_fifteen_minutes_or_the_setting(
-    refusals: int, retry_s: float, expected_s: float
-) -> None:
-    assert retry_backoff(refusals, retry_s) == expected_s

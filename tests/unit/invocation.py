@@ -1,0 +1,171 @@
+"""One cycle of the function over tests/fakes, and what happens meanwhile."""
+
+import threading
+from collections.abc import Callable, Mapping
+from typing import NoReturn
+
+from handler import cycle
+from handler.deadline import Deadline
+from handler.domain.model import Restart, Workspace
+from handler.domain.report import Report
+from handler.request import APPLY, Request
+from handler.restarts import Platform, Reply
+from handler.settings import Settings
+from handler.store import Store
+from tests.fakes import world as fakes
+from tests.fakes.store import Watch, fake_store
+from tests.fakes.tables import Row, StoredRestart
+from tests.fakes.world import Asked, Instance, World
+from tests.unit.builders import instance, number_of, uuid
+
+Happening = Callable[[], object]
+
+FULL = Request(APPLY)
+EARLIER = "an earlier cycle"
+# Longer ago than a heartbeat that vetoes a flip.
+LONG_AGO_S = 1000.0
+
+
+def fleet(count: int, **states: str | None) -> World:
+    """Return a world of so many workspaces, whose instances run unless `states` say otherwise, like `_3="stopped"`.
+
+    EC2 does not know the instance with None.
+    """
+    world = World()
+    for number in range(1, count + 1):
+        world.add(uuid(number), states.get(f"_{number}", "running"))
+    return world
+
+
+def row(world: World, number: int) -> Row:
+    return world.tables.workspaces[uuid(number)]
+
+
+def owe(
+    world: World,
+    number: int,
+    *,
+    by: str = EARLIER,
+    state: str | None = "terminated",
+    attempts: int = 0,
+    refusals: int = 0,
+) -> None:
+    """Add a workspace that is owed a restart, and that the cycle `by` flipped long ago. Its instance is in `state`."""
+    tables, at = world.tables, world.tables.now - LONG_AGO_S
+    tables.workspaces[uuid(number)] = Row(instance(number), status="offline", heartbeat_at=at - LONG_AGO_S)
+    if state is not None:
+        world.instances[instance(number)] = Instance(state)
+    owed = StoredRestart(
+        len(tables.restarts) + 1, uuid(number), instance(number), by, at, at, attempts=attempts, refusals=refusals
+    )
+    tables.restarts.append(owed)
+
+
+def fails(error: Exception) -> Callable[[], NoReturn]:
+    """Return what happens when a call fails."""
+
+    def fail() -> NoReturn:
+        raise error
+
+    return fail
+
+
+def nothing() -> None:
+    """Happen not."""
+
+
+class Invocation(Watch):
+    """One invocation of the function. It sees how the store is called, and asks the probe and the platform.
+
+    `first` is what happens at the first calls of a name, in turn, before anything comes of them; `each` is what happens
+    at every call; `answers_take_s` is how long an answer is on its way.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        *,
+        first: Mapping[str, list[Happening]] | None = None,
+        each: Mapping[str, Happening] | None = None,
+        answers_take_s: Mapping[str, float] | None = None,
+        asked: Callable[[Restart], object] = lambda _: None,
+        **variables: str,
+    ) -> None:
+        world.cycles += 1
+        self.world, self.cycle_id = world, f"cycle {world.cycles}"
+        self.settings = Settings.from_env({"DATABASE_URL": "postgresql://u@h/n"} | variables)
+        self.rights: list[bool] = []
+        self.wrote_by: list[str] = []
+        self.probed: list[int] = []
+        self.asked: list[int] = []
+        self._first = {call: list(happenings) for call, happenings in (first or {}).items()}
+        self._each = each or {}
+        self._answers_take_s = answers_take_s or {}
+        self._when_asked = asked
+
+    def run(self, request: Request = FULL, seconds: float = 45) -> Report:
+        """Run the cycle."""
+        report, _ = cycle.run(request, self.settings, self.parts(), self.deadline(seconds))
+        return report
+
+    def deadline(self, seconds: float) -> Deadline:
+        return Deadline(seconds, clock=self.clock)
+
+    def parts(self) -> cycle.Parts:
+        return cycle.Parts(self.cycle_id, self.store(), lambda _: self.probe(), lambda _: self.platform())
+
+    def store(self) -> Store:
+        """Return the store, which also records which rights are checked."""
+        store = fake_store(self.world.tables, self.cycle_id, self)
+        check = store.check_rights
+
+        def check_rights(deadline: Deadline, *, to_apply: bool) -> None:
+            self.rights.append(to_apply)
+            check(deadline, to_apply=to_apply)
+
+        store.check_rights = check_rights  # type: ignore[method-assign]
+        return store
+
+    def probe(self) -> fakes.Probe:
+        return fakes.Probe(self.world, self, in_bulk=False, timeout_s=self.settings.probe_timeout_seconds)
+
+    def platform(self) -> Platform:
+        return _OneByOne(fakes.Platform(self.world, self))
+
+    # what the store, the probe and the platform tell
+
+    def clock(self) -> float:
+        return self.world.tables.now
+
+    def before(self, call: str) -> None:
+        self._each.get(call, nothing)()
+        if happenings := self._first.get(call):
+            happenings.pop(0)()
+
+    def wrote(self, call: str, subject: object = None) -> None:
+        del subject
+        self.wrote_by.append(call)
+
+    def after(self, call: str) -> None:
+        self.world.tables.now += self._answers_take_s.get(call, 0.0)
+
+    def answered(self, workspace: Workspace, word: str, *, lied: bool) -> None:
+        del word, lied
+        self.probed.append(number_of(workspace.id))
+
+    def asks(self, restart: Restart) -> Asked:
+        self.asked.append(number_of(restart.workspace_id))
+        self._when_asked(restart)
+        return Asked(restart.id, restart.workspace_id, restart.instance_id, self.clock())
+
+
+class _OneByOne:
+    """A platform that answers one request at a time: the world in memory is not made for several at once."""
+
+    def __init__(self, platform: Platform) -> None:
+        self._platform = platform
+        self._answering = threading.Lock()
+
+    def restart(self, restart: Restart, deadline: Deadline) -> Reply:
+        with self._answering:
+            return self._platform.restart(restart, deadline)

@@ -1,0 +1,367 @@
+"""The restart worker over the fakes: which restarts are asked for, when, and what the answers do."""
+
+import copy
+from collections.abc import Callable
+
+import pytest
+
+from handler.deadline import Deadline
+from handler.domain.model import Restart
+from handler.errors import ConnectionLostError, SecretError
+from handler.restarts import Answer, Platform
+from handler.restarts.worker import CALLS_AT_ONCE, RestartResults, RestartWorker
+from handler.telemetry import CycleLog
+from tests.fakes.tables import StoredRestart
+from tests.fakes.world import ERROR, Lie, World
+from tests.unit.builders import Log, instance, number_of, uuid
+from tests.unit.invocation import Invocation, fails, nothing, owe, row
+
+OWN = "cycle 1"  # the first invocation over a world
+
+
+def owing(count: int) -> World:
+    """Return a world of so many workspaces, each of which this cycle has just flipped."""
+    world = World()
+    for number in range(1, count + 1):
+        owe(world, number, by=OWN)
+    return world
+
+
+def restart(world: World, number: int) -> StoredRestart:
+    (owed,) = (one for one in world.tables.restarts if one.workspace_id == uuid(number))
+    return owed
+
+
+def outcomes(world: World) -> dict[int, str]:
+    """Return how each closed restart ended."""
+    return {number_of(one.workspace_id): one.outcome for one in world.tables.restarts if one.outcome is not None}
+
+
+def put_off(world: World) -> dict[int, float]:
+    """Return in how many seconds each open restart is due that is not due yet."""
+    now = world.tables.now
+    return {number_of(one.workspace_id): one.due_at - now for one in world.tables.open_restarts() if one.due_at > now}
+
+
+def work(
+    invocation: Invocation,
+    *,
+    own_only: bool = False,
+    absence_counts: bool = True,
+    seconds: float = 20,
+    platform: Callable[[Deadline], Platform] | None = None,
+    without_platform: bool = False,
+) -> RestartResults:
+    """Run the worker as a cycle does, while the lease is its own."""
+    tables = invocation.world.tables
+    tables.lease = (invocation.cycle_id, tables.now + 3600)
+    store = invocation.store()
+    worker = RestartWorker(store.restarts, invocation.probe(), invocation.settings, CycleLog())
+    return worker.run(
+        None if without_platform else platform or (lambda _: invocation.platform()),
+        invocation.deadline(seconds),
+        invocation.deadline(seconds + 0.5),
+        own_only=own_only,
+        absence_counts=absence_counts,
+    )
+
+
+# --- what is asked for ---
+
+
+def test_each_restart_is_claimed_and_asked_for_once() -> None:
+    world = owing(20)
+    invocation = Invocation(world)
+    results = work(invocation)
+    assert sorted(invocation.asked) == list(range(1, 21))
+    assert [one.attempts for one in world.tables.restarts] == [1] * 20
+    assert outcomes(world) == dict.fromkeys(range(1, 21), "accepted")
+    assert (results.answers, results.cancelled) == ({Answer.ACCEPTED: 20}, 0)
+
+
+def test_a_cycle_asks_for_no_more_restarts_than_it_may() -> None:
+    world = owing(20)
+    invocation = Invocation(world, RESTARTS_PER_CYCLE="5")
+    results = work(invocation)
+    assert sorted(invocation.asked) == [1, 2, 3, 4, 5]
+    assert [one.attempts for one in world.tables.restarts] == [1] * 5 + [0] * 15
+    assert results.answers == {Answer.ACCEPTED: 5}
+
+
+def test_cancelled_and_taken_restarts_leave_room_for_others() -> None:
+    world = owing(4)
+
+    def move_on_and_take() -> None:
+        row(world, 1).status = "online"
+        restart(world, 2).due_at = world.tables.now + 300
+
+    invocation = Invocation(world, first={"claim": [move_on_and_take]}, RESTARTS_PER_CYCLE="2")
+    results = work(invocation)
+    assert sorted(invocation.asked) == [3, 4]
+    assert outcomes(world) == {1: "cancelled", 3: "accepted", 4: "accepted"}
+    assert (results.cancelled, results.answers) == (1, {Answer.ACCEPTED: 2})
+
+
+def test_without_a_platform_nothing_is_claimed() -> None:
+    world = owing(3)
+    invocation = Invocation(world)
+    work(invocation, without_platform=True)
+    assert invocation.wrote_by == ["cancel_moved_on"]
+
+
+@pytest.mark.parametrize("seconds", [0, 0.4], ids=["no time", "too little for a call"])
+def test_a_call_that_would_be_cut_off_at_once_does_not_begin(seconds: float) -> None:
+    invocation = Invocation(owing(3))
+    work(invocation, seconds=seconds)
+    assert "claim" not in invocation.wrote_by
+    assert invocation.asked == []
+
+
+# --- the probe before a retry ---
+
+RETRIES = {
+    "of an earlier cycle": lambda world, state: owe(world, 1, state=state, attempts=1),
+    "asked for before": lambda world, state: owe(world, 1, state=state, attempts=1, by=OWN),
+    "never asked for": lambda world, state: owe(world, 1, state=state),
+}
+
+
+@pytest.mark.parametrize(
+    ("state", "asked", "cancelled"),
+    [
+        *[("terminated", True, 0), ("stopped", True, 0), (None, True, 0)],
+        *[("running", False, 1), ("pending", False, 0), ("stopping", False, 0), ("no such word", False, 0)],
+    ],
+)
+@pytest.mark.parametrize("kind", RETRIES)
+def test_an_older_restart_is_asked_for_only_if_its_instance_is_still_dead(
+    kind: str, state: str | None, asked: bool, cancelled: int
+) -> None:
+    world = World()
+    RETRIES[kind](world, state)
+    invocation = Invocation(world)
+    results = work(invocation)
+    assert invocation.probed == [1]
+    assert (invocation.asked == [1], results.cancelled) == (asked, cancelled)
+    assert outcomes(world).get(1) == ("accepted" if asked else "cancelled" if cancelled else None)
+    assert (put_off(world) == {1: 60}) is (not asked and not cancelled)
+
+
+def test_an_absence_that_does_not_count_puts_an_older_restart_off() -> None:
+    world = World()
+    owe(world, 1, state=None)
+    owe(world, 2)
+    invocation = Invocation(world)
+    work(invocation, absence_counts=False)
+    assert (invocation.asked, outcomes(world), put_off(world)) == ([2], {2: "accepted"}, {1: 60})
+
+
+def test_a_heartbeat_after_the_flip_puts_a_restart_off(log: Log) -> None:
+    world = owing(2)
+    row(world, 1).heartbeat_at = world.tables.now - 59
+    invocation = Invocation(world)
+    work(invocation)
+    assert invocation.asked == [2]
+    assert restart(world, 1).closed_at is None
+    assert [(line["workspace_id"], line["reason"]) for line in log.lines("restart put off")] == [
+        (uuid(1), "a heartbeat came after the flip")
+    ]
+
+
+def test_an_old_heartbeat_puts_no_restart_off() -> None:
+    world = owing(1)
+    row(world, 1).heartbeat_at = world.tables.now - 60
+    invocation = Invocation(world)
+    work(invocation)
+    assert invocation.asked == [1]
+
+
+def test_an_older_restart_whose_instance_was_not_reached_is_put_off() -> None:
+    world = World()
+    owe(world, 1)
+    owe(world, 2)
+    world.probe_takes_s = 7  # of the ten seconds that probing may take
+    invocation = Invocation(world)
+    results = work(invocation)
+    assert (invocation.probed, invocation.asked) == ([1], [1])
+    assert (outcomes(world), put_off(world)) == ({1: "accepted"}, {2: 60})
+    assert (results.cancelled, results.answers) == (0, {Answer.ACCEPTED: 1})
+
+
+def test_undecided_restarts_go_behind_the_others() -> None:
+    world = World()
+    for number in range(1, 301):
+        owe(world, number)
+        world.lies[instance(number)] = Lie(ERROR, 1000)
+    owe(world, 301)
+    cycles = []
+    for _ in range(4):
+        invocation = Invocation(world, RESTARTS_PER_CYCLE="10")
+        work(invocation)
+        cycles.append(invocation.asked)
+        world.tables.now += 60
+    assert cycles == [[], [], [301], []]
+
+
+def test_decided_restarts_are_not_put_off() -> None:
+    world = World()
+    owe(world, 1)
+    owe(world, 2, state="running")
+    owe(world, 3, by=OWN)
+    invocation = Invocation(world)
+    work(invocation)
+    assert "put_off" not in invocation.wrote_by
+    assert outcomes(world) == {1: "accepted", 2: "cancelled", 3: "accepted"}
+
+
+def test_a_new_restart_of_this_cycle_is_not_probed_again() -> None:
+    invocation = Invocation(owing(1))
+    work(invocation)
+    assert (invocation.probed, invocation.asked) == ([], [1])
+
+
+def test_a_restart_whose_row_has_moved_on_is_cancelled_without_a_probe(log: Log) -> None:
+    world = World()
+    owe(world, 1)
+    owe(world, 2)
+    owe(world, 3, by=OWN)
+    for number in (1, 3):
+        row(world, number).status = "online"
+    invocation = Invocation(world)
+    results = work(invocation)
+    assert (invocation.probed, invocation.asked) == ([2], [2])
+    assert outcomes(world) == {1: "cancelled", 2: "accepted", 3: "cancelled"}
+    assert (results.cancelled, results.answers) == (2, {Answer.ACCEPTED: 1})
+    lines = [(line["workspace_id"], line["reason"]) for line in log.lines("restart cancelled")]
+    assert lines == [(uuid(1), "the row has moved on"), (uuid(3), "the row has moved on")]
+
+
+def test_a_narrowed_cycle_leaves_the_restarts_of_others_alone() -> None:
+    world = World()
+    owe(world, 1)
+    owe(world, 2)
+    owe(world, 3, by=OWN)
+    row(world, 1).status = "online"
+    others = copy.deepcopy(world.tables.restarts[:2])
+    invocation = Invocation(world)
+    results = work(invocation, own_only=True)
+    assert (invocation.probed, invocation.asked, outcomes(world)) == ([], [3], {3: "accepted"})
+    assert world.tables.restarts[:2] == others
+    assert results.cancelled == 0
+
+
+# --- what the answers do ---
+
+
+@pytest.mark.parametrize(
+    ("mood", "answer", "due_in_s", "refusals"),
+    [
+        pytest.param("refuse", Answer.REFUSED, 60, 1, id="refused"),
+        pytest.param("throttle", Answer.REFUSED, 120, 1, id="told to wait"),
+        pytest.param("lose", Answer.UNCERTAIN, 290, 0, id="no answer for ten seconds"),
+        pytest.param("blocked", Answer.BLOCKED, 60, 1, id="an ancestor is paused"),
+    ],
+)
+def test_a_restart_that_was_not_accepted_is_put_off(mood: str, answer: Answer, due_in_s: float, refusals: int) -> None:
+    world = owing(1)
+    world.platform_mood = mood
+    results = work(Invocation(world))
+    assert put_off(world) == {1: due_in_s}
+    assert (restart(world, 1).last_answer, restart(world, 1).refusals) == (answer, refusals)
+    assert outcomes(world) == {}
+    assert results.answers == {answer: 1}
+
+
+def test_the_wait_grows_with_earlier_refusals() -> None:
+    world = World()
+    owe(world, 1, by=OWN, refusals=3)
+    world.platform_mood = "refuse"
+    work(Invocation(world))
+    assert put_off(world) == {1: 480}
+
+
+def throttled(world: World) -> Invocation:
+    """Return an invocation whose every request the platform answers with: wait for two minutes."""
+    return Invocation(world, each={"restart": lambda: setattr(world, "platform_mood", "throttle")})
+
+
+def test_once_told_to_wait_the_cycle_asks_for_no_more() -> None:
+    invocation = throttled(owing(100))
+    work(invocation)
+    assert len(invocation.asked) <= 2 * CALLS_AT_ONCE
+
+
+def test_once_told_to_wait_all_restarts_wait() -> None:
+    world = owing(100)
+    invocation = throttled(world)
+    work(invocation)
+    assert put_off(world) == dict.fromkeys(range(1, 101), 120)
+    assert {one.last_answer for one in world.tables.restarts} == {"refused", None}
+    refused = [number_of(one.workspace_id) for one in world.tables.restarts if one.last_answer == "refused"]
+    assert refused == sorted(invocation.asked)
+
+
+@pytest.mark.parametrize("call", ["cancel_moved_on", "due", "claim"])
+@pytest.mark.parametrize(("seconds", "longest_s"), [(20, 2), (1, 1)])
+def test_no_look_at_the_store_takes_longer_than_a_re_read_may(call: str, seconds: float, longest_s: float) -> None:
+    for took_s, asked in ((longest_s - 0.51, [1]), (longest_s, [])):
+        world = owing(1)
+
+        def take_long(world: World = world, took_s: float = took_s) -> None:
+            world.tables.now += took_s
+
+        invocation = Invocation(world, first={call: [take_long]}, RECONFIRM_TIMEOUT_SECONDS="2")
+        work(invocation, seconds=seconds)
+        assert invocation.asked == asked
+
+
+# --- failures meanwhile ---
+
+DATABASE_FAILURES = [
+    pytest.param(ConnectionLostError("gone"), id="the database is gone"),
+    pytest.param(SecretError("gone"), id="the secret for a new login cannot be fetched"),
+]
+
+
+def test_without_the_platforms_token_the_restarts_wait_for_the_next_cycle(log: Log) -> None:
+    def no_token(_: Deadline) -> Platform:
+        raise SecretError("PLATFORM_SECRET_ARN: the secret cannot be fetched")
+
+    invocation = Invocation(owing(3))
+    work(invocation, platform=no_token)
+    assert invocation.wrote_by == ["cancel_moved_on"]
+    assert len(log.lines("restarts left for the next cycle")) == 1
+
+
+@pytest.mark.parametrize("error", DATABASE_FAILURES)
+def test_an_answer_that_cannot_be_recorded_leaves_the_others(error: Exception, log: Log) -> None:
+    world = owing(3)
+    invocation = Invocation(world, each={"accepted": fails(error)})
+    results = work(invocation)
+    assert sorted(invocation.asked) == [1, 2, 3]
+    assert results.answers == {Answer.ACCEPTED: 3}
+    assert put_off(world) == dict.fromkeys([1, 2, 3], 300)
+    assert len(log.lines("platform's answer not recorded")) == 3
+
+
+@pytest.mark.parametrize("error", DATABASE_FAILURES)
+def test_answers_are_recorded_though_a_later_claim_fails(error: Exception) -> None:
+    world = owing(4)
+    invocation = Invocation(world, first={"claim": [nothing, nothing, fails(error)]})
+    results = work(invocation)
+    assert sorted(invocation.asked) == [1, 2]
+    assert outcomes(world) == {1: "accepted", 2: "accepted"}
+    assert results.answers == {Answer.ACCEPTED: 2}
+
+
+def test_an_unexpected_error_makes_its_restart_uncertain_and_leaves_the_others(log: Log) -> None:
+    def surprise(asked: Restart) -> None:
+        if asked.id == 2:
+            raise OverflowError("s3cret")
+
+    world = owing(3)
+    results = work(Invocation(world, asked=surprise))
+    assert outcomes(world) == {1: "accepted", 3: "accepted"}
+    assert (restart(world, 2).last_answer, put_off(world)) == ("uncertain", {2: 300})
+    assert results.answers == {Answer.ACCEPTED: 2, Answer.UNCERTAIN: 1}
+    assert [line["reason"] for line in log.lines("restart uncertain")] == ["unexpected_OverflowError"]
