@@ -221,7 +221,7 @@ class Session:
             raise ConnectionLostError(f"the database hung up or did not answer ({type(error).__name__})") from error
         except UnicodeError as error:
             self.close()
-            raise StoreError("a value that is no text cannot be sent to the database") from error
+            raise StoreError("a value that is no text can be neither sent to the database nor read from it") from error
         except BaseException:
             self.close()  # the rest of the answer would be taken for the next one's
             raise

@@ -35,18 +35,9 @@ _PLATFORM_OIDS = ", ".join(f"pg_catalog.to_regclass('{table}')::pg_catalog.oid" 
 # to_regclass raises if the role may not enter the schema.
 _OWN_NAMES = ", ".join(f"'{table.removeprefix('reconciler.')}'" for table in OWN_TABLES)
 
-# It is one batch, so it costs one round trip.
-#   * `TO DEFAULT` is what server, database and role say (pg_settings.reset_val), whatever was set in the session.
-#   * The platform's tables are where the role's own search_path finds them, temporary tables last. That path may lead
-#     anywhere, so until it is put away every name is written out in full.
-#   * The statement timeout comes last: before it, nothing cancels what has only begun.
-_BEGIN = f"""
-BEGIN ISOLATION LEVEL READ COMMITTED, READ {{access}};
-SET LOCAL statement_timeout = 0;
-SET LOCAL lock_timeout = {{milliseconds}};
-SET LOCAL idle_in_transaction_session_timeout = {{idle_milliseconds}};
+# `TO DEFAULT` is what server, database and role say (pg_settings.reset_val), whatever was set in the session.
+_SETTINGS = """
 SET LOCAL role TO DEFAULT;
-SET LOCAL search_path TO DEFAULT;
 SET LOCAL default_transaction_read_only TO DEFAULT;
 SET LOCAL synchronous_commit TO DEFAULT;
 SET LOCAL row_security = off;
@@ -54,8 +45,15 @@ SET LOCAL TimeZone = 'UTC';
 SET LOCAL DateStyle = 'ISO';
 SET LOCAL extra_float_digits = 1;
 SET LOCAL client_encoding = 'UTF8';
+"""
+# The platform's tables are where the role's own search_path finds them, temporary tables last. That path may lead
+# anywhere, so as long as it is in force every name is written out in full.
+_OWN_PATH = """
+SET LOCAL search_path TO DEFAULT;
 SELECT pg_catalog.set_config('search_path', pg_catalog.concat(
     pg_catalog.regexp_replace(pg_catalog.current_setting('search_path'), '^$', '""'), ', pg_temp'), true);
+"""
+_STATE = f"""
 SELECT pg_catalog.pg_is_in_recovery(), pg_catalog.current_setting('default_transaction_read_only'),
        (SELECT pg_catalog.bool_or(pg_catalog.row_security_active(oid)) FROM pg_catalog.pg_class
         WHERE oid OPERATOR(pg_catalog.=) ANY (ARRAY[{_PLATFORM_OIDS}])
@@ -64,8 +62,6 @@ SELECT pg_catalog.pg_is_in_recovery(), pg_catalog.current_setting('default_trans
        CASE WHEN pg_catalog.current_setting('transaction_timeout', true) IS NOT NULL
             THEN pg_catalog.set_config('transaction_timeout', '0', true) END,
        {", ".join(map(_schema_of, PLATFORM_TABLES))};
-SET LOCAL search_path = pg_catalog, pg_temp;
-SET LOCAL statement_timeout = {{milliseconds}}
 """  # noqa: S608 - put together from constants
 
 
@@ -107,10 +103,21 @@ class Transaction:
 
 
 def begin(*, read_only: bool, timeout_s: float) -> str:
-    """Return the statements that begin a transaction whose statements may take so long."""
+    """Return the statements that begin a transaction whose statements may take so long.
+
+    They are one batch, so they cost one round trip. The statement timeout comes last: until then nothing cancels what
+    has only begun.
+    """
     milliseconds = max(1, int(timeout_s * 1000))
-    access = "ONLY" if read_only else "WRITE"
-    return _BEGIN.format(access=access, milliseconds=milliseconds, idle_milliseconds=milliseconds + 1000)
+    return f"""
+        BEGIN ISOLATION LEVEL READ COMMITTED, READ {"ONLY" if read_only else "WRITE"};
+        SET LOCAL statement_timeout = 0;
+        SET LOCAL lock_timeout = {milliseconds};
+        SET LOCAL idle_in_transaction_session_timeout = {milliseconds + 1000};
+        {_SETTINGS} {_OWN_PATH} {_STATE}
+        SET LOCAL search_path = pg_catalog, pg_temp;
+        SET LOCAL statement_timeout = {milliseconds}
+    """
 
 
 def begun(rows: Sequence[Sequence[Any]], *, read_only: bool) -> Begun:

@@ -162,6 +162,15 @@ def test_a_writer_that_is_replaced_by_a_standby_in_mid_cycle_ends_the_cycle_and_
     pair.cycle().assert_only_flipped(dict.fromkeys(dead, "terminated"))
 
 
+def test_a_writer_that_becomes_a_standby_is_not_tried_again_for_every_row(pair: Pair) -> None:
+    """What is wrong with the server is the same for every row: one connection to find out, and one to make sure."""
+    pair.stage.add_all(20, "terminated")
+    pair.name.before(b"FOR NO KEY UPDATE", pair.fail_over)
+    pair.assert_refused()
+    beside_the_lease_s_release = 2
+    assert pair.name.connections <= 1 + 2 + beside_the_lease_s_release
+
+
 def test_restarts_that_are_owed_are_neither_asked_for_nor_cancelled_once_the_writer_is_a_standby(pair: Pair) -> None:
     dead = pair.stage.add("terminated")
     before_the_restarts(pair, pair.fail_over)
