@@ -27,7 +27,7 @@ RESTARTS_END = 0.98
 # A dead instance is probed twice. If answers are slow, probing ends early enough for the second probe.
 SECOND_PROBE_FACTOR = 1.25
 LONGEST_RESERVE = 0.5
-# Workspaces that ran out of time come first in the next cycle, but not so many that nobody else has a turn.
+# So many workspaces at most are brought forward, since they are stored by name. Half of the checks is all they get.
 MOST_FIRST = 1000
 # Closing writes are short, and are made even if the cycle's time is over.
 CLOSING_SECONDS = 0.5
@@ -119,7 +119,7 @@ def _cycle(request: Request, settings: Settings, parts: Parts, phases: Phases) -
     selection = store.candidates.select(phases.probing, limit=limit, workspace_ids=request.workspace_ids)
     observed = _observe(probe, selection, phases, log)
 
-    # If it is too late to act, the cycle still remembers what it saw, and the dead come first in the next one.
+    # If it is too late to act, the cycle still remembers what it saw, and the next one takes up the dead.
     memory = store.memory.recall(phases.closing, breaker_window_s=settings.breaker.window_s)
     plan = decide(
         observed.sightings, memory, settings.breaker, settings.absence, override_breaker=request.override_breaker
@@ -128,7 +128,7 @@ def _cycle(request: Request, settings: Settings, parts: Parts, phases: Phases) -
 
     flipper = Flipper(store.flips, probe, settings, selection.selected_at, log)
     if request.applies:
-        all_selected = not request.narrowed and selection.next_unselected is None
+        all_selected = not request.narrowed and selection.all_selected
         outdated = outdated_absences(memory.absences, selection.workspaces, all_selected=all_selected)
         store.memory.remember_absences(phases.closing, plan.absent, [*plan.found_again, *outdated])
         flips = flipper.flip(plan.to_flip, phases.flipping)
@@ -183,8 +183,7 @@ def _progress(observed: Observed, flips: FlipResults) -> Progress:
     selection, sightings = observed.selection, observed.sightings
     return advance(
         selection.coverage,
-        [workspace.id for workspace in selection.workspaces],
-        next_unselected=selection.next_unselected,
+        selection.queues,
         checked={sighting.workspace.id for sighting in sightings},
         out_of_time=flips.out_of_time,
         most_first=min(len(sightings) // 2, MOST_FIRST),

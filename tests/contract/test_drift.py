@@ -61,7 +61,7 @@ def _select(life: Life, number: int, chance: random.Random) -> object:
     ids = [uuid(number)] if narrowed else None
     life.selection = life.store(chance).candidates.select(soon(), limit=limit, workspace_ids=ids)
     found = [(one.id, one.instance_id, one.last_heartbeat_at is None) for one in life.selection.workspaces]
-    return found, life.selection.next_unselected, life.selection.coverage
+    return found, life.selection.all_selected, life.selection.queues, life.selection.coverage
 
 
 def _flip(life: Life, number: int, chance: random.Random) -> object:

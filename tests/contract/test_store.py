@@ -7,7 +7,7 @@ import pytest
 
 from handler.deadline import Deadline
 from handler.domain.backoff import CrashLoop
-from handler.domain.coverage import Coverage, Progress
+from handler.domain.coverage import Coverage, Progress, Queues
 from handler.domain.decide import Absence
 from handler.domain.model import Restart, Sighting, SkipReason, Workspace, sighting_of
 from handler.domain.policy import CrashLoopPolicy
@@ -200,11 +200,12 @@ def test_the_candidates_come_in_the_order_that_the_last_cycle_left(subject: Subj
     coverage = Coverage(cursor=uuid(3), pass_start=uuid(2), brought_forward=(uuid(6), uuid(2), uuid(99)))
     store.memory.save_coverage(soon(), Progress(coverage, completed_pass=False))
     selection = store.candidates.select(soon(), limit=4, workspace_ids=None)
-    assert [one.id for one in selection.workspaces] == [uuid(6), uuid(2), uuid(4), uuid(5)]
-    assert (selection.next_unselected, selection.coverage) == (uuid(1), coverage)
+    assert [one.id for one in selection.workspaces] == [uuid(4), uuid(6), uuid(5), uuid(2)]
+    assert (selection.all_selected, selection.coverage) == (False, coverage)
+    assert selection.queues == Queues([uuid(4), uuid(5), uuid(6), uuid(1), uuid(2)], [uuid(6), uuid(2)])
     narrowed = store.candidates.select(soon(), limit=4, workspace_ids=[uuid(1), uuid(5), uuid(99)])
     assert [one.id for one in narrowed.workspaces] == [uuid(5), uuid(1)]
-    assert narrowed.next_unselected is None
+    assert narrowed.all_selected
 
 
 def test_what_is_open_and_how_old_it_is(subject: Subject) -> None:

@@ -6,6 +6,7 @@ matters what others do meanwhile: in the flip, between the locked re-read and th
 
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Concatenate, ParamSpec, TypeVar, cast
 
 from handler.deadline import Deadline
@@ -16,6 +17,7 @@ from handler.domain.model import CurrentRow, Hold, Restart, Sighting, SkipReason
 from handler.domain.report import Gauges
 from handler.errors import ConnectionLostError, LeaseLostError, RequestError, RowLockedError, StoreError
 from handler.store import Claim, Selection, Store
+from handler.store.candidates import selection
 from handler.store.flip import Flipped, FlipPolicy
 from handler.store.gauges import RECOVERY_SECONDS
 from handler.store.lease import MARGIN_SECONDS
@@ -108,19 +110,18 @@ class Candidates(Part):
     @_transaction
     def select(self, _: Deadline, *, limit: int, workspace_ids: Sequence[str] | None) -> Selection:
         tables, coverage = self.tables, self.tables.coverage
-        candidates = sorted(
-            (one not in coverage.brought_forward, one <= coverage.cursor, one)
-            for one, row in tables.workspaces.items()
-            if row.status in _CANDIDATES
+        candidates = {
+            one: self._workspace(one)
+            for one in sorted(tables.workspaces, key=coverage.place)
+            if (row := tables.workspaces[one]).status in _CANDIDATES
             and row.instance_id
             and row.runtime != _EXTERNAL
             and not tables.is_on_hold(one)
             and (workspace_ids is None or one in workspace_ids)
-        )
-        ids = [one for _, _, one in candidates]
-        left_out = ids[limit] if len(ids) > limit else None
-        selected = [self._workspace(one) for one in ids[:limit]]
-        return Selection(selected, repr(tables.now), left_out, coverage)
+        }
+        in_turn = dict(islice(candidates.items(), limit + 1))
+        brought_forward = {one: candidates[one] for one in coverage.brought_forward if one in candidates}
+        return selection(in_turn, brought_forward, limit, repr(tables.now), coverage)
 
     def _workspace(self, workspace_id: str) -> Workspace:
         row = self.tables.workspaces[workspace_id]

@@ -102,8 +102,9 @@ class World:
     blocked: set[str] = field(default_factory=set)
     # When, without a break, each recorded instance was not found by cycles that remembered it.
     unfound: dict[tuple[str, str], list[float]] = field(default_factory=dict)
-    # How many full cycles have been completed since a candidate was checked last.
+    # How many full cycles have been completed since a candidate was checked last; the least that one checked in turn.
     waited: dict[str, int] = field(default_factory=dict)
+    room: int = 1_000_000
     crowded: bool = False
     flips: list[tuple[float, str]] = field(default_factory=list)
     windows: int = 0

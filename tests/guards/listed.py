@@ -22,7 +22,9 @@ class Guard:
 
 _APP = "handler/app.py"
 _BOUNDED = "handler/net/bounded.py"
+_CANDIDATES = "handler/store/candidates.py"
 _CONTROL_PLANE = "handler/probes/control_plane/probe.py"
+_COVERAGE = "handler/domain/coverage.py"
 _CYCLE = "handler/cycle.py"
 _DECIDE = "handler/domain/decide.py"
 _EC2 = "handler/probes/ec2/probe.py"
@@ -42,8 +44,10 @@ _WORKER = "handler/restarts/worker.py"
 
 _TEST_APP = "tests/unit/test_app.py::"
 _TEST_BREAKER = "tests/integration/test_absence_and_breaker.py::"
+_TEST_COLLATION = "tests/integration/test_collation.py::"
 _TEST_CONCURRENCY = "tests/integration/test_concurrency.py::"
 _TEST_CONTROL_PLANE = "tests/integration/test_control_plane.py::"
+_TEST_COVERAGE = "tests/unit/test_coverage.py::"
 _TEST_CRASHES = "tests/integration/test_crashes.py::"
 _TEST_NET = "tests/net/"
 _TEST_DEADLINE = "tests/integration/test_deadline.py::"
@@ -78,6 +82,23 @@ _MAY_HIDE = f"{_TEST_ROW_SECURITY}test_a_policy_that_may_hide_a_row_is_refused"
 
 GUARDS = (
     # --- observe ---
+    Guard(
+        "fairness: order of ids",
+        "where the database's language sorts text its own way, workspaces wait for three times as long",
+        _CANDIDATES,
+        "_CANDIDATES",
+        Sql("DESC, workspaces.id", "DESC, id"),
+        f"{_TEST_COLLATION}test_every_workspace_is_checked_in_its_turn",
+    ),
+    Guard(
+        "fairness: half of the checks in turn",
+        "dead workspaces without time to act on them take up all checks of a short cycle",
+        _COVERAGE,
+        "Queues.fair_order",
+        Code("zip_longest(self.in_turn, self.brought_forward)", "[[*self.brought_forward, *self.in_turn]]"),
+        f"{_TEST_COVERAGE}test_every_candidate_is_checked_in_turn_however_many_run_out_of_time"
+        "_and_however_far_a_cycle_gets",
+    ),
     Guard(
         "EC2: unknown state",
         "an instance in a state that EC2 adds later is taken for dead",
@@ -849,7 +870,7 @@ GUARDS = (
     Guard(
         "encoding: no conversion",
         "one value without a counterpart in UTF-8 fails every cycle",
-        "handler/store/candidates.py",
+        _CANDIDATES,
         "_UNCONVERTED",
         Sql("SET LOCAL client_encoding = 'SQL_ASCII';", ""),
         f"{_TEST_SESSION}test_an_instance_id_that_cannot_be_decoded_costs_its_row_alone",
