@@ -12,9 +12,12 @@ from handler.store.session import Session, Transaction
 
 _COVERAGE = "SELECT cursor::text, pass_start::text, brought_forward::text[] FROM reconciler.coverage"
 
+# The server converts nothing: in some encodings there are bytes without a counterpart in UTF-8, and one of them would
+# cost all rows.
+_UNCONVERTED = "SET LOCAL client_encoding = 'SQL_ASCII'; "
 _CANDIDATES = f"""
 SELECT id::text, instance_id, last_heartbeat_at::text
-FROM workspaces
+FROM platform.workspaces
 WHERE status IN ('online', 'degraded')
   AND instance_id <> ''
   AND COALESCE(runtime, '') <> 'external'
@@ -48,7 +51,7 @@ class Candidates:
     def select(self, deadline: Deadline, *, limit: int, workspace_ids: Sequence[str] | None) -> Selection:
         """Return at most `limit` candidates, first those that the last full cycle left."""
         with self._session.transaction(deadline, read_only=True) as transaction:
-            ((selected_at,),) = transaction.run("SELECT now()::text")
+            ((selected_at,),) = transaction.run(_UNCONVERTED + "SELECT now()::text")
             coverage = _coverage(transaction)
             rows = transaction.run(
                 _CANDIDATES,
