@@ -91,7 +91,7 @@ profile: .venv-bench/.installed ## show where the CPU time of a 100,000-row cycl
 	$(PY) -m bench.profile_cycle $(ARGS)
 
 .PHONY: mutate
-mutate: .venv-mutate/.installed ## break the pure modules in every way, and list what no unit test notices; ARGS="'handler.decide.*'" narrows it
+mutate: .venv-mutate/.installed ## break the pure modules in every way, and list what no unit test notices; ARGS="'handler.domain.decide.*'" narrows it
 	@rm -rf mutants
 	.venv-mutate/bin/mutmut run $(ARGS)
 	.venv-mutate/bin/mutmut results

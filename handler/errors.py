@@ -39,15 +39,15 @@ class SecretError(ReconcilerError):
 class StoreError(ReconcilerError):
     """A statement failed in the platform's database.
 
-    `server_message` is the server's own main message, without details or data, and `code` its SQLSTATE; both are None
+    `server_message` is the server's own main message, without details or data, and `sqlstate` its code; both are None
     if no server answered.
     """
 
-    def __init__(self, message: str, *, server_message: str | None = None, code: str | None = None) -> None:
+    def __init__(self, message: str, *, server_message: str | None = None, sqlstate: str | None = None) -> None:
         """Take the message for the log, the server's own, and its code."""
         super().__init__(message)
         self.server_message = server_message
-        self.code = code
+        self.sqlstate = sqlstate
 
 
 class LoginRefusedError(StoreError):

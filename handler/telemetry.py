@@ -141,7 +141,7 @@ class CycleLog:
 
     def flip_failed(self, sighting: Sighting, error: ReconcilerError) -> None:
         """Log what kept a workspace from being flipped: the first error of each kind, and count the rest."""
-        code = error.code if isinstance(error, StoreError) else None
+        code = error.sqlstate if isinstance(error, StoreError) else None
         message, kind = "re-read or flip failed", _printable(code or type(error).__name__)
         self._lines[f"{message}: {kind}"] += 1
         if self._lines[f"{message}: {kind}"] > 1:

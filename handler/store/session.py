@@ -199,7 +199,7 @@ class Session:
             return begun(self._run(deadline, statements), read_only=read_only)
         except BaseException as error:
             self.close()
-            if isinstance(error, StoreError) and error.code == _FEATURE_NOT_SUPPORTED:
+            if isinstance(error, StoreError) and error.sqlstate == _FEATURE_NOT_SUPPORTED:
                 raise StandbyError(STANDBY) from error
             raise
 
@@ -336,4 +336,4 @@ def _explained(error: pg8000.exceptions.DatabaseError) -> StoreError:
     elif code in _NOT_FOUND and "W" in fields:
         remedy = _BY_SCHEMA
     text = f"the database refused: {message} ({code})" + (f": {remedy}" if remedy else "")
-    return kind(text, server_message=message, code=code)
+    return kind(text, server_message=message, sqlstate=code)

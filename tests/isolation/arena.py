@@ -36,7 +36,7 @@ SELECT json_build_object(
         ORDER BY id) FROM reconciler.restarts),
     'holds', (SELECT json_agg(json_build_array(workspace_id, reason)) FROM reconciler.holds),
     'absences', (SELECT json_agg(json_build_array(workspace_id, instance_id, sightings)) FROM reconciler.absences),
-    'sweep', (SELECT json_agg(json_build_array(cursor, pass_completed_at)) FROM reconciler.coverage)
+    'coverage', (SELECT json_agg(json_build_array(cursor, pass_completed_at)) FROM reconciler.coverage)
 )::text
 """
 
