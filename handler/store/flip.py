@@ -11,7 +11,7 @@ from handler.domain.policy import CrashLoopPolicy
 from handler.errors import StoreError
 from handler.store.holds import on_hold
 from handler.store.lease import LEASE_IS_OURS, Lease
-from handler.store.session import Session, Transaction
+from handler.store.session import LOCK_WAIT_SECONDS, Session, Transaction
 
 SOURCE = "instance-state-reconciler"
 
@@ -96,9 +96,10 @@ class Flips:
         """Set the workspace offline if its row still says what was probed; return why not, if not.
 
         It is one transaction: it locks the row without waiting, reads it again, judges it, and only then writes it,
-        with the event and the owed restart. Raises RowLockedError, LeaseLostError.
+        with the event and the owed restart. For an older restart it waits for a moment: the platform may want the row.
+        Raises RowLockedError, LeaseLostError.
         """
-        with self._session.transaction(deadline) as transaction:
+        with self._session.transaction(deadline, lock_wait_s=LOCK_WAIT_SECONDS) as transaction:
             row = _judged(transaction, _LOCKED_ROW, sighting.workspace, policy)
             if isinstance(row, SkipReason):
                 return row

@@ -14,7 +14,7 @@ FROM unnest(CAST(:ids AS uuid[])) AS placed (workspace_id)
 ON CONFLICT (workspace_id) DO UPDATE
 SET reason = EXCLUDED.reason, began_at = now(), ends_at = EXCLUDED.ends_at
 """
-_END = "DELETE FROM reconciler.holds WHERE workspace_id = ANY (CAST(:ids AS uuid[])) OR ends_at <= now()"
+_END = "DELETE FROM reconciler.holds WHERE workspace_id = ANY (CAST(:ids AS uuid[]))"
 _END_BACKOFF = """
 UPDATE reconciler.restarts SET streak = 0, backoff_until = NULL
 WHERE workspace_id = ANY (CAST(:ids AS uuid[])) AND (streak > 0 OR backoff_until IS NOT NULL)

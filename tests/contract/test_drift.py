@@ -191,6 +191,7 @@ STEPS_AND_WEIGHTS: tuple[tuple[Step, int], ...] = (
     ),
     (_follow, 3),
     (_coverage, 2),
+    (lambda life, _, chance: life.store(chance).memory.purge(soon()), 2),
     (_absent, 4),
     (_hold, 2),
     (_release, 3),

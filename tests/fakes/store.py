@@ -20,7 +20,7 @@ from handler.store import Claim, Selection, Store
 from handler.store.candidates import selection
 from handler.store.flip import Flipped, FlipPolicy
 from handler.store.gauges import RECOVERY_SECONDS
-from handler.store.lease import MARGIN_SECONDS
+from handler.store.lease import LONGEST_SECONDS, MARGIN_SECONDS
 from handler.store.memory import ABSENCE_KEPT_SECONDS
 from tests.fakes.tables import Row, StoredAbsence, StoredHold, StoredRestart, Tables
 
@@ -91,7 +91,8 @@ class Lease(Part):
     @_transaction
     def acquire(self, _: Deadline, *, lasts_s: float) -> bool:
         held = self.tables.lease
-        if held is not None and held[1] > self.tables.now and held[0] != self.cycle_id:
+        ahead_s = 0.0 if held is None else held[1] - self.tables.now
+        if held is not None and held[0] != self.cycle_id and 0 < ahead_s <= LONGEST_SECONDS:
             return False
         self.watch.wrote("acquire")
         self.tables.lease = (self.cycle_id, self.tables.now + lasts_s + MARGIN_SECONDS)
@@ -168,6 +169,14 @@ class CycleMemory(Part):
         tables.coverage = progress.coverage
         tables.first_cycle_at = tables.now if tables.first_cycle_at is None else tables.first_cycle_at
         tables.pass_completed_at = tables.now if progress.completed_pass else tables.pass_completed_at
+
+    @_transaction
+    def purge(self, _: Deadline) -> None:
+        """Purge the holds, and no restarts: nothing here lasts for 30 days."""
+        self.require_lease()
+        self.watch.wrote("purge")
+        tables, owed = self.tables, {one.workspace_id for one in self.tables.open_restarts()}
+        tables.holds = {one: tables.holds[one] for one in tables.holds if tables.is_on_hold(one) or one in owed}
 
 
 class GaugesOf(Part):
@@ -342,9 +351,9 @@ class Restarts(Part):
         return Claim.CLAIMED
 
     @_transaction
-    def cancel(self, _: Deadline, restart: Restart) -> None:
+    def cancel(self, _: Deadline, restart: Restart) -> bool:
         self.require_lease()
-        self._close(restart, "cancelled")
+        return self._close(restart, "cancelled")
 
     @_transaction
     def accepted(self, _: Deadline, restart: Restart) -> None:
@@ -373,11 +382,13 @@ class Restarts(Part):
     def _find(self, restart: Restart) -> StoredRestart | None:
         return next((one for one in self.tables.restarts if one.id == restart.id), None)
 
-    def _close(self, restart: Restart, outcome: str) -> None:
+    def _close(self, restart: Restart, outcome: str) -> bool:
         owed = self._find(restart)
-        if owed is not None and owed.closed_at is None:
-            self.watch.wrote(outcome, restart)
-            owed.closed_at, owed.outcome = self.tables.now, outcome
+        if owed is None or owed.closed_at is not None:
+            return False
+        self.watch.wrote(outcome, restart)
+        owed.closed_at, owed.outcome = self.tables.now, outcome
+        return True
 
     def _may_be_looked_at(self, owed: StoredRestart, *, own_only: bool) -> bool:
         is_due = owed.closed_at is None and owed.due_at <= self.tables.now
@@ -409,7 +420,6 @@ class Holds(Part):
     @_transaction
     def release(self, _: Deadline, workspace_ids: Sequence[str]) -> list[Hold]:
         tables = self.tables
-        tables.holds = {one: tables.holds[one] for one in tables.holds if tables.is_on_hold(one)}
         for one in workspace_ids:
             tables.holds.pop(one, None)
         for owed in tables.restarts:

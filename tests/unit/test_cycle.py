@@ -41,7 +41,8 @@ def test_a_cycle_flips_and_restarts_the_dead_and_leaves_the_rest() -> None:
     report = invocation.run()
     assert invocation.rights == [True]
     assert invocation.wrote_by == [
-        *("acquire", "remember_absences", "flip", "cancel_moved_on", "claim", "accepted", "save_coverage", "release"),
+        *("acquire", "remember_absences", "flip", "cancel_moved_on", "claim", "accepted", "save_coverage", "purge"),
+        "release",
     ]
     figures = (report.candidates, report.checked, report.running, report.transition, report.dead)
     assert figures == (6, 6, 2, 1, 1)
