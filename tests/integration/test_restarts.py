@@ -718,7 +718,8 @@ def test_what_was_settled_is_kept_for_thirty_days_and_what_is_owed_for_ever(stag
     stage.platform.instead.reply(ACCEPTED, workspace_id=accepted)
     always(stage, REFUSED)
     stage.cycle(**NO_BREAKER)
-    stage.fleet.update(cancelled, status="removed")
+    for one in (accepted, cancelled):  # which also ends the watch over the accepted one
+        stage.fleet.update(one, status="removed")
     stage.fleet.age_everything(A_MINUTE_S)
     stage.cycle(**NO_BREAKER)
     stage.fleet.age_everything(kept_days * A_DAY_S)
