@@ -220,21 +220,27 @@ def test_a_hold_waits_for_a_flip_that_is_under_way(stage: Stage) -> None:
     assert on_hold(stage).keys() == {workspace}
 
 
-# What a policy does at each row that a session reads: after the statement's snapshot, and before the row's lock.
+# What a view in the table's place does at each row that a session reads: after the statement's snapshot, and before the
+# row's lock.
 STOP = """
     CREATE FUNCTION stop() RETURNS boolean LANGUAGE plpgsql AS $$
     BEGIN
         IF pg_backend_pid() IN ({sessions}) THEN PERFORM pg_advisory_xact_lock_shared(1); END IF;
         RETURN true;
     END $$;
-    ALTER TABLE {table} ENABLE ROW LEVEL SECURITY;
-    CREATE POLICY stop ON {table} TO reconciler USING (stop());
+    ALTER TABLE {schema}.{table} RENAME TO behind_the_view;
+    CREATE VIEW {schema}.{table} AS SELECT xmin, * FROM {schema}.behind_the_view WHERE stop();
+    GRANT ALL ON {schema}.{table} TO reconciler
 """
-GO_ON = "ALTER TABLE {table} DISABLE ROW LEVEL SECURITY; DROP FUNCTION stop CASCADE"
+GO_ON = """
+    DROP VIEW {schema}.{table};
+    ALTER TABLE {schema}.behind_the_view RENAME TO {table};
+    DROP FUNCTION stop
+"""
 SESSIONS = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND usename = 'reconciler'"
 
 
-def cycle_stopped_at_a_lock(stage: Stage, look: int, table: str, workspace: str) -> Outcome:
+def cycle_stopped_at_a_lock(stage: Stage, look: int, schema: str, table: str, workspace: str) -> Outcome:
     """Run a cycle whose first statement after a look at EC2 has its snapshot, but no lock, when a hold is placed."""
 
     def place(owner: Any) -> None:
@@ -245,7 +251,7 @@ def cycle_stopped_at_a_lock(stage: Stage, look: int, table: str, workspace: str)
     def stop(_: object) -> None:
         sessions = ", ".join(str(row["pid"]) for row in stage.database.query(SESSIONS))
         owner.run("SELECT pg_advisory_lock(1)")
-        owner.run(STOP.format(table=table, sessions=sessions))
+        owner.run(STOP.format(schema=schema, table=table, sessions=sessions))
         placed.append(hands.submit(place, owner))
 
     placed: list[Future[None]] = []
@@ -255,14 +261,14 @@ def cycle_stopped_at_a_lock(stage: Stage, look: int, table: str, workspace: str)
             outcome = stage.cycle(RECONFIRM_TIMEOUT_SECONDS=str(TIMEOUT_S))
             placed[0].result(TIMEOUT_S)
         finally:
-            owner.run(GO_ON.format(table=table))
+            owner.run(GO_ON.format(schema=schema, table=table))
     return outcome
 
 
 def test_no_flip_begins_after_a_hold_was_placed_however_close(stage: Stage) -> None:
     stage.add_all(2, "running")
     workspace = stage.add("terminated")
-    outcome = cycle_stopped_at_a_lock(stage, 2, "workspaces", workspace)
+    outcome = cycle_stopped_at_a_lock(stage, 2, "public", "workspaces", workspace)
     outcome.assert_untouched(workspace)
     assert outcome.reasons == {workspace: "on_hold"}
 
@@ -270,7 +276,7 @@ def test_no_flip_begins_after_a_hold_was_placed_however_close(stage: Stage) -> N
 def test_no_restart_is_claimed_after_a_hold_was_placed_however_close(stage: Stage) -> None:
     workspace = stage.add("terminated")
     stage.cycle(**NO_PLATFORM, **NO_BREAKER).assert_only_owed(workspace)
-    outcome = cycle_stopped_at_a_lock(stage, 1, "reconciler.restarts", workspace)
+    outcome = cycle_stopped_at_a_lock(stage, 1, "reconciler", "restarts", workspace)
     assert (outcome.calls, outcome.report["restarts"]["pending"]) == ([], 1)
     assert stage.fleet.restarts(workspace)[0]["attempts"] == 0
 
