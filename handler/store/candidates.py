@@ -27,9 +27,10 @@ LIMIT :one_more
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The candidates in fair order, when they were selected (the database's text), and what the order rests on.
+    """The candidates in fair order, and the coverage that decided the order.
 
-    `next_unselected` is the id of the first candidate that the limit left out.
+    `selected_at` is the time of the SELECT, as the database's own text. `next_unselected` is the id of the first
+    candidate that the limit left out, or None.
     """
 
     workspaces: list[Workspace]
@@ -46,7 +47,10 @@ class Candidates:
         self._session = session
 
     def select(self, deadline: Deadline, *, limit: int, workspace_ids: Sequence[str] | None) -> Selection:
-        """Return at most `limit` candidates, first those that the last full cycle left."""
+        """Return at most `limit` candidates, beginning where the last full cycle stopped.
+
+        With `workspace_ids`, only these are considered.
+        """
         with self._session.transaction(deadline, read_only=True) as transaction:
             ((selected_at,),) = transaction.run("SELECT now()::text")
             coverage = _coverage(transaction)

@@ -36,9 +36,9 @@ Rows = list[Any]
 
 _VARIABLE = "DATABASE_SECRET_ARN"
 _CONNECT_SECONDS = 10.0
-# How much longer than the server the client waits, so that it hears that the server gave up.
+# The client waits this much longer than the server, so that it hears that the server gave up.
 _GRACE_SECONDS = 0.3
-# A warm connection may be dead: finding out must leave most of the time for making another.
+# A warm connection may be dead. Finding out must leave time to make another.
 _WARM_SECONDS = 3.0
 _READ_BYTES = 64 * 1024
 _PORT = re.compile(r"[0-9]{1,5}")
@@ -73,7 +73,7 @@ class _Connection(pg8000.native.Connection):  # type: ignore[misc]  # pg8000 has
     """A connection that obeys a deadline once it is made, and leaves nothing open behind it.
 
     pg8000 has no public way to change a connection's timeout, and a timeout per packet would not bound an answer that
-    drips in. So this uses pg8000's private parts: its version is pinned, and the tests drip.
+    drips in. So this uses private parts of pg8000: its version is pinned, and tests let a server drip.
     """
 
     _sock: Any
@@ -86,12 +86,12 @@ class _Connection(pg8000.native.Connection):  # type: ignore[misc]  # pg8000 has
         self._sock = io.BufferedRWPair(self._reader, self._usock.makefile("wb", buffering=0), _READ_BYTES)
 
     def obey(self, deadline: Deadline) -> None:
-        """Have the next statement end, or raise TimeoutError, by the deadline."""
+        """Make the next statement end by the deadline, or raise TimeoutError."""
         self._reader.deadline = deadline
         self._usock.settimeout(deadline.remaining())
 
     def close(self) -> None:
-        """Say goodbye and close everything: pg8000, which calls this too, would leave its stream open."""
+        """Say goodbye and close everything: pg8000, which also calls this, would leave its stream open."""
         stream = self._sock
         try:
             super().close()
@@ -107,7 +107,7 @@ class _Connection(pg8000.native.Connection):  # type: ignore[misc]  # pg8000 has
 
 
 class Session:
-    """One connection, kept from one invocation to the next, and made anew when it is broken."""
+    """One connection, kept from one invocation to the next, and replaced when it breaks."""
 
     def __init__(self, database: Database, secrets: Secrets, token: Callable[[str, int, str], str]) -> None:
         """Log in as `database` says; `token(host, port, user)` makes an IAM token."""
@@ -151,7 +151,7 @@ class Session:
             try:
                 self._run(deadline.within(min(_WARM_SECONDS, deadline.remaining() / 2)), begin)
             except ConnectionLostError:
-                pass  # no transaction had begun, so it may begin again
+                pass  # no transaction has begun yet, so trying again is safe
             else:
                 return
         self._connection = self._connect(deadline)
@@ -199,7 +199,7 @@ class Session:
             return _in_time(lambda: _Connection(timeout=timeout_s, **login), time_left)
         except pg8000.exceptions.DatabaseError as error:
             raise _explained(error) from error
-        except Exception as error:  # whatever the other side answered, it is no database's greeting
+        except Exception as error:  # whatever answered, it was not PostgreSQL
             why = getattr(error, "verify_message", "") or type(error).__name__
             raise ConnectionLostError(f"no connection to the database at {shown(login['host'])}: {why}") from error
 
@@ -242,7 +242,7 @@ def _port(text: str | None) -> int | None:
 
 
 def _ssl_context(database: Database) -> ssl.SSLContext | bool | None:
-    """Return what pg8000 takes for libpq's sslmode. None falls back to plaintext, as `prefer` does."""
+    """Return what pg8000 takes instead of libpq's sslmode. None falls back to plaintext, as `prefer` does."""
     if database.sslmode == "disable":
         return False
     if database.sslmode in ("allow", "prefer"):
@@ -260,7 +260,7 @@ def _ssl_context(database: Database) -> ssl.SSLContext | bool | None:
 
 
 def _in_time(make: Callable[[], _Connection], deadline: Deadline) -> _Connection:
-    """Return what `make` makes, unless the deadline comes first: a name lookup obeys no timeout.
+    """Return the connection that `make` makes, unless the deadline comes first: a name lookup obeys no timeout.
 
     A connection that comes too late is closed. Raises TimeoutError, or what `make` raises.
     """
