@@ -294,7 +294,7 @@ GUARDS = (
         "second probe",
         "one wrong answer, or an instance that just started, costs a workspace its machine",
         _FLIPS,
-        "Flipper._attempted",
+        "Flipper._attempts",
         Code("confirms(first, second)", "True"),
         f"{_TEST_RACES}test_a_control_plane_that_does_not_say_dead_again_saves_the_workspace",
     ),
