@@ -125,8 +125,8 @@ def _cycle(request: Request, settings: Settings, parts: Parts, phases: Phases) -
     selection = store.candidates.select(phases.probing, limit=limit, workspace_ids=request.workspace_ids)
     observed = _observe(probe, selection, phases, log)
 
-    # Decide. Reading and writing memory has until `closing`: even a cycle that is too late to act remembers what it saw,
-    # and the next one begins with the dead.
+    # Decide. Reading and writing memory has until `closing`: even a cycle that is too late to act remembers what it
+    # saw, and the next one begins with the dead.
     memory = store.memory.recall(phases.closing, breaker_window_s=settings.breaker.window_s)
     plan = decide(
         observed.sightings, memory, settings.breaker, settings.absence, override_breaker=request.override_breaker

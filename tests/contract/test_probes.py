@@ -1,4 +1,4 @@
-"""What every probe does: the one in memory that the simulation asks, EC2's and the control plane's."""
+"""What every probe does: the simulation's in memory, EC2's and the control plane's."""
 
 from collections.abc import Iterator
 from contextlib import closing
@@ -34,15 +34,15 @@ class Subject(Protocol):
     """A probe, and the account that it asks about."""
 
     def set_state(self, number: int, state: str | None) -> None:
-        """Put an instance into a state, or have it unknown."""
+        """Put an instance into a state, or (None) make it unknown."""
         ...
 
     def refuse(self) -> None:
-        """Have what is asked answer with an error."""
+        """Make the source of truth answer with an error."""
         ...
 
     def delay(self, seconds: float) -> None:
-        """Have each answer take that long."""
+        """Make each answer take that long."""
         ...
 
     def deadline(self, seconds: float) -> Deadline:
@@ -50,12 +50,12 @@ class Subject(Protocol):
         ...
 
     def probe(self, *, timeout_s: float = 10.0) -> Probe:
-        """Return a new probe, one that asks for one at a time if it does not ask for all at once."""
+        """Return a new probe. It makes one check at a time, unless it asks about all instances at once."""
         ...
 
 
 class InMemory:
-    """See Subject; and the function that uses the probe."""
+    """See Subject. It is also the invocation that uses the probe."""
 
     cycle_id = "cycle"
 
@@ -171,7 +171,7 @@ def subject(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def seen(subject: Subject, *numbers: int, within_s: float = PLENTY_S, timeout_s: float = 10.0) -> dict[int, Sighting]:
-    """Ask about these workspaces' instances; return what is seen of each, which is one thing at most."""
+    """Probe these workspaces; return their sightings, of which each has one at most."""
     sightings = list(
         subject.probe(timeout_s=timeout_s).sightings(list(map(workspace, numbers)), subject.deadline(within_s))
     )

@@ -1,4 +1,4 @@
-"""What every store does: the one in memory that the simulation runs on, and the real one."""
+"""What every store does: the simulation's in memory, and the real one."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,7 +19,7 @@ from tests.unit.builders import instance, uuid
 
 LEASE_S, UNCERTAIN_S, RETRY_S, FRESH_S = 45.5, 300.0, 60.0, 60.0
 LOOP = CrashLoopPolicy(backoff_s=300, reset_s=3600)
-CLOSE = 5.0  # in seconds: how exactly an age can be told where real time goes by
+CLOSE = 5.0  # seconds by which an age may be off, because real time passes
 NOTHING_PLANNED = Gauges(0, 0, 0, 0, 0.0, 0.0, 0)
 
 
@@ -218,13 +218,13 @@ def test_what_is_open_and_how_old_it_is(subject: Subject) -> None:
     for number in range(1, 6):
         subject.add(uuid(number), instance(number))
         flip(store, number)
-    free, blocked, paid, recovered, held = due(store)
-    for restart in (blocked, paid, recovered):
+    free, blocked, accepted, recovered, on_hold = due(store)
+    for restart in (blocked, accepted, recovered):
         claim(store, restart)
     store.restarts.record_answer(soon(), blocked, "blocked", wait_s=RETRY_S)
-    store.restarts.accepted(soon(), paid)
+    store.restarts.accepted(soon(), accepted)
     store.restarts.accepted(soon(), recovered)
-    store.holds.place(soon(), [held.workspace_id], reason="why", lasts_s=10_000)
+    store.holds.place(soon(), [on_hold.workspace_id], reason="why", lasts_s=10_000)
     subject.update(recovered.workspace_id, status="online")
     store.restarts.cancel_moved_on(soon(), own_only=False)
     subject.age(901)
@@ -386,19 +386,19 @@ def test_restarts_that_follow_one_another_wait_longer_each_time_until_the_worksp
     subject: Subject,
 ) -> None:
     subject.add(uuid(1), instance(1))
-    pauses, store = [], holding(subject)
+    loops, store = [], holding(subject)
     for number in range(1, 6):
         store = holding(subject)
         outcome = flip(store)
         assert isinstance(outcome, Flipped)
-        pauses.append(outcome.crash_loop)
+        loops.append(outcome.crash_loop)
         subject.age(outcome.crash_loop.backoff_s + 1)
         store = holding(subject)
         (restart,) = due(store)
         assert claim(store, restart) is Claim.CLAIMED
         store.restarts.accepted(soon(), restart)
         subject.update(uuid(1), status="online", instance_id=instance(number + 1))
-    assert pauses == [CrashLoop(0, 0.0), CrashLoop(1, 0.0), CrashLoop(2, 0.0), CrashLoop(3, 300.0), CrashLoop(4, 600.0)]
+    assert loops == [CrashLoop(0, 0.0), CrashLoop(1, 0.0), CrashLoop(2, 0.0), CrashLoop(3, 300.0), CrashLoop(4, 600.0)]
     assert [restart[-1] for restart in subject.restarts()] == [0, 1, 2, 3, 4]
     store.restarts.cancel_moved_on(soon(), own_only=False)
     subject.age(3601)
@@ -503,14 +503,14 @@ def test_a_claim_keeps_everybody_away_for_as_long_as_its_answer_may_take(subject
     assert claim(second, replace(again, id=99)) is Claim.TAKEN
 
 
-@pytest.mark.parametrize(("pause_s", "refusals", "due_after_s"), [(RETRY_S, 1, RETRY_S), (None, 0, UNCERTAIN_S)])
+@pytest.mark.parametrize(("wait_s", "refusals", "due_after_s"), [(RETRY_S, 1, RETRY_S), (None, 0, UNCERTAIN_S)])
 def test_a_debt_that_was_not_paid_is_due_when_its_answer_says_or_else_the_claim(
-    subject: Subject, pause_s: float | None, refusals: int, due_after_s: float
+    subject: Subject, wait_s: float | None, refusals: int, due_after_s: float
 ) -> None:
     store = flipped(subject)
     (restart,) = due(store)
     claim(store, restart)
-    store.restarts.record_answer(soon(), restart, "blocked", wait_s=pause_s)
+    store.restarts.record_answer(soon(), restart, "blocked", wait_s=wait_s)
     assert subject.restarts() == [(1, uuid(1), instance(1), 1, refusals, "blocked", None, 0)]
     subject.age(due_after_s - 5)
     assert due(store) == []

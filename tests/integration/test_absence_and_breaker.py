@@ -1,4 +1,4 @@
-"""Doubts about many cycles: instances that EC2 does not know, and too many that look dead."""
+"""Doubts that last several cycles: instances that EC2 does not know, and too many that look dead."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -115,9 +115,9 @@ def test_how_many_sightings_over_how_long_it_takes_can_be_set(stage: Stage) -> N
 
 
 def flipped_at(stage: Stage, workspace: str, *words: str | None) -> int | None:
-    """Have the control plane say these words about a workspace's instance, each in a cycle of its own (None: it fails).
+    """Make the control plane give these states for a workspace's instance, one in each cycle (None: it fails).
 
-    Return after how many of them the workspace was flipped, if it was.
+    Return after how many of them the workspace was flipped, or None.
     """
     for number, word in enumerate(words, start=1):
         stage.control_plane.script.clear()
@@ -349,7 +349,7 @@ def test_a_dry_run_says_that_it_is_open_and_with_the_override_whom_it_holds_back
 
 
 def wave_after(stage: Stage, seconds: float, **settings: str) -> tuple[Outcome, list[str]]:
-    """Have four of ten die, and later two of the rest; return what the cycle then does, and the latter."""
+    """Let four of ten die, and later two more; return what the next cycle does, and the ids of these two."""
     populated(stage, running=6)
     first = populated(stage, stopped=4)
     assert_closed(stage.cycle(**settings), dict.fromkeys(first, "stopped"))

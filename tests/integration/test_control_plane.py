@@ -1,4 +1,4 @@
-"""The control plane as the source of truth: what is an answer, what is none, how it is asked, and what it may cost."""
+"""The control plane as the source of truth: which answers are usable, how it is asked, and how it may fail."""
 
 import gzip
 import json
@@ -40,7 +40,7 @@ def padded(size: int) -> bytes:
     return STOPPED + b" " * (size - len(STOPPED))
 
 
-# Whoever believes one of these says that a running instance has stopped.
+# Believing one of these would mean that a running instance has stopped.
 STATUSES: Mapping[str, Reply] = {
     "100 and then nothing": Raw(b"HTTP/1.1 100 Continue\r\n\r\n"),
     "204": Answer(204, STOPPED),
@@ -187,7 +187,7 @@ PROBES = {"first": 1, "second": 2}
 
 
 class Liar(HttpStandIn):
-    """Says of every instance that it has stopped, to whoever comes."""
+    """Tells everybody that every instance has stopped."""
 
     def __init__(self) -> None:
         super().__init__()

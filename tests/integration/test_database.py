@@ -1,4 +1,4 @@
-"""The database goes, comes back, refuses, lacks something or is set up in another way."""
+"""The database goes away, comes back, refuses, lacks something, or is set up differently."""
 
 import contextlib
 import traceback
@@ -45,7 +45,7 @@ def stage(postgres: PostgresServer, status_type: StatusType) -> Iterator[Stage]:
 
 
 def failure(stage: Stage, kind: type[ReconcilerError], event: Any = APPLY, **settings: str | None) -> str:
-    """Run a cycle that cannot be run, and has to leave everything as it was; return what it says."""
+    """Run a cycle that cannot be run, and must leave everything as it was; return its error's message."""
     before = Snapshot.of(stage.database)
     with pytest.raises(kind) as raised:
         stage.invoke(event, **settings)

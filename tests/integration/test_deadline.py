@@ -1,4 +1,4 @@
-"""Whatever hangs, drips or is locked: the cycle ends in its time, and what it left behind never acts later."""
+"""Whatever hangs, drips or is locked, the cycle ends in time, and nothing that it left behind acts later."""
 
 import contextlib
 import os
@@ -36,7 +36,7 @@ DEAD_S_ANSWER = b'{"state": "terminated"}'
 
 @contextlib.contextmanager
 def ends_within(seconds: float) -> Iterator[None]:
-    """Fail unless what is done inside ends in that time, or in the second that a cycle may take more."""
+    """Fail unless the block ends in this time, plus the second that a cycle may take beyond its deadline."""
     began_at = time.monotonic()
     yield
     took_s = time.monotonic() - began_at
@@ -55,7 +55,7 @@ def timed_cycle(stage: Stage, deadline_s: float, event: Any = APPLY, **settings:
 def timed_failure(
     stage: Stage, deadline_s: float, error: type[ReconcilerError] = StoreError, **settings: str | None
 ) -> str:
-    """Run a cycle that cannot be run, which has to be known within its deadline; return what it says."""
+    """Run a cycle that cannot be run, and must say so within its deadline; return its error's message."""
     with ends_within(deadline_s), pytest.raises(error) as raised:
         stage.invoke(CYCLE_DEADLINE_SECONDS=str(deadline_s), **settings)
     return str(raised.value)
@@ -153,7 +153,7 @@ def test_an_ec2_call_that_never_ends_costs_only_its_own_instances(stage: Stage, 
 
 
 def lock_table(stage: Stage, table: str, locks: ExitStack) -> None:
-    """Lock a table as a migration of the platform's would, until `locks` is left."""
+    """Lock a table, as a migration of the platform would, until `locks` is left."""
     connection = locks.enter_context(contextlib.closing(stage.database.connect()))
     connection.run(f"BEGIN; LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
 

@@ -1,4 +1,4 @@
-"""EC2's API as the source of truth: read whole and within its limits, and believed only where it is whole."""
+"""EC2's API as the source of truth: read to the end, within its limits, and believed only as far as it is complete."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -30,7 +30,7 @@ def stage(stage: Stage) -> Iterator[Stage]:
 
 
 def assert_within_limits(ec2: LimitedEc2) -> None:
-    """Fail if a call broke one of AWS's rules, or if there were more at once than an account should be asked for."""
+    """Fail if a call broke one of AWS's rules, or if there were too many calls at once."""
     assert ec2.peak_in_flight <= CALLS_AT_ONCE
     for call in ec2.calls:
         assert not call.instance_ids, "explicit ids fail all together"
@@ -50,7 +50,7 @@ def verdicts(outcome: Outcome) -> dict[str, int]:
 
 
 def stopped(instance_ids: list[str]) -> bytes:
-    """Return an answer that says of all these instances that they have stopped."""
+    """Return an answer that says that all these instances have stopped."""
     page = [Instance(one, "stopped", ZONES[0], number) for number, one in enumerate(instance_ids)]
     return ec2_xml.instances(page, None, request_id="r-1")
 
@@ -134,7 +134,7 @@ def test_a_state_that_ec2_did_not_have_yesterday_is_unknown(stage: Stage) -> Non
 def paged(
     stage: Stage, *, fails_at: int | None = None, circles_at: int | None = None
 ) -> Callable[[DescribeCall], Reply]:
-    """Return an order for answers in pages of two, of which one fails, or names itself as the next one."""
+    """Return a reply that answers in pages of two, of which one fails, or names itself as the next page."""
 
     def page(call: DescribeCall) -> Reply:
         start = int(call.parameters.get("NextToken", "0"))
@@ -175,7 +175,7 @@ def test_of_pages_that_come_to_no_end_the_ones_that_came_count_and_nobody_is_mis
 
 # --- answers that are none ---
 
-# Each in place of the answer about 200 instances, and most of them saying that all these have stopped.
+# Each replaces the answer about 200 instances. Most of them say that all these instances have stopped.
 TROUBLES: Mapping[str, Callable[[list[str]], Reply]] = {
     "garbage": lambda _: Answer(body=b"\x00\xff stopped \x00"),
     "nothing": lambda _: Answer(),
@@ -202,7 +202,7 @@ TROUBLES: Mapping[str, Callable[[list[str]], Reply]] = {
 
 @dataclass(frozen=True, slots=True)
 class Troubled:
-    """A cycle over many workspaces, of whose instances each 200 were asked for in one call, with its own trouble."""
+    """A cycle over many workspaces. Each call asks for 200 of their instances, and meets its own trouble."""
 
     outcome: Outcome
     dead: Mapping[str | None, str]
@@ -217,7 +217,7 @@ def troubled(stages: Stages) -> Troubled:
         dead: dict[str | None, str] = {}
         rows: list[dict[str, str]] = []
         for name in (*TROUBLES, None, None):
-            # Nothing of it is running, so that a listing of what runs spares nobody the question.
+            # Nothing is running, so a listing of what runs answers for nobody.
             instances = [*stage.instances(1, "stopped"), *stage.instances(PER_FILTER - 1, "stopping")]
             if name:
                 poisons[instances[0]] = name
@@ -336,7 +336,7 @@ class Crowd:
         return self.stage.glance(DRY_RUN)
 
     def again(self) -> None:
-        """Forget the orders and the calls."""
+        """Forget the rules and the calls."""
         self.stage.ec2.script.clear()
         self.stage.ec2.calls.clear()
         self.stage.ec2.bucket = TokenBucket(capacity=100, refill_per_s=20)

@@ -25,7 +25,7 @@ def fill(stage: Stage, ids: list[str], state: str = "running") -> list[str]:
 
 
 def touch_all_but(stage: Stage, quiet: set[str]) -> None:
-    """Have a heartbeat come from every workspace but these, which makes their rows the latest ones."""
+    """Record a heartbeat for every workspace but these, so that its row is the latest one."""
     stage.database.query(
         "UPDATE workspaces SET updated_at = now(), last_heartbeat_at = now() WHERE id::text <> ALL (:quiet)",
         quiet=list(quiet),
@@ -41,7 +41,7 @@ class Watch:
         self.cycles: list[list[str]] = []
 
     def cycle(self, event: Any = APPLY, **settings: str) -> Outcome:
-        """Run a cycle, and note the workspaces that it asked about, in the order in which it did."""
+        """Run a cycle, and note the workspaces that it asked about, in that order."""
         asked, calls = len(self._stage.control_plane.requests), len(self._stage.ec2.calls)
         outcome = self._stage.cycle(event, **self._stage.settings(self._probe), **settings)
         if self._probe == "control_plane":
@@ -185,7 +185,7 @@ def test_whoever_comes_and_goes_meanwhile_leaves_nobody_out(stage: Stage) -> Non
 
 
 def coverage_age(outcome: Outcome) -> float:
-    """Return the metric that tells for how long somebody has been waiting."""
+    """Return the metric CoverageAge: for how many seconds somebody has been waiting."""
     (line,) = outcome.metrics()
     (age,) = line["CoverageAge"]
     return float(age)

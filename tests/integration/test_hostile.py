@@ -1,6 +1,6 @@
-"""What a row, a control plane, a platform or a role that has fallen into the wrong hands can make the function do.
+"""What an attacker who controls a row, a control plane, a platform or a role can make the function do.
 
-docs/safety.md says it in words. Some of these tests show what is *not* prevented: the page must not promise more.
+docs/safety.md describes it. Some of these tests show what is *not* prevented: the page must not promise more.
 """
 
 import contextlib
@@ -127,7 +127,7 @@ def test_of_the_silent_it_takes_down_up_to_half_in_ten_minutes_and_no_more(stage
 
 
 class _Endless(HttpStandIn):
-    """A platform whose answer is a body that nobody could keep."""
+    """A platform that answers with an endless body."""
 
     def handle(self, _: Request) -> Reply:
         return Answer(body=b"x" * 10_000_000)
@@ -162,7 +162,7 @@ def test_a_platform_can_put_restarts_off_for_a_day_and_no_longer(stage: Stage) -
 
 @pytest.fixture
 def trap() -> Iterator[HttpStandIn]:
-    """A proxy that nobody is to use."""
+    """A proxy that nobody may use."""
 
     class Trap(HttpStandIn):
         def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""What happens to a workspace between the look at its row and the flip, and what the second look makes of it."""
+"""What may happen to a workspace between the SELECT and the flip, and what the re-read does about it."""
 
 import contextlib
 from collections import Counter
@@ -18,10 +18,10 @@ from tests.support.postgres_proxy import PostgresProxy
 from tests.support.stage import Outcome, Stage, Stages, from_question
 
 OVERRIDE = {"override_breaker": True}
-# Only a heartbeat in between holds a flip back.
+# Only a heartbeat in between prevents a flip.
 FIRST_HALF_ONLY = {"HEARTBEAT_FRESH_SECONDS": "0"}
 LONG_AGO_S, LESS_LONG_AGO_S = 300.0, 200.0
-# Whoever waits for a lock waits this long, which a test would notice.
+# Waiting for a lock would take this long, which a test would notice.
 RECONFIRM_TIMEOUT_S = 30
 
 
@@ -29,7 +29,7 @@ RECONFIRM_TIMEOUT_S = 30
 
 
 class Bystander:
-    """Whoever else works on the platform's rows while a cycle is under way."""
+    """Somebody else who works on the platform's rows during a cycle."""
 
     def __init__(self, stage: Stage) -> None:
         self.fleet = stage.fleet
@@ -43,7 +43,7 @@ class Bystander:
         self._stage.meanwhile.enter_context(self.fleet.locked(workspace))
 
     def begin_heartbeat(self, workspace: str) -> None:
-        """Begin a heartbeat that takes its time to commit; its stamp is that of its beginning."""
+        """Begin a heartbeat that commits later. Its time is the beginning of its transaction."""
         self._late = self._stage.meanwhile.enter_context(contextlib.closing(self._stage.database.connect()))
         self._late.run("BEGIN")
         self._late.run(
@@ -58,7 +58,7 @@ class Bystander:
 
 @dataclass(frozen=True, slots=True)
 class Race:
-    """What somebody does to a workspace, and the reason for which it is then left alone (None: it is flipped)."""
+    """What somebody does to a workspace, and the reason why it is then not flipped (None: it is flipped)."""
 
     reason: str | None
     act: Callable[[Bystander, str], object]
@@ -103,7 +103,7 @@ HARMLESS = [name for name, race in RACES.items() if not race.reason]
 
 @dataclass(frozen=True, slots=True)
 class Raced:
-    """A cycle in which all of that happened, each to a workspace of its own."""
+    """A cycle in which all races happened, each to its own workspace."""
 
     outcome: Outcome
     workspaces: Mapping[str, str]
@@ -327,7 +327,7 @@ ALL_ANSWERS = {**SECOND_ANSWERS, **CONFIRMING}
 
 @pytest.fixture(scope="module")
 def seconded(stages: Stages) -> Raced:
-    """A cycle in which every instance is stopped at the first look, and each something else at the second."""
+    """A cycle in which every instance is stopped at the first probe, and each gets another answer at the second."""
     with stages.borrowed() as stage:
         stage.add("running")
         workspaces = {name: stage.add("stopped") for name in ALL_ANSWERS}

@@ -1,4 +1,4 @@
-"""What the last look at a row or a restart refuses, though everything before it went well."""
+"""What the last check of a row or a restart refuses, although everything before it went well."""
 
 from collections.abc import Callable, Iterator
 

@@ -1,4 +1,4 @@
-"""What goes wrong has its cause, tells whether the request may have left, and never is requests' or urllib3's error."""
+"""Every failure is a CallError with its cause, which tells whether the request may have been sent."""
 
 import contextlib
 import errno
@@ -62,7 +62,7 @@ AMBIGUOUS = [
 
 
 def soon() -> Deadline:
-    """A deadline that nothing here needs: what fails does so at once."""
+    """A deadline that is never reached here: everything fails at once."""
     return Deadline(20)
 
 

@@ -1,4 +1,4 @@
-"""What cannot be promised: the schedules that do harm, shown, so that it is known how narrow they are."""
+"""What cannot be promised: the schedules that do harm, and how narrow they are."""
 
 import pytest
 
@@ -12,7 +12,7 @@ _NAMED = {action.name: action for action in ACTIONS}
 
 
 def after(state: str, *happenings: tuple[str, int, str]) -> World:
-    """Run one cycle in which, before the nth call of a kind, something happens; return the world."""
+    """Run one cycle in which something happens before the nth call of a kind; return the world."""
     seen: dict[str, int] = {}
 
     def adversary(simulation: Simulation, actor: Actor, call: str) -> None:

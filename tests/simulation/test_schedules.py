@@ -1,4 +1,4 @@
-"""No schedule breaks an invariant: all of the smallest world's, and random ones of larger worlds."""
+"""No schedule breaks an invariant: all schedules of the smallest world, and random ones of larger worlds."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from tests.simulation.simulation import ViolationError
 
 WALKS, CHUNKS = 4_000, 4
 
-pytestmark = pytest.mark.no_cover  # it would take twice the time; the other tests tell what is covered
+pytestmark = pytest.mark.no_cover  # it would take twice as long; the other tests measure coverage
 
 
 @pytest.mark.timeout(600)

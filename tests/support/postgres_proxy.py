@@ -1,4 +1,4 @@
-"""A stretch of network between a client and PostgreSQL, that can go silent, drip, or stop at a statement."""
+"""A network between a client and PostgreSQL that can go silent, drip, or stop at a statement."""
 
 import contextlib
 import socket
@@ -29,9 +29,9 @@ class _Order:
 
 
 class PostgresProxy:
-    """Listens on 127.0.0.1, within its `with` block, and passes on to a database's server.
+    """Listens on 127.0.0.1 within its `with` block, and passes everything on to a database server.
 
-    While it is frozen it takes connections and bytes, and passes nothing on, as a network that loses every packet.
+    While it is frozen, it accepts connections and bytes but passes nothing on, like a network that loses every packet.
     Leaving the block cuts every connection.
     """
 
@@ -66,19 +66,19 @@ class PostgresProxy:
         return not self._flowing.is_set()
 
     def freeze(self) -> None:
-        """Pass nothing on any more, in either direction, on any connection."""
+        """Stop passing bytes on, in both directions, on every connection."""
         self._flowing.clear()
 
     def thaw(self) -> None:
-        """Pass on what came meanwhile, and what comes."""
+        """Pass on what came meanwhile, and go on."""
         self._flowing.set()
 
     def drip(self, interval_s: float) -> None:
-        """Pass the server's bytes on one by one, each so many seconds after the last (0: as they come)."""
+        """Pass the server's bytes on one by one, this many seconds apart (0: as they come)."""
         self._interval_s = interval_s
 
     def before(self, words: bytes, hook: Callable[[], object], *, nth: int = 1) -> None:
-        """Run `hook` before the nth piece with these words, of all that clients send, is passed on."""
+        """Run `hook` before the nth piece of the clients' data that contains these words is passed on."""
         self._orders.append(_Order(words, nth, hook))
 
     def _accept(self) -> None:
