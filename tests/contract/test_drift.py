@@ -206,7 +206,9 @@ STEPS_AND_WEIGHTS: tuple[tuple[Step, int], ...] = (
 
 @pytest.mark.parametrize("status_type", ["enum", "text"])
 @pytest.mark.parametrize("seed", range(LIVES))
-def test_they_answer_the_same(request: pytest.FixtureRequest, status_type: StatusType, seed: int) -> None:
+def test_the_store_in_memory_and_the_real_one_answer_the_same(
+    request: pytest.FixtureRequest, status_type: StatusType, seed: int
+) -> None:
     with closing(InPostgres(request.getfixturevalue(f"{status_type}_database"))) as real:
         memory = InMemory()
         lives = Life(memory), Life(real)

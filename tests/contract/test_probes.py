@@ -180,7 +180,7 @@ def seen(subject: Subject, *numbers: int, within_s: float = PLENTY_S, timeout_s:
     return found
 
 
-def test_each_word_of_ec2s_has_its_verdict_and_any_other_has_none(subject: Subject) -> None:
+def test_each_state_of_ec2_has_its_verdict_and_any_other_is_unknown(subject: Subject) -> None:
     for number, word in enumerate(WORDS, 1):
         subject.set_state(number, word)
     subject.set_state(len(WORDS) + 1, None)
@@ -192,11 +192,11 @@ def test_each_word_of_ec2s_has_its_verdict_and_any_other_has_none(subject: Subje
     assert found[len(WORDS) + 1].verdict is Verdict.ABSENT
 
 
-def test_who_asks_about_nobody_hears_nothing(subject: Subject) -> None:
+def test_no_workspaces_means_no_sightings(subject: Subject) -> None:
     assert seen(subject) == {}
 
 
-def test_each_workspace_that_records_an_instance_hears_of_it(subject: Subject) -> None:
+def test_workspaces_that_record_the_same_instance_each_have_a_sighting(subject: Subject) -> None:
     subject.set_state(1, "stopped")
     both = [workspace(1), workspace(2, instance(1))]
     found = list(subject.probe().sightings(both, subject.deadline(PLENTY_S)))
@@ -204,7 +204,7 @@ def test_each_workspace_that_records_an_instance_hears_of_it(subject: Subject) -
     assert {one.verdict for one in found} == {Verdict.DEAD}
 
 
-def test_a_second_look_is_a_new_one(subject: Subject) -> None:
+def test_a_second_probe_asks_again(subject: Subject) -> None:
     subject.set_state(1, "stopped")
     probe = subject.probe()
     (first,) = probe.sightings([workspace(1)], subject.deadline(PLENTY_S))
@@ -239,7 +239,7 @@ def test_a_check_that_the_deadline_cuts_off_counts_when_it_had_its_share_of_the_
 
 
 @pytest.mark.parametrize("subject", ["memory", "control_plane"], indirect=True)
-def test_of_those_that_are_asked_about_one_at_a_time_the_last_may_come_too_late_to_count(subject: Subject) -> None:
+def test_the_last_of_several_checks_may_begin_too_late_to_count(subject: Subject) -> None:
     for number in (1, 2):
         subject.set_state(number, "stopped")
     subject.delay(1.2)

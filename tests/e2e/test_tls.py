@@ -114,7 +114,7 @@ def test_a_server_without_tls_is_refused_unless_that_is_asked_for(
     assert not connect(postgres.port, DATABASE_SSLMODE="prefer").failed
 
 
-def test_a_bundle_that_is_none_is_refused_by_the_variable_s_name(
+def test_a_bundle_without_certificates_is_refused_by_the_variable_s_name(
     here: Secured, connect: Connect, tmp_path: Path
 ) -> None:
     garbage = tmp_path / "garbage.pem"

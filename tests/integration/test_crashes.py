@@ -216,7 +216,7 @@ def test_a_process_that_dies_in_every_cycle_still_gets_every_workspace_restarted
     scene.assert_each_restarted_once()
 
 
-def test_a_restart_that_the_platform_is_still_at_is_not_asked_for_again_after_a_crash(scene: Scene) -> None:
+def test_a_restart_that_the_platform_still_works_on_is_not_asked_for_again_after_a_crash(scene: Scene) -> None:
     at_work = threading.Event()
 
     def kill_and_take_time(call: RestartCall) -> None:

@@ -92,7 +92,7 @@ def at_once(_: Stage, then: Callable[..., object]) -> None:
 
 
 @pytest.mark.parametrize("moment", [at_once, at_the_first_look, at_the_second_look, at_a_restart])
-def test_sessions_that_are_killed_between_transactions_are_made_anew_and_nothing_is_missed(
+def test_sessions_that_are_killed_between_transactions_are_replaced_and_nothing_is_missed(
     stage: Stage, moment: Callable[..., object]
 ) -> None:
     """There is one dead workspace alone, so that no transaction is under way while somebody is asked something."""

@@ -98,9 +98,7 @@ def test_an_instance_of_several_workspaces_is_asked_for_once(stage: Stage) -> No
     ],
     ids=ascii,
 )
-def test_an_id_that_ec2_would_not_take_is_unknown_never_sent_and_costs_nobody_else_anything(
-    stage: Stage, malformed: str
-) -> None:
+def test_a_malformed_id_is_unknown_never_sent_and_affects_nobody_else(stage: Stage, malformed: str) -> None:
     stage.add("running")
     dead = stage.add("stopped")
     workspace = stage.fleet.add(malformed)
@@ -110,7 +108,7 @@ def test_an_id_that_ec2_would_not_take_is_unknown_never_sent_and_costs_nobody_el
     assert malformed not in asked_for(stage.ec2)
 
 
-def test_ids_that_ec2_does_not_know_cost_nobody_else_anything(stage: Stage) -> None:
+def test_ids_that_ec2_does_not_know_affect_nobody_else(stage: Stage) -> None:
     stage.add_all(5, "running")
     stage.add_all(3, None)
     dead = stage.add("terminated")
@@ -159,9 +157,7 @@ def test_an_answer_in_pages_is_read_to_its_last_one(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("trouble", [{"fails_at": 4}, {"circles_at": 4}], ids=["fails", "goes in circles"])
-def test_of_pages_that_come_to_no_end_the_ones_that_came_count_and_nobody_is_missed(
-    stage: Stage, trouble: Mapping[str, int]
-) -> None:
+def test_the_pages_of_a_broken_listing_count_and_nobody_is_missed(stage: Stage, trouble: Mapping[str, int]) -> None:
     instances = sorted(stage.instances(10, "running"))
     stage.ec2.set_state(instances[0], "stopped")
     dead = stage.fleet.add_all(instances)[0]
@@ -242,11 +238,11 @@ def troubled(stages: Stages) -> Troubled:
 
 
 @pytest.mark.parametrize("name", TROUBLES)
-def test_an_answer_that_is_none_takes_nobody_offline(troubled: Troubled, name: str) -> None:
+def test_an_unusable_answer_takes_nobody_offline(troubled: Troubled, name: str) -> None:
     troubled.outcome.assert_untouched(troubled.dead[name])
 
 
-def test_an_answer_that_is_none_makes_unknown_whom_it_is_about_and_nobody_else(troubled: Troubled) -> None:
+def test_an_unusable_answer_makes_only_its_own_instances_unknown(troubled: Troubled) -> None:
     report = troubled.outcome.report
     assert (report["unknown"], report["absent"]) == (troubled.touched, 0)
     assert report["dead"] + report["transition"] == troubled.reached
@@ -384,7 +380,7 @@ def assert_seen_rightly(crowd: Crowd, outcome: Outcome) -> None:
     assert {flip["workspace_id"]: flip["instance_state"] for flip in outcome.report["flips"]} == crowd.dead
 
 
-def test_of_a_large_fleet_what_runs_is_listed_and_only_the_rest_is_asked_for(many: Crowd) -> None:
+def test_in_a_large_fleet_what_runs_is_listed_and_only_the_rest_is_asked_for(many: Crowd) -> None:
     outcome = many.look()
     assert_seen_rightly(many, outcome)
     assert asked_for(many.stage.ec2).keys() == many.not_running
@@ -408,9 +404,7 @@ LISTING_TROUBLES: Mapping[str, Callable[[DescribeCall], Reply | None]] = {
 
 
 @pytest.mark.parametrize("name", LISTING_TROUBLES)
-def test_whom_a_listing_of_what_runs_does_not_name_is_asked_about_and_not_taken_for_dead(
-    many: Crowd, name: str
-) -> None:
+def test_instances_missing_from_a_listing_are_asked_about_and_not_taken_for_dead(many: Crowd, name: str) -> None:
     many.stage.ec2.script.reply(LISTING_TROUBLES[name], action=LIST)
     assert_seen_rightly(many, many.look())
 

@@ -69,7 +69,7 @@ def test_a_workspace_on_hold_is_not_looked_at_flipped_or_restarted(stage: Stage,
 
 
 @both_status_types
-def test_a_dry_run_would_not_flip_it_either(stage: Stage) -> None:
+def test_a_dry_run_would_not_flip_a_workspace_on_hold(stage: Stage) -> None:
     workspace, other = stage.add_all(2, "terminated")
     hold(stage, workspace)
     report = stage.cycle(DRY_RUN, **NO_BREAKER).report
@@ -321,7 +321,7 @@ def test_the_number_on_hold_is_in_the_report_and_the_metrics_of_each_cycle(stage
     assert outcome.lines("cycle finished")[0]["on_hold"] == 2
 
 
-def test_neither_event_is_a_cycle(stage: Stage) -> None:
+def test_a_hold_or_release_is_no_cycle(stage: Stage) -> None:
     workspace = stage.add("terminated")
     stage.cycle(**NO_PLATFORM, **NO_BREAKER)
     stage.ec2.calls.clear()

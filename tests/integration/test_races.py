@@ -200,7 +200,7 @@ def test_a_row_that_was_locked_is_flipped_by_the_next_cycle(stage: Stage) -> Non
         pytest.param("0", {-3600.0}, id="0 leaves only a heartbeat later than the look at the row"),
     ],
 )
-def test_a_young_heartbeat_holds_a_flip_back_and_an_old_one_or_none_does_not(
+def test_a_young_heartbeat_prevents_a_flip_and_an_old_one_or_none_does_not(
     stage: Stage, probe: str, fresh_s: str | None, spared: set[float]
 ) -> None:
     stage.add_all(6, "running")
@@ -266,7 +266,7 @@ def execute(database: Database, statements: str) -> None:
 
 
 @pytest.mark.parametrize("name", FAILURES)
-def test_what_fails_at_the_flip_leaves_no_trace_and_the_next_cycle_does_it_all(stage: Stage, name: str) -> None:
+def test_a_failure_at_the_flip_leaves_no_trace_and_the_next_cycle_does_everything(stage: Stage, name: str) -> None:
     breaks, mends = FAILURES[name]
     stage.add_all(3, "running")
     workspaces = stage.add_all(2, "stopped")
@@ -345,7 +345,7 @@ def test_a_control_plane_that_does_not_say_dead_again_saves_the_workspace(second
 
 
 @pytest.mark.parametrize("name", CONFIRMING)
-def test_a_control_plane_that_says_dead_again_does_not(seconded: Raced, name: str) -> None:
+def test_a_control_plane_that_says_dead_again_does_not_save_the_workspace(seconded: Raced, name: str) -> None:
     seconded.outcome.assert_flipped(seconded.workspaces[name], name)
 
 
@@ -376,7 +376,7 @@ def test_an_instance_that_ec2_no_longer_calls_dead_at_the_second_look_saves_the_
         pytest.param(Hang(), id="silence"),
     ],
 )
-def test_ec2_not_answering_the_second_question_saves_all_that_were_in_it(stage: Stage, reply: Reply) -> None:
+def test_a_second_call_to_ec2_without_an_answer_saves_all_workspaces_in_it(stage: Stage, reply: Reply) -> None:
     stage.add_all(3, "running")
     workspaces = stage.add_all(2, "stopped")
     stage.ec2.script.reply(reply, nth=2)

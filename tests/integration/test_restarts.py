@@ -354,7 +354,7 @@ UNANSWERED = {
     [({}, 300), ({"RESTART_UNCERTAIN_SECONDS": "100"}, 100)],
     ids=["as set by default", "as set to 100 seconds"],
 )
-def test_what_is_uncertain_is_left_alone_for_as_long_as_is_set(
+def test_an_uncertain_restart_is_left_alone_for_the_configured_time(
     stage: Stage, settings: dict[str, str], uncertain_s: float
 ) -> None:
     workspace = stage.add("terminated")
@@ -553,7 +553,7 @@ def flipped_again(stage: Stage, **columns: Any) -> tuple[str, Outcome]:
     return workspace, outcome
 
 
-def test_where_nothing_at_all_is_found_an_old_restart_waits(stage: Stage) -> None:
+def test_when_nothing_at_all_is_found_an_old_restart_waits(stage: Stage) -> None:
     stage.add("running")
     stage.add("stopped")
     settings = stage.settings("control_plane")
@@ -567,7 +567,7 @@ def test_where_nothing_at_all_is_found_an_old_restart_waits(stage: Stage) -> Non
     assert restarts(stage.cycle(**settings)) == {"accepted": 1}
 
 
-def test_where_there_is_nobody_to_compare_with_an_instance_that_is_gone_is_restarted(stage: Stage) -> None:
+def test_without_other_candidates_the_restart_of_an_absent_instance_does_not_wait(stage: Stage) -> None:
     workspace = stage.add("terminated")
     order(stage, REFUSED, ACCEPTED)
     stage.cycle(**NO_BREAKER)

@@ -116,7 +116,7 @@ def test_the_lines_of_a_cycle_can_be_found_by_its_id_and_say_which_invocation_it
     assert first.after.events[0]["payload"]["cycle_id"] == first.lines("workspace flipped")[0]["cycle_id"]
 
 
-def test_a_dead_control_plane_is_told_in_a_hundred_lines_and_then_in_one_for_each_cause(stage: Stage) -> None:
+def test_a_dead_control_plane_gets_a_hundred_log_lines_and_then_one_for_each_cause(stage: Stage) -> None:
     causes = {"http_404": Answer(404), "not_json": Answer(body=b"<html>")}
     expected: Counter[str] = Counter()
     for number, one in enumerate(stage.add_all(300, "running")):

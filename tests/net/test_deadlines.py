@@ -119,7 +119,7 @@ def test_a_handshake_that_drips_in_ends_the_call(serve: Serve, call: Call) -> No
 
 
 @pytest.mark.parametrize("scheme", ["https"], indirect=True)
-def test_a_handshake_is_not_given_the_time_again_that_the_lookup_took(serve: Serve, lookup_takes: LookupTakes) -> None:
+def test_a_handshake_gets_only_the_time_that_the_lookup_left(serve: Serve, lookup_takes: LookupTakes) -> None:
     deadline = Deadline(LONG_S)
     lookup_takes(lambda: deadline.shorten(SHORT_S))
     with ending_in_time():
@@ -192,7 +192,7 @@ def test_a_call_whose_name_lookup_took_too_long_does_not_go_on(
     assert (server.connections, server.requests) == (0, [])
 
 
-def test_a_kept_connection_is_not_used_either_when_the_time_is_over(serve: Serve) -> None:
+def test_a_kept_connection_is_not_used_when_the_time_is_over(serve: Serve) -> None:
     server = serve((answer(),))
     with contextlib.closing(HttpClient(connections=1)) as client:
 
@@ -236,7 +236,7 @@ def test_calls_at_the_same_time_have_deadlines_of_their_own(serve: Serve, call: 
 
 @pytest.mark.parametrize("call", ["get", "post", "aws"], indirect=True)
 @pytest.mark.parametrize("scheme", ["http"], indirect=True)
-def test_what_one_thread_is_doing_is_not_held_against_another(
+def test_a_slow_lookup_on_one_thread_does_not_affect_another(
     serve: Serve, call: Call, lookup_takes: LookupTakes
 ) -> None:
     """A call ends, in time or not, while another one still looks up a name."""

@@ -21,7 +21,7 @@ from tests.support.kept_connections import kept_connections
 WORKSPACES = 100
 HEARTBEAT_FRESH_S = 1.0
 DEADLINE_S = 2.0
-# Longer than the platform takes, as docs/deploy.md asks.
+# Longer than the platform takes, as docs/decisions/0003-owed-restarts.md asks.
 UNCERTAIN_S = 4.0
 # Between the reconciler's last look at a row and the platform's own, the row can change: the platform's API leaves this
 # window open. On a busy machine it lasts so long at most.
