@@ -1,6 +1,7 @@
 """Lambda's entry point for the schedule and the console: one event in, one answer out."""
 
 import dataclasses
+import os
 import time
 from typing import Any
 
@@ -19,7 +20,7 @@ def lambda_handler(event: Any, context: Any) -> dict[str, Any]:
     run.
     """
     began_at = time.monotonic()
-    warm = process.current()
+    warm = process.current(os.environ)
     asked = request.parse(event, ceiling=warm.settings.mode)
     parts = warm.parts()
     logger.append_keys(cycle_id=parts.cycle_id, mode=asked.mode)

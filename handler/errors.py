@@ -10,7 +10,11 @@ ReconcilerError
     ├── SchemaMissingError  a table or column is missing, or the schema is too old
     ├── RightsMissingError  the role lacks a right that a cycle needs
     ├── RowLockedError      another transaction has the lock
-    └── LeaseLostError      this cycle's lease is over, so it must not act any more
+    ├── LeaseLostError      this cycle's lease is over, so it must not act any more
+    └── UnfitDatabaseError  nothing that it says may be acted on: no cycle goes on
+        ├── StandbyError        it is a standby, so its rows may be history
+        ├── ReadOnlyError       it is configured not to be written
+        └── RowSecurityError    row-level security may hide rows
 
 A message never contains a password, a token, or text from a remote's body.
 """
@@ -35,15 +39,15 @@ class SecretError(ReconcilerError):
 class StoreError(ReconcilerError):
     """A statement failed in the platform's database.
 
-    `server_message` is the server's own main message, without details or data, and `code` its SQLSTATE; both are None
+    `server_message` is the server's own main message, without details or data, and `sqlstate` its code; both are None
     if no server answered.
     """
 
-    def __init__(self, message: str, *, server_message: str | None = None, code: str | None = None) -> None:
+    def __init__(self, message: str, *, server_message: str | None = None, sqlstate: str | None = None) -> None:
         """Take the message for the log, the server's own, and its code."""
         super().__init__(message)
         self.server_message = server_message
-        self.code = code
+        self.sqlstate = sqlstate
 
 
 class LoginRefusedError(StoreError):
@@ -68,6 +72,22 @@ class RowLockedError(StoreError):
 
 class LeaseLostError(StoreError):
     """The lease of this cycle has expired, or another cycle has it."""
+
+
+class UnfitDatabaseError(StoreError):
+    """Nothing that this database says may be acted on, and it is the same for every row: the cycle does not go on."""
+
+
+class StandbyError(UnfitDatabaseError):
+    """The server is a standby. Its rows may be history."""
+
+
+class ReadOnlyError(UnfitDatabaseError):
+    """Somebody configured the server, the database or the role to be read only, so its rows may be history."""
+
+
+class RowSecurityError(UnfitDatabaseError):
+    """Row-level security may hide rows, which then look as if they were gone; the message names the remedies."""
 
 
 _SHOWN_CHARACTERS = 60

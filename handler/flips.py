@@ -9,7 +9,7 @@ from handler.deadline import Deadline
 from handler.domain.decide import confirms
 from handler.domain.model import FOUND, Restart, Sighting, SkipReason
 from handler.domain.report import Flip
-from handler.errors import LeaseLostError, ReconcilerError, RowLockedError
+from handler.errors import LeaseLostError, ReconcilerError, RowLockedError, UnfitDatabaseError
 from handler.probes import Probe
 from handler.settings import Settings
 from handler.store import Flipped, FlipPolicy, Flips
@@ -120,6 +120,8 @@ class Flipper:
             return SkipReason.ROW_LOCKED
         except LeaseLostError:  # it outlasts the cycle, so the time is over
             return SkipReason.OUT_OF_TIME
+        except UnfitDatabaseError:
+            raise
         except ReconcilerError as error:
             self._log.flip_failed(sighting, error)
             return SkipReason.OUT_OF_TIME if deadline.over() else SkipReason.RECONFIRM_ERROR

@@ -24,11 +24,13 @@ from handler.errors import (
 )
 from handler.net.secrets import Secrets
 from handler.settings import database_from
-from handler.store.rights import RIGHTS_TO_APPLY, lacking_rights
+from handler.store.rights import lacking_rights
 from handler.store.session import Session, Transaction
+from handler.store.tables import RIGHTS_TO_APPLY
 from handler.telemetry import logger
 
-FILES = ("infra/schema.sql", "infra/grants.sql")
+SCHEMA, GRANTS = "infra/schema.sql", "infra/grants.sql"
+FILES = (SCHEMA, GRANTS)
 _ROOT = Path(__file__).parent.parent
 
 _SECONDS = 50.0
@@ -89,13 +91,15 @@ def _is_role(name: object) -> bool:
 
 def install(session: Session, role: str, deadline: Deadline) -> dict[str, Any]:
     """Apply the files in one transaction; return what they created and granted. Raises StoreError, SecretError."""
-    with session.transaction(deadline) as transaction:
+    with session.transaction(deadline, every_row=False) as transaction:
         if not transaction.run("SELECT FROM pg_roles WHERE rolname = :role", role=role):
             raise StoreError(f"the database has no role {role}: create it, with LOGIN")
         relations, lacking = _own_relations(transaction), lacking_rights(transaction, RIGHTS_TO_APPLY, role=role)
-        for file in FILES:
-            with _naming(file):
-                transaction.run((_ROOT / file).read_text().replace(':"role"', _quoted(role)))
+        with _naming(SCHEMA):
+            transaction.run((_ROOT / SCHEMA).read_text())
+        with _naming(GRANTS):
+            _find_by_plain_names(transaction)
+            transaction.run((_ROOT / GRANTS).read_text().replace(':"role"', _quoted(role)))
         still_lacking = lacking_rights(transaction, RIGHTS_TO_APPLY, role=role)
         if still_lacking:
             # PostgreSQL only warns about a GRANT of rights that the login may not pass on.
@@ -124,6 +128,12 @@ def _naming(file: str) -> Iterator[None]:
         raise RowLockedError(f"{file}: {error.server_message}: nothing was changed, run the installer again") from error
     except SchemaMissingError as error:
         raise SchemaMissingError(f"{file}: {error.server_message}: is this the platform's database?") from error
+
+
+def _find_by_plain_names(transaction: Transaction) -> None:
+    """Have the platform's tables found by the names that a file for psql has for them, and nothing else before them."""
+    schemas = dict.fromkeys(schema for schema in transaction.schemas.values() if schema is not None)
+    transaction.run(f"SET LOCAL search_path = {', '.join(['pg_catalog', *schemas, 'pg_temp'])}")
 
 
 def _own_relations(transaction: Transaction) -> set[str]:

@@ -1,6 +1,5 @@
 """What stays warm in Lambda's process from one invocation to the next, and how much time an invocation has."""
 
-import os
 import uuid
 from collections.abc import Mapping
 from functools import partial
@@ -89,7 +88,7 @@ class Process:
 _process: Process | None = None
 
 
-def current(environment: Mapping[str, str] = os.environ) -> Process:
+def current(environment: Mapping[str, str]) -> Process:
     """Return the warm process, or a new one if the environment has changed. Raises SettingsError."""
     global _process  # noqa: PLW0603 - Lambda gives a process no other place to keep things warm
     present = {name: value for name, value in environment.items() if name != _CHANGES_EACH_TIME}

@@ -141,7 +141,7 @@ class CycleLog:
 
     def flip_failed(self, sighting: Sighting, error: ReconcilerError) -> None:
         """Log an error that prevented a flip: the first one of each kind gets a line, the rest are counted."""
-        code = error.code if isinstance(error, StoreError) else None
+        code = error.sqlstate if isinstance(error, StoreError) else None
         message, kind = "re-read or flip failed", _printable(code or type(error).__name__)
         self._lines[f"{message}: {kind}"] += 1
         if self._lines[f"{message}: {kind}"] > 1:

@@ -12,7 +12,7 @@ from typing import assert_never
 from handler.deadline import Deadline
 from handler.domain.backoff import retry_backoff
 from handler.domain.model import Cause, Failure, Restart, Verdict
-from handler.errors import ReconcilerError
+from handler.errors import ReconcilerError, UnfitDatabaseError
 from handler.parallel import in_parallel
 from handler.probes import Probe
 from handler.restarts import Answer, Platform, Reply
@@ -82,6 +82,8 @@ class RestartWorker:
             if due:
                 dead = self._still_dead(due, deadline, closing, absence_counts=absence_counts)
                 self._ask_for(dead, platform(deadline), deadline, closing)
+        except UnfitDatabaseError:
+            raise
         except ReconcilerError as error:
             self._log.failure("restarts left for the next cycle", error)
         return self._results

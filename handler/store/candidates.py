@@ -12,9 +12,12 @@ from handler.store.session import Session, Transaction
 
 _COVERAGE = "SELECT cursor::text, pass_start::text, brought_forward::text[] FROM reconciler.coverage"
 
+# The server converts nothing: in some encodings there are bytes without a counterpart in UTF-8, and one of them would
+# cost all rows.
+_UNCONVERTED = "SET LOCAL client_encoding = 'SQL_ASCII'; "
 _CANDIDATES = f"""
 SELECT id::text, instance_id, last_heartbeat_at::text
-FROM workspaces
+FROM platform.workspaces
 WHERE status IN ('online', 'degraded')
   AND instance_id <> ''
   AND COALESCE(runtime, '') <> 'external'
@@ -52,7 +55,7 @@ class Candidates:
         With `workspace_ids`, only these are considered.
         """
         with self._session.transaction(deadline, read_only=True) as transaction:
-            ((selected_at,),) = transaction.run("SELECT now()::text")
+            ((selected_at,),) = transaction.run(_UNCONVERTED + "SELECT now()::text")
             coverage = _coverage(transaction)
             rows = transaction.run(
                 _CANDIDATES,

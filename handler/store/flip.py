@@ -21,7 +21,7 @@ SELECT status::text, instance_id, runtime,
        OR COALESCE(last_heartbeat_at > CAST(:selected_at AS timestamptz), false)
        OR COALESCE(last_heartbeat_at > clock_timestamp() - make_interval(secs => :fresh_s), false),
        {on_hold("workspaces.id")}, restarts, up_s
-FROM workspaces LEFT JOIN LATERAL (
+FROM platform.workspaces LEFT JOIN LATERAL (
     SELECT streak + CASE WHEN asked_at IS NULL THEN 0 ELSE 1 END AS restarts,
            CAST(extract(epoch FROM now() - CASE
                WHEN outcome = 'accepted' THEN COALESCE(watch_ended_at, now()) ELSE COALESCE(closed_at, asked_at, now())
@@ -38,11 +38,11 @@ _LOCKED_ROW = _CURRENT_ROW + " FOR NO KEY UPDATE OF workspaces NOWAIT"
 # lock, none can be placed.
 _FLIP = f"""
 WITH flipped AS (
-    UPDATE workspaces SET status = 'offline', updated_at = now()
+    UPDATE platform.workspaces SET status = 'offline', updated_at = now()
     WHERE id = CAST(:id AS uuid) AND {LEASE_IS_OURS} AND NOT {on_hold("workspaces.id")}
     RETURNING id, status
 ), event AS (
-    INSERT INTO structure_events (event_type, workspace_id, payload)
+    INSERT INTO platform.structure_events (event_type, workspace_id, payload)
     SELECT 'WORKSPACE_OFFLINE', id, CAST(:payload AS jsonb) FROM flipped
 ), superseded AS (
     UPDATE reconciler.restarts SET closed_at = now(), outcome = 'cancelled'

@@ -23,7 +23,9 @@ _ACTIVE = """
 SELECT workspace_id::text, reason, to_char(ends_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"')
 FROM reconciler.holds WHERE ends_at > now() ORDER BY ends_at, workspace_id
 """
-_LOCK_ROWS = "SELECT id::text FROM workspaces WHERE id = ANY (CAST(:ids AS uuid[])) ORDER BY id FOR NO KEY UPDATE"
+_LOCK_ROWS = (
+    "SELECT id::text FROM platform.workspaces WHERE id = ANY (CAST(:ids AS uuid[])) ORDER BY id FOR NO KEY UPDATE"
+)
 _LOCK_RESTARTS = """
 SELECT FROM reconciler.restarts WHERE workspace_id = ANY (CAST(:ids AS uuid[])) AND closed_at IS NULL
 ORDER BY id FOR UPDATE

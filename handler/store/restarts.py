@@ -15,14 +15,14 @@ _FREE = f"COALESCE(backoff_until <= now(), true) AND NOT {on_hold('owed.workspac
 _END_WATCH = """
 UPDATE reconciler.restarts AS accepted SET watch_ended_at = now()
 WHERE outcome = 'accepted' AND watch_ended_at IS NULL
-  AND NOT EXISTS (SELECT FROM workspaces WHERE workspaces.id = accepted.workspace_id
+  AND NOT EXISTS (SELECT FROM platform.workspaces WHERE workspaces.id = accepted.workspace_id
                   AND status NOT IN ('online', 'removed', 'paused', 'hibernating', 'hibernated'))
 """
 _CANCEL_MOVED_ON = """
 UPDATE reconciler.restarts AS owed SET closed_at = now(), outcome = 'cancelled'
 WHERE closed_at IS NULL AND due_at <= now()
   AND (cycle_id = CAST(:cycle_id AS uuid) OR NOT :own_only)
-  AND NOT EXISTS (SELECT FROM workspaces AS current WHERE current.id = owed.workspace_id
+  AND NOT EXISTS (SELECT FROM platform.workspaces AS current WHERE current.id = owed.workspace_id
                   AND current.status = 'offline' AND current.instance_id = owed.instance_id)
 RETURNING id, workspace_id::text, instance_id, attempts, refusals, cycle_id = CAST(:cycle_id AS uuid)
 """
@@ -42,7 +42,7 @@ _ROW = """
 SELECT status::text, instance_id,
        COALESCE(last_heartbeat_at > GREATEST(CAST(:flipped_at AS timestamptz),
                 clock_timestamp() - make_interval(secs => :fresh_s)), false)
-FROM workspaces WHERE id = CAST(:id AS uuid)
+FROM platform.workspaces WHERE id = CAST(:id AS uuid)
 """
 # A hold may have been placed between the snapshot of _LOCK and its lock.
 _CLAIM = f"""

@@ -1,13 +1,14 @@
-"""The connection to PostgreSQL: made, verified, kept warm, and bounded in time. It knows no table.
+"""The connection to PostgreSQL: made, verified, kept warm, and bounded in time.
 
 Nothing here outlives a transaction on the server (`SET LOCAL` only), so it works behind RDS Proxy and PgBouncer's
-transaction pooling.
+transaction pooling. What a transaction begins with is in transaction.py.
 """
 
 import contextlib
 import io
 import re
 import ssl
+import struct
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -22,17 +23,21 @@ from handler.errors import (
     LoginRefusedError,
     RightsMissingError,
     RowLockedError,
+    RowSecurityError,
     SchemaMissingError,
     SecretError,
     SettingsError,
+    StandbyError,
     StoreError,
     shown,
 )
 from handler.net.bounded import BoundedReader
 from handler.net.secrets import Secrets, text_field
 from handler.settings import IAM, Database
+from handler.store.row_security import REMEDIES, require_every_row
+from handler.store.transaction import STANDBY, Begun, Rows, Transaction, begin, begun
 
-Rows = list[Any]
+__all__ = ["Session", "Transaction"]
 
 _VARIABLE = "DATABASE_SECRET_ARN"
 _CONNECT_SECONDS = 10.0
@@ -42,6 +47,7 @@ _GRACE_SECONDS = 0.3
 _WARM_SECONDS = 3.0
 _READ_BYTES = 64 * 1024
 _PORT = re.compile(r"[0-9]{1,5}")
+_LENGTH = struct.Struct("!i")
 
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
 _ERROR_OF_SQLSTATE: dict[str, tuple[type[StoreError], str]] = {
@@ -51,22 +57,19 @@ _ERROR_OF_SQLSTATE: dict[str, tuple[type[StoreError], str]] = {
     "42P01": (SchemaMissingError, "run infra/schema.sql"),
     "42703": (SchemaMissingError, "run infra/schema.sql"),
     "42501": (RightsMissingError, "run infra/grants.sql"),
+    "25006": (StandbyError, STANDBY),
     "55P03": (RowLockedError, ""),
     "57P01": (ConnectionLostError, ""),
+    "25P02": (ConnectionLostError, ""),
     "25P03": (ConnectionLostError, ""),
 }
-
-
-class Transaction:
-    """An open transaction, as its user sees it."""
-
-    def __init__(self, run: Callable[..., Rows]) -> None:
-        """Run statements by `run(sql, **parameters)`."""
-        self._run = run
-
-    def run(self, sql: str, **parameters: Any) -> Rows:
-        """Run one statement and return its rows. Raises StoreError."""
-        return self._run(sql, **parameters)
+# BEGIN READ WRITE on a standby.
+_FEATURE_NOT_SUPPORTED = "0A000"
+# What cannot be found from within a trigger's function is not ours.
+_NOT_FOUND = ("3F000", "42P01", "42704", "42883")
+_BY_SCHEMA = "a trigger's function has to name what it uses by its schema, or SET a search_path of its own"
+# The routines of the server's that raise an error because of a policy. Its message may be in any language.
+_ROW_SECURITY_ROUTINES = ("check_enable_rls", "ExecWithCheckOptions")
 
 
 class _Connection(pg8000.native.Connection):  # type: ignore[misc]  # pg8000 has no types
@@ -74,6 +77,9 @@ class _Connection(pg8000.native.Connection):  # type: ignore[misc]  # pg8000 has
 
     pg8000 has no public way to change a connection's timeout, and a timeout per packet would not bound an answer that
     drips in. So this uses private parts of pg8000: its version is pinned, and tests let a server drip.
+
+    Each transaction asks for UTF-8. A database without an encoding (SQL_ASCII) sends whatever bytes it has: those that
+    are not UTF-8 become lone surrogates, which are nobody's instance id, and cost only their row.
     """
 
     _sock: Any
@@ -84,6 +90,25 @@ class _Connection(pg8000.native.Connection):  # type: ignore[misc]  # pg8000 has
         self._reader = BoundedReader(self._usock.makefile("rb", buffering=0), self._usock, Deadline(0))
         self._sock.close()
         self._sock = io.BufferedRWPair(self._reader, self._usock.makefile("wb", buffering=0), _READ_BYTES)
+
+    def handle_PARAMETER_STATUS(self, data: bytes, context: Any) -> None:  # noqa: N802 - pg8000's name
+        """Note what the server says of its settings. The encoding stays UTF-8, whatever the session had."""
+        super().handle_PARAMETER_STATUS(data, context)
+        self._client_encoding = "utf8"
+
+    def handle_DATA_ROW(self, data: bytes, context: Any) -> None:  # noqa: N802 - pg8000's name
+        """Read one row, as pg8000 does, but for the bytes that are not UTF-8."""
+        row: list[Any] = []
+        index = 2
+        for convert in context.input_funcs:
+            (length,) = _LENGTH.unpack_from(data, index)
+            index += _LENGTH.size
+            if length < 0:
+                row.append(None)
+                continue
+            row.append(convert(str(data[index : index + length], "utf-8", "surrogateescape")))
+            index += length
+        context.rows.append(row)
 
     def obey(self, deadline: Deadline) -> None:
         """Make the next statement end by the deadline, or raise TimeoutError."""
@@ -117,14 +142,24 @@ class Session:
         self._connection: _Connection | None = None
 
     @contextlib.contextmanager
-    def transaction(self, deadline: Deadline, *, read_only: bool = False) -> Iterator[Transaction]:
+    def transaction(
+        self, deadline: Deadline, *, read_only: bool = False, every_row: bool = True
+    ) -> Iterator[Transaction]:
         """Open a transaction that ends by the deadline, committed as a whole or not at all.
 
-        Raises StoreError, SecretError, SettingsError.
+        With `every_row`, it is refused if row-level security could hide a row of the tables. Raises StoreError,
+        SecretError, SettingsError.
         """
-        self._begin(deadline, read_only=read_only)
+        beginning = self._begin(deadline, read_only=read_only)
+        transaction = Transaction(lambda sql, **parameters: self._run(deadline, sql, **parameters), beginning.schemas)
         try:
-            yield Transaction(lambda sql, **parameters: self._run(deadline, sql, **parameters))
+            if beginning.row_security and every_row:
+                require_every_row(transaction, read_only=read_only)
+                transaction.run("SET LOCAL row_security = on")
+            yield transaction
+            if beginning.row_security and every_row:
+                # Nobody can change the policies of the tables that the transaction has used until it ends.
+                require_every_row(transaction, read_only=read_only)
             self._run(deadline, "COMMIT")
         except BaseException:
             self._roll_back()
@@ -136,26 +171,37 @@ class Session:
         if connection is not None:
             connection.hang_up()
 
-    def _begin(self, deadline: Deadline, *, read_only: bool) -> None:
-        if deadline.over():
-            raise StoreError("no time is left for the transaction")
-        milliseconds = max(1, int(deadline.remaining() * 1000))
-        begin = (
-            f"BEGIN ISOLATION LEVEL READ COMMITTED, READ {'ONLY' if read_only else 'WRITE'};"
-            f" SET LOCAL statement_timeout = {milliseconds};"
-            f" SET LOCAL lock_timeout = {milliseconds};"
-            f" SET LOCAL idle_in_transaction_session_timeout = {milliseconds + 1000};"
-            " SET LOCAL TimeZone = 'UTC'; SET LOCAL DateStyle = 'ISO'; SET LOCAL client_encoding = 'UTF8'"
-        )
-        if self._connection is not None:
+    def _begin(self, deadline: Deadline, *, read_only: bool) -> Begun:
+        """Begin a transaction; on another connection if this one is dead, or leads to a standby."""
+        standbys = 0
+        while True:
+            if deadline.over():
+                raise StoreError("no time is left for the transaction")
+            warm = self._connection is not None
+            if not warm:
+                self._connection = self._connect(deadline)
+            part = deadline.within(min(_WARM_SECONDS, deadline.remaining() / 2)) if warm else deadline
             try:
-                self._run(deadline.within(min(_WARM_SECONDS, deadline.remaining() / 2)), begin)
+                return self._begun(
+                    part, begin(read_only=read_only, timeout_s=deadline.remaining()), read_only=read_only
+                )
             except ConnectionLostError:
-                pass  # no transaction has begun yet, so trying again is safe
-            else:
-                return
-        self._connection = self._connect(deadline)
-        self._run(deadline, begin)
+                if not warm:
+                    raise
+            except StandbyError:
+                standbys += 1
+                if standbys > 1:
+                    raise
+
+    def _begun(self, deadline: Deadline, statements: str, *, read_only: bool) -> Begun:
+        """Begin on this connection. If that fails, half a transaction may be open on it: it is never used again."""
+        try:
+            return begun(self._run(deadline, statements), read_only=read_only)
+        except BaseException as error:
+            self.close()
+            if isinstance(error, StoreError) and error.sqlstate == _FEATURE_NOT_SUPPORTED:
+                raise StandbyError(STANDBY) from error
+            raise
 
     def _run(self, deadline: Deadline, sql: str, **parameters: Any) -> Rows:
         if self._connection is None:
@@ -167,12 +213,18 @@ class Session:
             return self._connection.run(sql, **parameters) or []
         except pg8000.exceptions.DatabaseError as error:
             failure = _explained(error)
-            if isinstance(failure, ConnectionLostError):
+            if isinstance(failure, ConnectionLostError | StandbyError):
                 self.close()
             raise failure from error
         except (pg8000.exceptions.Error, OSError) as error:
             self.close()
             raise ConnectionLostError(f"the database hung up or did not answer ({type(error).__name__})") from error
+        except UnicodeError as error:
+            self.close()
+            raise StoreError("a value that is no text can be neither sent to the database nor read from it") from error
+        except BaseException:
+            self.close()  # the rest of the answer would be taken for the next one's
+            raise
 
     def _roll_back(self) -> None:
         if self._connection is None:
@@ -279,5 +331,9 @@ def _explained(error: pg8000.exceptions.DatabaseError) -> StoreError:
     fields = error.args[0] if error.args and isinstance(error.args[0], dict) else {}
     code, message = fields.get("C", "?"), fields.get("M", "no message")
     kind, remedy = _ERROR_OF_SQLSTATE.get(code, (StoreError, ""))
+    if kind is RightsMissingError and fields.get("R") in _ROW_SECURITY_ROUTINES:
+        kind, remedy = RowSecurityError, REMEDIES
+    elif code in _NOT_FOUND and "W" in fields:
+        remedy = _BY_SCHEMA
     text = f"the database refused: {message} ({code})" + (f": {remedy}" if remedy else "")
-    return kind(text, server_message=message, code=code)
+    return kind(text, server_message=message, sqlstate=code)

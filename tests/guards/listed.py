@@ -34,8 +34,10 @@ _MODEL = "handler/domain/model.py"
 _PLATFORM = "handler/restarts/platform.py"
 _REQUEST = "handler/request.py"
 _RESTARTS = "handler/store/restarts.py"
+_ROW_SECURITY = "handler/store/row_security.py"
 _SESSION = "handler/store/session.py"
 _TELEMETRY = "handler/telemetry.py"
+_TRANSACTION = "handler/store/transaction.py"
 _WORKER = "handler/restarts/worker.py"
 
 _TEST_APP = "tests/unit/test_app.py::"
@@ -48,6 +50,7 @@ _TEST_DEADLINE = "tests/integration/test_deadline.py::"
 _TEST_DECIDE = "tests/unit/test_decide.py::"
 _TEST_ENTRY_POINT = "tests/integration/test_entry_point.py::"
 _TEST_EC2 = "tests/integration/test_ec2.py::"
+_TEST_FAILOVER = "tests/integration/test_failover.py::"
 _TEST_FIELD = "tests/integration/test_field_reports.py::"
 _TEST_FLIP_ERRORS = "tests/integration/test_flip_errors.py::"
 _TEST_HOLDS = "tests/integration/test_holds.py::"
@@ -57,6 +60,9 @@ _TEST_RACES = "tests/integration/test_races.py::"
 _TEST_REFUSALS = "tests/isolation/test_refusals.py::"
 _TEST_REQUEST = "tests/unit/test_request.py::"
 _TEST_RESTARTS = "tests/integration/test_restarts.py::"
+_TEST_ROW_SECURITY = "tests/integration/test_row_level_security.py::"
+_TEST_SEARCH_PATH = "tests/integration/test_search_path.py::"
+_TEST_SESSION = "tests/integration/test_session.py::"
 _TEST_STORE = "tests/contract/test_store.py::"
 _TEST_TELEMETRY = "tests/integration/test_telemetry.py::"
 _TEST_TELEMETRY_UNIT = "tests/unit/test_telemetry.py::"
@@ -65,6 +71,10 @@ _TEST_WORKER = "tests/unit/test_restart_worker.py::"
 _BROKEN_ANSWER = f"{_TEST_CONTROL_PLANE}test_a_broken_answer_neither_raises_nor_confirms_a_suspicion"
 _MOVES_ON = f"{_TEST_RACES}test_a_workspace_that_moves_on_before_the_flip_is_left_alone"
 _WITHOUT_LEASE = f"{_TEST_REFUSALS}test_a_cycle_whose_lease_has_expired_writes_nothing"
+
+_CHANGED_MEANWHILE = f"{_TEST_ROW_SECURITY}test_what_changes_right_before_restarts_are_cancelled_cancels_none"
+_LEFT_IN_SESSION = f"{_TEST_SEARCH_PATH}test_what_somebody_left_in_a_pooled_session_counts_for_nothing"
+_MAY_HIDE = f"{_TEST_ROW_SECURITY}test_a_policy_that_may_hide_a_row_is_refused"
 
 GUARDS = (
     # --- observe ---
@@ -642,8 +652,8 @@ GUARDS = (
     Guard(
         "deadline: open transaction",
         "a row stays locked after the process or the network fails in the middle of a flip",
-        _SESSION,
-        "Session._begin",
+        _TRANSACTION,
+        "begin",
         Sql("SET LOCAL idle_in_transaction_session_timeout = {milliseconds + 1000};", ""),
         f"{_TEST_DEADLINE}test_a_flip_that_the_network_lost_locks_its_row_only_for_a_moment",
     ),
@@ -704,6 +714,147 @@ GUARDS = (
         Code("self._lease.require(transaction)", "None"),
         _WITHOUT_LEASE,
     ),
+    # --- the database ---
+    Guard(
+        "session: left half begun",
+        "the next transaction finds itself inside an older one",
+        _SESSION,
+        "Session._begun",
+        Code("self.close()", "None"),
+        f"{_TEST_FAILOVER}test_a_connection_to_a_standby_is_made_anew_once",
+    ),
+    Guard(
+        "session: aborted transaction",
+        "one cancelled BEGIN fails every later cycle of a warm process",
+        _SESSION,
+        "_ERROR_OF_SQLSTATE",
+        Code('"25P02"', '"-----"'),
+        f"{_TEST_SESSION}test_an_error_that_somebody_swallows_ends_the_session_and_commits_nothing",
+    ),
+    Guard(
+        "session: half an answer",
+        "a statement is taken to be answered by what an earlier one was answered",
+        _SESSION,
+        "Session._run",
+        Code("self.close()\nraise", "raise"),
+        f"{_TEST_SESSION}test_an_interrupt_in_the_middle_of_an_answer_leaves_nothing_behind_either",
+    ),
+    Guard(
+        "standby: its rows",
+        "rows from the past count as the present",
+        _TRANSACTION,
+        "begun",
+        Code("if in_recovery:\n    raise StandbyError(STANDBY)", "pass"),
+        f"{_TEST_FAILOVER}test_a_process_that_met_the_standby_goes_on_as_soon_as_the_name_leads_to_the_writer",
+    ),
+    Guard(
+        "standby: in mid-cycle",
+        "a cycle goes on after the writer has become a standby",
+        _FLIPS,
+        "Flipper._flip_one",
+        Code("raise", "return SkipReason.RECONFIRM_ERROR"),
+        f"{_TEST_FAILOVER}test_a_writer_that_becomes_a_standby_is_not_tried_again_for_every_row",
+    ),
+    Guard(
+        "read only: configured",
+        "an old primary is written after a switch, and its stale rows are flipped and restarted",
+        _TRANSACTION,
+        "begun",
+        Code('default_read_only == "on" and not read_only', "False"),
+        f"{_TEST_FAILOVER}test_what_is_configured_to_be_read_only_is_not_written_until_it_is_configured_otherwise",
+    ),
+    Guard(
+        "row-level security: enabled",
+        "a policy hides the fleet, which then looks empty, and every owed restart is cancelled",
+        _TRANSACTION,
+        "_SETTINGS",
+        Sql("SET LOCAL row_security = off;", ""),
+        _CHANGED_MEANWHILE,
+    ),
+    Guard(
+        "row-level security: a policy dropped",
+        "rows disappear between the check and the statement, and their restarts are cancelled",
+        _SESSION,
+        "Session.transaction",
+        Code(
+            "if beginning.row_security and every_row:\n    require_every_row(transaction, read_only=read_only)",
+            "pass",
+        ),
+        _CHANGED_MEANWHILE,
+    ),
+    Guard(
+        "row-level security: a condition",
+        "a policy that lets some rows through is taken for one that lets all through",
+        _ROW_SECURITY,
+        "_HIDDEN",
+        Sql("permissive AND reads = 'true'", "permissive"),
+        _MAY_HIDE,
+    ),
+    Guard(
+        "row-level security: a restrictive policy",
+        "a restrictive policy hides rows beside one that lets all through",
+        _ROW_SECURITY,
+        "_HIDDEN",
+        Sql("only_permissive AND", ""),
+        _MAY_HIDE,
+    ),
+    Guard(
+        "search_path: of our own",
+        "a function, an operator or a table that somebody planted is used in place of the real one",
+        _TRANSACTION,
+        "begin",
+        Sql("SET LOCAL search_path = pg_catalog, pg_temp;", ""),
+        f"{_TEST_SEARCH_PATH}test_no_trap_is_stepped_into_on_a_path_of_the_role_s_own",
+    ),
+    Guard(
+        "search_path: the role's own",
+        "a path that somebody left in a pooled session leads to other tables, or to none",
+        _TRANSACTION,
+        "_OWN_PATH",
+        Sql("SET LOCAL search_path TO DEFAULT;", ""),
+        _LEFT_IN_SESSION,
+    ),
+    Guard(
+        "search_path: temporary tables",
+        "a temporary table in a pooled session is taken for the platform's",
+        _TRANSACTION,
+        "_OWN_PATH",
+        Sql("', pg_temp'", "''"),
+        _LEFT_IN_SESSION,
+    ),
+    Guard(
+        "session: role",
+        "a pooled session acts as whatever role somebody took on in it",
+        _TRANSACTION,
+        "_SETTINGS",
+        Sql("SET LOCAL role TO DEFAULT;", ""),
+        _LEFT_IN_SESSION,
+    ),
+    Guard(
+        "session: durable commits",
+        "a crash of the database undoes a claim whose restart has been asked for",
+        _TRANSACTION,
+        "_SETTINGS",
+        Sql("SET LOCAL synchronous_commit TO DEFAULT;", ""),
+        f"{_TEST_SEARCH_PATH}test_every_setting_that_a_statement_may_rest_on_is_the_same_in_every_transaction",
+    ),
+    Guard(
+        "encoding: a broken value",
+        "one value that is not text fails every cycle",
+        _SESSION,
+        "_Connection.handle_DATA_ROW",
+        Code('"surrogateescape"', '"strict"'),
+        f"{_TEST_SESSION}test_an_instance_id_that_cannot_be_decoded_costs_its_row_alone",
+    ),
+    Guard(
+        "encoding: no conversion",
+        "one value without a counterpart in UTF-8 fails every cycle",
+        "handler/store/candidates.py",
+        "_UNCONVERTED",
+        Sql("SET LOCAL client_encoding = 'SQL_ASCII';", ""),
+        f"{_TEST_SESSION}test_an_instance_id_that_cannot_be_decoded_costs_its_row_alone",
+    ),
+    # --- the log ---
     Guard(
         "log: length of an instance id",
         "the text of one row fills the log",

@@ -108,7 +108,7 @@ def test_sessions_that_are_killed_between_transactions_are_replaced_and_nothing_
 
 @pytest.mark.parametrize(
     "words",
-    [b"FOR NO KEY UPDATE", b"UPDATE workspaces", b"INTO structure_events", b"INTO reconciler.restarts"],
+    [b"FOR NO KEY UPDATE", b"UPDATE public.workspaces", b"INTO public.structure_events", b"INTO reconciler.restarts"],
     ids=bytes.decode,
 )
 def test_a_session_that_is_killed_in_the_middle_of_a_flip_costs_that_flip_and_leaves_nothing_half_done(
@@ -354,7 +354,6 @@ def test_a_pooler_that_gives_each_transaction_another_session_finds_nothing_left
 
 ROLE_SETTINGS: Mapping[str, str] = {
     "default_transaction_isolation": "serializable",
-    "default_transaction_read_only": "on",
     "default_transaction_deferrable": "on",
     "timezone": "Pacific/Chatham",
     "datestyle": "German",

@@ -1,6 +1,6 @@
 """The real cycle, searched for schedules that do harm.
 
-`handler/cycle.py`, with its decisions, flips, restarts and fairness, runs over models of the database, of EC2 or the
+`handler/cycle.py`, with its decisions, flips, restarts and coverage, runs over models of the database, of EC2 or the
 control plane, and of the platform, in simulated time. Before each of its calls, and inside each flip between the
 locked re-read and the write, something may happen:
 

@@ -32,7 +32,7 @@ class PostgresProxy:
     """Listens on 127.0.0.1 within its `with` block, and passes everything on to a database server.
 
     While it is frozen, it accepts connections and bytes but passes nothing on, like a network that loses every packet.
-    Leaving the block cuts every connection.
+    Leaving the block cuts every connection. `connections` counts them all.
     """
 
     def __init__(self, database: Database) -> None:
@@ -43,6 +43,7 @@ class PostgresProxy:
         self._flowing = threading.Event()
         self._flowing.set()
         self._interval_s = 0.0
+        self.connections = 0
         self._orders: list[_Order] = []
         self._live: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
@@ -73,6 +74,15 @@ class PostgresProxy:
         """Pass on what came meanwhile, and go on."""
         self._flowing.set()
 
+    def lead_to(self, database: Database) -> None:
+        """Have new connections lead to another server, as a name does that was changed."""
+        self._behind = ("127.0.0.1", urlsplit(database.url).port or 0)
+
+    def cut(self) -> None:
+        """Cut every connection that there is now."""
+        for connection in list(self._live):
+            _cut(connection)
+
     def drip(self, interval_s: float) -> None:
         """Pass the server's bytes on one by one, this many seconds apart (0: as they come)."""
         self._interval_s = interval_s
@@ -86,6 +96,7 @@ class PostgresProxy:
             while True:
                 client, _ = self._listener.accept()
                 self._live.append(client)
+                self.connections += 1
                 self._start(self._serve, client)
 
     def _serve(self, client: socket.socket) -> None:
