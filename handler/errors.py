@@ -11,9 +11,9 @@ ReconcilerError
     ├── RightsMissingError  the role lacks a right that a cycle needs
     ├── RowLockedError      another transaction has the lock
     ├── LeaseLostError      this cycle's lease is over, so it must not act any more
-    └── UnfitDatabaseError  nothing that it says may be acted on: no cycle goes on
+    └── UnfitDatabaseError  its rows must not be acted on, so the cycle ends
         ├── StandbyError        it is a standby, so its rows may be history
-        ├── ReadOnlyError       it is configured not to be written
+        ├── ReadOnlyError       it is configured to be read only
         └── RowSecurityError    row-level security may hide rows
 
 A message never contains a password, a token, or text from a remote's body.
@@ -75,7 +75,7 @@ class LeaseLostError(StoreError):
 
 
 class UnfitDatabaseError(StoreError):
-    """Nothing that this database says may be acted on, and it is the same for every row: the cycle does not go on."""
+    """The rows of this database must not be acted on. That holds for every row, so the cycle ends."""
 
 
 class StandbyError(UnfitDatabaseError):
@@ -87,7 +87,7 @@ class ReadOnlyError(UnfitDatabaseError):
 
 
 class RowSecurityError(UnfitDatabaseError):
-    """Row-level security may hide rows, which then look as if they were gone; the message names the remedies."""
+    """Row-level security may hide rows, which then seem to be gone; the message names the remedies."""
 
 
 _SHOWN_CHARACTERS = 60

@@ -12,8 +12,8 @@ from handler.store.session import Session, Transaction
 
 _COVERAGE = "SELECT cursor::text, pass_start::text, brought_forward::text[] FROM reconciler.coverage"
 
-# The server converts nothing: in some encodings there are bytes without a counterpart in UTF-8, and one of them would
-# cost all rows.
+# The server converts nothing: some encodings have bytes without a counterpart in UTF-8, and one of them would fail the
+# whole SELECT.
 _UNCONVERTED = "SET LOCAL client_encoding = 'SQL_ASCII'; "
 _CANDIDATES = f"""
 SELECT id::text, instance_id, last_heartbeat_at::text

@@ -1,7 +1,7 @@
 """The connection to PostgreSQL: made, verified, kept warm, and bounded in time.
 
 Nothing here outlives a transaction on the server (`SET LOCAL` only), so it works behind RDS Proxy and PgBouncer's
-transaction pooling. What a transaction begins with is in transaction.py.
+transaction pooling. transaction.py says how a transaction begins.
 """
 
 import contextlib
@@ -65,10 +65,10 @@ _ERROR_OF_SQLSTATE: dict[str, tuple[type[StoreError], str]] = {
 }
 # BEGIN READ WRITE on a standby.
 _FEATURE_NOT_SUPPORTED = "0A000"
-# What cannot be found from within a trigger's function is not ours.
+# If a trigger's function cannot find something, that is not our schema's fault.
 _NOT_FOUND = ("3F000", "42P01", "42704", "42883")
 _BY_SCHEMA = "a trigger's function has to name what it uses by its schema, or SET a search_path of its own"
-# The routines of the server's that raise an error because of a policy. Its message may be in any language.
+# The server's routines that raise an error because of a policy. The message itself may be in any language.
 _ROW_SECURITY_ROUTINES = ("check_enable_rls", "ExecWithCheckOptions")
 
 
@@ -78,8 +78,8 @@ class _Connection(pg8000.native.Connection):  # type: ignore[misc]  # pg8000 has
     pg8000 has no public way to change a connection's timeout, and a timeout per packet would not bound an answer that
     drips in. So this uses private parts of pg8000: its version is pinned, and tests let a server drip.
 
-    Each transaction asks for UTF-8. A database without an encoding (SQL_ASCII) sends whatever bytes it has: those that
-    are not UTF-8 become lone surrogates, which are nobody's instance id, and cost only their row.
+    Each transaction asks for UTF-8. A database without an encoding (SQL_ASCII) sends whatever bytes it has. Bytes
+    that are not UTF-8 become lone surrogates, which no instance id contains, so they affect only their own row.
     """
 
     _sock: Any
@@ -92,12 +92,12 @@ class _Connection(pg8000.native.Connection):  # type: ignore[misc]  # pg8000 has
         self._sock = io.BufferedRWPair(self._reader, self._usock.makefile("wb", buffering=0), _READ_BYTES)
 
     def handle_PARAMETER_STATUS(self, data: bytes, context: Any) -> None:  # noqa: N802 - pg8000's name
-        """Note what the server says of its settings. The encoding stays UTF-8, whatever the session had."""
+        """Note a setting that the server reports. The encoding stays UTF-8, whatever the session had."""
         super().handle_PARAMETER_STATUS(data, context)
         self._client_encoding = "utf8"
 
     def handle_DATA_ROW(self, data: bytes, context: Any) -> None:  # noqa: N802 - pg8000's name
-        """Read one row, as pg8000 does, but for the bytes that are not UTF-8."""
+        """Read one row as pg8000 does, but accept bytes that are not UTF-8."""
         row: list[Any] = []
         index = 2
         for convert in context.input_funcs:
@@ -147,7 +147,7 @@ class Session:
     ) -> Iterator[Transaction]:
         """Open a transaction that ends by the deadline, committed as a whole or not at all.
 
-        With `every_row`, it is refused if row-level security could hide a row of the tables. Raises StoreError,
+        With `every_row`, it is refused if row-level security could hide any row of its tables. Raises StoreError,
         SecretError, SettingsError.
         """
         beginning = self._begin(deadline, read_only=read_only)
@@ -172,7 +172,7 @@ class Session:
             connection.hang_up()
 
     def _begin(self, deadline: Deadline, *, read_only: bool) -> Begun:
-        """Begin a transaction; on another connection if this one is dead, or leads to a standby."""
+        """Begin a transaction. Use a new connection if this one is dead or leads to a standby."""
         standbys = 0
         while True:
             if deadline.over():
@@ -194,7 +194,7 @@ class Session:
                     raise
 
     def _begun(self, deadline: Deadline, statements: str, *, read_only: bool) -> Begun:
-        """Begin on this connection. If that fails, half a transaction may be open on it: it is never used again."""
+        """Begin on this connection. If that fails, a transaction may be half open on it, so it is closed."""
         try:
             return begun(self._run(deadline, statements), read_only=read_only)
         except BaseException as error:
@@ -223,7 +223,7 @@ class Session:
             self.close()
             raise StoreError("a value that is no text can be neither sent to the database nor read from it") from error
         except BaseException:
-            self.close()  # the rest of the answer would be taken for the next one's
+            self.close()  # the next statement would read the rest of this answer
             raise
 
     def _roll_back(self) -> None:

@@ -75,11 +75,11 @@ class PostgresProxy:
         self._flowing.set()
 
     def lead_to(self, database: Database) -> None:
-        """Have new connections lead to another server, as a name does that was changed."""
+        """Lead new connections to another server, as a changed DNS name does."""
         self._behind = ("127.0.0.1", urlsplit(database.url).port or 0)
 
     def cut(self) -> None:
-        """Cut every connection that there is now."""
+        """Cut every open connection."""
         for connection in list(self._live):
             _cut(connection)
 
