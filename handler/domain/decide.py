@@ -1,6 +1,6 @@
-"""What to do about what was seen. Pure: no clock, no I/O, values in and values out.
+"""Decides which workspaces to flip. Pure: no clock, no I/O, values in and values out.
 
-Flipping a workspace has its instance destroyed, so every doubt ends in not flipping.
+A flip leads to a restart, which destroys the instance. So in every case of doubt, the workspace is not flipped.
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,7 +16,7 @@ EXTERNAL = "external"
 
 @dataclass(frozen=True, slots=True)
 class Absence:
-    """An instance that EC2 did not know: how often it was looked for, and since how many seconds."""
+    """An instance that was not found: in how many cycles so far, and how many seconds ago for the first time."""
 
     instance_id: str
     sightings: int
@@ -35,13 +35,13 @@ class Action(StrEnum):
     """What to do with a workspace that looks dead."""
 
     FLIP = "flip"
-    WAIT = "wait"
-    STOP = "stop"
+    WAIT = "wait"  # its instance has not been absent often or long enough
+    STOP = "stop"  # the breaker is open
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What to do with one workspace, and why, in words for a person."""
+    """What to do with one workspace, and why, as text for the log."""
 
     sighting: Sighting
     action: Action
@@ -50,7 +50,7 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Breaker:
-    """How many workspaces look dead, among how many that got an answer, and whether that is too many."""
+    """How many workspaces look dead, how many got an answer, and whether too many look dead."""
 
     dead: int
     answered: int
@@ -59,9 +59,10 @@ class Breaker:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a cycle does, and what it has to remember of absences.
+    """What a cycle is going to do, and what it has to remember about absences.
 
-    `absence_counts` tells whether this cycle believes "not found" at all.
+    `absent` workspaces get one more sighting; the absences of those `found_again` are forgotten. `absence_counts` is
+    False if no instance at all was found, so that "not found" proves nothing.
     """
 
     decisions: tuple[Decision, ...]
@@ -86,7 +87,8 @@ def decide(
 ) -> Plan:
     """Decide about everything that one cycle saw.
 
-    Only dead and absent instances get a decision. `override_breaker` keeps the breaker closed.
+    Only dead and absent instances get a decision; UNKNOWN has no effect at all. `override_breaker` keeps the breaker
+    closed.
     """
     seen = [sighting for sighting in sightings if sighting.verdict is not Verdict.UNKNOWN]
     breaker = _breaker(seen, memory.recently_flipped, breaker_policy, override=override_breaker)
@@ -112,10 +114,10 @@ def decide(
 def outdated_absences(
     absences: Mapping[str, Absence], selected: Iterable[Workspace], *, all_selected: bool
 ) -> list[str]:
-    """Return the ids of the workspaces that no longer record the instance of their absence.
+    """Return the ids of the workspaces that no longer record the instance that was absent.
 
-    With `all_selected`, a workspace missing from `selected` is no longer a candidate. Otherwise nothing is known
-    about it.
+    With `all_selected`, a workspace missing from `selected` is no longer a candidate, so its absence is outdated.
+    Otherwise the cycle may just not have selected it, so its absence is kept.
     """
     recorded = {one.id: one.instance_id for one in selected}
     return [
@@ -138,7 +140,7 @@ def _breaker(
 def _absent(
     workspace: Workspace, absences: Mapping[str, Absence], policy: AbsencePolicy, *, credible: bool
 ) -> tuple[Action, str]:
-    """Decide about an instance that EC2 does not know: EC2 is eventually consistent."""
+    """Decide about an instance that was not found. EC2 is eventually consistent, so once proves nothing."""
     if not credible:
         return Action.WAIT, "no instance at all was found in this cycle: account, Region or credentials?"
     earlier = absences.get(workspace.id)
@@ -159,7 +161,7 @@ def confirms(first: Sighting, second: Sighting) -> bool:
 
 
 def objection(row: CurrentRow | None, workspace: Workspace) -> SkipReason | None:
-    """Return what the re-read row says against flipping the workspace that was probed, if anything."""
+    """Return why the re-read row forbids to flip the workspace as it was probed, or None if it does not."""
     if row is None:
         return SkipReason.ROW_GONE
     if row.status not in CANDIDATE_STATUSES or row.runtime == EXTERNAL:

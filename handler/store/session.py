@@ -1,7 +1,7 @@
 """The connection to PostgreSQL: made, verified, kept warm, and bounded in time.
 
 Nothing here outlives a transaction on the server (`SET LOCAL` only), so it works behind RDS Proxy and PgBouncer's
-transaction pooling. What a transaction begins with is in transaction.py.
+transaction pooling. transaction.py says how a transaction begins.
 """
 
 import contextlib
@@ -41,9 +41,9 @@ __all__ = ["Session", "Transaction"]
 
 _VARIABLE = "DATABASE_SECRET_ARN"
 _CONNECT_SECONDS = 10.0
-# How much longer than the server the client waits, so that it hears that the server gave up.
+# The client waits this much longer than the server, so that it hears that the server gave up.
 _GRACE_SECONDS = 0.3
-# A warm connection may be dead: finding out must leave most of the time for making another.
+# A warm connection may be dead. Finding out must leave time to make another.
 _WARM_SECONDS = 3.0
 _READ_BYTES = 64 * 1024
 _PORT = re.compile(r"[0-9]{1,5}")
@@ -65,10 +65,10 @@ _ERROR_OF_SQLSTATE: dict[str, tuple[type[StoreError], str]] = {
 }
 # BEGIN READ WRITE on a standby.
 _FEATURE_NOT_SUPPORTED = "0A000"
-# What cannot be found from within a trigger's function is not ours.
+# If a trigger's function cannot find something, that is not our schema's fault.
 _NOT_FOUND = ("3F000", "42P01", "42704", "42883")
 _BY_SCHEMA = "a trigger's function has to name what it uses by its schema, or SET a search_path of its own"
-# The routines of the server's that raise an error because of a policy. Its message may be in any language.
+# The server's routines that raise an error because of a policy. The message itself may be in any language.
 _ROW_SECURITY_ROUTINES = ("check_enable_rls", "ExecWithCheckOptions")
 
 
@@ -76,10 +76,10 @@ class _Connection(pg8000.native.Connection):  # type: ignore[misc]  # pg8000 has
     """A connection that obeys a deadline once it is made, and leaves nothing open behind it.
 
     pg8000 has no public way to change a connection's timeout, and a timeout per packet would not bound an answer that
-    drips in. So this uses pg8000's private parts: its version is pinned, and the tests drip.
+    drips in. So this uses private parts of pg8000: its version is pinned, and tests let a server drip.
 
-    Each transaction asks for UTF-8. A database without an encoding (SQL_ASCII) sends whatever bytes it has: those that
-    are not UTF-8 become lone surrogates, which are nobody's instance id, and cost only their row.
+    Each transaction asks for UTF-8. A database without an encoding (SQL_ASCII) sends whatever bytes it has. Bytes
+    that are not UTF-8 become lone surrogates, which no instance id contains, so they affect only their own row.
     """
 
     _sock: Any
@@ -92,12 +92,12 @@ class _Connection(pg8000.native.Connection):  # type: ignore[misc]  # pg8000 has
         self._sock = io.BufferedRWPair(self._reader, self._usock.makefile("wb", buffering=0), _READ_BYTES)
 
     def handle_PARAMETER_STATUS(self, data: bytes, context: Any) -> None:  # noqa: N802 - pg8000's name
-        """Note what the server says of its settings. The encoding stays UTF-8, whatever the session had."""
+        """Note a setting that the server reports. The encoding stays UTF-8, whatever the session had."""
         super().handle_PARAMETER_STATUS(data, context)
         self._client_encoding = "utf8"
 
     def handle_DATA_ROW(self, data: bytes, context: Any) -> None:  # noqa: N802 - pg8000's name
-        """Read one row, as pg8000 does, but for the bytes that are not UTF-8."""
+        """Read one row as pg8000 does, but accept bytes that are not UTF-8."""
         row: list[Any] = []
         index = 2
         for convert in context.input_funcs:
@@ -111,12 +111,12 @@ class _Connection(pg8000.native.Connection):  # type: ignore[misc]  # pg8000 has
         context.rows.append(row)
 
     def obey(self, deadline: Deadline) -> None:
-        """Have the next statement end, or raise TimeoutError, by the deadline."""
+        """Make the next statement end by the deadline, or raise TimeoutError."""
         self._reader.deadline = deadline
         self._usock.settimeout(deadline.remaining())
 
     def close(self) -> None:
-        """Say goodbye and close everything: pg8000, which calls this too, would leave its stream open."""
+        """Say goodbye and close everything: pg8000, which also calls this, would leave its stream open."""
         stream = self._sock
         try:
             super().close()
@@ -132,7 +132,7 @@ class _Connection(pg8000.native.Connection):  # type: ignore[misc]  # pg8000 has
 
 
 class Session:
-    """One connection, kept from one invocation to the next, and made anew when it is broken."""
+    """One connection, kept from one invocation to the next, and replaced when it breaks."""
 
     def __init__(self, database: Database, secrets: Secrets, token: Callable[[str, int, str], str]) -> None:
         """Log in as `database` says; `token(host, port, user)` makes an IAM token."""
@@ -147,7 +147,7 @@ class Session:
     ) -> Iterator[Transaction]:
         """Open a transaction that ends by the deadline, committed as a whole or not at all.
 
-        With `every_row`, it is refused if row-level security could hide a row of the tables. Raises StoreError,
+        With `every_row`, it is refused if row-level security could hide any row of its tables. Raises StoreError,
         SecretError, SettingsError.
         """
         beginning = self._begin(deadline, read_only=read_only)
@@ -172,7 +172,7 @@ class Session:
             connection.hang_up()
 
     def _begin(self, deadline: Deadline, *, read_only: bool) -> Begun:
-        """Begin a transaction; on another connection if this one is dead, or leads to a standby."""
+        """Begin a transaction. Use a new connection if this one is dead or leads to a standby."""
         standbys = 0
         while True:
             if deadline.over():
@@ -194,7 +194,7 @@ class Session:
                     raise
 
     def _begun(self, deadline: Deadline, statements: str, *, read_only: bool) -> Begun:
-        """Begin on this connection. If that fails, half a transaction may be open on it: it is never used again."""
+        """Begin on this connection. If that fails, a transaction may be half open on it, so it is closed."""
         try:
             return begun(self._run(deadline, statements), read_only=read_only)
         except BaseException as error:
@@ -223,7 +223,7 @@ class Session:
             self.close()
             raise StoreError("a value that is no text can be neither sent to the database nor read from it") from error
         except BaseException:
-            self.close()  # the rest of the answer would be taken for the next one's
+            self.close()  # the next statement would read the rest of this answer
             raise
 
     def _roll_back(self) -> None:
@@ -251,7 +251,7 @@ class Session:
             return _in_time(lambda: _Connection(timeout=timeout_s, **login), time_left)
         except pg8000.exceptions.DatabaseError as error:
             raise _explained(error) from error
-        except Exception as error:  # whatever the other side answered, it is no database's greeting
+        except Exception as error:  # whatever answered, it was not PostgreSQL
             why = getattr(error, "verify_message", "") or type(error).__name__
             raise ConnectionLostError(f"no connection to the database at {shown(login['host'])}: {why}") from error
 
@@ -294,7 +294,7 @@ def _port(text: str | None) -> int | None:
 
 
 def _ssl_context(database: Database) -> ssl.SSLContext | bool | None:
-    """Return what pg8000 takes for libpq's sslmode. None falls back to plaintext, as `prefer` does."""
+    """Return what pg8000 takes instead of libpq's sslmode. None falls back to plaintext, as `prefer` does."""
     if database.sslmode == "disable":
         return False
     if database.sslmode in ("allow", "prefer"):
@@ -312,7 +312,7 @@ def _ssl_context(database: Database) -> ssl.SSLContext | bool | None:
 
 
 def _in_time(make: Callable[[], _Connection], deadline: Deadline) -> _Connection:
-    """Return what `make` makes, unless the deadline comes first: a name lookup obeys no timeout.
+    """Return the connection that `make` makes, unless the deadline comes first: a name lookup obeys no timeout.
 
     A connection that comes too late is closed. Raises TimeoutError, or what `make` raises.
     """

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 # Table, column (None for the whole table) and right.
 Rights = Sequence[tuple[str, str | None, str]]
 
-# The platform's. Where they are, the role's own search_path says: see transaction.py.
+# The platform's tables. The role's own search_path says where they are: see transaction.py.
 PLATFORM_TABLES = ("workspaces", "structure_events")
 OWN_TABLES = tuple(
     f"reconciler.{name}" for name in ("schema_version", "lease", "coverage", "absences", "restarts", "holds")

@@ -48,7 +48,7 @@ _TEST_CRASHES = "tests/integration/test_crashes.py::"
 _TEST_NET = "tests/net/"
 _TEST_DEADLINE = "tests/integration/test_deadline.py::"
 _TEST_DECIDE = "tests/unit/test_decide.py::"
-_TEST_DOOR = "tests/integration/test_entry_point.py::"
+_TEST_ENTRY_POINT = "tests/integration/test_entry_point.py::"
 _TEST_EC2 = "tests/integration/test_ec2.py::"
 _TEST_FAILOVER = "tests/integration/test_failover.py::"
 _TEST_FIELD = "tests/integration/test_field_reports.py::"
@@ -95,7 +95,7 @@ GUARDS = (
             "learnt | dict.fromkeys(missing, failure)",
             "learnt | dict.fromkeys(missing, NOT_FOUND)",
         ),
-        f"{_TEST_EC2}test_an_answer_that_is_none_makes_unknown_whom_it_is_about_and_nobody_else",
+        f"{_TEST_EC2}test_an_unusable_answer_makes_only_its_own_instances_unknown",
     ),
     Guard(
         "EC2: contradiction",
@@ -111,7 +111,7 @@ GUARDS = (
         _EC2,
         "Ec2Probe.sightings",
         Code("_INSTANCE_ID.fullmatch(workspace.instance_id)", "workspace.instance_id"),
-        f"{_TEST_EC2}test_an_id_that_ec2_would_not_take_is_unknown_never_sent_and_costs_nobody_else_anything",
+        f"{_TEST_EC2}test_a_malformed_id_is_unknown_never_sent_and_affects_nobody_else",
     ),
     Guard(
         "EC2: status pages prove no death",
@@ -122,7 +122,7 @@ GUARDS = (
             "self._asked(recorded_by, deadline, fair_share(self._timeout_s, deadline))",
             '[(one, "terminated") for one in recorded_by]',
         ),
-        f"{_TEST_EC2}test_whom_a_listing_of_what_runs_does_not_name_is_asked_about_and_not_taken_for_dead",
+        f"{_TEST_EC2}test_instances_missing_from_a_listing_are_asked_about_and_not_taken_for_dead",
     ),
     Guard(
         "HTTP: status code",
@@ -184,7 +184,7 @@ GUARDS = (
         _CONTROL_PLANE,
         "ControlPlaneProbe._get",
         Arguments('params={"instance_id": workspace.instance_id}', 'params=f"instance_id={workspace.instance_id}"'),
-        f"{_TEST_CONTROL_PLANE}test_an_instance_is_asked_about_under_the_very_name_that_the_row_records",
+        f"{_TEST_CONTROL_PLANE}test_an_instance_is_asked_about_by_exactly_the_recorded_id",
     ),
     # --- decide ---
     Guard(
@@ -251,7 +251,7 @@ GUARDS = (
         Code(
             "[one.workspace.id for one in seen if one.verdict in FOUND and one.workspace.id in memory.absences]", "[]"
         ),
-        f"{_TEST_BREAKER}test_one_sighting_of_life_and_the_count_begins_anew",
+        f"{_TEST_BREAKER}test_one_sighting_of_life_resets_the_count",
     ),
     Guard(
         "absence: reset by the second probe",
@@ -259,7 +259,7 @@ GUARDS = (
         _FLIPS,
         "FlipResults.found_again",
         Code("one.sighting.verdict in FOUND", "False"),
-        f"{_TEST_BREAKER}test_life_at_the_second_probe_makes_the_count_begin_anew",
+        f"{_TEST_BREAKER}test_life_at_the_second_probe_resets_the_count",
     ),
     Guard(
         "absence: reset by another instance",
@@ -270,7 +270,7 @@ GUARDS = (
             "recorded.get(one, None if all_selected else absence.instance_id) != absence.instance_id",
             "recorded.get(one, None if all_selected else absence.instance_id) is None",
         ),
-        f"{_TEST_BREAKER}test_a_row_that_recorded_another_instance_meanwhile_begins_anew",
+        f"{_TEST_BREAKER}test_recording_another_instance_meanwhile_resets_the_count",
     ),
     Guard(
         "absence: expiry",
@@ -281,7 +281,7 @@ GUARDS = (
             "WHERE last_seen_at > now() - make_interval(secs => :kept_s)",
             "WHERE CAST(:kept_s AS float) > 0",
         ),
-        f"{_TEST_BREAKER}test_sightings_of_more_than_an_hour_ago_are_not_added_to_the_next_one",
+        f"{_TEST_BREAKER}test_sightings_older_than_an_hour_do_not_count",
     ),
     Guard(
         "absence: expiry, as stored",
@@ -289,7 +289,7 @@ GUARDS = (
         _MEMORY,
         "_FORGET_ABSENCES",
         Sql("OR last_seen_at <= now() - make_interval(secs => :kept_s)", ""),
-        f"{_TEST_BREAKER}test_absences_that_lie_more_than_an_hour_apart_have_nothing_to_do_with_each_other",
+        f"{_TEST_BREAKER}test_absences_more_than_an_hour_apart_are_not_added_up",
     ),
     Guard(
         "absence: another instance is found",
@@ -297,14 +297,14 @@ GUARDS = (
         _DECIDE,
         "decide",
         Code("not seen or any(sighting.verdict in FOUND for sighting in seen)", "True"),
-        f"{_TEST_BREAKER}test_where_nothing_at_all_is_found_nobody_is_dead_however_often_one_looks",
+        f"{_TEST_BREAKER}test_when_nothing_at_all_is_found_no_absence_ever_counts",
     ),
     # --- flip ---
     Guard(
         "second probe",
         "one wrong answer, or an instance that just started, costs a workspace its machine",
         _FLIPS,
-        "Flipper._attempted",
+        "Flipper._attempts",
         Code("confirms(first, second)", "True"),
         f"{_TEST_RACES}test_a_control_plane_that_does_not_say_dead_again_saves_the_workspace",
     ),
@@ -410,7 +410,7 @@ GUARDS = (
         _FLIP,
         "_CURRENT_ROW",
         Sql("last_heartbeat_at > clock_timestamp() - make_interval(secs => :fresh_s)", "false"),
-        f"{_TEST_RACES}test_a_young_heartbeat_holds_a_flip_back_and_an_old_one_or_none_does_not",
+        f"{_TEST_RACES}test_a_young_heartbeat_prevents_a_flip_and_an_old_one_or_none_does_not",
     ),
     Guard(
         "lease: at the flip",
@@ -437,7 +437,7 @@ GUARDS = (
         _CYCLE,
         "_cycle",
         Code("flipper.rehearse(plan.to_flip, phases.flipping)", "flipper.flip(plan.to_flip, phases.flipping)"),
-        f"{_TEST_DOOR}test_a_dry_run_writes_nothing_anywhere_and_needs_no_right_to",
+        f"{_TEST_ENTRY_POINT}test_a_dry_run_writes_nothing_anywhere_and_needs_no_right_to",
     ),
     Guard(
         "dry run: the setting wins",
@@ -458,7 +458,7 @@ GUARDS = (
             " heartbeat_fresh_s=self._heartbeat_fresh_s)",
             "Claim.CLAIMED",
         ),
-        f"{_TEST_CRASHES}test_a_restart_that_the_platform_is_still_at_is_not_asked_for_again_after_a_crash",
+        f"{_TEST_CRASHES}test_a_restart_that_the_platform_still_works_on_is_not_asked_for_again_after_a_crash",
     ),
     Guard(
         "claim: row lock",
@@ -482,7 +482,7 @@ GUARDS = (
         _RESTARTS,
         "_LOCK",
         Sql("AND closed_at IS NULL", ""),
-        f"{_TEST_REFUSALS}test_a_restart_that_is_not_to_be_asked_for_any_more_is_not_claimed",
+        f"{_TEST_REFUSALS}test_a_restart_that_may_not_be_asked_for_is_not_claimed",
     ),
     Guard(
         "hold: at the claim",
@@ -506,7 +506,7 @@ GUARDS = (
         _RESTARTS,
         "_FREE",
         Sql("COALESCE(backoff_until <= now(), true)", "true"),
-        f"{_TEST_REFUSALS}test_a_restart_that_is_not_to_be_asked_for_any_more_is_not_claimed",
+        f"{_TEST_REFUSALS}test_a_restart_that_may_not_be_asked_for_is_not_claimed",
     ),
     Guard(
         "lease: at the claim",
@@ -549,7 +549,7 @@ GUARDS = (
         _WORKER,
         "RestartWorker._still_dead",
         Code("sighting.verdict is Verdict.ABSENT and absence_counts", "sighting.verdict is Verdict.ABSENT"),
-        f"{_TEST_RESTARTS}test_where_nothing_at_all_is_found_an_old_restart_waits",
+        f"{_TEST_RESTARTS}test_when_nothing_at_all_is_found_an_old_restart_waits",
     ),
     Guard(
         "heartbeat: at the claim",
@@ -573,7 +573,7 @@ GUARDS = (
         _RESTARTS,
         "_CLAIM",
         Sql("make_interval(secs => :uncertain_s)", "make_interval(secs => 0 * :uncertain_s)"),
-        f"{_TEST_RESTARTS}test_what_is_uncertain_is_left_alone_for_as_long_as_is_set",
+        f"{_TEST_RESTARTS}test_an_uncertain_restart_is_left_alone_for_the_configured_time",
     ),
     Guard(
         "uncertain: wait, after another flip",
@@ -647,7 +647,7 @@ GUARDS = (
             "self._sock.settimeout(left_s)",
             "pass",
         ),
-        f"{_TEST_DEADLINE}test_a_database_that_drips_its_answers_holds_no_cycle",
+        f"{_TEST_DEADLINE}test_a_database_that_drips_its_answers_delays_no_cycle",
     ),
     Guard(
         "deadline: open transaction",
@@ -655,7 +655,7 @@ GUARDS = (
         _TRANSACTION,
         "begin",
         Sql("SET LOCAL idle_in_transaction_session_timeout = {milliseconds + 1000};", ""),
-        f"{_TEST_DEADLINE}test_a_flip_that_the_network_lost_holds_its_row_for_a_moment_and_not_longer",
+        f"{_TEST_DEADLINE}test_a_flip_that_the_network_lost_locks_its_row_only_for_a_moment",
     ),
     Guard(
         "deadline: closed at the end",
@@ -751,7 +751,7 @@ GUARDS = (
         "standby: in mid-cycle",
         "a cycle goes on after the writer has become a standby",
         _FLIPS,
-        "Flipper._attempt",
+        "Flipper._flip_one",
         Code("raise", "return SkipReason.RECONFIRM_ERROR"),
         f"{_TEST_FAILOVER}test_a_writer_that_becomes_a_standby_is_not_tried_again_for_every_row",
     ),
@@ -869,7 +869,7 @@ GUARDS = (
         _TELEMETRY,
         "_printable",
         Code('text[:longest].encode("ascii", "backslashreplace").decode()', "text[:longest]"),
-        f"{_TEST_HOSTILE}test_whatever_a_row_records_is_data_in_every_request_statement_and_log_line",
+        f"{_TEST_HOSTILE}test_whatever_a_row_records_stays_data_in_requests_statements_and_log_lines",
     ),
     Guard(
         "log: lines of a kind",
@@ -877,7 +877,7 @@ GUARDS = (
         _TELEMETRY,
         "CycleLog.sighting_capped",
         Code("self._lines[message] <= LINES_OF_A_KIND", "True"),
-        f"{_TEST_TELEMETRY}test_a_dead_control_plane_is_told_in_a_hundred_lines_and_then_in_one_for_each_cause",
+        f"{_TEST_TELEMETRY}test_a_dead_control_plane_gets_a_hundred_log_lines_and_then_one_for_each_cause",
     ),
     Guard(
         "log: the AWS SDK's own lines",

@@ -24,7 +24,7 @@ A_WHILE_S = 600.0
 NO_BREAKER = {"BREAKER_MAX_DEAD_FRACTION": "1"}
 NO_PLATFORM: dict[str, str | None] = {"PLATFORM_BASE_URL": None}
 NOBODY = "00000000-0000-4000-8000-000000000001"
-# Whoever has not come by then never will.
+# Whatever has not happened by then never will.
 TIMEOUT_S = 30.0
 
 both_probes = pytest.mark.parametrize("probe", ["ec2", "control_plane"])
@@ -49,7 +49,7 @@ def on_hold(stage: Stage) -> dict[str, str]:
 
 
 def hold_meanwhile(stage: Stage, *workspaces: str) -> dict[str, Any]:
-    """Send the event to a process of its own, since this one may be in the middle of a cycle; return the answer."""
+    """Send the event to a separate process, because this one may be in the middle of a cycle; return the answer."""
     with stage.invoke.in_process(order(*workspaces)) as invocation:
         return invocation.wait(TIMEOUT_S)
 
@@ -69,7 +69,7 @@ def test_a_workspace_on_hold_is_not_looked_at_flipped_or_restarted(stage: Stage,
 
 
 @both_status_types
-def test_a_dry_run_would_not_flip_it_either(stage: Stage) -> None:
+def test_a_dry_run_would_not_flip_a_workspace_on_hold(stage: Stage) -> None:
     workspace, other = stage.add_all(2, "terminated")
     hold(stage, workspace)
     report = stage.cycle(DRY_RUN, **NO_BREAKER).report
@@ -194,7 +194,7 @@ def test_a_hold_that_is_placed_while_old_instances_are_looked_at_prevents_the_re
 
 
 def wait_for_a_lock(database: Database, kind: str) -> None:
-    """Return once a session waits for a lock of a kind: `transactionid` is what it waits for where a row is locked."""
+    """Return once a session waits for this kind of lock. For a locked row, that is `transactionid`."""
     for _ in range(int(TIMEOUT_S / 0.05)):
         if database.query("SELECT FROM pg_locks WHERE locktype = :kind AND NOT granted", kind=kind):
             return
@@ -220,7 +220,7 @@ def test_a_hold_waits_for_a_flip_that_is_under_way(stage: Stage) -> None:
     assert on_hold(stage).keys() == {workspace}
 
 
-# What a view in the table's place does at each row that a session reads: after the statement's snapshot, and before the
+# A view in the table's place runs this for each row that a session reads: after the statement's snapshot, before the
 # row's lock.
 STOP = """
     CREATE FUNCTION stop() RETURNS boolean LANGUAGE plpgsql AS $$
@@ -241,7 +241,7 @@ SESSIONS = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() 
 
 
 def cycle_stopped_at_a_lock(stage: Stage, look: int, schema: str, table: str, workspace: str) -> Outcome:
-    """Run a cycle whose first statement after a look at EC2 has its snapshot, but no lock, when a hold is placed."""
+    """Run a cycle. Place a hold when its first statement after a probe has its snapshot, but no lock yet."""
 
     def place(owner: Any) -> None:
         wait_for_a_lock(stage.database, "advisory")
@@ -327,7 +327,7 @@ def test_the_number_on_hold_is_in_the_report_and_the_metrics_of_each_cycle(stage
     assert outcome.lines("cycle finished")[0]["on_hold"] == 2
 
 
-def test_neither_event_is_a_cycle(stage: Stage) -> None:
+def test_a_hold_or_release_is_no_cycle(stage: Stage) -> None:
     workspace = stage.add("terminated")
     stage.cycle(**NO_PLATFORM, **NO_BREAKER)
     stage.ec2.calls.clear()

@@ -11,7 +11,7 @@ BINARIES = Path("/usr/lib/postgresql/15/bin")
 
 
 class Standby(PostgresServer):
-    """A hot standby that streams from its primary, which has to run `BINARIES`, too."""
+    """A hot standby that streams from its primary. The primary also has to run `BINARIES`."""
 
     @classmethod
     def of(cls, primary: PostgresServer) -> Self:
@@ -30,7 +30,7 @@ class Standby(PostgresServer):
         return standby
 
     def database(self, original: Database) -> Database:
-        """Return the standby's copy of a database of the primary's."""
+        """Return the standby's copy of a database on the primary."""
         name = original.name
         return Database(name, self.url(name), self.url(name, user="platform"), self)
 
@@ -48,7 +48,7 @@ class Standby(PostgresServer):
 
 
 def promote(server: PostgresServer) -> None:
-    """Make a standby a server of its own that takes writes. It keeps its sessions."""
+    """Promote a standby to an independent server that accepts writes. It keeps its sessions."""
     ((promoted,),) = server.execute("SELECT pg_promote()")
     assert promoted
 

@@ -1,7 +1,7 @@
-"""A PostgreSQL with TLS: a front that speaks it, before a server that does not.
+"""PostgreSQL with TLS: a proxy that speaks TLS, in front of a server that does not.
 
-The embedded server is built without OpenSSL. To a client the front is what PostgreSQL is: it agrees to the request for
-TLS, shows a certificate, and what follows is the server's own.
+The embedded server is built without OpenSSL. To a client, the front looks like PostgreSQL: it agrees to the request for
+TLS, shows a certificate, and passes on everything else.
 https://www.postgresql.org/docs/current/protocol-flow.html#PROTOCOL-FLOW-SSL
 """
 
@@ -20,7 +20,7 @@ _CHUNK = 65536
 
 
 class TlsFront:
-    """Listens on 127.0.0.1 and `port`, within its `with` block, and passes on to the server on `behind`."""
+    """Listens on 127.0.0.1 and `port` within its `with` block, and passes on to the server on port `behind`."""
 
     def __init__(self, certificate: Certificate, behind: int) -> None:
         self._behind = behind
@@ -61,7 +61,7 @@ class TlsFront:
 
 
 def _pass_on(source: socket.socket, target: socket.socket) -> None:
-    """Pass bytes on until one side hangs up, and then let the other know."""
+    """Pass bytes on until one side hangs up, and then hang up on the other."""
     with contextlib.suppress(OSError):
         while data := source.recv(_CHUNK):
             target.sendall(data)
