@@ -210,8 +210,8 @@ def _report(
     gauges: Gauges,
 ) -> Report:
     verdicts = Counter(sighting.verdict for sighting in observed.sightings)
-    skipped = acted.flips.skipped
-    skipped[SkipReason.BREAKER_OPEN] += sum(decision.action is Action.STOP for decision in plan.decisions)
+    stopped = sum(decision.action is Action.STOP for decision in plan.decisions)
+    skipped = acted.flips.skipped + Counter({SkipReason.BREAKER_OPEN: stopped})
     return Report(
         mode=request.mode,
         probe=settings.probe,

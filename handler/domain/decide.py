@@ -83,7 +83,7 @@ def decide(
     breaker_policy: BreakerPolicy,
     absence_policy: AbsencePolicy,
     *,
-    override_breaker: bool = False,
+    override_breaker: bool,
 ) -> Plan:
     """Decide about everything that one cycle saw.
 
@@ -93,22 +93,22 @@ def decide(
     seen = [sighting for sighting in sightings if sighting.verdict is not Verdict.UNKNOWN]
     breaker = _breaker(seen, memory.recently_flipped, breaker_policy, override=override_breaker)
     # If no instance at all is found, the account, the Region or the credentials are wrong.
-    credible = not seen or any(sighting.verdict in FOUND for sighting in seen)
+    absence_counts = not seen or any(sighting.verdict in FOUND for sighting in seen)
     decisions = []
     for sighting in seen:
         if sighting.verdict is Verdict.DEAD:
             action, reason = Action.FLIP, f"its instance is {sighting.state}"
         elif sighting.verdict is Verdict.ABSENT:
-            action, reason = _absent(sighting.workspace, memory.absences, absence_policy, credible=credible)
+            action, reason = _absent(sighting.workspace, memory.absences, absence_policy, counts=absence_counts)
         else:
             continue
         if action is Action.FLIP and breaker.open:
             action = Action.STOP
             reason = f"the breaker is open: {breaker.dead} of {breaker.answered} look dead; {reason}"
         decisions.append(Decision(sighting, action, reason))
-    absent = [one.workspace for one in seen if credible and one.verdict is Verdict.ABSENT]
+    absent = [one.workspace for one in seen if absence_counts and one.verdict is Verdict.ABSENT]
     found_again = [one.workspace.id for one in seen if one.verdict in FOUND and one.workspace.id in memory.absences]
-    return Plan(tuple(decisions), breaker, tuple(absent), tuple(found_again), credible)
+    return Plan(tuple(decisions), breaker, tuple(absent), tuple(found_again), absence_counts)
 
 
 def outdated_absences(
@@ -123,7 +123,7 @@ def outdated_absences(
     return [
         one
         for one, absence in absences.items()
-        if recorded.get(one, None if all_selected else absence.instance_id) != absence.instance_id
+        if (all_selected or one in recorded) and recorded.get(one) != absence.instance_id
     ]
 
 
@@ -138,10 +138,10 @@ def _breaker(
 
 
 def _absent(
-    workspace: Workspace, absences: Mapping[str, Absence], policy: AbsencePolicy, *, credible: bool
+    workspace: Workspace, absences: Mapping[str, Absence], policy: AbsencePolicy, *, counts: bool
 ) -> tuple[Action, str]:
     """Decide about an instance that was not found. EC2 is eventually consistent, so once proves nothing."""
-    if not credible:
+    if not counts:
         return Action.WAIT, "no instance at all was found in this cycle: account, Region or credentials?"
     earlier = absences.get(workspace.id)
     if earlier is None or earlier.instance_id != workspace.instance_id:
