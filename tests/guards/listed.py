@@ -266,10 +266,7 @@ GUARDS = (
         "old absences count again when a row goes back to its old instance",
         _DECIDE,
         "outdated_absences",
-        Code(
-            "recorded.get(one, None if all_selected else absence.instance_id) != absence.instance_id",
-            "recorded.get(one, None if all_selected else absence.instance_id) is None",
-        ),
+        Code("recorded.get(one) != absence.instance_id", "recorded.get(one) is None"),
         f"{_TEST_BREAKER}test_recording_another_instance_meanwhile_resets_the_count",
     ),
     Guard(
