@@ -1,10 +1,11 @@
-"""Runs invocations and kills them: before a given step, after a given time, or from a hook.
+"""Invocations that are killed: at a step of their own, after a time, or by whoever watches them.
 
 A server process imports the handler once and forks for each invocation, which costs milliseconds instead of a second.
-It is a separate process, because one with threads, such as pytest's, cannot fork safely.
+It is one of its own since a process with threads, such as the tests', cannot fork safely.
 """
 
 import contextlib
+import gc
 import json
 import os
 import signal
@@ -22,6 +23,8 @@ import pg8000.native
 import urllib3.connection
 
 from handler import app
+from handler.probes.control_plane import probe as _control_plane  # noqa: F401 - the handler imports them when it needs them
+from handler.restarts import platform as _platform  # noqa: F401
 from sandbox.lambda_context import LambdaContext
 from tests.support.tools import ROOT
 
@@ -43,7 +46,7 @@ class Ending:
 
 
 class Invocations:
-    """Runs invocations one at a time, each in its own process, cold but with the handler imported."""
+    """Runs invocations, one at a time, each in a process of its own, cold but with the handler imported."""
 
     def __init__(self) -> None:
         self._pid: Future[int] = Future()
@@ -73,8 +76,8 @@ class Invocations:
     ) -> Ending:
         """Run one invocation to its end.
 
-        SIGKILL ends it right before step number `kill_at_step` (the first is 1), or `kill_after_s` seconds after its
-        start. Raises AssertionError with the handler's traceback if the handler raises.
+        It ends by SIGKILL right before its step number `kill_at_step` (the first is 1), or `kill_after_s` seconds
+        after its beginning. Raises AssertionError with the handler's traceback if the handler raises.
         """
         self._pid = Future()
         self._write(event=event, environment=dict(environment), at_step=kill_at_step, after_s=kill_after_s)
@@ -84,7 +87,7 @@ class Invocations:
         return Ending(**ending)
 
     def kill(self) -> None:
-        """End the running invocation at once (SIGKILL). For hooks, which run while `run` waits."""
+        """End the invocation under way at once (SIGKILL). For hooks, which run while `run` waits."""
         with contextlib.suppress(ProcessLookupError):  # another hook's kill came first
             os.kill(self._pid.result(_START_TIMEOUT_S), signal.SIGKILL)
 
@@ -113,11 +116,11 @@ class _Steps:
         self._taking = threading.Lock()
 
     def before(self, owner: Any, name: str) -> None:
-        """Count a step before each call of a function."""
+        """Make a step of the moment before each call of a function."""
         self._replace(owner, name, self._take, _nothing)
 
     def after(self, owner: Any, name: str) -> None:
-        """Count a step after each call of a function."""
+        """Make a step of the moment after each call of a function."""
         self._replace(owner, name, _nothing, self._take)
 
     def _replace(self, owner: Any, name: str, before: Callable[[], None], after: Callable[[], None]) -> None:
@@ -143,17 +146,17 @@ def _nothing() -> None:
 
 
 def _invoke(order: Mapping[str, Any]) -> dict[str, Any]:
-    """Run the handler, with a step before and after each call to the outside."""
+    """Run the handler, with a step before and after whatever it has others do."""
     os.environ.clear()
     os.environ.update(order["environment"])
     steps = _Steps(order["at_step"])
-    # After a statement, nothing changes until the next statement or request, so one step is enough for both.
+    # After a statement nothing is different until the next statement or request, so that one step serves for both.
     steps.before(pg8000.native.Connection, "run")
     steps.before(urllib3.connection.HTTPConnection, "request")
     steps.after(urllib3.connection.HTTPConnection, "request")
     steps.after(urllib3.connection.HTTPConnection, "getresponse")
     if order["after_s"] is not None:
-        # The kernel does it: it waits for no lock of Python, and like SIGKILL it allows no cleanup.
+        # In the kernel: it waits for no lock of Python's, and like SIGKILL it lets nothing be put in order.
         signal.setitimer(signal.ITIMER_REAL, order["after_s"])
     began_at = time.monotonic()
     report = app.lambda_handler(order["event"], LambdaContext())
@@ -175,19 +178,25 @@ def _child(order: Mapping[str, Any], answering: int) -> None:
         os._exit(0)
 
 
+def _fork(order: str) -> None:
+    """Run one order in a process of its own; answer with its number at once, and with how it ended in the end."""
+    reading, answering = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        _child(json.loads(order), answering)
+    os.close(answering)
+    print(json.dumps({"pid": pid}), flush=True)  # noqa: T201 - the answer
+    with os.fdopen(reading) as pipe:
+        answer = pipe.read()
+    os.waitpid(pid, 0)
+    print(answer or json.dumps({"report": None}), flush=True)  # noqa: T201 - the answer
+
+
 def _serve() -> None:
-    """Run the invocation that each line of stdin describes, until stdin ends."""
+    """Run what each line of stdin orders, until its end."""
+    gc.freeze()  # a collection in a child would copy what it shares with the others
     for line in sys.stdin:
-        reading, answering = os.pipe()
-        pid = os.fork()
-        if pid == 0:
-            _child(json.loads(line), answering)
-        os.close(answering)
-        print(json.dumps({"pid": pid}), flush=True)  # noqa: T201 - the answer
-        with os.fdopen(reading) as pipe:
-            answer = pipe.read()
-        os.waitpid(pid, 0)
-        print(answer or json.dumps({"report": None}), flush=True)  # noqa: T201 - the answer
+        _fork(line)
 
 
 if __name__ == "__main__":
