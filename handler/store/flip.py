@@ -35,10 +35,14 @@ _LOCKED_ROW = _CURRENT_ROW + " FOR NO KEY UPDATE OF workspaces NOWAIT"
 # The row was up again, so an older restart is settled. If the platform was asked about this very instance not long ago,
 # it may still be at it, and must not be asked again too soon. A hold may have been placed between the re-read's
 # snapshot and its lock; under the lock none can be placed.
+#
+# row_security stays off for this statement, which is planned by then. It goes on for the functions of the platform's
+# triggers: they may use tables whose policies are none of our business, and PostgreSQL would refuse them.
 _FLIP = f"""
 WITH flipped AS (
     UPDATE platform.workspaces SET status = 'offline', updated_at = now()
     WHERE id = CAST(:id AS uuid) AND {LEASE_IS_OURS} AND NOT {on_hold("workspaces.id")}
+      AND set_config('row_security', 'on', true) = 'on'
     RETURNING id, status
 ), event AS (
     INSERT INTO platform.structure_events (event_type, workspace_id, payload)
