@@ -41,6 +41,7 @@ SET LOCAL role TO DEFAULT;
 SET LOCAL default_transaction_read_only TO DEFAULT;
 SET LOCAL synchronous_commit TO DEFAULT;
 SET LOCAL row_security = off;
+SET LOCAL array_nulls = on;
 SET LOCAL TimeZone = 'UTC';
 SET LOCAL DateStyle = 'ISO';
 SET LOCAL extra_float_digits = 1;
