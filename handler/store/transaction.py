@@ -134,6 +134,6 @@ def begun(rows: Sequence[Sequence[Any]], *, read_only: bool) -> Begun:
 def missing_tables(tables: Sequence[str]) -> SchemaMissingError:
     """Return the error that says that tables of the platform's are not there."""
     return SchemaMissingError(
-        f"the database has no table {', '.join(tables)}: is this the platform's database, and does the role's own"
-        " search_path lead to its tables?"
+        f"the database has no table {', '.join(tables)}: is this the platform's database, does the role's own"
+        " search_path lead to its tables, and has the role USAGE on their schema?"
     )
