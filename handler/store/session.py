@@ -68,6 +68,8 @@ _FEATURE_NOT_SUPPORTED = "0A000"
 # What cannot be found from within a trigger's function is not ours.
 _NOT_FOUND = ("3F000", "42P01", "42704", "42883")
 _BY_SCHEMA = "a trigger's function has to name what it uses by its schema, or SET a search_path of its own"
+# infra/schema.sql is a DO block.
+_OUR_OWN_BLOCK = "inline_code_block"
 _NOT_OURS = "a trigger's function needs this; infra/grants.sql gives only what our own statements need"
 # The routines of the server's that raise an error because of a policy. Its message may be in any language.
 _ROW_SECURITY_ROUTINES = ("check_enable_rls", "ExecWithCheckOptions")
@@ -332,7 +334,8 @@ def _explained(error: pg8000.exceptions.DatabaseError) -> StoreError:
     fields = error.args[0] if error.args and isinstance(error.args[0], dict) else {}
     code, message = fields.get("C", "?"), fields.get("M", "no message")
     kind, remedy = _ERROR_OF_SQLSTATE.get(code, (StoreError, ""))
-    if "W" in fields:  # where it was raised: in a trigger's function, for our own statements call none
+    where = fields.get("W", "")
+    if where and _OUR_OWN_BLOCK not in where:  # in a trigger's function, for our own statements call none
         if code in _NOT_FOUND:
             remedy = _BY_SCHEMA
         elif kind is RightsMissingError:

@@ -243,5 +243,15 @@ def test_the_installer_is_not_concerned(stage: Stage) -> None:
         session.close()
 
 
+def test_what_is_hidden_from_the_installer_itself_is_named(stage: Stage) -> None:
+    stage.database.query("ALTER TABLE reconciler.schema_version ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY")
+    session = Session(database_from({"DATABASE_URL": stage.database.owner_url}), Secrets(_nothing), _nothing)
+    try:
+        with pytest.raises(RowSecurityError, match=r'"schema_version" .*BYPASSRLS'):
+            install(session, RECONCILER_ROLE, Deadline(30.0))
+    finally:
+        session.close()
+
+
 def _nothing(*_: object) -> str:
     raise AssertionError("nothing is fetched here")
