@@ -100,6 +100,12 @@ def install(session: Session, role: str, deadline: Deadline) -> dict[str, Any]:
         with _naming(GRANTS):
             _find_by_plain_names(transaction)
             transaction.run((_ROOT / GRANTS).read_text().replace(':"role"', _quoted(role)))
+        closed = _closed_schemas(transaction, role)
+        if closed:
+            raise RightsMissingError(
+                f"the role {role} lacks USAGE on schema {', '.join(closed)}, where the platform's tables are: grant it,"
+                " then run the installer again"
+            )
         still_lacking = lacking_rights(transaction, RIGHTS_TO_APPLY, role=role)
         if still_lacking:
             # PostgreSQL only warns about a GRANT of rights that the login may not pass on.
@@ -134,6 +140,20 @@ def _find_by_plain_names(transaction: Transaction) -> None:
     """Have the platform's tables found by the names that a file for psql has for them, and nothing else before them."""
     schemas = dict.fromkeys(schema for schema in transaction.schemas.values() if schema is not None)
     transaction.run(f"SET LOCAL search_path = {', '.join(['pg_catalog', *schemas, 'pg_temp'])}")
+
+
+def _closed_schemas(transaction: Transaction, role: str) -> list[str]:
+    """Return the platform's schemas, as they are found here, that the role may not use."""
+    rows = transaction.run(
+        """
+        SELECT DISTINCT relnamespace::regnamespace::text FROM pg_class
+        WHERE oid = ANY (ARRAY(SELECT to_regclass(name)::oid FROM unnest(CAST(:tables AS text[])) AS located (name)))
+          AND NOT has_schema_privilege(CAST(:role AS name), relnamespace, 'USAGE')
+        """,
+        role=role,
+        tables=[transaction.located(table) for table in transaction.schemas],
+    )
+    return [name for (name,) in rows]
 
 
 def _own_relations(transaction: Transaction) -> set[str]:

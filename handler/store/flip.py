@@ -36,10 +36,15 @@ _LOCKED_ROW = _CURRENT_ROW + " FOR NO KEY UPDATE OF workspaces NOWAIT"
 # before, it may still be working on it: the new restart is due no earlier than the old one was.
 # The hold is checked again, because one may have been placed between the re-read's snapshot and its lock. Under the
 # lock, none can be placed.
+#
+# row_security is off for this statement: PostgreSQL has planned it by the time the condition turns row_security on.
+# That is for the functions of the platform's triggers. They may use tables whose policies do not concern us, and
+# PostgreSQL would refuse them.
 _FLIP = f"""
 WITH flipped AS (
     UPDATE platform.workspaces SET status = 'offline', updated_at = now()
     WHERE id = CAST(:id AS uuid) AND {LEASE_IS_OURS} AND NOT {on_hold("workspaces.id")}
+      AND set_config('row_security', 'on', true) = 'on'
     RETURNING id, status
 ), event AS (
     INSERT INTO platform.structure_events (event_type, workspace_id, payload)

@@ -41,6 +41,7 @@ SET LOCAL role TO DEFAULT;
 SET LOCAL default_transaction_read_only TO DEFAULT;
 SET LOCAL synchronous_commit TO DEFAULT;
 SET LOCAL row_security = off;
+SET LOCAL array_nulls = on;
 SET LOCAL TimeZone = 'UTC';
 SET LOCAL DateStyle = 'ISO';
 SET LOCAL extra_float_digits = 1;
@@ -133,6 +134,6 @@ def begun(rows: Sequence[Sequence[Any]], *, read_only: bool) -> Begun:
 def missing_tables(tables: Sequence[str]) -> SchemaMissingError:
     """Return the error for platform tables that are missing."""
     return SchemaMissingError(
-        f"the database has no table {', '.join(tables)}: is this the platform's database, and does the role's own"
-        " search_path lead to its tables?"
+        f"the database has no table {', '.join(tables)}: is this the platform's database, does the role's own"
+        " search_path lead to its tables, and has the role USAGE on their schema?"
     )

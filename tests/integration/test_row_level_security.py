@@ -211,6 +211,16 @@ def test_what_changes_in_the_middle_of_a_transaction_is_noticed_in_it(stage: Sta
         stage.invoke.cold()
 
 
+@pytest.mark.parametrize("table", ["structure_events", "reconciler.lease"])
+def test_what_is_enabled_right_before_a_flip_is_written_is_noticed(stage: Stage, table: str) -> None:
+    """The triggers' functions run with row_security on, but the flip itself does not."""
+    stage.add("terminated")
+    with PostgresProxy(stage.database) as proxy:
+        proxy.before(b"WITH flipped AS", lambda: enable(stage, table))
+        assert_refused(stage, DATABASE_URL=proxy.url)
+        stage.invoke.cold()
+
+
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
 def test_what_changes_right_before_restarts_are_cancelled_cancels_none(stage: Stage, change: str) -> None:
     owe_a_restart(stage)
@@ -229,6 +239,16 @@ def test_the_installer_is_not_concerned(stage: Stage) -> None:
     session = Session(database_from({"DATABASE_URL": stage.database.owner_url}), Secrets(_nothing), _nothing)
     try:
         assert install(session, RECONCILER_ROLE, Deadline(30.0))["granted"] == []
+    finally:
+        session.close()
+
+
+def test_what_is_hidden_from_the_installer_itself_is_named(stage: Stage) -> None:
+    stage.database.query("ALTER TABLE reconciler.schema_version ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY")
+    session = Session(database_from({"DATABASE_URL": stage.database.owner_url}), Secrets(_nothing), _nothing)
+    try:
+        with pytest.raises(RowSecurityError, match=r'"schema_version" .*BYPASSRLS'):
+            install(session, RECONCILER_ROLE, Deadline(30.0))
     finally:
         session.close()
 

@@ -152,6 +152,7 @@ SETTINGS = {
     "extra_float_digits": ("-15", "1"),
     "transaction_timeout": ("1h", "0"),
     "row_security": ("on", "off"),
+    "array_nulls": ("off", "on"),
 }
 
 
