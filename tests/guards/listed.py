@@ -22,6 +22,7 @@ class Guard:
 
 _APP = "handler/app.py"
 _BOUNDED = "handler/net/bounded.py"
+_CONNECT = "handler/net/connect.py"
 _CONTROL_PLANE = "handler/probes/control_plane/probe.py"
 _CYCLE = "handler/cycle.py"
 _DECIDE = "handler/domain/decide.py"
@@ -36,11 +37,13 @@ _REQUEST = "handler/request.py"
 _RESTARTS = "handler/store/restarts.py"
 _SESSION = "handler/store/session.py"
 _TELEMETRY = "handler/telemetry.py"
+_TLS = "handler/net/tls.py"
 _WORKER = "handler/restarts/worker.py"
 
 _TEST_APP = "tests/unit/test_app.py::"
 _TEST_BREAKER = "tests/integration/test_absence_and_breaker.py::"
 _TEST_CONCURRENCY = "tests/integration/test_concurrency.py::"
+_TEST_CONNECTIONS = "tests/integration/test_connections.py::"
 _TEST_CONTROL_PLANE = "tests/integration/test_control_plane.py::"
 _TEST_CRASHES = "tests/integration/test_crashes.py::"
 _TEST_NET = "tests/net/"
@@ -759,5 +762,30 @@ GUARDS = (
         "CycleLog.flip_failed",
         Code("_printable(str(error), _LONGEST_ERROR)", "str(error)"),
         f"{_TEST_FLIP_ERRORS}test_a_trigger_s_long_message_is_cut_short_and_its_detail_left_out",
+    ),
+    # --- connect ---
+    Guard(
+        "TLS: as libpq verifies",
+        "no cycle runs, because Python refuses a certificate of the database that every other client accepts",
+        _TLS,
+        "_trusting",
+        Code("context.verify_flags &= ~ssl.VERIFY_X509_STRICT", "pass"),
+        f"{_TEST_CONNECTIONS}test_a_database_s_certificate_needs_no_more_extensions_than_libpq_wants",
+    ),
+    Guard(
+        "TLS: the database's name",
+        "whoever has a certificate for any name passes for the database, and gets the password",
+        _TLS,
+        "_postgres_context",
+        Code('sslmode == "verify-full"', "False"),
+        f"{_TEST_CONNECTIONS}test_a_database_s_certificate_without_extensions_is_good_for_its_own_name_only",
+    ),
+    Guard(
+        "addresses: a share of the time",
+        "one dead address of two uses up every call's time, and all workspaces are unknown",
+        _CONNECT,
+        "connected",
+        Code("left_s / (len(addresses) - tried)", "left_s"),
+        f"{_TEST_NET}test_deadlines.py::test_dead_addresses_leave_time_for_one_that_lives",
     ),
 )
