@@ -22,11 +22,17 @@ LONGEST_RETRY_AFTER_SECONDS = 86_400.0
 class HttpPlatform:
     """Asks for restarts. Nothing of what it is told gets out except as a Reply."""
 
-    def __init__(self, base_url: str, org_id: str | None, tokens: Tokens, deadline: Deadline) -> None:
-        """Ask the platform at `base_url`. Fetches the token by the deadline; raises SecretError."""
+    def __init__(
+        self, base_url: str, org_id: str | None, tokens: Tokens, deadline: Deadline, *, ca_file: str | None = None
+    ) -> None:
+        """Ask the platform at `base_url`. Fetches the token by the deadline; raises SecretError.
+
+        The authorities in `ca_file` are trusted, too.
+        """
         self._base_url = base_url
         self._org_id = org_id
         self._tokens = tokens
+        self._ca_file = ca_file
         self._used = tokens.read(deadline)
 
     def restart(self, restart: Restart, deadline: Deadline) -> Reply:
@@ -47,7 +53,7 @@ class HttpPlatform:
             headers["X-Molecule-Org-Id"] = self._org_id
         # A connection of its own: on a kept-alive one that the platform has just closed, a request
         # that was never read would count as uncertain.
-        client = HttpClient(connections=1)
+        client = HttpClient(connections=1, ca_file=self._ca_file)
         try:
             answer = client.post(
                 f"{self._base_url}/workspaces/{restart.workspace_id}/restart",

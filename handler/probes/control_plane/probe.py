@@ -30,15 +30,23 @@ class ControlPlaneProbe:
     """Asks `GET /cp/workspaces/{id}/status`; anything but a clean answer is UNKNOWN."""
 
     def __init__(
-        self, base_url: str, tokens: Tokens, deadline: Deadline, *, concurrency: int, timeout_s: float
+        self,
+        base_url: str,
+        tokens: Tokens,
+        deadline: Deadline,
+        *,
+        concurrency: int,
+        timeout_s: float,
+        ca_file: str | None = None,
     ) -> None:
         """Ask the CP at `base_url`, at most `concurrency` checks at once, each `timeout_s` seconds in all.
 
-        Fetches the tokens by the deadline; raises SecretError.
+        Fetches the tokens by the deadline; raises SecretError. The authorities in `ca_file` are trusted, too.
         """
         self._base_url = base_url
         self._concurrency = concurrency
         self._timeout_s = timeout_s
+        self._ca_file = ca_file
         self._tokens = tokens
         self._used = tokens.read(deadline)
         self._limiter = ConcurrencyLimiter(concurrency)
@@ -50,7 +58,7 @@ class ControlPlaneProbe:
         done: queue.SimpleQueue[Sighting | None] = queue.SimpleQueue()
         enough_s = fair_share(self._timeout_s, deadline)
         workers = min(self._concurrency, len(workspaces))
-        client = HttpClient(connections=workers)
+        client = HttpClient(connections=workers, ca_file=self._ca_file)
 
         def work() -> None:
             while self._limiter.enter(deadline):
