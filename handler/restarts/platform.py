@@ -17,6 +17,11 @@ from handler.net.secrets import Tokens
 from handler.restarts import Answer, Reply
 
 LONGEST_RETRY_AFTER_SECONDS = 86_400.0
+# Of these the platform's own come before it has begun (500), or say that it cannot (503). Any other is a gateway's that
+# gave up, like 408, while the platform may be at work.
+_SERVER_ERRORS = range(500, 600)
+_REFUSING_SERVER_ERRORS = (HTTPStatus.INTERNAL_SERVER_ERROR, HTTPStatus.SERVICE_UNAVAILABLE)
+_MAY_ASK_TO_WAIT = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
 
 
 class HttpPlatform:
@@ -77,7 +82,9 @@ def _reply(status: int, headers: Mapping[str, str]) -> Reply:
         return Reply(Answer.ACCEPTED, _status(status))
     if status == HTTPStatus.CONFLICT:
         return Reply(Answer.BLOCKED, _status(status))
-    wait_s = _retry_after(headers) if status == HTTPStatus.TOO_MANY_REQUESTS else None
+    if status == HTTPStatus.REQUEST_TIMEOUT or (status in _SERVER_ERRORS and status not in _REFUSING_SERVER_ERRORS):
+        return Reply(Answer.UNCERTAIN, _status(status))
+    wait_s = _retry_after(headers) if status in _MAY_ASK_TO_WAIT else None
     return Reply(Answer.REFUSED, _status(status), wait_s)
 
 

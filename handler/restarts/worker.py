@@ -53,7 +53,7 @@ class RestartWorker:
         self._timeout_s = settings.reconfirm_timeout_seconds
         self._log = log
         self._results = RestartResults()
-        self._told_to_wait_s: float | None = None
+        self._stopped_s = 0.0  # for how long the platform asks to be left alone
 
     def run(
         self,
@@ -109,12 +109,10 @@ class RestartWorker:
         return [restart for restart in due if restart.workspace_id not in old or restart.id in dead]
 
     def _ask_for(self, restarts: Sequence[Restart], platform: Platform, deadline: Deadline, closing: Deadline) -> None:
-        asked: set[int] = set()
         unanswered: dict[int, Restart] = {}
 
         def claimed() -> Iterator[Restart]:
             for restart in self._claimed(restarts, deadline):
-                asked.add(restart.id)
                 unanswered[restart.id] = restart
                 yield restart
 
@@ -129,16 +127,13 @@ class RestartWorker:
             self._settle(restart, reply, closing)
         for restart in unanswered.values():
             self._settle(restart, Reply(Answer.UNCERTAIN, Failure(Cause.OUT_OF_TIME)), closing)
-        if self._told_to_wait_s is not None:
-            unasked = [restart for restart in restarts if restart.id not in asked]
-            self._store.put_off(closing, unasked, wait_s=self._told_to_wait_s)
 
     def _claimed(self, restarts: Sequence[Restart], deadline: Deadline) -> Iterator[Restart]:
         """Yield restarts, each right after its claim, as many as one cycle may ask for."""
         calls = 0
         for restart in restarts:
             all_used = calls >= self._policy.per_cycle
-            if all_used or self._told_to_wait_s is not None or deadline.remaining() < SHORTEST_CALL_SECONDS:
+            if all_used or self._stopped_s or deadline.remaining() < SHORTEST_CALL_SECONDS:
                 return
             try:
                 claim = self._store.claim(
@@ -170,9 +165,9 @@ class RestartWorker:
         wait_s: float | None = retry_backoff(restart.refusals, self._policy.retry_s)
         if reply.answer is Answer.UNCERTAIN:
             wait_s = None  # as the claim said
-        if reply.retry_after_s is not None:
-            wait_s = self._told_to_wait_s = reply.retry_after_s
         self._log.restart(f"restart {reply.answer}", restart, str(reply.reason), attempt=restart.attempts + 1)
+        if reply.retry_after_s is not None and reply.retry_after_s > self._stopped_s:
+            self._stop(reply.retry_after_s, closing)
         try:
             if reply.answer is Answer.ACCEPTED:
                 self._store.accepted(closing, restart)
@@ -180,6 +175,15 @@ class RestartWorker:
                 self._store.record_answer(closing, restart, reply.answer, wait_s=wait_s)
         except ReconcilerError as error:  # the claim keeps it safe
             self._log.failure("platform's answer not recorded", error)
+
+    def _stop(self, lasts_s: float, closing: Deadline) -> None:
+        """Ask for nothing more, and have no other cycle do so: the platform said for how long."""
+        self._stopped_s = lasts_s
+        self._log.restarts_stopped(lasts_s)
+        try:
+            self._store.stop(self._one_look(closing), lasts_s=lasts_s)
+        except ReconcilerError as error:  # this cycle obeys all the same
+            self._log.failure("stop not recorded", error)
 
     def _one_look(self, deadline: Deadline) -> Deadline:
         """Return the time for one look at the database: a table that somebody locks must not hold the cycle up."""

@@ -13,7 +13,7 @@ Rights = Sequence[tuple[str, str | None, str]]
 SCHEMA_VERSION = 1
 
 _SCHEMA_FILE = "infra/schema.sql"
-_OWN_TABLES = ("schema_version", "lease", "coverage", "absences", "restarts", "holds")
+_OWN_TABLES = ("schema_version", "lease", "coverage", "absences", "restarts", "restart_stops", "holds")
 
 _RIGHTS_TO_READ = (
     *(("workspaces", one, "SELECT") for one in ("id", "status", "runtime", "instance_id", "last_heartbeat_at")),
@@ -26,7 +26,7 @@ RIGHTS_TO_APPLY = (
     ("reconciler.coverage", None, "UPDATE"),
     *(
         (f"reconciler.{table}", None, right)
-        for table in ("lease", "absences", "restarts", "holds")
+        for table in ("lease", "absences", "restarts", "restart_stops", "holds")
         for right in ("INSERT", "UPDATE", "DELETE")
     ),
 )

@@ -41,6 +41,7 @@ _TLS = "handler/net/tls.py"
 _WORKER = "handler/restarts/worker.py"
 
 _TEST_APP = "tests/unit/test_app.py::"
+_TEST_ANSWERS = "tests/integration/test_restart_answers.py::"
 _TEST_BREAKER = "tests/integration/test_absence_and_breaker.py::"
 _TEST_CONCURRENCY = "tests/integration/test_concurrency.py::"
 _TEST_CONNECTIONS = "tests/integration/test_connections.py::"
@@ -589,12 +590,36 @@ GUARDS = (
         f"{_TEST_RESTARTS}test_one_cycle_asks_for_as_many_restarts_as_it_may_and_the_next_ones_for_the_rest",
     ),
     Guard(
-        "Retry-After",
-        "an overloaded platform gets more and more requests",
+        "uncertain: a gateway that gave up",
+        "a restart that the platform is working on is sent again because a gateway before it answered 502 or 504",
+        _PLATFORM,
+        "_reply",
+        Code("Reply(Answer.UNCERTAIN, _status(status))", "Reply(Answer.REFUSED, _status(status))"),
+        f"{_TEST_ANSWERS}test_a_gateway_that_gave_up_leaves_the_restart_uncertain",
+    ),
+    Guard(
+        "Retry-After: the next cycles",
+        "an overloaded platform gets eight requests a minute although it asked for none",
+        _RESTARTS,
+        "_FREE",
+        Sql("AND NOT EXISTS (SELECT FROM reconciler.restart_stops WHERE {_STOP_IS_ON})", ""),
+        f"{_TEST_ANSWERS}test_a_platform_that_asks_to_be_left_alone_is_left_alone_by_every_cycle",
+    ),
+    Guard(
+        "Retry-After: a jump of the clock",
+        "no restart is ever asked for again, because the database's clock was wrong for a moment",
+        _RESTARTS,
+        "_STOP_IS_ON",
+        Sql("AND ends_at <= now() + make_interval(secs => {LATEST_END_OF_STOP_SECONDS})", ""),
+        f"{_TEST_STORE}test_a_stop_that_lies_days_ahead_is_of_a_clock_that_has_jumped",
+    ),
+    Guard(
+        "Retry-After: this cycle",
+        "an overloaded platform gets more and more requests if the database cannot be told",
         _WORKER,
         "RestartWorker._claimed",
-        Code("self._told_to_wait_s is not None", "False"),
-        f"{_TEST_RESTARTS}test_once_the_platform_asks_to_wait_a_cycle_begins_no_further_call",
+        Code("self._stopped_s", "False"),
+        f"{_TEST_WORKER}test_a_stop_that_cannot_be_recorded_is_obeyed_by_this_cycle",
     ),
     Guard(
         "Retry-After: upper limit",

@@ -34,7 +34,7 @@ QUIET_CYCLES = 8
 QUIET_SECONDS = LONGEST_CRASH_LOOP_BACKOFF_S + 60.0
 
 # Writes that say what has happened, or end what is the cycle's own: true with or without the lease.
-_WITHOUT_LEASE = ("acquire", "release", "accepted", "record_answer")
+_WITHOUT_LEASE = ("acquire", "release", "accepted", "record_answer", "stop")
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -135,6 +135,7 @@ class Actor(Watch):
             self.require(
                 not self.tables.is_on_hold(subject.workspace_id), "the restart of a workspace on hold is claimed"
             )
+            self.require(not self.tables.is_stopped(), "a restart is claimed though the platform asked for none")
             self.claims[subject.id] = self.tables.now
         elif isinstance(subject, Restart) and call == "accepted":
             asked = self.asked.get(subject.id)

@@ -53,7 +53,8 @@ class Wire:
         self.in_flight = self.most_in_flight = self.closed = 0
         self._lock = threading.Lock()
 
-    def connect(self, *, connections: int) -> "Wire":
+    def connect(self, *, connections: int, ca_file: str | None = None) -> "Wire":
+        assert ca_file is None
         self.connections.append(connections)
         return self
 
