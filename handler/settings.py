@@ -31,7 +31,7 @@ _WHOLE_NUMBER = re.compile(r"[0-9]{1,15}")
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """Where the database is. The secret has to supply what is None."""
+    """Where the database is. What is None here has to be in the secret."""
 
     host: str | None
     port: int
@@ -57,7 +57,7 @@ class Database:
 
 @dataclass(frozen=True, slots=True)
 class Remote:
-    """An HTTP system: its base address, and the tokens, or the secret that holds them."""
+    """An HTTP system: its base address and its tokens, or the secret that contains them in the given `fields`."""
 
     base_url: str
     secret_arn: str | None
@@ -71,7 +71,7 @@ class Remote:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """All settings. Times are in seconds, as the names say. The policies go to the decisions as they are."""
+    """All settings, with times in seconds. Each policy is passed unchanged to the code that decides by it."""
 
     probe: str
     mode: str
@@ -98,7 +98,7 @@ class Settings:
         Raises SettingsError, which names the variable and what was expected of it.
         """
         env = _Environment(environment)
-        env.check_log_level("POWERTOOLS_LOG_LEVEL")  # which Powertools reads
+        env.check_log_level("POWERTOOLS_LOG_LEVEL")  # Powertools reads it
         probe = env.word("PROBE", (EC2, CONTROL_PLANE), EC2)
         control_plane = env.remote("CP", {"shared_secret": "CP_SHARED_SECRET", "admin_token": "CP_ADMIN_TOKEN"})
         if probe == CONTROL_PLANE and control_plane is None:
@@ -242,14 +242,14 @@ class _Environment:
         return value
 
     def header_value(self, name: str) -> str | None:
-        """Return a value that can travel in an HTTP header. It may be a secret, so no error shows it."""
+        """Return a value for an HTTP header. It may be a secret, so no error shows it."""
         value = self.text(name)
         if value is not None and not header_safe(value):
             raise SettingsError(f"{name}: it has a blank or a character that no HTTP header may hold")
         return value
 
     def remote(self, prefix: str, token_variables: Mapping[str, str]) -> Remote | None:
-        """Return a system's address and its tokens, which are in variables of their own or all in one secret."""
+        """Return a system's address and its tokens. Each token has its own variable, or all are in one secret."""
         secret_arn = self.secret_arn(f"{prefix}_SECRET_ARN")
         tokens = {field: self.header_value(name) for field, name in token_variables.items()}
         given = [token_variables[field] for field, token in tokens.items() if token]

@@ -20,13 +20,16 @@ DO $schema$
 DECLARE
     newest     CONSTANT integer := 1;
     own_tables CONSTANT text[] := '{schema_version, lease, coverage, absences, restarts, restart_stops, holds}';
-    give_up_at CONSTANT timestamptz := clock_timestamp() + interval '2 seconds';
+    give_up_at timestamptz;
     installed  integer := 0;  -- 0: nothing, or a schema from before there was a version number
     existing   text;
     unwatched  boolean;
     highest_id bigint;
 BEGIN
-    PERFORM set_config('lock_timeout', '2s', true);  -- until the end of this transaction
+    -- Nothing that the path of whoever runs this would find first is used. Both last until the end of this transaction.
+    PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
+    PERFORM set_config('lock_timeout', '2s', true);
+    give_up_at := clock_timestamp() + interval '2 seconds';
     -- One installer at a time. Cycles and backups do not know this lock.
     PERFORM pg_advisory_xact_lock(hashtext('reconciler.schema_version'));
 

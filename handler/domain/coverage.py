@@ -1,9 +1,9 @@
 """Where the next cycle begins, so that nobody is left out. Pure.
 
-The candidates stand in a circle, in the order of their ids. Every candidate up to the cursor has been checked. The next
-cycle goes on behind it, and past the end back to the first. A pass is complete when the cursor is back where the pass
-began. Some workspaces are brought forward by name: those that looked dead when no time was left to act, and the few
-whose checks the deadline cut off while others behind them were checked.
+Think of the candidates as a circle, sorted by id. The cursor moves around it: every candidate of this pass up to the
+cursor has been checked, and the next cycle continues after it. A pass is complete when the cursor is back where the
+pass began. Some workspaces are brought forward by name: those that looked dead when no time was left to act, and the
+few whose checks the deadline cut off while others after them were checked.
 """
 
 from collections.abc import Collection, Sequence
@@ -41,14 +41,14 @@ def advance(
     """Return how far a full cycle got.
 
     `selected` are the cycle's candidates in their fair order; `next_unselected` is the first one that the limit left
-    out. `checked` got a verdict; `out_of_time` are those of them that looked dead and were not acted on.
-    At most `most_first` of these and of the cut-off ones are brought forward, so that they cannot crowd out the rest.
-    The other dead have their turn in the next pass; the cursor stops before the other cut-off ones.
+    out. `checked` got a verdict; `out_of_time` are the checked ones that looked dead but were not acted on.
+    At most `most_first` of the dead and the cut-off ones are brought forward, so that they cannot crowd out the rest.
+    The other dead ones have their turn in the next pass. The cursor stops before the first other cut-off one.
 
-    It is one function because its three rules share one walk round the circle. Take any of them away and the fairness
-    tests or the simulation fail: a row that always hangs would stop the cursor (so the cursor may pass a few by), a
-    row that was passed by would never complete the pass (so near the end of a pass it may not), and many dead rows
-    would crowd out the others (so there is a bound).
+    It is one function because its three rules share one walk around the circle. Without any one of them, the fairness
+    tests or the simulation fail: a row that always hangs would stop the cursor (so the cursor may skip a few), a
+    skipped row would never complete the pass (so near the end of a pass none is skipped), and many dead rows would
+    crowd out the others (so there is a limit).
     """
     brought_forward = set(coverage.brought_forward)
     unchecked = set(selected).difference(checked)
@@ -57,7 +57,7 @@ def advance(
     still_first = [one for one in coverage.brought_forward if one in unchecked]
 
     def place(one: str) -> tuple[bool, str]:
-        """Return the place in the circle that begins behind the old cursor."""
+        """Return a sort key for the circle, beginning after the old cursor."""
         return one <= coverage.cursor, one
 
     in_turn = [one for one in selected if one not in brought_forward]

@@ -1,9 +1,8 @@
 """HTTP connections that obey a deadline: the core under requests (`net.http`) and boto3 (`net.aws`).
 
-Timeouts of clients built on sockets, such as urllib3's and requests', start anew with each packet, so a server that
-drips a byte a second holds a call for ever. Here the connection itself cuts every wait from the deadline of the call
-that is under way on its thread. It also notes whether anything was sent: a request that never left is a refusal; one
-that left is uncertain until it is answered.
+The timeouts of urllib3 and requests start again with each packet, so a server that drips one byte a second blocks a
+call for ever. Here the connection itself limits every wait to what is left of its call's deadline. It also notes
+whether anything was sent: a request that never left is refused; one that left is uncertain until it is answered.
 """
 
 import contextlib
@@ -26,7 +25,7 @@ from handler.domain.model import Cause
 from handler.net.connect import connected
 from handler.net.tls import https_context
 
-# Everything that urllib3 and the layers under it raise. requests' exceptions are OSErrors.
+# Everything that urllib3 and the layers below it raise. requests' exceptions are OSErrors.
 FAILURES = (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError, ValueError)
 # RFC 9110, 15.3
 SUCCESS = range(200, 300)
@@ -37,14 +36,14 @@ _SHORTEST_S = 0.001
 
 
 class CallError(Exception):
-    """A call has no answer, or none that may be used.
+    """A call got no usable answer.
 
-    `sent` tells whether the request may have reached the remote. `stale` tells that it went out on a kept-alive
-    connection, which the remote may have given up before the request came.
+    `sent` tells whether the request may have reached the remote. `stale` tells whether it went out on a kept-alive
+    connection that the remote may have closed before.
     """
 
     def __init__(self, cause: Cause, *, sent: bool, stale: bool = False) -> None:
-        """Take the cause, whether the request may have left, and whether the connection may have been stale."""
+        """Take the cause, whether the request may have been sent, and whether the connection may have been stale."""
         super().__init__(cause)
         self.cause = cause
         self.sent = sent
@@ -65,7 +64,7 @@ class OversizeError(ValueError):
 
 
 class _Call(threading.local):
-    """The call that is under way on this thread."""
+    """The call that is running on this thread."""
 
     deadline = Deadline(0)
     sent = False
@@ -76,9 +75,9 @@ _call = _Call()
 
 
 def _seconds_left() -> float:
-    """Return what is left of the call's time.
+    """Return how many seconds this thread's call has left.
 
-    Raises urllib3's TimeoutError: a timeout of any other kind is a broken connection to urllib3.
+    Raises urllib3's TimeoutError: urllib3 takes any other kind for a broken connection.
     """
     left_s = _call.deadline.remaining()
     if left_s <= 0.0:
@@ -88,9 +87,9 @@ def _seconds_left() -> float:
 
 @contextlib.contextmanager
 def call_within(deadline: Deadline, cause_of: Callable[[Exception], Cause]) -> Iterator[urllib3.Timeout]:
-    """Have the one call that is made inside obey the deadline; yield the timeout to make it with.
+    """Make the one call in the `with` block obey the deadline; yield the timeout to pass to it.
 
-    Raises CallError in place of what the call raises; `cause_of` names the cause.
+    Raises CallError instead of the client's exceptions; `cause_of` returns the cause for one of them.
     """
     _call.deadline, _call.sent, _call.reused = deadline, False, True
     try:
@@ -102,11 +101,11 @@ def call_within(deadline: Deadline, cause_of: Callable[[Exception], Cause]) -> I
 
 
 def cause_of(error: Exception) -> Cause:
-    """Return the cause of what urllib3 raised."""
+    """Return the cause for an exception from urllib3."""
     match error:
         case urllib3.exceptions.NameResolutionError():
             return Cause.NAME_LOOKUP_FAILED
-        case urllib3.exceptions.NewConnectionError():  # to urllib3 a kind of timeout
+        case urllib3.exceptions.NewConnectionError():  # a subclass of urllib3's timeout
             return Cause.CONNECTION_REFUSED
         case urllib3.exceptions.TimeoutError() | TimeoutError():
             return Cause.TIMEOUT
@@ -119,7 +118,7 @@ def cause_of(error: Exception) -> Cause:
 
 
 def read_body(response: urllib3.BaseHTTPResponse, limit: int) -> bytes:
-    """Read a body as it came, of at most `limit` bytes. Raises CallError."""
+    """Read a body of at most `limit` bytes, without decoding it. Raises CallError."""
     try:
         content = b""
         while len(content) <= limit:
@@ -167,7 +166,7 @@ class BoundedPools(urllib3.PoolManager):
         return Answer(response.status, response.headers, read_body(response, body_limit))
 
     def clear(self) -> None:
-        """Close the idle connections now: urllib3 leaves it to the garbage collector."""
+        """Close the idle connections now: urllib3 would leave that to the garbage collector."""
         for pool in [self.pools.get(key) for key in self.pools.keys()]:  # noqa: SIM118 - it cannot be iterated over
             if pool is not None:
                 pool.close()
@@ -182,9 +181,9 @@ class _Bounded(HTTPConnection):
         super().connect()
 
     def _new_conn(self) -> socket.socket:
-        """Connect in the time that the call has left, and leave the rest to the TLS handshake.
+        """Connect in the time that the call has left, and leave the rest of it for the TLS handshake.
 
-        urllib3 gives its whole timeout to each address of the name, and once more to the handshake.
+        urllib3 would give its whole timeout to each address, and again to the handshake.
         """
         try:
             sock = connected(self._dns_host.strip("[]"), self.port, _call.deadline)
@@ -235,18 +234,18 @@ class _BoundedResponse(http.client.HTTPResponse):
         self.fp = io.BufferedReader(self._reader)
 
     def begin(self) -> None:
-        """Read status and headers, and refuse broken ones, which http.client makes the best of (RFC 9112, 6.3).
+        """Read status and headers. Refuse broken headers, which http.client would guess at (RFC 9112, 6.3).
 
-        Pass over every interim answer: it settles nothing. http.client passes over 100 only (RFC 9110, 15.2).
+        Skip every interim answer, because it settles nothing. http.client skips only 100 (RFC 9110, 15.2).
         """
         super().begin()
         while self.status in _INTERIM:
-            self.headers = self.msg = None  # type: ignore[assignment]  # as they are before it begins
+            self.headers = self.msg = None  # type: ignore[assignment]  # as `begin` expects them
             super().begin()
         lengths = set(self.headers.get_all("Content-Length", []))
         codings = self.headers.get_all("Transfer-Encoding", [])
         if (
-            self._reader.ended  # before the empty line that ends the headers
+            self._reader.ended  # the connection ended before the headers did
             or self.headers.defects
             or len(lengths) > 1
             or not all(_LENGTH.fullmatch(one) for one in lengths)
@@ -255,7 +254,7 @@ class _BoundedResponse(http.client.HTTPResponse):
             raise http.client.HTTPException("broken headers")
 
     def _read_next_chunk_size(self) -> int:
-        """Refuse a negative size, with which http.client reads on past any limit."""
+        """Refuse a negative size, which would make http.client read past any limit."""
         size: int = super()._read_next_chunk_size()  # type: ignore[misc]  # typeshed leaves it out
         if size < 0:
             raise ValueError
@@ -263,13 +262,13 @@ class _BoundedResponse(http.client.HTTPResponse):
 
 
 class BoundedReader(io.RawIOBase):
-    """Reads from a socket until `deadline`, which may be set anew for the next answer.
+    """Reads from a socket until `deadline`, which may be replaced for the next answer.
 
-    `ended` tells that the other side sends no more.
+    `ended` tells whether the other side has stopped sending.
     """
 
     def __init__(self, raw: io.RawIOBase, sock: socket.socket, deadline: Deadline) -> None:
-        """Read by `raw`, which reads from `sock`."""
+        """Read through `raw`, which reads from `sock`."""
         self._raw, self._sock, self.deadline = raw, sock, deadline
         self.ended = False
 

@@ -1,4 +1,4 @@
-"""Secrets, fetched when they are needed and cached for five minutes at most.
+"""Secrets, fetched when needed and cached for five minutes at most.
 
 A secret may be rotated while the process is warm, so a caller whose login is refused asks for a `fresh` one.
 """
@@ -19,7 +19,7 @@ from handler.net.bounded import CallError
 from handler.settings import Remote, header_safe
 
 CACHED_SECONDS = 300
-# What may be shown of an error that AWS, or what answers in its place, sends.
+# Only such error codes are shown: whoever answers may not be AWS.
 ERROR_CODE = re.compile(r"[A-Za-z.]{1,60}")
 
 # Fetches the text of a secret by its ARN, within the deadline.
@@ -30,15 +30,15 @@ class Secrets:
     """The secrets of one process, by ARN."""
 
     def __init__(self, fetch: Fetch, clock: Callable[[], float] = time.monotonic) -> None:
-        """Use `fetch` for what is not cached, and `clock` (in seconds) for the age of what is."""
+        """Use `fetch` for secrets that are not cached, and `clock` (in seconds) for the age of those that are."""
         self._fetch = fetch
         self._clock = clock
         self._cached: dict[str, tuple[float, Mapping[str, Any]]] = {}
 
     def read(self, arn: str, variable: str, deadline: Deadline, *, fresh: bool = False) -> Mapping[str, Any]:
-        """Return the JSON object in the secret that `variable` names.
+        """Return the JSON object in the secret `arn`; with `fresh`, never the cached one.
 
-        Raises SecretError, which names the variable and nothing of the content.
+        Raises SecretError. It names the setting `variable` that the ARN came from, and never shows the content.
         """
         if not fresh and arn in self._cached:
             fetched_at, cached = self._cached[arn]
@@ -62,10 +62,10 @@ class Secrets:
 
 
 class Tokens:
-    """The tokens of an HTTP system for one cycle, from its secret or from variables of their own."""
+    """The tokens of an HTTP system for one cycle, from its secret or from the environment."""
 
     def __init__(self, remote: Remote, variable: str, secrets: Secrets) -> None:
-        """Read those of `remote`, whose secret `variable` names."""
+        """Read the tokens of `remote`. Errors name the setting `variable`, which refers to its secret."""
         self._remote = remote
         self._variable = variable
         self._secrets = secrets
@@ -73,9 +73,9 @@ class Tokens:
         self._renewed: Mapping[str, str] | None = None
 
     def renew(self, refused: Mapping[str, str], deadline: Deadline) -> Mapping[str, str]:
-        """Return the tokens to use in place of the refused ones, which are the same if there are no others.
+        """Return the tokens to use instead of the refused ones: the same, if there are no others.
 
-        The secret is fetched anew once, however many are refused at the same time.
+        The secret is fetched again only once, no matter how many calls are refused.
         """
         with self._renewing:
             if self._renewed is None:
@@ -100,7 +100,7 @@ class Tokens:
 
 
 def text_field(secret: Mapping[str, Any], field: str, variable: str) -> str | None:
-    """Return a field of a secret, None when it is missing or empty. Raises SecretError."""
+    """Return a field of a secret as text, or None if it is missing or empty. Raises SecretError."""
     value = secret.get(field)
     if value is None or value == "":
         return None

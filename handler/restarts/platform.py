@@ -25,7 +25,7 @@ _MAY_ASK_TO_WAIT = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE
 
 
 class HttpPlatform:
-    """Asks for restarts. Nothing of what it is told gets out except as a Reply."""
+    """Asks for restarts over HTTP. Nothing from the platform's answers gets out except as a Reply."""
 
     def __init__(
         self, base_url: str, org_id: str | None, tokens: Tokens, deadline: Deadline, *, ca_file: str | None = None
@@ -56,7 +56,7 @@ class HttpPlatform:
             headers["Authorization"] = f"Bearer {token}"
         if self._org_id:
             headers["X-Molecule-Org-Id"] = self._org_id
-        # A connection of its own: on a kept-alive one that the platform has just closed, a request
+        # A new connection for each call: on a kept-alive one that the platform has just closed, a request
         # that was never read would count as uncertain.
         client = HttpClient(connections=1, ca_file=self._ca_file)
         try:
@@ -91,7 +91,7 @@ def _reply(status: int, headers: Mapping[str, str]) -> Reply:
 def _retry_after(headers: Mapping[str, str]) -> float | None:
     """Return the seconds that a Retry-After header asks for: a number or a date (RFC 9110, 10.2.3).
 
-    A date is read by the clock that wrote it, which the header Date tells: ours may differ.
+    A date is compared with the platform's own clock, as in the header Date, because ours may differ.
     """
     value = headers.get("Retry-After", "")
     if value.isascii() and value.isdecimal():

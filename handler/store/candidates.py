@@ -12,9 +12,12 @@ from handler.store.session import Session, Transaction
 
 _COVERAGE = "SELECT cursor::text, pass_start::text, brought_forward::text[] FROM reconciler.coverage"
 
+# The server converts nothing: some encodings have bytes without a counterpart in UTF-8, and one of them would fail the
+# whole SELECT.
+_UNCONVERTED = "SET LOCAL client_encoding = 'SQL_ASCII'; "
 _CANDIDATES = f"""
 SELECT id::text, instance_id, last_heartbeat_at::text
-FROM workspaces
+FROM platform.workspaces
 WHERE status IN ('online', 'degraded')
   AND instance_id <> ''
   AND COALESCE(runtime, '') <> 'external'
@@ -27,9 +30,10 @@ LIMIT :one_more
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The candidates in fair order, when they were selected (the database's text), and what the order rests on.
+    """The candidates in fair order, and the coverage that decided the order.
 
-    `next_unselected` is the id of the first candidate that the limit left out.
+    `selected_at` is the time of the SELECT, as the database's own text. `next_unselected` is the id of the first
+    candidate that the limit left out, or None.
     """
 
     workspaces: list[Workspace]
@@ -46,9 +50,12 @@ class Candidates:
         self._session = session
 
     def select(self, deadline: Deadline, *, limit: int, workspace_ids: Sequence[str] | None) -> Selection:
-        """Return at most `limit` candidates, first those that the last full cycle left."""
+        """Return at most `limit` candidates, beginning where the last full cycle stopped.
+
+        With `workspace_ids`, only these are considered.
+        """
         with self._session.transaction(deadline, read_only=True) as transaction:
-            ((selected_at,),) = transaction.run("SELECT now()::text")
+            ((selected_at,),) = transaction.run(_UNCONVERTED + "SELECT now()::text")
             coverage = _coverage(transaction)
             rows = transaction.run(
                 _CANDIDATES,

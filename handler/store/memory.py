@@ -10,7 +10,7 @@ from handler.domain.model import Workspace
 from handler.store.lease import Lease
 from handler.store.session import Session
 
-# Sightings of an absence further apart than this have nothing to do with each other.
+# Sightings further apart than this are not added up.
 ABSENCE_KEPT_SECONDS = 3600
 CLOSED_RESTARTS_KEPT_DAYS = 30
 
@@ -52,12 +52,12 @@ class CycleMemory:
     """The memory between cycles. Every method raises StoreError."""
 
     def __init__(self, session: Session, lease: Lease) -> None:
-        """Write as long as the cycle's `lease` is its own."""
+        """Write as long as the lease is ours."""
         self._session = session
         self._lease = lease
 
     def recall(self, deadline: Deadline, *, breaker_window_s: float) -> Memory:
-        """Return the absences, and the workspaces flipped in the breaker's window."""
+        """Return the absences, and the workspaces flipped in the last `breaker_window_s` seconds."""
         with self._session.transaction(deadline, read_only=True) as transaction:
             absences = transaction.run(_ABSENCES, kept_s=ABSENCE_KEPT_SECONDS)
             flipped = transaction.run(_RECENTLY_FLIPPED, window_s=breaker_window_s)
@@ -65,7 +65,7 @@ class CycleMemory:
 
     def remember_absences(self, deadline: Deadline, absent: Iterable[Workspace], forgotten: Iterable[str]) -> None:
         """Count one more sighting of each absence; forget the absences of the `forgotten` workspaces."""
-        # As JSON: in an array's elements pg8000 lets PostgreSQL take the text "null" for NULL.
+        # As JSON: pg8000 does not quote the text "null" in an array, so PostgreSQL would take it for NULL.
         counted = json.dumps([{"workspace_id": one.id, "instance_id": one.instance_id} for one in absent])
         with self._session.transaction(deadline) as transaction:
             self._lease.require(transaction)

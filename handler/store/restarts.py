@@ -19,14 +19,14 @@ _FREE = f"""COALESCE(backoff_until <= now(), true) AND NOT {on_hold("owed.worksp
 _END_WATCH = """
 UPDATE reconciler.restarts AS accepted SET watch_ended_at = now()
 WHERE outcome = 'accepted' AND watch_ended_at IS NULL
-  AND NOT EXISTS (SELECT FROM workspaces WHERE workspaces.id = accepted.workspace_id
+  AND NOT EXISTS (SELECT FROM platform.workspaces WHERE workspaces.id = accepted.workspace_id
                   AND status NOT IN ('online', 'removed', 'paused', 'hibernating', 'hibernated'))
 """
 _CANCEL_MOVED_ON = """
 UPDATE reconciler.restarts AS owed SET closed_at = now(), outcome = 'cancelled'
 WHERE closed_at IS NULL AND due_at <= now()
   AND (cycle_id = CAST(:cycle_id AS uuid) OR NOT :own_only)
-  AND NOT EXISTS (SELECT FROM workspaces AS current WHERE current.id = owed.workspace_id
+  AND NOT EXISTS (SELECT FROM platform.workspaces AS current WHERE current.id = owed.workspace_id
                   AND current.status = 'offline' AND current.instance_id = owed.instance_id)
 RETURNING id, workspace_id::text, instance_id, attempts, refusals, cycle_id = CAST(:cycle_id AS uuid)
 """
@@ -46,7 +46,7 @@ _ROW = """
 SELECT status::text, instance_id,
        COALESCE(last_heartbeat_at > GREATEST(CAST(:flipped_at AS timestamptz),
                 clock_timestamp() - make_interval(secs => :fresh_s)), false)
-FROM workspaces WHERE id = CAST(:id AS uuid)
+FROM platform.workspaces WHERE id = CAST(:id AS uuid)
 """
 # A hold may have been placed between the snapshot of _LOCK and its lock.
 _CLAIM = f"""
@@ -76,11 +76,11 @@ WHERE id IN (SELECT id FROM reconciler.restart_stops WHERE NOT {_STOP_IS_ON} FOR
 
 
 class Claim(Enum):
-    """What came of a claim. Only after CLAIMED may the platform be asked."""
+    """The result of a claim. The platform may be asked only after CLAIMED."""
 
     CLAIMED = auto()
     CANCELLED = auto()  # the row has moved on: the restart is closed
-    TAKEN = auto()  # another cycle has it, or a hold, a back-off or a stop keeps it
+    TAKEN = auto()  # another cycle has it, or it is on hold, backing off or stopped
     HEARTBEAT = auto()  # a fresh heartbeat came after the flip
 
 
@@ -88,7 +88,7 @@ class Restarts:
     """The restarts as one cycle sees them. Every method raises StoreError."""
 
     def __init__(self, session: Session, cycle_id: str, lease: Lease) -> None:
-        """Act in the name of `cycle_id`, a UUID, as long as its `lease` is its own."""
+        """Act for the cycle `cycle_id`, a UUID, as long as the lease is ours."""
         self._session = session
         self._cycle_id = cycle_id
         self._lease = lease
@@ -96,7 +96,8 @@ class Restarts:
     def cancel_moved_on(self, deadline: Deadline, *, own_only: bool) -> list[Restart]:
         """Cancel the due restarts whose row is gone, or is no longer offline with the dead instance; return them.
 
-        Also end the watch over accepted restarts whose workspace is online again, or no longer wanted.
+        With `own_only`, only those of this cycle's flips. Also end the watch over accepted restarts whose workspace is
+        online again, or no longer wanted.
         """
         with self._session.transaction(deadline) as transaction:
             self._lease.require(transaction)
@@ -105,13 +106,13 @@ class Restarts:
         return [Restart(*row) for row in rows]
 
     def due(self, deadline: Deadline, *, limit: int, own_only: bool) -> list[Restart]:
-        """Return the restarts that may be asked for now, the longest due first."""
+        """Return at most `limit` restarts that may be asked for now, the longest due first."""
         with self._session.transaction(deadline, read_only=True) as transaction:
             rows = transaction.run(_DUE, cycle_id=self._cycle_id, own_only=own_only, most=limit)
         return [Restart(*row) for row in rows]
 
     def claim(self, deadline: Deadline, restart: Restart, *, uncertain_s: float, heartbeat_fresh_s: float) -> Claim:
-        """Make sure that the restart is still owed, and that nobody else asks for it for `uncertain_s` seconds.
+        """Claim a restart that is still owed, so that nobody else asks for it for `uncertain_s` seconds.
 
         A heartbeat that came after the flip, less than `heartbeat_fresh_s` seconds ago, puts the restart off.
         """
@@ -143,13 +144,13 @@ class Restarts:
             _close(transaction, restart, "accepted")
 
     def put_off(self, deadline: Deadline, restarts: Sequence[Restart], *, wait_s: float) -> None:
-        """Put restarts behind the others, for `wait_s` seconds from now: nothing can be done about them yet."""
+        """Put off restarts that cannot be asked for yet: they are due again in `wait_s` seconds."""
         with self._session.transaction(deadline) as transaction:
             self._lease.require(transaction)
             transaction.run(_PUT_OFF, ids=[restart.id for restart in restarts], wait_s=wait_s)
 
     def record_answer(self, deadline: Deadline, restart: Restart, answer: str, *, wait_s: float | None) -> None:
-        """Record the platform's answer. The restart is due again in `wait_s` seconds; with None, as the claim said."""
+        """Record the platform's answer. The restart is due in `wait_s` seconds; with None, when the claim set it."""
         with self._session.transaction(deadline) as transaction:
             transaction.run(_RECORD_ANSWER, id=restart.id, answer=answer, wait_s=wait_s, cycle_id=self._cycle_id)
 

@@ -1,4 +1,4 @@
-"""TLS from the deployed artifact to PostgreSQL: who is not who the settings say is refused."""
+"""TLS from the deployed artifact to PostgreSQL: a server that the settings do not trust is refused."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -64,7 +64,7 @@ Connect = Callable[..., Outcome]
 
 @pytest.fixture
 def connect(ec2: MotoEc2, postgres: PostgresServer, database: Database, start: Start) -> Connect:
-    """Return what runs a dry run against the server on a port, with some settings for TLS."""
+    """Return a function that runs a dry run against the server on a port, with settings for TLS."""
 
     def connected(port: int, **tls: object) -> Outcome:
         login = {"username": RECONCILER_ROLE, "password": postgres.password(RECONCILER_ROLE)}
@@ -126,7 +126,7 @@ def test_a_server_without_tls_is_refused_unless_that_is_asked_for(
     assert not connect(postgres.port, DATABASE_SSLMODE="prefer").failed
 
 
-def test_a_bundle_that_is_none_is_refused_by_the_variable_s_name(
+def test_a_bundle_without_certificates_is_refused_by_the_variable_s_name(
     here: Secured, connect: Connect, tmp_path: Path
 ) -> None:
     garbage = tmp_path / "garbage.pem"

@@ -1,4 +1,4 @@
-"""What the database holds, in memory: the platform's rows and the reconciler's own. Times are seconds of one clock."""
+"""The database in memory: the platform's rows and the reconciler's own. Times are seconds of one clock."""
 
 from dataclasses import dataclass, field
 
@@ -8,7 +8,7 @@ from handler.store.restarts import LATEST_END_OF_STOP_SECONDS
 
 @dataclass
 class Row:
-    """A workspace. `locked_by` is whoever's transaction holds the row."""
+    """A workspace. `locked_by` names whose transaction has locked the row."""
 
     instance_id: str | None
     status: str | None = "online"

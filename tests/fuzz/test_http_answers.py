@@ -22,7 +22,7 @@ from tests.support.stage import recorded
 
 ID = "00000000-0000-4000-8000-000000000001"
 INSTANCE = "i-0123456789abcdef0"
-# The project's own words. None may be `unexpected_…`, which stands for what nobody thought of.
+# The project's own words. None may be `unexpected_…`, which stands for an error that nobody foresaw.
 REASON = re.compile(r"(?!unexpected)[a-z_]+|http_\d{3}")
 
 # Who gave up, while the platform may be at work.

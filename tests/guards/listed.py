@@ -35,9 +35,11 @@ _MODEL = "handler/domain/model.py"
 _PLATFORM = "handler/restarts/platform.py"
 _REQUEST = "handler/request.py"
 _RESTARTS = "handler/store/restarts.py"
+_ROW_SECURITY = "handler/store/row_security.py"
 _SESSION = "handler/store/session.py"
 _TELEMETRY = "handler/telemetry.py"
 _TLS = "handler/net/tls.py"
+_TRANSACTION = "handler/store/transaction.py"
 _WORKER = "handler/restarts/worker.py"
 
 _TEST_APP = "tests/unit/test_app.py::"
@@ -50,8 +52,9 @@ _TEST_CRASHES = "tests/integration/test_crashes.py::"
 _TEST_NET = "tests/net/"
 _TEST_DEADLINE = "tests/integration/test_deadline.py::"
 _TEST_DECIDE = "tests/unit/test_decide.py::"
-_TEST_DOOR = "tests/integration/test_entry_point.py::"
+_TEST_ENTRY_POINT = "tests/integration/test_entry_point.py::"
 _TEST_EC2 = "tests/integration/test_ec2.py::"
+_TEST_FAILOVER = "tests/integration/test_failover.py::"
 _TEST_FIELD = "tests/integration/test_field_reports.py::"
 _TEST_FLIP_ERRORS = "tests/integration/test_flip_errors.py::"
 _TEST_HOLDS = "tests/integration/test_holds.py::"
@@ -61,6 +64,9 @@ _TEST_RACES = "tests/integration/test_races.py::"
 _TEST_REFUSALS = "tests/isolation/test_refusals.py::"
 _TEST_REQUEST = "tests/unit/test_request.py::"
 _TEST_RESTARTS = "tests/integration/test_restarts.py::"
+_TEST_ROW_SECURITY = "tests/integration/test_row_level_security.py::"
+_TEST_SEARCH_PATH = "tests/integration/test_search_path.py::"
+_TEST_SESSION = "tests/integration/test_session.py::"
 _TEST_STORE = "tests/contract/test_store.py::"
 _TEST_TELEMETRY = "tests/integration/test_telemetry.py::"
 _TEST_TELEMETRY_UNIT = "tests/unit/test_telemetry.py::"
@@ -69,6 +75,10 @@ _TEST_WORKER = "tests/unit/test_restart_worker.py::"
 _BROKEN_ANSWER = f"{_TEST_CONTROL_PLANE}test_a_broken_answer_neither_raises_nor_confirms_a_suspicion"
 _MOVES_ON = f"{_TEST_RACES}test_a_workspace_that_moves_on_before_the_flip_is_left_alone"
 _WITHOUT_LEASE = f"{_TEST_REFUSALS}test_a_cycle_whose_lease_has_expired_writes_nothing"
+
+_CHANGED_MEANWHILE = f"{_TEST_ROW_SECURITY}test_what_changes_right_before_restarts_are_cancelled_cancels_none"
+_LEFT_IN_SESSION = f"{_TEST_SEARCH_PATH}test_what_somebody_left_in_a_pooled_session_counts_for_nothing"
+_MAY_HIDE = f"{_TEST_ROW_SECURITY}test_a_policy_that_may_hide_a_row_is_refused"
 
 GUARDS = (
     # --- observe ---
@@ -89,7 +99,7 @@ GUARDS = (
             "learnt | dict.fromkeys(missing, failure)",
             "learnt | dict.fromkeys(missing, NOT_FOUND)",
         ),
-        f"{_TEST_EC2}test_an_answer_that_is_none_makes_unknown_whom_it_is_about_and_nobody_else",
+        f"{_TEST_EC2}test_an_unusable_answer_makes_only_its_own_instances_unknown",
     ),
     Guard(
         "EC2: contradiction",
@@ -105,7 +115,7 @@ GUARDS = (
         _EC2,
         "Ec2Probe.sightings",
         Code("_INSTANCE_ID.fullmatch(workspace.instance_id)", "workspace.instance_id"),
-        f"{_TEST_EC2}test_an_id_that_ec2_would_not_take_is_unknown_never_sent_and_costs_nobody_else_anything",
+        f"{_TEST_EC2}test_a_malformed_id_is_unknown_never_sent_and_affects_nobody_else",
     ),
     Guard(
         "EC2: status pages prove no death",
@@ -116,7 +126,7 @@ GUARDS = (
             "self._asked(recorded_by, deadline, fair_share(self._timeout_s, deadline))",
             '[(one, "terminated") for one in recorded_by]',
         ),
-        f"{_TEST_EC2}test_whom_a_listing_of_what_runs_does_not_name_is_asked_about_and_not_taken_for_dead",
+        f"{_TEST_EC2}test_instances_missing_from_a_listing_are_asked_about_and_not_taken_for_dead",
     ),
     Guard(
         "HTTP: status code",
@@ -178,7 +188,7 @@ GUARDS = (
         _CONTROL_PLANE,
         "ControlPlaneProbe._get",
         Arguments('params={"instance_id": workspace.instance_id}', 'params=f"instance_id={workspace.instance_id}"'),
-        f"{_TEST_CONTROL_PLANE}test_an_instance_is_asked_about_under_the_very_name_that_the_row_records",
+        f"{_TEST_CONTROL_PLANE}test_an_instance_is_asked_about_by_exactly_the_recorded_id",
     ),
     # --- decide ---
     Guard(
@@ -245,7 +255,7 @@ GUARDS = (
         Code(
             "[one.workspace.id for one in seen if one.verdict in FOUND and one.workspace.id in memory.absences]", "[]"
         ),
-        f"{_TEST_BREAKER}test_one_sighting_of_life_and_the_count_begins_anew",
+        f"{_TEST_BREAKER}test_one_sighting_of_life_resets_the_count",
     ),
     Guard(
         "absence: reset by the second probe",
@@ -253,18 +263,15 @@ GUARDS = (
         _FLIPS,
         "FlipResults.found_again",
         Code("one.sighting.verdict in FOUND", "False"),
-        f"{_TEST_BREAKER}test_life_at_the_second_probe_makes_the_count_begin_anew",
+        f"{_TEST_BREAKER}test_life_at_the_second_probe_resets_the_count",
     ),
     Guard(
         "absence: reset by another instance",
         "old absences count again when a row goes back to its old instance",
         _DECIDE,
         "outdated_absences",
-        Code(
-            "recorded.get(one, None if all_selected else absence.instance_id) != absence.instance_id",
-            "recorded.get(one, None if all_selected else absence.instance_id) is None",
-        ),
-        f"{_TEST_BREAKER}test_a_row_that_recorded_another_instance_meanwhile_begins_anew",
+        Code("recorded.get(one) != absence.instance_id", "recorded.get(one) is None"),
+        f"{_TEST_BREAKER}test_recording_another_instance_meanwhile_resets_the_count",
     ),
     Guard(
         "absence: expiry",
@@ -275,7 +282,7 @@ GUARDS = (
             "WHERE last_seen_at > now() - make_interval(secs => :kept_s)",
             "WHERE CAST(:kept_s AS float) > 0",
         ),
-        f"{_TEST_BREAKER}test_sightings_of_more_than_an_hour_ago_are_not_added_to_the_next_one",
+        f"{_TEST_BREAKER}test_sightings_older_than_an_hour_do_not_count",
     ),
     Guard(
         "absence: expiry, as stored",
@@ -283,7 +290,7 @@ GUARDS = (
         _MEMORY,
         "_FORGET_ABSENCES",
         Sql("OR last_seen_at <= now() - make_interval(secs => :kept_s)", ""),
-        f"{_TEST_BREAKER}test_absences_that_lie_more_than_an_hour_apart_have_nothing_to_do_with_each_other",
+        f"{_TEST_BREAKER}test_absences_more_than_an_hour_apart_are_not_added_up",
     ),
     Guard(
         "absence: another instance is found",
@@ -291,14 +298,14 @@ GUARDS = (
         _DECIDE,
         "decide",
         Code("not seen or any(sighting.verdict in FOUND for sighting in seen)", "True"),
-        f"{_TEST_BREAKER}test_where_nothing_at_all_is_found_nobody_is_dead_however_often_one_looks",
+        f"{_TEST_BREAKER}test_when_nothing_at_all_is_found_no_absence_ever_counts",
     ),
     # --- flip ---
     Guard(
         "second probe",
         "one wrong answer, or an instance that just started, costs a workspace its machine",
         _FLIPS,
-        "Flipper._attempted",
+        "Flipper._attempts",
         Code("confirms(first, second)", "True"),
         f"{_TEST_RACES}test_a_control_plane_that_does_not_say_dead_again_saves_the_workspace",
     ),
@@ -404,7 +411,7 @@ GUARDS = (
         _FLIP,
         "_CURRENT_ROW",
         Sql("last_heartbeat_at > clock_timestamp() - make_interval(secs => :fresh_s)", "false"),
-        f"{_TEST_RACES}test_a_young_heartbeat_holds_a_flip_back_and_an_old_one_or_none_does_not",
+        f"{_TEST_RACES}test_a_young_heartbeat_prevents_a_flip_and_an_old_one_or_none_does_not",
     ),
     Guard(
         "lease: at the flip",
@@ -431,7 +438,7 @@ GUARDS = (
         _CYCLE,
         "_cycle",
         Code("flipper.rehearse(plan.to_flip, phases.flipping)", "flipper.flip(plan.to_flip, phases.flipping)"),
-        f"{_TEST_DOOR}test_a_dry_run_writes_nothing_anywhere_and_needs_no_right_to",
+        f"{_TEST_ENTRY_POINT}test_a_dry_run_writes_nothing_anywhere_and_needs_no_right_to",
     ),
     Guard(
         "dry run: the setting wins",
@@ -452,7 +459,7 @@ GUARDS = (
             " heartbeat_fresh_s=self._heartbeat_fresh_s)",
             "Claim.CLAIMED",
         ),
-        f"{_TEST_CRASHES}test_a_restart_that_the_platform_is_still_at_is_not_asked_for_again_after_a_crash",
+        f"{_TEST_CRASHES}test_a_restart_that_the_platform_still_works_on_is_not_asked_for_again_after_a_crash",
     ),
     Guard(
         "claim: row lock",
@@ -476,7 +483,7 @@ GUARDS = (
         _RESTARTS,
         "_LOCK",
         Sql("AND closed_at IS NULL", ""),
-        f"{_TEST_REFUSALS}test_a_restart_that_is_not_to_be_asked_for_any_more_is_not_claimed",
+        f"{_TEST_REFUSALS}test_a_restart_that_may_not_be_asked_for_is_not_claimed",
     ),
     Guard(
         "hold: at the claim",
@@ -500,7 +507,7 @@ GUARDS = (
         _RESTARTS,
         "_FREE",
         Sql("COALESCE(backoff_until <= now(), true)", "true"),
-        f"{_TEST_REFUSALS}test_a_restart_that_is_not_to_be_asked_for_any_more_is_not_claimed",
+        f"{_TEST_REFUSALS}test_a_restart_that_may_not_be_asked_for_is_not_claimed",
     ),
     Guard(
         "lease: at the claim",
@@ -543,7 +550,7 @@ GUARDS = (
         _WORKER,
         "RestartWorker._still_dead",
         Code("sighting.verdict is Verdict.ABSENT and absence_counts", "sighting.verdict is Verdict.ABSENT"),
-        f"{_TEST_RESTARTS}test_where_nothing_at_all_is_found_an_old_restart_waits",
+        f"{_TEST_RESTARTS}test_when_nothing_at_all_is_found_an_old_restart_waits",
     ),
     Guard(
         "heartbeat: at the claim",
@@ -567,7 +574,7 @@ GUARDS = (
         _RESTARTS,
         "_CLAIM",
         Sql("make_interval(secs => :uncertain_s)", "make_interval(secs => 0 * :uncertain_s)"),
-        f"{_TEST_RESTARTS}test_what_is_uncertain_is_left_alone_for_as_long_as_is_set",
+        f"{_TEST_RESTARTS}test_an_uncertain_restart_is_left_alone_for_the_configured_time",
     ),
     Guard(
         "uncertain: wait, after another flip",
@@ -665,15 +672,15 @@ GUARDS = (
             "self._sock.settimeout(left_s)",
             "pass",
         ),
-        f"{_TEST_DEADLINE}test_a_database_that_drips_its_answers_holds_no_cycle",
+        f"{_TEST_DEADLINE}test_a_database_that_drips_its_answers_delays_no_cycle",
     ),
     Guard(
         "deadline: open transaction",
         "a row stays locked after the process or the network fails in the middle of a flip",
-        _SESSION,
-        "Session._begin",
+        _TRANSACTION,
+        "begin",
         Sql("SET LOCAL idle_in_transaction_session_timeout = {milliseconds + 1000};", ""),
-        f"{_TEST_DEADLINE}test_a_flip_that_the_network_lost_holds_its_row_for_a_moment_and_not_longer",
+        f"{_TEST_DEADLINE}test_a_flip_that_the_network_lost_locks_its_row_only_for_a_moment",
     ),
     Guard(
         "deadline: closed at the end",
@@ -732,6 +739,147 @@ GUARDS = (
         Code("self._lease.require(transaction)", "None"),
         _WITHOUT_LEASE,
     ),
+    # --- the database ---
+    Guard(
+        "session: left half begun",
+        "the next transaction finds itself inside an older one",
+        _SESSION,
+        "Session._begun",
+        Code("self.close()", "None"),
+        f"{_TEST_FAILOVER}test_a_connection_to_a_standby_is_made_anew_once",
+    ),
+    Guard(
+        "session: aborted transaction",
+        "one cancelled BEGIN fails every later cycle of a warm process",
+        _SESSION,
+        "_ERROR_OF_SQLSTATE",
+        Code('"25P02"', '"-----"'),
+        f"{_TEST_SESSION}test_an_error_that_somebody_swallows_ends_the_session_and_commits_nothing",
+    ),
+    Guard(
+        "session: half an answer",
+        "a statement is taken to be answered by what an earlier one was answered",
+        _SESSION,
+        "Session._run",
+        Code("self.close()\nraise", "raise"),
+        f"{_TEST_SESSION}test_an_interrupt_in_the_middle_of_an_answer_leaves_nothing_behind_either",
+    ),
+    Guard(
+        "standby: its rows",
+        "rows from the past count as the present",
+        _TRANSACTION,
+        "begun",
+        Code("if in_recovery:\n    raise StandbyError(STANDBY)", "pass"),
+        f"{_TEST_FAILOVER}test_a_process_that_met_the_standby_goes_on_as_soon_as_the_name_leads_to_the_writer",
+    ),
+    Guard(
+        "standby: in mid-cycle",
+        "a cycle goes on after the writer has become a standby",
+        _FLIPS,
+        "Flipper._flip_one",
+        Code("raise", "return SkipReason.RECONFIRM_ERROR"),
+        f"{_TEST_FAILOVER}test_a_writer_that_becomes_a_standby_is_not_tried_again_for_every_row",
+    ),
+    Guard(
+        "read only: configured",
+        "an old primary is written after a switch, and its stale rows are flipped and restarted",
+        _TRANSACTION,
+        "begun",
+        Code('default_read_only == "on" and not read_only', "False"),
+        f"{_TEST_FAILOVER}test_what_is_configured_to_be_read_only_is_not_written_until_it_is_configured_otherwise",
+    ),
+    Guard(
+        "row-level security: enabled",
+        "a policy hides the fleet, which then looks empty, and every owed restart is cancelled",
+        _TRANSACTION,
+        "_SETTINGS",
+        Sql("SET LOCAL row_security = off;", ""),
+        _CHANGED_MEANWHILE,
+    ),
+    Guard(
+        "row-level security: a policy dropped",
+        "rows disappear between the check and the statement, and their restarts are cancelled",
+        _SESSION,
+        "Session.transaction",
+        Code(
+            "if beginning.row_security and every_row:\n    require_every_row(transaction, read_only=read_only)",
+            "pass",
+        ),
+        _CHANGED_MEANWHILE,
+    ),
+    Guard(
+        "row-level security: a condition",
+        "a policy that lets some rows through is taken for one that lets all through",
+        _ROW_SECURITY,
+        "_HIDDEN",
+        Sql("permissive AND reads = 'true'", "permissive"),
+        _MAY_HIDE,
+    ),
+    Guard(
+        "row-level security: a restrictive policy",
+        "a restrictive policy hides rows beside one that lets all through",
+        _ROW_SECURITY,
+        "_HIDDEN",
+        Sql("only_permissive AND", ""),
+        _MAY_HIDE,
+    ),
+    Guard(
+        "search_path: of our own",
+        "a function, an operator or a table that somebody planted is used in place of the real one",
+        _TRANSACTION,
+        "begin",
+        Sql("SET LOCAL search_path = pg_catalog, pg_temp;", ""),
+        f"{_TEST_SEARCH_PATH}test_no_trap_is_stepped_into_on_a_path_of_the_role_s_own",
+    ),
+    Guard(
+        "search_path: the role's own",
+        "a path that somebody left in a pooled session leads to other tables, or to none",
+        _TRANSACTION,
+        "_OWN_PATH",
+        Sql("SET LOCAL search_path TO DEFAULT;", ""),
+        _LEFT_IN_SESSION,
+    ),
+    Guard(
+        "search_path: temporary tables",
+        "a temporary table in a pooled session is taken for the platform's",
+        _TRANSACTION,
+        "_OWN_PATH",
+        Sql("', pg_temp'", "''"),
+        _LEFT_IN_SESSION,
+    ),
+    Guard(
+        "session: role",
+        "a pooled session acts as whatever role somebody took on in it",
+        _TRANSACTION,
+        "_SETTINGS",
+        Sql("SET LOCAL role TO DEFAULT;", ""),
+        _LEFT_IN_SESSION,
+    ),
+    Guard(
+        "session: durable commits",
+        "a crash of the database undoes a claim whose restart has been asked for",
+        _TRANSACTION,
+        "_SETTINGS",
+        Sql("SET LOCAL synchronous_commit TO DEFAULT;", ""),
+        f"{_TEST_SEARCH_PATH}test_every_setting_that_a_statement_may_rest_on_is_the_same_in_every_transaction",
+    ),
+    Guard(
+        "encoding: a broken value",
+        "one value that is not text fails every cycle",
+        _SESSION,
+        "_Connection.handle_DATA_ROW",
+        Code('"surrogateescape"', '"strict"'),
+        f"{_TEST_SESSION}test_an_instance_id_that_cannot_be_decoded_costs_its_row_alone",
+    ),
+    Guard(
+        "encoding: no conversion",
+        "one value without a counterpart in UTF-8 fails every cycle",
+        "handler/store/candidates.py",
+        "_UNCONVERTED",
+        Sql("SET LOCAL client_encoding = 'SQL_ASCII';", ""),
+        f"{_TEST_SESSION}test_an_instance_id_that_cannot_be_decoded_costs_its_row_alone",
+    ),
+    # --- the log ---
     Guard(
         "log: length of an instance id",
         "the text of one row fills the log",
@@ -746,7 +894,7 @@ GUARDS = (
         _TELEMETRY,
         "_printable",
         Code('text[:longest].encode("ascii", "backslashreplace").decode()', "text[:longest]"),
-        f"{_TEST_HOSTILE}test_whatever_a_row_records_is_data_in_every_request_statement_and_log_line",
+        f"{_TEST_HOSTILE}test_whatever_a_row_records_stays_data_in_requests_statements_and_log_lines",
     ),
     Guard(
         "log: lines of a kind",
@@ -754,7 +902,7 @@ GUARDS = (
         _TELEMETRY,
         "CycleLog.sighting_capped",
         Code("self._lines[message] <= LINES_OF_A_KIND", "True"),
-        f"{_TEST_TELEMETRY}test_a_dead_control_plane_is_told_in_a_hundred_lines_and_then_in_one_for_each_cause",
+        f"{_TEST_TELEMETRY}test_a_dead_control_plane_gets_a_hundred_log_lines_and_then_one_for_each_cause",
     ),
     Guard(
         "log: the AWS SDK's own lines",

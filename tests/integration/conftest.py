@@ -1,4 +1,4 @@
-"""What most integration tests begin with."""
+"""The stages that most integration tests use."""
 
 from collections.abc import Iterator
 from functools import cache, partial
@@ -22,7 +22,7 @@ def botocore_reads_its_files_once() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def stages(postgres: PostgresServer) -> Iterator[Stages]:
-    """Stages that one test after the other uses."""
+    """Stages that tests reuse."""
     with Stages(postgres) as stages:
         yield stages
 

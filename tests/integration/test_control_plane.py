@@ -1,4 +1,4 @@
-"""The control plane as the source of truth: what is an answer, what is none, how it is asked, and what it may cost."""
+"""The control plane as the source of truth: which answers are usable, how it is asked, and how it may fail."""
 
 import gzip
 import json
@@ -43,7 +43,7 @@ def padded(size: int) -> bytes:
     return STOPPED + b" " * (size - len(STOPPED))
 
 
-# Whoever believes one of these says that a running instance has stopped.
+# Believing one of these would mean that a running instance has stopped.
 STATUSES: Mapping[str, Reply] = {
     "100 and then nothing": Raw(b"HTTP/1.1 100 Continue\r\n\r\n"),
     "204": Answer(204, STOPPED),
@@ -190,7 +190,7 @@ PROBES = {"first": 1, "second": 2}
 
 
 class Liar(HttpStandIn):
-    """Says of every instance that it has stopped, to whoever comes."""
+    """Tells everybody that every instance has stopped."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -273,11 +273,11 @@ def assert_served_all_the_others(cycle: Asked) -> None:
     assert (report["unknown"], skips) in [(cycle.broken, {}), (0, {"not_confirmed": cycle.broken})]
 
 
-def test_broken_answers_cost_nobody_else_anything(quick: Asked) -> None:
+def test_broken_answers_affect_nobody_else(quick: Asked) -> None:
     assert_served_all_the_others(quick)
 
 
-def test_slow_answers_cost_nobody_else_anything(slow: Asked) -> None:
+def test_slow_answers_affect_nobody_else(slow: Asked) -> None:
     assert_served_all_the_others(slow)
 
 
@@ -308,7 +308,7 @@ def test_each_credential_travels_in_its_header_and_an_empty_one_not_at_all(
         assert sent == {"authorization": bearer, "x-molecule-admin-token": admin_token or None}
 
 
-def test_an_instance_is_asked_about_under_the_very_name_that_the_row_records(stage: Stage) -> None:
+def test_an_instance_is_asked_about_by_exactly_the_recorded_id(stage: Stage) -> None:
     names = ["i-0a&instance_id=i-0b", "i-0a?state=stopped#", "../../cp", "i 0+1%2F", "i-\u00fc\u4e2d", "I-0A"]
     workspaces = stage.fleet.add_all(names)
     stage.cycle(**stage.settings("control_plane"))

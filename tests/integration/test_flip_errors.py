@@ -1,4 +1,4 @@
-"""When the database refuses every flip, somebody hears of it: by a metric with an alarm, and by a line in the log."""
+"""When the database refuses every flip, a metric raises an alarm, and a log line says why."""
 
 from collections.abc import Iterator
 

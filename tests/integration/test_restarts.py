@@ -1,4 +1,4 @@
-"""What becomes of a restart that is owed: accepted, refused, blocked, uncertain or cancelled, and asked for when."""
+"""What becomes of an owed restart (accepted, refused, blocked, uncertain, cancelled), and when it is asked for."""
 
 import contextlib
 import itertools
@@ -31,11 +31,11 @@ CLOCK_SLACK_S = 10.0
 CALLS_AT_ONCE = 8
 MANY = 20
 MORE_THAN_AT_ONCE = CALLS_AT_ONCE + 2
-# More than a cycle looks at that may ask for one restart.
+# More than a cycle probes that may ask for one restart.
 MORE_THAN_LOOKED_AT = 102
 # So long that other calls are refused meanwhile.
 SLOW_SECRET_S = 0.3
-# Most of some fleets is dead here, and not by a fault of the probe's.
+# Most of some fleets is dead here, and the probe is right about it.
 NO_BREAKER = {"BREAKER_MAX_DEAD_FRACTION": "1"}
 NO_PLATFORM: dict[str, str | None] = {"PLATFORM_BASE_URL": None}
 
@@ -54,7 +54,7 @@ def used_stage(postgres: PostgresServer) -> Iterator[Stage]:
 
 @pytest.fixture
 def stage(used_stage: Stage) -> Iterator[Stage]:
-    """An empty stage whose platform answers as the test orders."""
+    """An empty stage whose platform answers as the test says."""
     platform = used_stage.platform
     token = platform.token
     platform.instead.clear()
@@ -69,7 +69,7 @@ def stage(used_stage: Stage) -> Iterator[Stage]:
 
 
 def order(stage: Stage, *replies: Reply) -> None:
-    """Have the platform give these replies in turn, and take no further call."""
+    """Make the platform give these replies in turn, and expect no further call."""
     for nth, reply in enumerate(replies, start=1):
         stage.platform.instead.reply(reply, nth=nth)
 
@@ -100,12 +100,12 @@ def about(seconds: float) -> Any:
 
 
 def script_of(stage: Stage, probe: str) -> Script[Any]:
-    """Return where hooks and faults of a source of truth are ordered."""
+    """Return the script for hooks and faults of a source of truth."""
     return stage.control_plane.script if probe == "control_plane" else stage.ec2.script
 
 
 class Recorder(HttpStandIn):
-    """A server that keeps every request as it came, and answers all of them alike."""
+    """A server that records every request, and gives all of them the same answer."""
 
     def __init__(self, reply: Reply) -> None:
         super().__init__()
@@ -355,7 +355,7 @@ UNANSWERED = {
     [({}, 300), ({"RESTART_UNCERTAIN_SECONDS": "100"}, 100)],
     ids=["as set by default", "as set to 100 seconds"],
 )
-def test_what_is_uncertain_is_left_alone_for_as_long_as_is_set(
+def test_an_uncertain_restart_is_left_alone_for_the_configured_time(
     stage: Stage, settings: dict[str, str], uncertain_s: float
 ) -> None:
     workspace = stage.add("terminated")
@@ -541,7 +541,7 @@ def test_a_restart_is_asked_for_again_when_the_instance_is_still_dead(
 
 
 def flipped_again(stage: Stage, **columns: Any) -> tuple[str, Outcome]:
-    """Let a restart be uncertain, and the workspace come online a minute later, and be found dead in a next cycle."""
+    """Make a restart uncertain; let the workspace come online a minute later, and a next cycle find it dead."""
     workspace = stage.add("terminated")
     order(stage, Reset(), ACCEPTED)
     assert restarts(stage.cycle()) == {"uncertain": 1, "pending": 1}
@@ -554,7 +554,7 @@ def flipped_again(stage: Stage, **columns: Any) -> tuple[str, Outcome]:
     return workspace, outcome
 
 
-def test_where_nothing_at_all_is_found_an_old_restart_waits(stage: Stage) -> None:
+def test_when_nothing_at_all_is_found_an_old_restart_waits(stage: Stage) -> None:
     stage.add("running")
     stage.add("stopped")
     settings = stage.settings("control_plane")
@@ -568,7 +568,7 @@ def test_where_nothing_at_all_is_found_an_old_restart_waits(stage: Stage) -> Non
     assert restarts(stage.cycle(**settings)) == {"accepted": 1}
 
 
-def test_where_there_is_nobody_to_compare_with_an_instance_that_is_gone_is_restarted(stage: Stage) -> None:
+def test_without_other_candidates_the_restart_of_an_absent_instance_does_not_wait(stage: Stage) -> None:
     workspace = stage.add("terminated")
     order(stage, REFUSED, ACCEPTED)
     stage.cycle(**NO_BREAKER)

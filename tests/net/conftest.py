@@ -1,4 +1,4 @@
-"""A world of one server whose certificate is trusted, and the three ways in which a request goes out to it."""
+"""One server whose certificate is trusted, and the three ways to send it a request: GET, POST, AWS."""
 
 import contextlib
 import threading
@@ -20,12 +20,12 @@ from tests.net.server import Script, Server, server_context
 from tests.support.strict_tls import strict_contexts
 
 BODY_LIMIT = 64 * 1024
-# Bodies that EC2's client can read, and that mean nothing to the others.
+# Bodies that EC2's client can read. The other clients ignore them.
 NO_ZONES = ec2_xml.zones([], request_id="r-1")
 AN_ERROR = ec2_xml.error("NoAnswer", "an error", request_id="r-1")
 
 
-# Sends one request by a client of its own, and closes it; returns the status.
+# Sends one request with a new client, and closes the client; returns the status.
 Call = Callable[[str, Deadline], int]
 
 
@@ -37,7 +37,7 @@ class Serve(Protocol):
 
 @pytest.fixture(scope="package")
 def authority() -> Authority:
-    """One that this process trusts."""
+    """An authority that this process trusts."""
     return Authority()
 
 
@@ -49,7 +49,7 @@ def plain_authority() -> Authority:
 
 @pytest.fixture(scope="package", autouse=True)
 def trust(authority: Authority, plain_authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Trust two authorities, and have no variables of the developer's own."""
+    """Trust two authorities, and hide the developer's own variables."""
     directory = tmp_path_factory.mktemp("net")
     bundle = directory / "authority.pem"
     bundle.write_bytes(authority.certificate + plain_authority.certificate)
@@ -85,7 +85,7 @@ def scheme(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def serve(scheme: str, authority: Authority) -> Iterator[Serve]:
-    """Servers that speak `scheme`. In the end no client may have left a connection open."""
+    """Servers that speak `scheme`. At the end, no client may have left a connection open."""
     tls = server_context(authority.issue(["127.0.0.1"])) if scheme == "https" else None
     with contextlib.ExitStack() as stack:
         yield lambda *scripts, greeting=(): stack.enter_context(Server(*scripts, greeting=greeting, tls=tls))
@@ -109,7 +109,7 @@ def failure(call: Call, url: str, deadline: Deadline) -> CallError:
 
 
 class Ec2:
-    """An EC2 client that is made once, which takes a tenth of a second, and that asks each test's own server."""
+    """An EC2 client that asks each test's own server. It is made only once, which takes a tenth of a second."""
 
     def __init__(self) -> None:
         self._url = threading.local()

@@ -1,4 +1,4 @@
-"""Every call ends by its deadline, however slowly the other side goes about it."""
+"""Every call ends by its deadline, however slow the other side is."""
 
 import contextlib
 import itertools
@@ -23,7 +23,7 @@ from tests.support.addresses import resolve, unreachable_port
 
 SHORT_S = 0.2
 LONG_S = 10.0
-# An overrun by less than this is the machine's. Where nothing bounds the call, it takes far longer.
+# A smaller overrun is the machine's fault. A call that nothing bounds takes far longer.
 SLACK_S = 1.0
 
 HEADS: dict[str, Script] = {
@@ -40,13 +40,13 @@ BODIES: dict[str, Script] = {
     "trailer": (head("Transfer-Encoding: chunked"), b"0\r\n", Drip(b"X-Padding: 0123456789\r\n")),
 }
 TRICKLES = HEADS | BODIES
-# More than the two ends of a connection hold.
+# More than the buffers of both ends of a connection can take.
 LARGE = b"x" * 16_000_000
 
 # A ServerHello that says it is 16 kB long.
 HANDSHAKE = (Drip(b"\x16\x03\x03\x3f\xff\x02\x00\x3f\xfb" + bytes(16_000)),)
 
-# Has something happen while a name is looked up, such as that time passes.
+# Makes something happen while a name is looked up; for example, time passes.
 LookupTakes = Callable[[Callable[[], None]], None]
 
 
@@ -115,7 +115,7 @@ def test_a_handshake_that_drips_in_ends_the_call(serve: Serve, call: Call) -> No
 
 
 @pytest.mark.parametrize("scheme", ["https"], indirect=True)
-def test_a_handshake_is_not_given_the_time_again_that_the_lookup_took(serve: Serve, lookup_takes: LookupTakes) -> None:
+def test_a_handshake_gets_only_the_time_that_the_lookup_left(serve: Serve, lookup_takes: LookupTakes) -> None:
     deadline = Deadline(LONG_S)
     lookup_takes(lambda: deadline.shorten(SHORT_S))
     with ending_in_time():
@@ -198,7 +198,7 @@ def test_a_call_whose_name_lookup_took_too_long_does_not_go_on(
     assert (server.connections, server.requests) == (0, [])
 
 
-def test_a_kept_connection_is_not_used_either_when_the_time_is_over(serve: Serve) -> None:
+def test_a_kept_connection_is_not_used_when_the_time_is_over(serve: Serve) -> None:
     server = serve((answer(),))
     with contextlib.closing(HttpClient(connections=1)) as client:
 
@@ -242,10 +242,10 @@ def test_calls_at_the_same_time_have_deadlines_of_their_own(serve: Serve, call: 
 
 @pytest.mark.parametrize("call", ["get", "post", "aws"], indirect=True)
 @pytest.mark.parametrize("scheme", ["http"], indirect=True)
-def test_what_one_thread_is_doing_is_not_held_against_another(
+def test_a_slow_lookup_on_one_thread_does_not_affect_another(
     serve: Serve, call: Call, lookup_takes: LookupTakes
 ) -> None:
-    """A call comes to its end, in time or not, while the name of another one is looked up."""
+    """A call ends, in time or not, while another one still looks up a name."""
     server = serve((answer(NO_ZONES),))
     nested = threading.Lock()
     outcomes: list[object] = []

@@ -1,4 +1,4 @@
-"""Who is believed to be the server: whom an authority of the system's vouches for, by this name, now."""
+"""Only a server with a valid certificate for its name, from an authority that the system trusts, is believed."""
 
 import contextlib
 import datetime as dt

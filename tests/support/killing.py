@@ -1,7 +1,7 @@
-"""Invocations that are killed: at a step of their own, after a time, or by whoever watches them.
+"""Runs invocations and kills them: before a given step, after a given time, or from a hook.
 
 A server process imports the handler once and forks for each invocation, which costs milliseconds instead of a second.
-It is one of its own since a process with threads, such as the tests', cannot fork safely.
+It is a separate process, because one with threads, such as pytest's, cannot fork safely.
 """
 
 import contextlib
@@ -43,7 +43,7 @@ class Ending:
 
 
 class Invocations:
-    """Runs invocations, one at a time, each in a process of its own, cold but with the handler imported."""
+    """Runs invocations one at a time, each in its own process, cold but with the handler imported."""
 
     def __init__(self) -> None:
         self._pid: Future[int] = Future()
@@ -73,8 +73,8 @@ class Invocations:
     ) -> Ending:
         """Run one invocation to its end.
 
-        It ends by SIGKILL right before its step number `kill_at_step` (the first is 1), or `kill_after_s` seconds
-        after its beginning. Raises AssertionError with the handler's traceback if the handler raises.
+        SIGKILL ends it right before step number `kill_at_step` (the first is 1), or `kill_after_s` seconds after its
+        start. Raises AssertionError with the handler's traceback if the handler raises.
         """
         self._pid = Future()
         self._write(event=event, environment=dict(environment), at_step=kill_at_step, after_s=kill_after_s)
@@ -84,7 +84,7 @@ class Invocations:
         return Ending(**ending)
 
     def kill(self) -> None:
-        """End the invocation under way at once (SIGKILL). For hooks, which run while `run` waits."""
+        """End the running invocation at once (SIGKILL). For hooks, which run while `run` waits."""
         with contextlib.suppress(ProcessLookupError):  # another hook's kill came first
             os.kill(self._pid.result(_START_TIMEOUT_S), signal.SIGKILL)
 
@@ -113,11 +113,11 @@ class _Steps:
         self._taking = threading.Lock()
 
     def before(self, owner: Any, name: str) -> None:
-        """Make a step of the moment before each call of a function."""
+        """Count a step before each call of a function."""
         self._replace(owner, name, self._take, _nothing)
 
     def after(self, owner: Any, name: str) -> None:
-        """Make a step of the moment after each call of a function."""
+        """Count a step after each call of a function."""
         self._replace(owner, name, _nothing, self._take)
 
     def _replace(self, owner: Any, name: str, before: Callable[[], None], after: Callable[[], None]) -> None:
@@ -143,17 +143,17 @@ def _nothing() -> None:
 
 
 def _invoke(order: Mapping[str, Any]) -> dict[str, Any]:
-    """Run the handler, with a step before and after whatever it has others do."""
+    """Run the handler, with a step before and after each call to the outside."""
     os.environ.clear()
     os.environ.update(order["environment"])
     steps = _Steps(order["at_step"])
-    # After a statement nothing is different until the next statement or request, so that one step serves for both.
+    # After a statement, nothing changes until the next statement or request, so one step is enough for both.
     steps.before(pg8000.native.Connection, "run")
     steps.before(urllib3.connection.HTTPConnection, "request")
     steps.after(urllib3.connection.HTTPConnection, "request")
     steps.after(urllib3.connection.HTTPConnection, "getresponse")
     if order["after_s"] is not None:
-        # In the kernel: it waits for no lock of Python's, and like SIGKILL it lets nothing be put in order.
+        # The kernel does it: it waits for no lock of Python, and like SIGKILL it allows no cleanup.
         signal.setitimer(signal.ITIMER_REAL, order["after_s"])
     began_at = time.monotonic()
     report = app.lambda_handler(order["event"], LambdaContext())
@@ -176,7 +176,7 @@ def _child(order: Mapping[str, Any], answering: int) -> None:
 
 
 def _serve() -> None:
-    """Run what each line of stdin orders, until its end."""
+    """Run the invocation that each line of stdin describes, until stdin ends."""
     for line in sys.stdin:
         reading, answering = os.pipe()
         pid = os.fork()

@@ -1,7 +1,7 @@
-"""A server with TLS: a front that speaks it, before a PostgreSQL or a web server that does not.
+"""A server with TLS: a proxy that speaks TLS, in front of PostgreSQL or a web server, which do not.
 
-The embedded server is built without OpenSSL. To a client the front is what PostgreSQL is: it agrees to the request for
-TLS, shows a certificate, and what follows is the server's own.
+The embedded server is built without OpenSSL. To a client, the front looks like PostgreSQL: it agrees to the request for
+TLS, shows a certificate, and passes on everything else.
 https://www.postgresql.org/docs/current/protocol-flow.html#PROTOCOL-FLOW-SSL
 """
 
@@ -20,7 +20,7 @@ _CHUNK = 65536
 
 
 class TlsFront:
-    """Listens on 127.0.0.1 and `port`, within its `with` block, and passes on to the server on `behind`.
+    """Listens on 127.0.0.1 and `port` within its `with` block, and passes on to the server on port `behind`.
 
     That is a PostgreSQL, or with `https` a web server.
     """
@@ -66,7 +66,7 @@ class TlsFront:
 
 
 def _pass_on(source: socket.socket, target: socket.socket) -> None:
-    """Pass bytes on until one side hangs up, and then let the other know."""
+    """Pass bytes on until one side hangs up, and then hang up on the other."""
     with contextlib.suppress(OSError):
         while data := source.recv(_CHUNK):
             target.sendall(data)

@@ -168,7 +168,7 @@ def test_limit_and_deadline_together_forget_nobody_who_was_brought_forward() -> 
     assert fleet.coverage.brought_forward == (uuid(2), uuid(3))
 
 
-def test_only_so_many_come_first_and_the_others_wait_for_the_next_pass() -> None:
+def test_a_limited_number_comes_first_and_the_others_wait_for_the_next_pass() -> None:
     """Two may come first here, of four that ran out of time."""
     fleet = Simulation(set(range(1, 11)), most_first=2)
     fleet.cycle(8, late=[3, 5, 6, 7])

@@ -67,7 +67,7 @@ class Within:
 
 
 class Account:
-    """An EC2 client that answers for its instances, in pages, and fails as it is told to."""
+    """An EC2 client that answers for its instances, in pages, with scripted failures."""
 
     def __init__(self, states: dict[str, str], *, page: int = 1000, clock: Clock | None = None) -> None:
         self.states = states

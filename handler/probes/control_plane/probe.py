@@ -1,4 +1,4 @@
-"""Asks the platform's control plane (CP) about one workspace at a time, many at once."""
+"""Asks the platform's control plane (CP): one request for each workspace, many at once."""
 
 import json
 import queue
@@ -22,7 +22,7 @@ _REFUSED = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
 _OVERLOAD = (Cause.TIMEOUT, Cause.BROKEN_CONNECTION, Cause.CONNECTION_REFUSED)
 _OVERLOAD_STATUS = (str(HTTPStatus.TOO_MANY_REQUESTS.value), *map(str, range(500, 600)))
 _CLOCKS_DIFFER = 0.95  # a wait of ten seconds may end a little early
-# How long after the deadline a sighting that came in time may still take to be handed over.
+# A sighting that came in time may take this much longer to be handed over.
 _GRACE_S = 0.2
 
 
@@ -39,7 +39,7 @@ class ControlPlaneProbe:
         timeout_s: float,
         ca_file: str | None = None,
     ) -> None:
-        """Ask the CP at `base_url`, at most `concurrency` checks at once, each `timeout_s` seconds in all.
+        """Ask the CP at `base_url`, with at most `concurrency` checks at once and `timeout_s` seconds for each.
 
         Fetches the tokens by the deadline; raises SecretError. The authorities in `ca_file` are trusted, too.
         """
@@ -93,7 +93,7 @@ class ControlPlaneProbe:
             had_s = time.monotonic() - started
             begun_too_late = error.failure.cause is Cause.TIMEOUT and had_s < enough_s * _CLOCKS_DIFFER
             return None if begun_too_late else unknown(workspace, error.failure)
-        except Exception as error:  # noqa: BLE001 - one check's surprise must not cost the others
+        except Exception as error:  # noqa: BLE001 - an unexpected error must cost only its own check
             return unknown(workspace, Failure(Cause.UNEXPECTED, type(error).__name__))
         return sighting_of(workspace, state, time.monotonic() - started)
 
@@ -118,7 +118,7 @@ class ControlPlaneProbe:
             )
         except CallError as error:
             raise _NoAnswerError(Failure(error.cause)) from error
-        if answer.headers.get("Content-Encoding", "identity") != "identity":  # which nobody asked for
+        if answer.headers.get("Content-Encoding", "identity") != "identity":  # we asked for identity
             raise _NoAnswerError(Failure(Cause.ENCODED))
         return answer
 
@@ -147,10 +147,10 @@ def _headers(tokens: Mapping[str, str]) -> dict[str, str]:
 
 
 def _until_all_end(done: "queue.SimpleQueue[Sighting | None]", workers: int, deadline: Deadline) -> Iterator[Sighting]:
-    """Yield what the workers put, until each has put its None, or until a moment after the deadline.
+    """Yield the workers' sightings until each has put its None, or until a moment after the deadline.
 
     Workers end by the deadline on their own, except during a name lookup, which nothing can cut short. Such a worker
-    is left behind; it can neither send nor report anything any more.
+    is left behind: it can no longer send or report anything.
     """
     while workers:
         try:
