@@ -74,6 +74,7 @@ class Process:
                 deadline,
                 concurrency=settings.probe_concurrency,
                 timeout_s=settings.probe_timeout_seconds,
+                ca_file=settings.https_ca_file,
             )
         api = Ec2Api(self._aws.ec2, self._aws.within, timeout_s=settings.probe_timeout_seconds)
         return Ec2Probe(api, timeout_s=settings.probe_timeout_seconds)
@@ -82,7 +83,8 @@ class Process:
         from handler.restarts.platform import HttpPlatform  # noqa: PLC0415
 
         tokens = Tokens(remote, "PLATFORM_SECRET_ARN", self._secrets)
-        return HttpPlatform(remote.base_url, self.settings.platform_org_id, tokens, deadline)
+        settings = self.settings
+        return HttpPlatform(remote.base_url, settings.platform_org_id, tokens, deadline, ca_file=settings.https_ca_file)
 
 
 _process: Process | None = None

@@ -19,6 +19,9 @@ IAM = "iam"
 SSLMODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 _ENCRYPTED = ("require", "verify-ca", "verify-full")
 
+# Each check has a connection, and Lambda gives a process 1,024 descriptors.
+MOST_CHECKS_AT_ONCE = 900
+
 _SECRET_ARN = re.compile(r"arn:aws[a-z-]*:secretsmanager:[a-z0-9-]+:\d{12}:secret:[\w/+=.@!-]+")
 _HEADER_VALUE = re.compile(r"[\x21-\x7e]+")
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
@@ -76,6 +79,7 @@ class Settings:
     control_plane: Remote | None
     platform: Remote | None
     platform_org_id: str | None
+    https_ca_file: str | None
     cycle_deadline_seconds: float
     probe_timeout_seconds: float
     reconfirm_timeout_seconds: float
@@ -106,10 +110,11 @@ class Settings:
             control_plane=control_plane,
             platform=env.remote("PLATFORM", {"token": "PLATFORM_TOKEN"}),
             platform_org_id=env.header_value("PLATFORM_ORG_ID"),
+            https_ca_file=env.file("HTTPS_CA_FILE"),
             cycle_deadline_seconds=env.number("CYCLE_DEADLINE_SECONDS", 45, 1, 900),
             probe_timeout_seconds=env.number("PROBE_TIMEOUT_SECONDS", 10, 0.01, 900),
             reconfirm_timeout_seconds=env.number("RECONFIRM_TIMEOUT_SECONDS", 5, 0.01, 900),
-            probe_concurrency=env.whole("PROBE_CONCURRENCY", 64, 1, 1024),
+            probe_concurrency=env.whole("PROBE_CONCURRENCY", 64, 1, MOST_CHECKS_AT_ONCE),
             candidate_limit=env.whole("CANDIDATE_LIMIT", 100_000, 1, 10_000_000),
             heartbeat_fresh_seconds=env.number("HEARTBEAT_FRESH_SECONDS", 60, 0, 86_400),
             breaker=BreakerPolicy(

@@ -124,6 +124,11 @@ class CycleLog:
             reason=reason,
         )
 
+    def restarts_stopped(self, lasts_s: float) -> None:
+        """Log that the platform asks to be left alone."""
+        reason = f"Retry-After: the platform is asked for no restart for {lasts_s:.0f} s"
+        logger.warning("restarts stopped", reason=reason)
+
     def backing_off(self, sighting: Sighting, loop: CrashLoop) -> None:
         """Log that a workspace which dies again and again has to wait for its restart."""
         restart = loop.streak + 1

@@ -113,7 +113,7 @@ def remove(path: Path) -> None:
 
 
 def copy_sources(artifact: Path) -> None:
-    """Add the handler, the installer's SQL, and the authorities that the database may need."""
+    """Add the handler, the installer's SQL, and the authorities that database, control plane and platform may need."""
     for pattern in SOURCES:
         for source in sorted(ROOT.glob(pattern)):
             target = artifact / source.relative_to(ROOT)

@@ -50,6 +50,8 @@ class Cause(StrEnum):
     NOT_JSON = "not_json"
     NO_STATE = "no_state"
     UNRECOGNISED_STATE = "unrecognised_state"
+    CACHED = "cached"  # it was true a while ago
+    OTHER_INSTANCE = "other_instance"  # it is about another one than was asked about
     # The EC2 probe.
     MALFORMED_INSTANCE_ID = "malformed_instance_id"
     PACED = "paced"

@@ -6,12 +6,10 @@ whether anything was sent: a request that never left is refused; one that left i
 """
 
 import contextlib
-import functools
 import http.client
 import io
 import re
 import socket
-import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -21,10 +19,11 @@ from typing import Any
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
-from urllib3.util.ssl_ import create_urllib3_context
 
 from handler.deadline import Deadline
 from handler.domain.model import Cause
+from handler.net.connect import connected
+from handler.net.tls import https_context
 
 # Everything that urllib3 and the layers below it raise. requests' exceptions are OSErrors.
 FAILURES = (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError, ValueError)
@@ -133,21 +132,14 @@ def read_body(response: urllib3.BaseHTTPResponse, limit: int) -> bytes:
         raise CallError(cause_of(error), sent=True) from error
 
 
-@functools.cache
-def tls_context() -> ssl.SSLContext:
-    """Return the process's only TLS context. It trusts the system's authorities, which take 30 ms of CPU to load."""
-    context = create_urllib3_context()
-    context.load_default_certs()
-    return context
-
-
 class BoundedPools(urllib3.PoolManager):
     """Pools of kept-alive connections. A call obeys its deadline when it is made inside `call_within`."""
 
-    def __init__(self, *, connections: int) -> None:
-        """Keep up to `connections` idle connections to each host."""
+    def __init__(self, *, connections: int, ca_file: str | None = None) -> None:
+        """Keep up to `connections` idle connections to each host. Trust the authorities in `ca_file`, too."""
         super().__init__(maxsize=connections, retries=False)
-        self.pool_classes_by_scheme = {"http": _HttpPool, "https": _HttpsPool}
+        https_pool: Any = partial(_HttpsPool, ca_file=ca_file)  # urllib3 wants a class, and only calls it
+        self.pool_classes_by_scheme = {"http": _HttpPool, "https": https_pool}
 
     def call(
         self,
@@ -189,27 +181,20 @@ class _Bounded(HTTPConnection):
         super().connect()
 
     def _new_conn(self) -> socket.socket:
-        """Try the host's addresses one after the other, and leave the rest of the time for the TLS handshake.
+        """Connect in the time that the call has left, and leave the rest of it for the TLS handshake.
 
         urllib3 would give its whole timeout to each address, and again to the handshake.
         """
-        _seconds_left()  # without time left, do not even look up the name
         try:
-            addresses = socket.getaddrinfo(self._dns_host.strip("[]"), self.port, type=socket.SOCK_STREAM)
+            sock = connected(self._dns_host.strip("[]"), self.port, _call.deadline)
         except socket.gaierror as error:
             raise urllib3.exceptions.NameResolutionError(self.host, self, error) from error
-        refusal = OSError("the name has no address")
-        for address in addresses:
-            try:
-                sock = _connected(address, _seconds_left())  # the lookup obeys no timeout
-            except OSError as error:
-                refusal = error
-            else:
-                sock.settimeout(max(_call.deadline.remaining(), _SHORTEST_S))
-                return sock
-        if isinstance(refusal, TimeoutError):
-            raise urllib3.exceptions.ConnectTimeoutError(self, str(refusal)) from refusal
-        raise urllib3.exceptions.NewConnectionError(self, str(refusal)) from refusal
+        except TimeoutError as error:
+            raise urllib3.exceptions.ConnectTimeoutError(self, str(error)) from error
+        except OSError as error:
+            raise urllib3.exceptions.NewConnectionError(self, str(error)) from error
+        sock.settimeout(max(_call.deadline.remaining(), _SHORTEST_S))
+        return sock
 
     def send(self, data: Any) -> None:
         if self.sock is None:
@@ -227,20 +212,6 @@ class _Bounded(HTTPConnection):
         return super().getresponse()
 
 
-def _connected(address: tuple[Any, ...], timeout_s: float) -> socket.socket:
-    """Connect to an address from getaddrinfo. Raises OSError, also after `timeout_s` seconds."""
-    family, kind, protocol, _, where = address
-    sock = socket.socket(family, kind, protocol)
-    try:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.settimeout(timeout_s)
-        sock.connect(where)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
 class _BoundedHttps(_Bounded, HTTPSConnection):
     pass
 
@@ -252,8 +223,8 @@ class _HttpPool(HTTPConnectionPool):
 class _HttpsPool(HTTPSConnectionPool):
     ConnectionCls = _BoundedHttps
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **{"ssl_context": tls_context()} | options)
+    def __init__(self, *arguments: Any, ca_file: str | None, **options: Any) -> None:
+        super().__init__(*arguments, **{"ssl_context": https_context(ca_file)} | options)
 
 
 class _BoundedResponse(http.client.HTTPResponse):

@@ -24,15 +24,15 @@ USER_AGENT = "instance-state-reconciler"
 class HttpClient:
     """A session for one remote. Its connections are kept alive until `close`."""
 
-    def __init__(self, *, connections: int) -> None:
-        """Keep up to `connections` idle connections to each host."""
+    def __init__(self, *, connections: int, ca_file: str | None = None) -> None:
+        """Keep up to `connections` idle connections to each host. Trust the authorities in `ca_file`, too."""
         self._session = _Session()
         self._session.trust_env = False
         self._session.headers.clear()
         self._session.headers.update({"User-Agent": USER_AGENT, "Accept-Encoding": "identity"})
         self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
         for scheme in ("http://", "https://"):
-            self._session.mount(scheme, _BoundedAdapter(connections))
+            self._session.mount(scheme, _BoundedAdapter(connections, ca_file))
 
     def get(
         self, url: str, *, params: Mapping[str, str], headers: Mapping[str, str], deadline: Deadline, body_limit: int
@@ -77,13 +77,13 @@ class _Session(requests.Session):
 
 
 class _BoundedAdapter(HTTPAdapter):
-    def __init__(self, connections: int) -> None:
-        self._connections = connections
+    def __init__(self, connections: int, ca_file: str | None) -> None:
+        self._connections, self._ca_file = connections, ca_file
         super().__init__(max_retries=urllib3.Retry(total=False))
 
     def init_poolmanager(self, *_: object, **__: object) -> None:
         """Use the bounded pools instead of requests' own."""
-        self.poolmanager = BoundedPools(connections=self._connections)
+        self.poolmanager = BoundedPools(connections=self._connections, ca_file=self._ca_file)
 
     def cert_verify(self, *_: object, **__: object) -> None:
         """Leave the pools' TLS context alone: requests would load certifi's authorities for each connection."""

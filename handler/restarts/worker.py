@@ -53,7 +53,7 @@ class RestartWorker:
         self._timeout_s = settings.reconfirm_timeout_seconds
         self._log = log
         self._results = RestartResults()
-        self._told_to_wait_s: float | None = None  # from the platform's Retry-After
+        self._stopped_s = 0.0  # from the platform's Retry-After
 
     def run(
         self,
@@ -112,13 +112,11 @@ class RestartWorker:
         return [restart for restart in due if restart.workspace_id not in old or restart.id in dead]
 
     def _ask_for(self, restarts: Sequence[Restart], platform: Platform, deadline: Deadline, closing: Deadline) -> None:
-        """Claim and ask for the restarts, a few at once, and record each answer. If told to wait, put off the rest."""
-        asked: set[int] = set()
+        """Claim and ask for the restarts, a few at once, and record each answer."""
         unanswered: dict[int, Restart] = {}
 
         def claimed() -> Iterator[Restart]:
             for restart in self._claimed(restarts, deadline):
-                asked.add(restart.id)
                 unanswered[restart.id] = restart
                 yield restart
 
@@ -133,16 +131,13 @@ class RestartWorker:
             self._settle(restart, reply, closing)
         for restart in unanswered.values():
             self._settle(restart, Reply(Answer.UNCERTAIN, Failure(Cause.OUT_OF_TIME)), closing)
-        if self._told_to_wait_s is not None:
-            unasked = [restart for restart in restarts if restart.id not in asked]
-            self._store.put_off(closing, unasked, wait_s=self._told_to_wait_s)
 
     def _claimed(self, restarts: Sequence[Restart], deadline: Deadline) -> Iterator[Restart]:
         """Claim restarts one by one, up to the limit of a cycle; yield each right after its claim."""
         calls = 0
         for restart in restarts:
             all_used = calls >= self._policy.per_cycle
-            if all_used or self._told_to_wait_s is not None or deadline.remaining() < SHORTEST_CALL_SECONDS:
+            if all_used or self._stopped_s or deadline.remaining() < SHORTEST_CALL_SECONDS:
                 return
             try:
                 claim = self._store.claim(
@@ -174,9 +169,9 @@ class RestartWorker:
         wait_s: float | None = retry_backoff(restart.refusals, self._policy.retry_s)
         if reply.answer is Answer.UNCERTAIN:
             wait_s = None  # the wait that the claim set goes on
-        if reply.retry_after_s is not None:
-            wait_s = self._told_to_wait_s = reply.retry_after_s
         self._log.restart(f"restart {reply.answer}", restart, str(reply.reason), attempt=restart.attempts + 1)
+        if reply.retry_after_s is not None and reply.retry_after_s > self._stopped_s:
+            self._stop(reply.retry_after_s, closing)
         try:
             if reply.answer is Answer.ACCEPTED:
                 self._store.accepted(closing, restart)
@@ -184,6 +179,15 @@ class RestartWorker:
                 self._store.record_answer(closing, restart, reply.answer, wait_s=wait_s)
         except ReconcilerError as error:  # the claim still keeps others from asking
             self._log.failure("platform's answer not recorded", error)
+
+    def _stop(self, lasts_s: float, closing: Deadline) -> None:
+        """Ask for nothing more, and have no other cycle do so: the platform said for how long."""
+        self._stopped_s = lasts_s
+        self._log.restarts_stopped(lasts_s)
+        try:
+            self._store.stop(self._one_look(closing), lasts_s=lasts_s)
+        except ReconcilerError as error:  # this cycle obeys all the same
+            self._log.failure("stop not recorded", error)
 
     def _one_look(self, deadline: Deadline) -> Deadline:
         """Return the deadline for one call to the database: a locked table must not delay the cycle."""

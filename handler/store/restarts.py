@@ -9,8 +9,12 @@ from handler.store.holds import on_hold
 from handler.store.lease import Lease
 from handler.store.session import Session, Transaction
 
-# Neither backing off nor on hold.
-_FREE = f"COALESCE(backoff_until <= now(), true) AND NOT {on_hold('owed.workspace_id')}"
+# A stop lasts a day at most. One that ends later than this from now is of a clock that has jumped since.
+LATEST_END_OF_STOP_SECONDS = 90_000
+_STOP_IS_ON = f"(ends_at > now() AND ends_at <= now() + make_interval(secs => {LATEST_END_OF_STOP_SECONDS}))"
+# Neither backing off nor on hold, and the platform may be asked at all.
+_FREE = f"""COALESCE(backoff_until <= now(), true) AND NOT {on_hold("owed.workspace_id")}
+  AND NOT EXISTS (SELECT FROM reconciler.restart_stops WHERE {_STOP_IS_ON})"""
 
 _END_WATCH = """
 UPDATE reconciler.restarts AS accepted SET watch_ended_at = now()
@@ -64,6 +68,11 @@ SET last_answer = :answer,
     due_at = COALESCE(now() + make_interval(secs => CAST(:wait_s AS double precision)), due_at)
 WHERE id = :id AND closed_at IS NULL AND claimed_by = CAST(:cycle_id AS uuid)
 """
+_STOP = "INSERT INTO reconciler.restart_stops (ends_at) VALUES (now() + make_interval(secs => :lasts_s))"
+_FORGET_STOPS = f"""
+DELETE FROM reconciler.restart_stops
+WHERE id IN (SELECT id FROM reconciler.restart_stops WHERE NOT {_STOP_IS_ON} FOR UPDATE SKIP LOCKED)
+"""  # noqa: S608 - put together from constants
 
 
 class Claim(Enum):
@@ -71,7 +80,7 @@ class Claim(Enum):
 
     CLAIMED = auto()
     CANCELLED = auto()  # the row has moved on: the restart is closed
-    TAKEN = auto()  # another cycle has it, or it is on hold or backing off
+    TAKEN = auto()  # another cycle has it, or it is on hold, backing off or stopped
     HEARTBEAT = auto()  # a fresh heartbeat came after the flip
 
 
@@ -144,6 +153,15 @@ class Restarts:
         """Record the platform's answer. The restart is due in `wait_s` seconds; with None, when the claim set it."""
         with self._session.transaction(deadline) as transaction:
             transaction.run(_RECORD_ANSWER, id=restart.id, answer=answer, wait_s=wait_s, cycle_id=self._cycle_id)
+
+    def stop(self, deadline: Deadline, *, lasts_s: float) -> None:
+        """Have no cycle claim any restart for `lasts_s` seconds from now, a day at most. A longer stop goes on.
+
+        It needs no lease: what the platform said stays true.
+        """
+        with self._session.transaction(deadline) as transaction:
+            transaction.run(_FORGET_STOPS)
+            transaction.run(_STOP, lasts_s=lasts_s)
 
 
 def _close(transaction: Transaction, restart: Restart, outcome: str) -> None:

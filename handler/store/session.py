@@ -7,9 +7,10 @@ transaction pooling. transaction.py says how a transaction begins.
 import contextlib
 import io
 import re
+import socket
 import ssl
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -32,7 +33,9 @@ from handler.errors import (
     shown,
 )
 from handler.net.bounded import BoundedReader
+from handler.net.connect import connected
 from handler.net.secrets import Secrets, text_field
+from handler.net.tls import postgres_context
 from handler.settings import IAM, Database
 from handler.store.row_security import REMEDIES, require_every_row
 from handler.store.transaction import STANDBY, Begun, Rows, Transaction, begin, begun
@@ -249,9 +252,8 @@ class Session:
     def _log_in(self, deadline: Deadline, *, fresh: bool) -> _Connection:
         login = self._login(deadline, fresh=fresh)
         time_left = deadline.within(_CONNECT_SECONDS)
-        timeout_s = time_left.remaining()
         try:
-            return _in_time(lambda: _Connection(timeout=timeout_s, **login), time_left)
+            return _in_time(lambda: _made(login, time_left), time_left)
         except pg8000.exceptions.DatabaseError as error:
             raise _explained(error) from error
         except Exception as error:  # whatever answered, it was not PostgreSQL
@@ -302,16 +304,22 @@ def _ssl_context(database: Database) -> ssl.SSLContext | bool | None:
         return False
     if database.sslmode in ("allow", "prefer"):
         return None
-    context = ssl.create_default_context()
-    if database.ca_file is not None:
-        try:
-            context.load_verify_locations(cafile=database.ca_file)
-        except (ssl.SSLError, OSError) as error:
-            raise SettingsError(f"DATABASE_CA_FILE: not a file of certificates (PEM): {error}") from error
-    context.check_hostname = database.sslmode == "verify-full"
-    if database.sslmode == "require":
-        context.verify_mode = ssl.CERT_NONE
-    return context
+    try:
+        return postgres_context(database.sslmode, database.ca_file)
+    except OSError as error:  # SSLError is one
+        raise SettingsError(f"DATABASE_CA_FILE: not a file of certificates (PEM): {error}") from error
+
+
+def _made(login: Mapping[str, Any], deadline: Deadline) -> _Connection:
+    """Connect and log in. pg8000 would give all the time to the first address of the name."""
+    sock = connected(login["host"], login["port"], deadline)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        sock.settimeout(deadline.remaining() + _GRACE_SECONDS)
+        return _Connection(sock=sock, **login)
+    except BaseException:
+        sock.close()
+        raise
 
 
 def _in_time(make: Callable[[], _Connection], deadline: Deadline) -> _Connection:

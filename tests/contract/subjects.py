@@ -13,7 +13,7 @@ from handler.store.session import Session
 from sandbox.fleet import Fleet
 from sandbox.postgres import Database
 from tests.fakes.store import fake_store
-from tests.fakes.tables import Row, StoredAbsence, StoredHold, StoredRestart, Tables
+from tests.fakes.tables import Row, StoredAbsence, StoredHold, StoredRestart, StoredStop, Tables
 
 # The columns of a restart that tests compare. Its times show only in what may be done with it.
 RESTART_COLUMNS = ("id", "workspace_id", "instance_id", "attempts", "refusals", "last_answer", "outcome", "streak")
@@ -22,7 +22,7 @@ CYCLES = [str(UUID(int=number)) for number in (0xA, 0xB)]
 
 _EMPTY = """
     TRUNCATE workspaces, structure_events, reconciler.lease, reconciler.coverage, reconciler.absences,
-             reconciler.restarts, reconciler.holds RESTART IDENTITY;
+             reconciler.restarts, reconciler.restart_stops, reconciler.holds RESTART IDENTITY;
     INSERT INTO reconciler.coverage DEFAULT VALUES
 """
 
@@ -110,10 +110,11 @@ class InMemory:
         tables = self.tables
         if tables.lease is not None:
             tables.lease = (tables.lease[0], tables.lease[1] - seconds)
-        records: list[Tables | StoredAbsence | StoredRestart | StoredHold] = [
+        records: list[Tables | StoredAbsence | StoredRestart | StoredStop | StoredHold] = [
             tables,
             *tables.absences.values(),
             *tables.restarts,
+            *tables.stops,
             *tables.holds.values(),
         ]
         for record in records:

@@ -189,6 +189,7 @@ STEPS_AND_WEIGHTS: tuple[tuple[Step, int], ...] = (
         ),
         4,
     ),
+    (lambda life, _, chance: life.store(chance).restarts.stop(soon(), lasts_s=chance.choice((1, RETRY_S))), 1),
     (_follow, 3),
     (_coverage, 2),
     (_absent, 4),

@@ -145,6 +145,7 @@ IN_TIME: dict[str, Callable[[Store, Restart, Deadline], object]] = {
     "cancelled": lambda store, restart, late: store.restarts.cancel(late, restart),
     "accepted": lambda store, restart, late: store.restarts.accepted(late, restart),
     "put_off": lambda store, restart, late: store.restarts.put_off(late, [restart], wait_s=RETRY_S),
+    "stop": lambda store, _, late: store.restarts.stop(late, lasts_s=RETRY_S),
     "record_answer": lambda store, restart, late: store.restarts.record_answer(
         late, restart, "refused", wait_s=RETRY_S
     ),
@@ -501,6 +502,34 @@ def test_a_claimed_restart_is_not_claimed_again_while_its_answer_may_come(subjec
     assert again == Restart(1, uuid(1), instance(1), 1, 0, of_this_cycle=False)
     assert claim(second, again) is Claim.CLAIMED
     assert claim(second, replace(again, id=99)) is Claim.TAKEN
+
+
+def test_while_the_platform_asks_to_be_left_alone_no_cycle_may_ask(subject: Subject) -> None:
+    store = flipped(subject)
+    (restart,) = due(store)
+    subject.age(LEASE_S + 2)  # what the platform said is true without the lease, too
+    store.restarts.stop(soon(), lasts_s=600)
+    second = holding(subject, 1)
+    second.restarts.stop(soon(), lasts_s=5)  # and the longer one wins
+    for cycle in (store, second):
+        assert due(cycle) == []
+    assert claim(second, restart) is Claim.TAKEN
+    assert gauges(second).restarts_pending == 1
+    subject.age(590)
+    assert due(second) == []
+    subject.age(20)
+    second = holding(subject, 1)
+    assert claim(second, due(second)[0]) is Claim.CLAIMED
+
+
+def test_a_stop_that_lies_days_ahead_is_of_a_clock_that_has_jumped(subject: Subject) -> None:
+    store = flipped(subject)
+    store.restarts.stop(soon(), lasts_s=2 * 86_400)
+    assert len(due(store)) == 1
+    store.restarts.stop(soon(), lasts_s=86_400)
+    assert due(store) == []
+    subject.age(86_410)
+    assert len(due(store)) == 1
 
 
 @pytest.mark.parametrize(("wait_s", "refusals", "due_after_s"), [(RETRY_S, 1, RETRY_S), (None, 0, UNCERTAIN_S)])

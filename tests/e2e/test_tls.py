@@ -25,8 +25,8 @@ class Secured:
     bundle: Path
 
 
-def secured(postgres: PostgresServer, directory: Path, name: str) -> Iterator[Secured]:
-    authority = Authority()
+def secured(postgres: PostgresServer, directory: Path, name: str, *, plain: bool = False) -> Iterator[Secured]:
+    authority = Authority(plain=plain)
     bundle = directory / "authority.pem"
     bundle.write_bytes(authority.certificate)
     with TlsFront(authority.issue([name]), postgres.port) as front:
@@ -37,6 +37,12 @@ def secured(postgres: PostgresServer, directory: Path, name: str) -> Iterator[Se
 def here(postgres: PostgresServer, tmp_path: Path) -> Iterator[Secured]:
     """Its certificate is for the address that it has."""
     yield from secured(postgres, tmp_path, "127.0.0.1")
+
+
+@pytest.fixture
+def plain(postgres: PostgresServer, tmp_path: Path) -> Iterator[Secured]:
+    """Its certificate has no more extensions than a chain needs."""
+    yield from secured(postgres, tmp_path, "127.0.0.1", plain=True)
 
 
 @pytest.fixture
@@ -78,6 +84,12 @@ def assert_refused(outcome: Outcome, reason: str) -> None:
 
 def test_the_right_bundle_and_name_are_accepted(here: Secured, connect: Connect) -> None:
     outcome = connect(here.port, DATABASE_CA_FILE=here.bundle)
+    assert (outcome.failed, outcome.value.get("outcome")) == (False, "completed"), outcome.value
+
+
+def test_a_certificate_without_key_identifiers_is_accepted(plain: Secured, connect: Connect) -> None:
+    """The deployed Python refuses it by default, where libpq does not."""
+    outcome = connect(plain.port, DATABASE_CA_FILE=plain.bundle)
     assert (outcome.failed, outcome.value.get("outcome")) == (False, "completed"), outcome.value
 
 

@@ -20,7 +20,7 @@ from handler.store.flip import Flipped, FlipPolicy
 from handler.store.gauges import RECOVERY_SECONDS
 from handler.store.lease import MARGIN_SECONDS
 from handler.store.memory import ABSENCE_KEPT_SECONDS
-from tests.fakes.tables import Row, StoredAbsence, StoredHold, StoredRestart, Tables
+from tests.fakes.tables import Row, StoredAbsence, StoredHold, StoredRestart, StoredStop, Tables
 
 IDLE_GRACE_SECONDS = 1.0  # how long after its deadline the server ends an idle transaction
 _EXTERNAL, _CANDIDATES = "external", ("online", "degraded")
@@ -369,6 +369,12 @@ class Restarts(Part):
             owed.refusals += 1
             owed.due_at = self.tables.now + wait_s
 
+    @_transaction
+    def stop(self, _: Deadline, *, lasts_s: float) -> None:
+        self.watch.wrote("stop")
+        tables = self.tables
+        tables.stops = [*filter(tables.is_on, tables.stops), StoredStop(tables.now + lasts_s)]
+
     def _find(self, restart: Restart) -> StoredRestart | None:
         return next((one for one in self.tables.restarts if one.id == restart.id), None)
 
@@ -384,7 +390,7 @@ class Restarts(Part):
 
     def _is_free(self, owed: StoredRestart) -> bool:
         is_backing_off = owed.backoff_until is not None and owed.backoff_until > self.tables.now
-        return not is_backing_off and not self.tables.is_on_hold(owed.workspace_id)
+        return not is_backing_off and not self.tables.is_on_hold(owed.workspace_id) and not self.tables.is_stopped()
 
 
 class Holds(Part):

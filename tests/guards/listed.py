@@ -21,7 +21,9 @@ class Guard:
 
 
 _APP = "handler/app.py"
+_AWS_ERRORS = "handler/net/aws_errors.py"
 _BOUNDED = "handler/net/bounded.py"
+_CONNECT = "handler/net/connect.py"
 _CONTROL_PLANE = "handler/probes/control_plane/probe.py"
 _CYCLE = "handler/cycle.py"
 _DECIDE = "handler/domain/decide.py"
@@ -35,14 +37,19 @@ _PLATFORM = "handler/restarts/platform.py"
 _REQUEST = "handler/request.py"
 _RESTARTS = "handler/store/restarts.py"
 _ROW_SECURITY = "handler/store/row_security.py"
+_SECRETS = "handler/net/secrets.py"
 _SESSION = "handler/store/session.py"
 _TELEMETRY = "handler/telemetry.py"
+_TLS = "handler/net/tls.py"
 _TRANSACTION = "handler/store/transaction.py"
 _WORKER = "handler/restarts/worker.py"
 
 _TEST_APP = "tests/unit/test_app.py::"
+_TEST_ANSWERS = "tests/integration/test_restart_answers.py::"
 _TEST_BREAKER = "tests/integration/test_absence_and_breaker.py::"
+_TEST_CACHES = "tests/integration/test_caches.py::"
 _TEST_CONCURRENCY = "tests/integration/test_concurrency.py::"
+_TEST_CONNECTIONS = "tests/integration/test_connections.py::"
 _TEST_CONTROL_PLANE = "tests/integration/test_control_plane.py::"
 _TEST_CRASHES = "tests/integration/test_crashes.py::"
 _TEST_NET = "tests/net/"
@@ -63,6 +70,7 @@ _TEST_RESTARTS = "tests/integration/test_restarts.py::"
 _TEST_ROW_SECURITY = "tests/integration/test_row_level_security.py::"
 _TEST_SEARCH_PATH = "tests/integration/test_search_path.py::"
 _TEST_SESSION = "tests/integration/test_session.py::"
+_TEST_SECRETS = "tests/unit/test_secrets.py::"
 _TEST_STORE = "tests/contract/test_store.py::"
 _TEST_TELEMETRY = "tests/integration/test_telemetry.py::"
 _TEST_TELEMETRY_UNIT = "tests/unit/test_telemetry.py::"
@@ -96,6 +104,14 @@ GUARDS = (
             "learnt | dict.fromkeys(missing, NOT_FOUND)",
         ),
         f"{_TEST_EC2}test_an_unusable_answer_makes_only_its_own_instances_unknown",
+    ),
+    Guard(
+        "EC2: throttling in any word",
+        "an account without calls left gets dozens more, because each batch is split until it works",
+        _AWS_ERRORS,
+        "is_throttling",
+        Code("_code(error) in THROTTLED_CODES", '_code(error) == "RequestLimitExceeded"'),
+        f"{_TEST_EC2}test_throttling_in_any_word_slows_the_pace_and_splits_no_batch",
     ),
     Guard(
         "EC2: contradiction",
@@ -177,6 +193,30 @@ GUARDS = (
         "_without_duplicates",
         Code('raise ValueError("a key stands twice")', "return answer"),
         _BROKEN_ANSWER,
+    ),
+    Guard(
+        "cache: asked anew",
+        "a cache before the control plane answers what was true minutes ago",
+        _CONTROL_PLANE,
+        "_headers",
+        Code('{"Accept": "application/json", "Cache-Control": "no-cache"}', '{"Accept": "application/json"}'),
+        f"{_TEST_CACHES}test_a_cache_is_told_to_ask_anew",
+    ),
+    Guard(
+        "cache: an answer's age",
+        "a workspace is restarted because a cache still calls its instance terminated",
+        _CONTROL_PLANE,
+        "ControlPlaneProbe._state",
+        Code('not _AGE_OF_NOW.fullmatch(answer.headers.get("Age", "0"))', "False"),
+        f"{_TEST_CACHES}test_what_a_cache_says_of_nine_minutes_ago_is_no_answer",
+    ),
+    Guard(
+        "cache: another instance",
+        "a workspace is restarted for what is said of its old instance",
+        _CONTROL_PLANE,
+        "_parsed",
+        Code('answer.get("instance_id", instance_id) != instance_id', "False"),
+        f"{_TEST_CACHES}test_an_answer_about_another_instance_is_none",
     ),
     Guard(
         "HTTP: quoted instance id",
@@ -593,12 +633,36 @@ GUARDS = (
         f"{_TEST_RESTARTS}test_one_cycle_asks_for_as_many_restarts_as_it_may_and_the_next_ones_for_the_rest",
     ),
     Guard(
-        "Retry-After",
-        "an overloaded platform gets more and more requests",
+        "uncertain: a gateway that gave up",
+        "a restart that the platform is working on is sent again because a gateway before it answered 502 or 504",
+        _PLATFORM,
+        "_reply",
+        Code("Reply(Answer.UNCERTAIN, _status(status))", "Reply(Answer.REFUSED, _status(status))"),
+        f"{_TEST_ANSWERS}test_a_gateway_that_gave_up_leaves_the_restart_uncertain",
+    ),
+    Guard(
+        "Retry-After: the next cycles",
+        "an overloaded platform gets eight requests a minute although it asked for none",
+        _RESTARTS,
+        "_FREE",
+        Sql("AND NOT EXISTS (SELECT FROM reconciler.restart_stops WHERE {_STOP_IS_ON})", ""),
+        f"{_TEST_ANSWERS}test_a_platform_that_asks_to_be_left_alone_is_left_alone_by_every_cycle",
+    ),
+    Guard(
+        "Retry-After: a jump of the clock",
+        "no restart is ever asked for again, because the database's clock was wrong for a moment",
+        _RESTARTS,
+        "_STOP_IS_ON",
+        Sql("AND ends_at <= now() + make_interval(secs => {LATEST_END_OF_STOP_SECONDS})", ""),
+        f"{_TEST_STORE}test_a_stop_that_lies_days_ahead_is_of_a_clock_that_has_jumped",
+    ),
+    Guard(
+        "Retry-After: this cycle",
+        "an overloaded platform gets more and more requests if the database cannot be told",
         _WORKER,
         "RestartWorker._claimed",
-        Code("self._told_to_wait_s is not None", "False"),
-        f"{_TEST_RESTARTS}test_once_the_platform_asks_to_wait_a_cycle_begins_no_further_call",
+        Code("self._stopped_s", "False"),
+        f"{_TEST_WORKER}test_a_stop_that_cannot_be_recorded_is_obeyed_by_this_cycle",
     ),
     Guard(
         "Retry-After: upper limit",
@@ -915,5 +979,57 @@ GUARDS = (
         "CycleLog.flip_failed",
         Code("_printable(str(error), _LONGEST_ERROR)", "str(error)"),
         f"{_TEST_FLIP_ERRORS}test_a_trigger_s_long_message_is_cut_short_and_its_detail_left_out",
+    ),
+    # --- secrets ---
+    Guard(
+        "secrets: Secrets Manager is away",
+        "no cycle runs while Secrets Manager does not answer, although the last secret is good",
+        _SECRETS,
+        "Secrets._fetched",
+        Code("is_throttling(error) or is_server_error(error)", "False"),
+        f"{_TEST_SECRETS}test_while_secrets_manager_is_away_the_last_secret_serves_for_an_hour",
+    ),
+    Guard(
+        "secrets: denied or deleted",
+        "a secret that was taken from the function serves on for an hour",
+        _SECRETS,
+        "Secrets._fetched",
+        Code(
+            "self._cached.pop(arn, None)\nraise SecretError(refusal) from None", "raise SecretError(refusal) from None"
+        ),
+        f"{_TEST_SECRETS}test_a_secret_that_is_denied_or_deleted_serves_no_longer",
+    ),
+    Guard(
+        "secrets: time to ask again",
+        "while Secrets Manager swallows packets, every cycle spends its time on it",
+        _SECRETS,
+        "Secrets.read",
+        Code("now - cached.failed_at >= RETRY_SECONDS", "True"),
+        f"{_TEST_SECRETS}test_one_that_is_away_is_asked_once_a_minute_for_two_seconds",
+    ),
+    # --- connect ---
+    Guard(
+        "TLS: as libpq verifies",
+        "no cycle runs, because Python refuses a certificate of the database that every other client accepts",
+        _TLS,
+        "_trusting",
+        Code("context.verify_flags &= ~ssl.VERIFY_X509_STRICT", "pass"),
+        f"{_TEST_CONNECTIONS}test_a_database_s_certificate_needs_no_more_extensions_than_libpq_wants",
+    ),
+    Guard(
+        "TLS: the database's name",
+        "whoever has a certificate for any name passes for the database, and gets the password",
+        _TLS,
+        "_postgres_context",
+        Code('sslmode == "verify-full"', "False"),
+        f"{_TEST_CONNECTIONS}test_a_database_s_certificate_without_extensions_is_good_for_its_own_name_only",
+    ),
+    Guard(
+        "addresses: a share of the time",
+        "one dead address of two uses up every call's time, and all workspaces are unknown",
+        _CONNECT,
+        "connected",
+        Code("left_s / (len(addresses) - tried)", "left_s"),
+        f"{_TEST_NET}test_deadlines.py::test_dead_addresses_leave_time_for_one_that_lives",
     ),
 )

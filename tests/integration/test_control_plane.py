@@ -2,14 +2,17 @@
 
 import gzip
 import json
+import resource
 import threading
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 
 import pytest
 
 from handler.errors import SecretError
+from handler.settings import MOST_CHECKS_AT_ONCE
 from sandbox.control_plane import state_answer
 from sandbox.ec2 import MotoEc2
 from sandbox.http_server import Answer, Drip, Hang, HttpStandIn, Raw, Reply, Request, Reset, drip_body, drip_headers
@@ -324,6 +327,28 @@ def test_as_many_are_asked_about_at_once_as_set_over_as_many_connections_and_no_
     assert outcome.report["running"] == 3 * concurrency
     assert stage.control_plane.peak_in_flight == concurrency
     assert stage.control_plane.connections == concurrency
+
+
+@contextmanager
+def descriptors(count: int) -> Iterator[None]:
+    """Open so many at most, and have processes that are started inside do so, too."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_the_most_checks_at_once_leave_descriptors_for_the_rest(stage: Stage) -> None:
+    """Lambda gives a process 1,024. A check that gets none is an unknown workspace."""
+    stage.add_all(MOST_CHECKS_AT_ONCE, "running")
+    together = threading.Barrier(MOST_CHECKS_AT_ONCE)
+    stage.control_plane.script.before(lambda _: together.wait(20))
+    settings = stage.settings("control_plane") | {"PROBE_CONCURRENCY": str(MOST_CHECKS_AT_ONCE)}
+    with descriptors(4096):  # the control plane is in this process
+        with descriptors(1024):
+            invocation = stage.invoke.in_process(APPLY, **settings, PROBE_TIMEOUT_SECONDS="30")
+        report = invocation.wait(50)
+    assert (report["running"], report["unknown"]) == (MOST_CHECKS_AT_ONCE, 0)
 
 
 def test_an_answer_that_nobody_asked_for_is_not_taken_for_the_next_workspaces(stage: Stage) -> None:

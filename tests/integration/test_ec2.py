@@ -311,6 +311,24 @@ def test_an_account_that_throttles_without_end_takes_nobody_offline_and_holds_no
     assert 1 <= stage.ec2.throttled <= 10
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        ApiError("EC2ThrottledException", "too many", 503),
+        ApiError("RequestThrottledException", "too many", 400),
+        ApiError("Whatever", "too many", 429),
+    ],
+    ids=lambda error: f"{error.code} {error.status}",
+)
+def test_throttling_in_any_word_slows_the_pace_and_splits_no_batch(stage: Stage, error: ApiError) -> None:
+    """Taken for an error of one instance's, it would make more calls while the account has none left."""
+    stage.add_all(199, "running")
+    stage.ec2.script.reply(error.as_answer())
+    outcome = stage.cycle(CYCLE_DEADLINE_SECONDS="4")
+    assert outcome.report["unknown"] + outcome.report["deferred"] == 199
+    assert 1 <= len(stage.ec2.calls) <= 5
+
+
 # --- many instances ---
 
 MANY, VERY_MANY = 1_200, 5_100

@@ -173,6 +173,7 @@ BAD_SETTINGS: Mapping[str, tuple[str, Mapping[str, str | None]]] = {
     "a port in words": ("DATABASE_PORT", SECRET_DATABASE | {"DATABASE_PORT": "postgres"}),
     "another sslmode": ("DATABASE_SSLMODE", SECRET_DATABASE | {"DATABASE_SSLMODE": "on"}),
     "certificates that are not there": ("DATABASE_CA_FILE", {"DATABASE_CA_FILE": "/no/such/file.pem"}),
+    "other certificates that are not there": ("HTTPS_CA_FILE", {"HTTPS_CA_FILE": "/no/such/file.pem"}),
     "another way to log in": ("DATABASE_AUTH", {"DATABASE_AUTH": "kerberos"}),
     "a token in the clear": ("DATABASE_SSLMODE", {"DATABASE_AUTH": "iam"}),
     "no control plane": ("CP_BASE_URL", CONTROL_PLANE | {"CP_BASE_URL": None}),
@@ -257,7 +258,8 @@ SELECT_ONLY = """
 
 
 MAY_WRITE = """
-    GRANT INSERT, UPDATE, DELETE ON reconciler.lease, reconciler.absences, reconciler.restarts, reconciler.holds
+    GRANT INSERT, UPDATE, DELETE
+    ON reconciler.lease, reconciler.absences, reconciler.restarts, reconciler.restart_stops, reconciler.holds
     TO reconciler;
     GRANT UPDATE ON reconciler.coverage TO reconciler;
     GRANT UPDATE (status, updated_at) ON workspaces TO reconciler;

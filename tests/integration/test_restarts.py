@@ -63,7 +63,9 @@ def stage(used_stage: Stage) -> Iterator[Stage]:
     platform.token, platform.org_id, platform.peak_in_flight = token, None, 0
     used_stage.ec2.script.clear()
     used_stage.control_plane.script.clear()
-    used_stage.database.query("TRUNCATE workspaces, structure_events, reconciler.restarts, reconciler.lease")
+    used_stage.database.query(
+        "TRUNCATE workspaces, structure_events, reconciler.restarts, reconciler.restart_stops, reconciler.lease"
+    )
 
 
 def order(stage: Stage, *replies: Reply) -> None:
@@ -280,10 +282,9 @@ def too_many(retry_after: str) -> Answer:
 
 @pytest.mark.parametrize("said", [seconds, a_date])
 def test_the_platform_is_left_alone_for_as_long_as_it_asks_to_be(stage: Stage, said: Callable[[int], str]) -> None:
-    workspace = stage.add("terminated")
+    stage.add("terminated")
     order(stage, too_many(said(600)), ACCEPTED)
     assert restarts(stage.cycle()) == {"refused": 1, "pending": 1}
-    assert due_in_s(stage, workspace) == about(600)
     stage.fleet.age_everything(600 - 2 * CLOCK_SLACK_S)
     assert stage.cycle().calls == []
     stage.fleet.age_everything(3 * CLOCK_SLACK_S)

@@ -38,7 +38,7 @@ SECONDS = 10.0
 NOTHING_CHANGED = "nothing was changed: for 2 seconds other sessions"
 TRY_AGAIN = "Run infra/schema.sql again"
 
-OWN_TABLES = {"absences", "coverage", "holds", "lease", "restarts", "schema_version"}
+OWN_TABLES = {"absences", "coverage", "holds", "lease", "restart_stops", "restarts", "schema_version"}
 
 Apply = Callable[[Database], None]
 

@@ -10,13 +10,14 @@ from botocore.exceptions import ClientError
 
 from handler import process
 from handler.deadline import Deadline
-from handler.net import aws
+from handler.net import aws, tls
 from handler.net.aws import Aws
-from handler.net.bounded import BoundedPools, CallError, tls_context
+from handler.net.bounded import BoundedPools, CallError
 from handler.net.http import HttpClient
 from sandbox import ec2_xml
 from sandbox.certificates import Authority
 from tests.net.server import Script, Server, server_context
+from tests.support.strict_tls import strict_contexts
 
 BODY_LIMIT = 64 * 1024
 # Bodies that EC2's client can read. The other clients ignore them.
@@ -36,16 +37,22 @@ class Serve(Protocol):
 
 @pytest.fixture(scope="package")
 def authority() -> Authority:
-    """The only authority that this process trusts."""
+    """An authority that this process trusts."""
     return Authority()
 
 
+@pytest.fixture(scope="package")
+def plain_authority() -> Authority:
+    """Another one that is trusted, whose certificates have no more extensions than a chain needs."""
+    return Authority("Plain authority", plain=True)
+
+
 @pytest.fixture(scope="package", autouse=True)
-def trust(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Trust one authority, and hide the developer's own variables."""
+def trust(authority: Authority, plain_authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Trust two authorities, and hide the developer's own variables."""
     directory = tmp_path_factory.mktemp("net")
     bundle = directory / "authority.pem"
-    bundle.write_bytes(authority.certificate)
+    bundle.write_bytes(authority.certificate + plain_authority.certificate)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SSL_CERT_FILE", str(bundle))
         patch.setenv("SSL_CERT_DIR", str(directory))
@@ -57,10 +64,9 @@ def trust(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> Ite
         patch.setenv("AWS_ACCESS_KEY_ID", "AKIAEXAMPLE")
         patch.setenv("AWS_SECRET_ACCESS_KEY", "example")
         patch.setenv("AWS_SESSION_TOKEN", "example")
-        tls_context.cache_clear()
-        tls_context()
-        yield
-    tls_context.cache_clear()
+        with strict_contexts():
+            tls.https_context()
+            yield
 
 
 @pytest.fixture(autouse=True)

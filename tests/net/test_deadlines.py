@@ -16,8 +16,10 @@ from handler.deadline import Deadline
 from handler.domain.model import Cause
 from handler.net.bounded import BoundedPools, BoundedReader, CallError
 from handler.net.http import HttpClient
+from sandbox.certificates import Authority
 from tests.net.conftest import NO_ZONES, Call, Ec2, Serve, failure, get, post
-from tests.net.server import Drip, Script, answer, head
+from tests.net.server import Drip, Script, Server, answer, head, server_context
+from tests.support.addresses import resolve, unreachable_port
 
 SHORT_S = 0.2
 LONG_S = 10.0
@@ -71,14 +73,8 @@ def lookup_takes(monkeypatch: pytest.MonkeyPatch) -> LookupTakes:
 
 @pytest.fixture
 def unreachable() -> Iterator[int]:
-    """A port on which every attempt to connect waits for ever, because its queue is full."""
-    with contextlib.ExitStack() as stack:
-        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
-        for _ in range(4):
-            waiting = stack.enter_context(socket.socket())
-            waiting.settimeout(0)
-            waiting.connect_ex(listener.getsockname())
-        yield listener.getsockname()[1]
+    with unreachable_port() as port:
+        yield port
 
 
 @pytest.mark.parametrize(
@@ -169,6 +165,16 @@ def test_all_addresses_of_a_name_share_one_deadline(
     with ending_in_time():
         error = failure(get, f"{scheme}://many.example", Deadline(SHORT_S))
     assert (error.cause, error.sent) == (Cause.TIMEOUT, False)
+
+
+@pytest.mark.parametrize(("call", "dead"), [("get", 1), ("post", 1), ("aws", 1), ("get", 2)], indirect=["call"])
+def test_dead_addresses_leave_time_for_one_that_lives(
+    call: Call, dead: int, authority: Authority, unreachable: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time to connect is shared among them. The certificate is for the name, whatever the address."""
+    resolve(monkeypatch, "several.example", [unreachable] * dead)
+    with Server((answer(NO_ZONES),), tls=server_context(authority.issue(["several.example"]))) as server:
+        assert call(f"https://several.example:{server.port}", Deadline(1.2)) == 200
 
 
 def test_a_call_whose_time_is_over_does_not_begin(serve: Serve, call: Call, lookup_takes: LookupTakes) -> None:

@@ -34,7 +34,7 @@ QUIET_CYCLES = 8
 QUIET_SECONDS = LONGEST_CRASH_LOOP_BACKOFF_S + 60.0
 
 # Writes that need no lease: they record what happened, or concern the lease itself.
-_WITHOUT_LEASE = ("acquire", "release", "accepted", "record_answer")
+_WITHOUT_LEASE = ("acquire", "release", "accepted", "record_answer", "stop")
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -138,6 +138,7 @@ class Actor(Watch):
             self.require(
                 not self.tables.is_on_hold(subject.workspace_id), "the restart of a workspace on hold is claimed"
             )
+            self.require(not self.tables.is_stopped(), "a restart is claimed though the platform asked for none")
             self.claims[subject.id] = self.tables.now
         elif isinstance(subject, Restart) and call == "accepted":
             asked = self.asked.get(subject.id)

@@ -55,7 +55,7 @@ NOTHING = Snapshot({}, [], [])
 _EMPTY = """
     TRUNCATE workspaces, structure_events,
              reconciler.lease, reconciler.coverage, reconciler.absences, reconciler.restarts,
-             reconciler.holds RESTART IDENTITY;
+             reconciler.restart_stops, reconciler.holds RESTART IDENTITY;
     INSERT INTO reconciler.coverage DEFAULT VALUES
 """
 

@@ -364,7 +364,7 @@ def test_a_passing_failure_is_retried_after_a_back_off(clock: Clock, failure: Fa
     assert 0.5 <= first <= 1 <= second <= 2
 
 
-@pytest.mark.parametrize("code", ["RequestLimitExceeded", "Throttling", "ThrottlingException", "RequestThrottled"])
+@pytest.mark.parametrize("code", ["RequestLimitExceeded", "EC2ThrottledException", "ThrottlingException"])
 def test_each_of_awss_words_for_throttling_is_waited_out(clock: Clock, code: str) -> None:
     account = Account(all_of(3), clock=clock)
     account.failures = [refusal(code)] * (ATTEMPTS + 1)

@@ -12,8 +12,8 @@ import botocore.exceptions
 
 from handler.deadline import Deadline
 from handler.domain.model import Cause, Failure
+from handler.net.aws_errors import code_of, is_server_error, is_throttling
 from handler.net.bounded import CallError
-from handler.net.secrets import ERROR_CODE
 
 if TYPE_CHECKING:
     from types_boto3_ec2 import EC2Client
@@ -28,9 +28,6 @@ LONGEST_BACKOFF_S = 4.0
 BURST_CALLS = 50
 CALLS_PER_SECOND = 10.0
 
-# https://docs.aws.amazon.com/AWSEC2/latest/APIReference/errors-overview.html
-_THROTTLED_CODES = ("RequestLimitExceeded", "Throttling", "ThrottlingException", "RequestThrottled")
-_SERVER_ERROR = 500
 _WORTH_RETRYING = (
     *(Cause.SERVER_ERROR, Cause.BROKEN_CONNECTION, Cause.CONNECTION_REFUSED),
     Cause.NAME_LOOKUP_FAILED,  # a resolver often fails for a moment, and rarely for long
@@ -165,13 +162,11 @@ class _Pace:
 def _failure(error: Exception) -> Failure:
     match error:
         case botocore.exceptions.ClientError():
-            code = str(error.response.get("Error", {}).get("Code", ""))
-            status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-            if code in _THROTTLED_CODES:
+            if is_throttling(error):
                 return Failure(Cause.THROTTLED)
-            if status >= _SERVER_ERROR:
+            if is_server_error(error):
                 return Failure(Cause.SERVER_ERROR)
-            return Failure(Cause.REFUSED, code if ERROR_CODE.fullmatch(code) else "")
+            return Failure(Cause.REFUSED, code_of(error))
         case CallError():
             return Failure(error.cause)
         case botocore.exceptions.BotoCoreError():
