@@ -1,15 +1,15 @@
 """One cycle: observe → decide → act → report. Start reading here."""
 
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from handler.deadline import Deadline
 from handler.domain.coverage import Progress, advance
 from handler.domain.decide import Action, Plan, decide, outdated_absences
-from handler.domain.model import Sighting, SkipReason, Verdict
+from handler.domain.model import Sighting, SkipReason, Verdict, Workspace
 from handler.domain.report import Gauges, Outcome, Report, RestartCounts, no_skips
-from handler.errors import ReconcilerError
+from handler.errors import LeaseLostError, ReconcilerError, RowLockedError, UnfitDatabaseError
 from handler.flips import Flipper, FlipResults
 from handler.probes import Probe
 from handler.request import Request
@@ -28,10 +28,13 @@ RESTARTS_END = 0.98
 # the slowest answer for the second probe, but at most this fraction of the cycle.
 SECOND_PROBE_FACTOR = 1.25
 LONGEST_RESERVE = 0.5
-# Workspaces that ran out of time come first in the next cycle, but at most this many, so that others get a turn, too.
+# At most this many workspaces are brought forward, since they are stored by name. They get half of the checks at most.
 MOST_FIRST = 1000
 # The closing writes are short, and happen even if the cycle's time is over.
 CLOSING_SECONDS = 0.5
+# What a cycle can do without must not take long.
+SAVING_SECONDS = 1.0
+PURGE_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,12 +139,12 @@ def _cycle(request: Request, settings: Settings, parts: Parts, phases: Phases) -
     # Act.
     flipper = Flipper(store.flips, probe, settings, selection.selected_at, log)
     if request.applies:
-        all_selected = not request.narrowed and selection.next_unselected is None
+        all_selected = not request.narrowed and selection.all_selected
         outdated = outdated_absences(memory.absences, selection.workspaces, all_selected=all_selected)
-        store.memory.remember_absences(phases.closing, plan.absent, [*plan.found_again, *outdated])
+        _remember_absences(store, phases, log, plan.absent, [*plan.found_again, *outdated])
         flips = flipper.flip(plan.to_flip, phases.flipping)
         if flips.found_again:
-            store.memory.remember_absences(phases.closing, (), flips.found_again)
+            _remember_absences(store, phases, log, (), flips.found_again)
         worker = RestartWorker(store.restarts, probe, settings, log)
         restarts = worker.run(
             parts.platform,
@@ -156,7 +159,7 @@ def _cycle(request: Request, settings: Settings, parts: Parts, phases: Phases) -
     # Report.
     progress = _progress(observed, flips)
     if request.applies and not request.narrowed:
-        store.memory.save_coverage(phases.closing, progress)
+        progress = _saved(store, phases, log, progress)
     gauges = store.gauges(phases.closing)
     return _report(request, settings, observed, plan, Acted(flips, restarts), progress, gauges), gauges
 
@@ -176,6 +179,33 @@ def _observe(probe: Probe, selection: Selection, phases: Phases, log: CycleLog) 
     return Observed(selection, sightings, cut_short=phases.probing.over())
 
 
+def _remember_absences(
+    store: Store, phases: Phases, log: CycleLog, absent: Sequence[Workspace], forgotten: Sequence[str]
+) -> None:
+    """Save what was seen of absences; a failure costs a sighting each, and no flip."""
+    try:
+        store.memory.remember_absences(phases.closing.within(SAVING_SECONDS), absent, forgotten)
+    except (UnfitDatabaseError, LeaseLostError):
+        raise
+    except ReconcilerError as error:
+        log.failure("absences not saved", error)
+
+
+def _saved(store: Store, phases: Phases, log: CycleLog, progress: Progress) -> Progress:
+    """Save where the next cycle begins, and return how far this one got; purge a little if there is time."""
+    try:
+        store.memory.save_coverage(phases.closing, progress)
+    except RowLockedError as error:
+        log.failure("coverage not saved", error)
+        progress = replace(progress, completed_pass=False)
+    if not phases.whole.over():
+        try:
+            store.memory.purge(phases.whole.within(PURGE_SECONDS))
+        except ReconcilerError as error:
+            log.failure("nothing purged", error)
+    return progress
+
+
 def _log_plan(plan: Plan, log: CycleLog) -> None:
     """Log which workspaces look dead but are not going to be flipped, and why."""
     if plan.breaker.open:
@@ -192,8 +222,7 @@ def _progress(observed: Observed, flips: FlipResults) -> Progress:
     selection, sightings = observed.selection, observed.sightings
     return advance(
         selection.coverage,
-        [workspace.id for workspace in selection.workspaces],
-        next_unselected=selection.next_unselected,
+        selection.queues,
         checked={sighting.workspace.id for sighting in sightings},
         out_of_time=flips.out_of_time,
         most_first=min(len(sightings) // 2, MOST_FIRST),

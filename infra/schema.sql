@@ -154,7 +154,7 @@ BEGIN
             'The next full cycle begins after this id. This pass has checked the candidates from pass_start up to it.';
         COMMENT ON COLUMN reconciler.coverage.pass_start IS 'The id after which the current pass began.';
         COMMENT ON COLUMN reconciler.coverage.brought_forward IS
-            'Workspaces that come first in the next full cycle, because an earlier one ran out of time for them.';
+            'Workspaces that the next full cycle checks early, because an earlier one ran out of time for them.';
         COMMENT ON COLUMN reconciler.coverage.first_cycle_at IS 'When the first full cycle saved its progress.';
         COMMENT ON COLUMN reconciler.coverage.pass_completed_at IS 'When the last pass was completed.';
 
@@ -191,12 +191,15 @@ BEGIN
             ON reconciler.restarts (workspace_id) WHERE closed_at IS NULL;
         CREATE INDEX IF NOT EXISTS restarts_due ON reconciler.restarts (due_at) WHERE closed_at IS NULL;
         CREATE INDEX IF NOT EXISTS restarts_flipped_at ON reconciler.restarts (flipped_at);
-        CREATE INDEX IF NOT EXISTS restarts_workspace ON reconciler.restarts (workspace_id, asked_at);
+        CREATE INDEX IF NOT EXISTS restarts_closed_at ON reconciler.restarts (closed_at) WHERE closed_at IS NOT NULL;
+        -- A workspace's latest restart. Without it, the newest of all are searched for one of the workspace's.
+        CREATE INDEX IF NOT EXISTS restarts_of_workspace ON reconciler.restarts (workspace_id, id);
+        DROP INDEX IF EXISTS reconciler.restarts_workspace;
         CREATE INDEX IF NOT EXISTS restarts_watched
             ON reconciler.restarts (workspace_id) WHERE outcome = 'accepted' AND watch_ended_at IS NULL;
         COMMENT ON TABLE reconciler.restarts IS
             'One row for each flip: the restart that is owed from then on. It stays open until the platform accepts it '
-            'or the workspace moves on, which cancels it. Closed rows are deleted after 30 days.';
+            'or the workspace moves on, which cancels it. Closed rows are deleted after 30 days, unless they are watched.';
         COMMENT ON COLUMN reconciler.restarts.instance_id IS 'The instance that was found dead.';
         COMMENT ON COLUMN reconciler.restarts.cycle_id IS 'The cycle that flipped the workspace.';
         COMMENT ON COLUMN reconciler.restarts.attempts IS

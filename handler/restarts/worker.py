@@ -104,8 +104,8 @@ class RestartWorker:
                 dead.add(restart.id)
             elif sighting.verdict is Verdict.RUNNING:
                 cancelled.add(restart.id)
-                self._store.cancel(closing, restart)
-                self._cancelled(restart, "the instance is running")
+                if self._store.cancel(closing, restart):
+                    self._cancelled(restart, "the instance is running")
         undecided = [restart for restart in old.values() if restart.id not in dead | cancelled]
         if undecided:
             self._store.put_off(closing, undecided, wait_s=self._policy.retry_s)

@@ -11,7 +11,7 @@ from handler.domain.policy import CrashLoopPolicy
 from handler.errors import StoreError
 from handler.store.holds import on_hold
 from handler.store.lease import LEASE_IS_OURS, Lease
-from handler.store.session import Session, Transaction
+from handler.store.session import LOCK_WAIT_SECONDS, Session, Transaction
 
 SOURCE = "instance-state-reconciler"
 
@@ -102,9 +102,10 @@ class Flips:
         """Take the workspace offline, unless something in its row forbids it; then return the reason.
 
         All in one transaction: lock the row without waiting, read it again, judge it, and only then write the row, the
-        event and the owed restart. Raises RowLockedError, LeaseLostError.
+        event and the owed restart. It waits only briefly for a lock on an older restart: the platform may want the row.
+        Raises RowLockedError, LeaseLostError.
         """
-        with self._session.transaction(deadline) as transaction:
+        with self._session.transaction(deadline, lock_wait_s=LOCK_WAIT_SECONDS) as transaction:
             row = _judged(transaction, _LOCKED_ROW, sighting.workspace, policy)
             if isinstance(row, SkipReason):
                 return row

@@ -14,18 +14,19 @@ FROM unnest(CAST(:ids AS uuid[])) AS placed (workspace_id)
 ON CONFLICT (workspace_id) DO UPDATE
 SET reason = EXCLUDED.reason, began_at = now(), ends_at = EXCLUDED.ends_at
 """
-_END = "DELETE FROM reconciler.holds WHERE workspace_id = ANY (CAST(:ids AS uuid[])) OR ends_at <= now()"
+_END = "DELETE FROM reconciler.holds WHERE workspace_id = ANY (CAST(:ids AS uuid[]))"
 _END_BACKOFF = """
 UPDATE reconciler.restarts SET streak = 0, backoff_until = NULL
 WHERE workspace_id = ANY (CAST(:ids AS uuid[])) AND (streak > 0 OR backoff_until IS NOT NULL)
 """
 _ACTIVE = """
 SELECT workspace_id::text, reason, to_char(ends_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"')
-FROM reconciler.holds WHERE ends_at > now() ORDER BY ends_at, workspace_id
+FROM reconciler.holds WHERE ends_at > now() ORDER BY ends_at, holds.workspace_id
 """
-_LOCK_ROWS = (
-    "SELECT id::text FROM platform.workspaces WHERE id = ANY (CAST(:ids AS uuid[])) ORDER BY id FOR NO KEY UPDATE"
-)
+_LOCK_ROWS = """
+SELECT id::text FROM platform.workspaces WHERE id = ANY (CAST(:ids AS uuid[]))
+ORDER BY workspaces.id FOR NO KEY UPDATE
+"""
 _LOCK_RESTARTS = """
 SELECT FROM reconciler.restarts WHERE workspace_id = ANY (CAST(:ids AS uuid[])) AND closed_at IS NULL
 ORDER BY id FOR UPDATE

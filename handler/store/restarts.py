@@ -7,7 +7,7 @@ from handler.deadline import Deadline
 from handler.domain.model import Restart
 from handler.store.holds import on_hold
 from handler.store.lease import Lease
-from handler.store.session import Session, Transaction
+from handler.store.session import LOCK_WAIT_SECONDS, Session, Transaction
 
 # A stop lasts a day at most. One that ends later than this from now is of a clock that has jumped since.
 LATEST_END_OF_STOP_SECONDS = 90_000
@@ -16,18 +16,27 @@ _STOP_IS_ON = f"(ends_at > now() AND ends_at <= now() + make_interval(secs => {L
 _FREE = f"""COALESCE(backoff_until <= now(), true) AND NOT {on_hold("owed.workspace_id")}
   AND NOT EXISTS (SELECT FROM reconciler.restart_stops WHERE {_STOP_IS_ON})"""
 
+# What somebody else has locked is passed over, here and below: the next cycle sees it again.
 _END_WATCH = """
-UPDATE reconciler.restarts AS accepted SET watch_ended_at = now()
-WHERE outcome = 'accepted' AND watch_ended_at IS NULL
-  AND NOT EXISTS (SELECT FROM platform.workspaces WHERE workspaces.id = accepted.workspace_id
-                  AND status NOT IN ('online', 'removed', 'paused', 'hibernating', 'hibernated'))
+UPDATE reconciler.restarts SET watch_ended_at = now()
+WHERE id = ANY (ARRAY(
+    SELECT id FROM reconciler.restarts AS accepted
+    WHERE outcome = 'accepted' AND watch_ended_at IS NULL
+      AND NOT EXISTS (SELECT FROM platform.workspaces WHERE workspaces.id = accepted.workspace_id
+                      AND status NOT IN ('online', 'removed', 'paused', 'hibernating', 'hibernated'))
+    FOR UPDATE SKIP LOCKED
+))
 """
 _CANCEL_MOVED_ON = """
-UPDATE reconciler.restarts AS owed SET closed_at = now(), outcome = 'cancelled'
-WHERE closed_at IS NULL AND due_at <= now()
-  AND (cycle_id = CAST(:cycle_id AS uuid) OR NOT :own_only)
-  AND NOT EXISTS (SELECT FROM platform.workspaces AS current WHERE current.id = owed.workspace_id
-                  AND current.status = 'offline' AND current.instance_id = owed.instance_id)
+UPDATE reconciler.restarts SET closed_at = now(), outcome = 'cancelled'
+WHERE id = ANY (ARRAY(
+    SELECT id FROM reconciler.restarts AS owed
+    WHERE closed_at IS NULL AND due_at <= now()
+      AND (cycle_id = CAST(:cycle_id AS uuid) OR NOT :own_only)
+      AND NOT EXISTS (SELECT FROM platform.workspaces AS current WHERE current.id = owed.workspace_id
+                      AND current.status = 'offline' AND current.instance_id = owed.instance_id)
+    FOR UPDATE SKIP LOCKED
+))
 RETURNING id, workspace_id::text, instance_id, attempts, refusals, cycle_id = CAST(:cycle_id AS uuid)
 """
 _DUE = f"""
@@ -42,8 +51,9 @@ SELECT flipped_at::text FROM reconciler.restarts AS owed
 WHERE id = :id AND closed_at IS NULL AND due_at <= now() AND {_FREE}
 FOR UPDATE SKIP LOCKED
 """  # noqa: S608 - put together from constants
+# The comparison is the server's: an instance id that cannot be decoded is another one.
 _ROW = """
-SELECT status::text, instance_id,
+SELECT status = 'offline' AND COALESCE(instance_id = :instance_id, false),
        COALESCE(last_heartbeat_at > GREATEST(CAST(:flipped_at AS timestamptz),
                 clock_timestamp() - make_interval(secs => :fresh_s)), false)
 FROM platform.workspaces WHERE id = CAST(:id AS uuid)
@@ -57,9 +67,14 @@ WHERE id = :id AND {_FREE}
 RETURNING 1
 """  # noqa: S608 - put together from constants
 _CLOSE = "UPDATE reconciler.restarts SET closed_at = now(), outcome = :outcome WHERE id = :id AND closed_at IS NULL"
+_LOCK_OPEN = "SELECT id FROM reconciler.restarts WHERE id = :id AND closed_at IS NULL FOR UPDATE SKIP LOCKED"
 _PUT_OFF = """
 UPDATE reconciler.restarts SET due_at = now() + make_interval(secs => :wait_s)
-WHERE id = ANY (CAST(:ids AS bigint[])) AND closed_at IS NULL AND due_at <= now()
+WHERE id = ANY (ARRAY(
+    SELECT id FROM reconciler.restarts
+    WHERE id = ANY (CAST(:ids AS bigint[])) AND closed_at IS NULL AND due_at <= now()
+    FOR UPDATE SKIP LOCKED
+))
 """
 _RECORD_ANSWER = """
 UPDATE reconciler.restarts
@@ -122,25 +137,36 @@ class Restarts:
             if not locked:
                 return Claim.TAKEN
             ((flipped_at,),) = locked
-            rows = transaction.run(_ROW, id=restart.workspace_id, flipped_at=flipped_at, fresh_s=heartbeat_fresh_s)
-            if [tuple(row[:2]) for row in rows] != [("offline", restart.instance_id)]:
+            rows = transaction.run(
+                _ROW,
+                id=restart.workspace_id,
+                instance_id=restart.instance_id,
+                flipped_at=flipped_at,
+                fresh_s=heartbeat_fresh_s,
+            )
+            if not any(is_owed for is_owed, _ in rows):
                 _close(transaction, restart, "cancelled")
                 return Claim.CANCELLED
-            ((_, _, fresh_heartbeat),) = rows
-            if fresh_heartbeat:
+            if any(fresh_heartbeat for _, fresh_heartbeat in rows):
                 return Claim.HEARTBEAT
             claimed = transaction.run(_CLAIM, id=restart.id, cycle_id=self._cycle_id, uncertain_s=uncertain_s)
         return Claim.CLAIMED if claimed else Claim.TAKEN
 
-    def cancel(self, deadline: Deadline, restart: Restart) -> None:
-        """Close a restart that is no longer owed."""
+    def cancel(self, deadline: Deadline, restart: Restart) -> bool:
+        """Close a restart that is no longer owed; return False if it is closed or locked."""
         with self._session.transaction(deadline) as transaction:
             self._lease.require(transaction)
-            _close(transaction, restart, "cancelled")
+            is_ours = bool(transaction.run(_LOCK_OPEN, id=restart.id))
+            if is_ours:
+                _close(transaction, restart, "cancelled")
+        return is_ours
 
     def accepted(self, deadline: Deadline, restart: Restart) -> None:
-        """Close a restart that the platform has accepted. It needs no lease: what happened stays true."""
-        with self._session.transaction(deadline) as transaction:
+        """Close a restart that the platform has accepted. It needs no lease: what happened stays true.
+
+        Raises RowLockedError.
+        """
+        with self._session.transaction(deadline, lock_wait_s=LOCK_WAIT_SECONDS) as transaction:
             _close(transaction, restart, "accepted")
 
     def put_off(self, deadline: Deadline, restarts: Sequence[Restart], *, wait_s: float) -> None:
@@ -150,8 +176,11 @@ class Restarts:
             transaction.run(_PUT_OFF, ids=[restart.id for restart in restarts], wait_s=wait_s)
 
     def record_answer(self, deadline: Deadline, restart: Restart, answer: str, *, wait_s: float | None) -> None:
-        """Record the platform's answer. The restart is due in `wait_s` seconds; with None, when the claim set it."""
-        with self._session.transaction(deadline) as transaction:
+        """Record the platform's answer. The restart is due again in `wait_s` seconds; with None, as the claim said.
+
+        Raises RowLockedError.
+        """
+        with self._session.transaction(deadline, lock_wait_s=LOCK_WAIT_SECONDS) as transaction:
             transaction.run(_RECORD_ANSWER, id=restart.id, answer=answer, wait_s=wait_s, cycle_id=self._cycle_id)
 
     def stop(self, deadline: Deadline, *, lasts_s: float) -> None:

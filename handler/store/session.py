@@ -6,6 +6,7 @@ transaction pooling. transaction.py says how a transaction begins.
 
 import contextlib
 import io
+import math
 import re
 import socket
 import ssl
@@ -40,7 +41,11 @@ from handler.settings import IAM, Database
 from handler.store.row_security import REMEDIES, require_every_row
 from handler.store.transaction import STANDBY, Begun, Rows, Transaction, begin, begun
 
-__all__ = ["Session", "Transaction"]
+__all__ = ["LOCK_WAIT_SECONDS", "Session", "Transaction"]
+
+# How long somebody else's lock on a row of our own tables is waited for, where it cannot be passed over. Other cycles
+# and orders take milliseconds; whoever has one for longer has it for minutes.
+LOCK_WAIT_SECONDS = 0.5
 
 _VARIABLE = "DATABASE_SECRET_ARN"
 _CONNECT_SECONDS = 10.0
@@ -149,14 +154,20 @@ class Session:
 
     @contextlib.contextmanager
     def transaction(
-        self, deadline: Deadline, *, read_only: bool = False, every_row: bool = True
+        self,
+        deadline: Deadline,
+        *,
+        read_only: bool = False,
+        every_row: bool = True,
+        lock_wait_s: float = math.inf,
     ) -> Iterator[Transaction]:
         """Open a transaction that ends by the deadline, committed as a whole or not at all.
 
+        A statement that waits for a lock for longer than `lock_wait_s` seconds raises RowLockedError.
         With `every_row`, it is refused if row-level security could hide any row of its tables. Raises StoreError,
         SecretError, SettingsError.
         """
-        beginning = self._begin(deadline, read_only=read_only)
+        beginning = self._begin(deadline, read_only=read_only, lock_wait_s=lock_wait_s)
         transaction = Transaction(lambda sql, **parameters: self._run(deadline, sql, **parameters), beginning.schemas)
         try:
             if beginning.row_security and every_row:
@@ -177,7 +188,7 @@ class Session:
         if connection is not None:
             connection.hang_up()
 
-    def _begin(self, deadline: Deadline, *, read_only: bool) -> Begun:
+    def _begin(self, deadline: Deadline, *, read_only: bool, lock_wait_s: float) -> Begun:
         """Begin a transaction. Use a new connection if this one is dead or leads to a standby."""
         standbys = 0
         while True:
@@ -188,9 +199,8 @@ class Session:
                 self._connection = self._connect(deadline)
             part = deadline.within(min(_WARM_SECONDS, deadline.remaining() / 2)) if warm else deadline
             try:
-                return self._begun(
-                    part, begin(read_only=read_only, timeout_s=deadline.remaining()), read_only=read_only
-                )
+                statements = begin(read_only=read_only, timeout_s=deadline.remaining(), lock_wait_s=lock_wait_s)
+                return self._begun(part, statements, read_only=read_only)
             except ConnectionLostError:
                 if not warm:
                     raise

@@ -4,6 +4,7 @@ Behind a pooler, somebody else may have used the session before. Whatever they s
 A database whose rows may be history, or that must not be written, is refused.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -103,17 +104,20 @@ class Transaction:
         return sql
 
 
-def begin(*, read_only: bool, timeout_s: float) -> str:
-    """Return the statements that begin a transaction in which every statement may take `timeout_s` seconds.
+def begin(*, read_only: bool, timeout_s: float, lock_wait_s: float = math.inf) -> str:
+    """Return the statements that begin a transaction.
+
+    Each of its statements may take `timeout_s` seconds, and wait `lock_wait_s` seconds for a lock.
 
     They are one batch, so they cost one round trip. The statement timeout comes last, so that it cannot cancel the
     beginning itself.
     """
     milliseconds = max(1, int(timeout_s * 1000))
+    lock_milliseconds = max(1, int(min(timeout_s, lock_wait_s) * 1000))
     return f"""
         BEGIN ISOLATION LEVEL READ COMMITTED, READ {"ONLY" if read_only else "WRITE"};
         SET LOCAL statement_timeout = 0;
-        SET LOCAL lock_timeout = {milliseconds};
+        SET LOCAL lock_timeout = {lock_milliseconds};
         SET LOCAL idle_in_transaction_session_timeout = {milliseconds + 1000};
         {_SETTINGS} {_OWN_PATH} {_STATE}
         SET LOCAL search_path = pg_catalog, pg_temp;

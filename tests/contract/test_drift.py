@@ -61,7 +61,7 @@ def _select(life: Life, number: int, chance: random.Random) -> object:
     ids = [uuid(number)] if narrowed else None
     life.selection = life.store(chance).candidates.select(soon(), limit=limit, workspace_ids=ids)
     found = [(one.id, one.instance_id, one.last_heartbeat_at is None) for one in life.selection.workspaces]
-    return found, life.selection.next_unselected, life.selection.coverage
+    return found, life.selection.all_selected, life.selection.queues, life.selection.coverage
 
 
 def _flip(life: Life, number: int, chance: random.Random) -> object:
@@ -192,6 +192,7 @@ STEPS_AND_WEIGHTS: tuple[tuple[Step, int], ...] = (
     (lambda life, _, chance: life.store(chance).restarts.stop(soon(), lasts_s=chance.choice((1, RETRY_S))), 1),
     (_follow, 3),
     (_coverage, 2),
+    (lambda life, _, chance: life.store(chance).memory.purge(soon()), 2),
     (_absent, 4),
     (_hold, 2),
     (_release, 3),

@@ -7,13 +7,14 @@ import pytest
 
 from handler.deadline import Deadline
 from handler.domain.backoff import CrashLoop
-from handler.domain.coverage import Coverage, Progress
+from handler.domain.coverage import Coverage, Progress, Queues
 from handler.domain.decide import Absence
 from handler.domain.model import Restart, Sighting, SkipReason, Workspace, sighting_of
 from handler.domain.policy import CrashLoopPolicy
 from handler.domain.report import Gauges
 from handler.errors import LeaseLostError, RequestError, RowLockedError, StoreError
 from handler.store import Claim, Flipped, FlipPolicy, Store
+from handler.store.lease import LONGEST_SECONDS
 from tests.contract.subjects import Subject
 from tests.unit.builders import instance, uuid
 
@@ -87,9 +88,19 @@ def test_the_lease_lasts_longer_than_requested_by_its_margin(subject: Subject) -
     assert subject.store(1).lease.acquire(soon(), lasts_s=LEASE_S)
 
 
+def test_a_lease_that_ends_later_than_any_cycle_is_taken_for_free(subject: Subject) -> None:
+    """The database's clock was wrong when it was taken, or is now."""
+    assert subject.store(0).lease.acquire(soon(), lasts_s=LEASE_S)
+    subject.age(LEASE_S - LONGEST_SECONDS + 10)
+    assert not subject.store(1).lease.acquire(soon(), lasts_s=LEASE_S)
+    subject.age(-10)
+    assert subject.store(1).lease.acquire(soon(), lasts_s=LEASE_S)
+
+
 WITH_THE_LEASE: dict[str, Callable[[Store, Restart], object]] = {
     "remember_absences": lambda store, _: store.memory.remember_absences(soon(), [], []),
     "save_coverage": lambda store, _: store.memory.save_coverage(soon(), Progress(Coverage(), completed_pass=True)),
+    "purge": lambda store, _: store.memory.purge(soon()),
     "flip": lambda store, _: flip(store, 2),
     "cancel_moved_on": lambda store, _: store.restarts.cancel_moved_on(soon(), own_only=False),
     "claim": claim,
@@ -201,11 +212,12 @@ def test_the_candidates_come_in_the_order_that_the_last_cycle_left(subject: Subj
     coverage = Coverage(cursor=uuid(3), pass_start=uuid(2), brought_forward=(uuid(6), uuid(2), uuid(99)))
     store.memory.save_coverage(soon(), Progress(coverage, completed_pass=False))
     selection = store.candidates.select(soon(), limit=4, workspace_ids=None)
-    assert [one.id for one in selection.workspaces] == [uuid(6), uuid(2), uuid(4), uuid(5)]
-    assert (selection.next_unselected, selection.coverage) == (uuid(1), coverage)
+    assert [one.id for one in selection.workspaces] == [uuid(4), uuid(6), uuid(5), uuid(2)]
+    assert (selection.all_selected, selection.coverage) == (False, coverage)
+    assert selection.queues == Queues([uuid(4), uuid(5), uuid(6), uuid(1), uuid(2)], [uuid(6), uuid(2)])
     narrowed = store.candidates.select(soon(), limit=4, workspace_ids=[uuid(1), uuid(5), uuid(99)])
     assert [one.id for one in narrowed.workspaces] == [uuid(5), uuid(1)]
-    assert narrowed.next_unselected is None
+    assert narrowed.all_selected
 
 
 def test_what_is_open_and_how_old_it_is(subject: Subject) -> None:
@@ -563,7 +575,7 @@ def test_an_answer_that_comes_after_another_cycles_claim_changes_nothing(subject
 def test_a_restart_closes_once(subject: Subject, outcome: str) -> None:
     store = flipped(subject)
     (restart,) = due(store)
-    end: dict[str, Callable[..., None]] = {"cancelled": store.restarts.cancel, "accepted": store.restarts.accepted}
+    end: dict[str, Callable[..., object]] = {"cancelled": store.restarts.cancel, "accepted": store.restarts.accepted}
     end[outcome](soon(), restart)
     for other in end.values():
         other(soon(), restart)
@@ -615,6 +627,22 @@ def test_a_hold_is_replaced_and_ended_by_hand(subject: Subject) -> None:
     assert [(one.workspace_id, one.reason) for one in holds] == [(uuid(2), "why"), (uuid(1), "why not")]
     assert [one.workspace_id for one in store.holds.release(soon(), [uuid(1), uuid(99)])] == [uuid(2)]
     assert [one.id for one in selected(store)] == [uuid(1)]
+
+
+def test_holds_that_have_ended_are_purged_but_those_that_a_restart_waited_for(subject: Subject) -> None:
+    """The age of such a restart counts from the end of its hold."""
+    store = flipped(subject)
+    subject.add(uuid(2), instance(2))
+    store.holds.place(soon(), [uuid(1), uuid(2)], reason="why", lasts_s=100)
+    subject.age(150)
+    store = holding(subject)
+    store.memory.purge(soon())
+    assert gauges(store).oldest_restart_age_s == pytest.approx(50, abs=CLOSE)
+    (restart,) = due(store)
+    assert store.restarts.cancel(soon(), restart)
+    assert not store.restarts.cancel(soon(), restart)
+    store.memory.purge(soon())
+    assert flip(store, 2) == Flipped(CrashLoop(0, 0.0))
 
 
 def test_a_hold_with_an_unknown_workspace_is_refused_as_a_whole(subject: Subject) -> None:

@@ -6,6 +6,7 @@ act between its locked re-read and its write.
 
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Concatenate, ParamSpec, TypeVar, cast
 
 from handler.deadline import Deadline
@@ -16,9 +17,10 @@ from handler.domain.model import CurrentRow, Hold, Restart, Sighting, SkipReason
 from handler.domain.report import Gauges
 from handler.errors import ConnectionLostError, LeaseLostError, RequestError, RowLockedError, StoreError
 from handler.store import Claim, Selection, Store
+from handler.store.candidates import selection
 from handler.store.flip import Flipped, FlipPolicy
 from handler.store.gauges import RECOVERY_SECONDS
-from handler.store.lease import MARGIN_SECONDS
+from handler.store.lease import LONGEST_SECONDS, MARGIN_SECONDS
 from handler.store.memory import ABSENCE_KEPT_SECONDS
 from tests.fakes.tables import Row, StoredAbsence, StoredHold, StoredRestart, StoredStop, Tables
 
@@ -88,8 +90,9 @@ class Lease(Part):
 
     @_transaction
     def acquire(self, _: Deadline, *, lasts_s: float) -> bool:
-        lease = self.tables.lease
-        if lease is not None and lease[1] > self.tables.now and lease[0] != self.cycle_id:
+        held = self.tables.lease
+        ahead_s = 0.0 if held is None else held[1] - self.tables.now
+        if held is not None and held[0] != self.cycle_id and 0 < ahead_s <= LONGEST_SECONDS:
             return False
         self.watch.wrote("acquire")
         self.tables.lease = (self.cycle_id, self.tables.now + lasts_s + MARGIN_SECONDS)
@@ -108,19 +111,18 @@ class Candidates(Part):
     @_transaction
     def select(self, _: Deadline, *, limit: int, workspace_ids: Sequence[str] | None) -> Selection:
         tables, coverage = self.tables, self.tables.coverage
-        candidates = sorted(
-            (one not in coverage.brought_forward, one <= coverage.cursor, one)
-            for one, row in tables.workspaces.items()
-            if row.status in _CANDIDATES
+        candidates = {
+            one: self._workspace(one)
+            for one in sorted(tables.workspaces, key=coverage.place)
+            if (row := tables.workspaces[one]).status in _CANDIDATES
             and row.instance_id
             and row.runtime != _EXTERNAL
             and not tables.is_on_hold(one)
             and (workspace_ids is None or one in workspace_ids)
-        )
-        ids = [one for _, _, one in candidates]
-        left_out = ids[limit] if len(ids) > limit else None
-        selected = [self._workspace(one) for one in ids[:limit]]
-        return Selection(selected, repr(tables.now), left_out, coverage)
+        }
+        in_turn = dict(islice(candidates.items(), limit + 1))
+        brought_forward = {one: candidates[one] for one in coverage.brought_forward if one in candidates}
+        return selection(in_turn, brought_forward, limit, repr(tables.now), coverage)
 
     def _workspace(self, workspace_id: str) -> Workspace:
         row = self.tables.workspaces[workspace_id]
@@ -167,6 +169,14 @@ class CycleMemory(Part):
         tables.coverage = progress.coverage
         tables.first_cycle_at = tables.now if tables.first_cycle_at is None else tables.first_cycle_at
         tables.pass_completed_at = tables.now if progress.completed_pass else tables.pass_completed_at
+
+    @_transaction
+    def purge(self, _: Deadline) -> None:
+        """Purge the holds, and no restarts: nothing here lasts for 30 days."""
+        self.require_lease()
+        self.watch.wrote("purge")
+        tables, owed = self.tables, {one.workspace_id for one in self.tables.open_restarts()}
+        tables.holds = {one: tables.holds[one] for one in tables.holds if tables.is_on_hold(one) or one in owed}
 
 
 class GaugesOf(Part):
@@ -341,9 +351,9 @@ class Restarts(Part):
         return Claim.CLAIMED
 
     @_transaction
-    def cancel(self, _: Deadline, restart: Restart) -> None:
+    def cancel(self, _: Deadline, restart: Restart) -> bool:
         self.require_lease()
-        self._close(restart, "cancelled")
+        return self._close(restart, "cancelled")
 
     @_transaction
     def accepted(self, _: Deadline, restart: Restart) -> None:
@@ -378,11 +388,13 @@ class Restarts(Part):
     def _find(self, restart: Restart) -> StoredRestart | None:
         return next((one for one in self.tables.restarts if one.id == restart.id), None)
 
-    def _close(self, restart: Restart, outcome: str) -> None:
+    def _close(self, restart: Restart, outcome: str) -> bool:
         owed = self._find(restart)
-        if owed is not None and owed.closed_at is None:
-            self.watch.wrote(outcome, restart)
-            owed.closed_at, owed.outcome = self.tables.now, outcome
+        if owed is None or owed.closed_at is not None:
+            return False
+        self.watch.wrote(outcome, restart)
+        owed.closed_at, owed.outcome = self.tables.now, outcome
+        return True
 
     def _may_be_looked_at(self, owed: StoredRestart, *, own_only: bool) -> bool:
         is_due = owed.closed_at is None and owed.due_at <= self.tables.now
@@ -414,7 +426,6 @@ class Holds(Part):
     @_transaction
     def release(self, _: Deadline, workspace_ids: Sequence[str]) -> list[Hold]:
         tables = self.tables
-        tables.holds = {one: tables.holds[one] for one in tables.holds if tables.is_on_hold(one)}
         for one in workspace_ids:
             tables.holds.pop(one, None)
         for owed in tables.restarts:

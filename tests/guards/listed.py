@@ -24,13 +24,16 @@ _APP = "handler/app.py"
 _AWS_ERRORS = "handler/net/aws_errors.py"
 _BOUNDED = "handler/net/bounded.py"
 _CONNECT = "handler/net/connect.py"
+_CANDIDATES = "handler/store/candidates.py"
 _CONTROL_PLANE = "handler/probes/control_plane/probe.py"
+_COVERAGE = "handler/domain/coverage.py"
 _CYCLE = "handler/cycle.py"
 _DECIDE = "handler/domain/decide.py"
 _EC2 = "handler/probes/ec2/probe.py"
 _FLIP = "handler/store/flip.py"
 _FLIPS = "handler/flips.py"
 _HTTP = "handler/net/http.py"
+_LEASE = "handler/store/lease.py"
 _MEMORY = "handler/store/memory.py"
 _MODEL = "handler/domain/model.py"
 _PLATFORM = "handler/restarts/platform.py"
@@ -48,10 +51,14 @@ _TEST_APP = "tests/unit/test_app.py::"
 _TEST_ANSWERS = "tests/integration/test_restart_answers.py::"
 _TEST_BREAKER = "tests/integration/test_absence_and_breaker.py::"
 _TEST_CACHES = "tests/integration/test_caches.py::"
+_TEST_COLLATION = "tests/integration/test_collation.py::"
 _TEST_CONCURRENCY = "tests/integration/test_concurrency.py::"
 _TEST_CONNECTIONS = "tests/integration/test_connections.py::"
 _TEST_CONTROL_PLANE = "tests/integration/test_control_plane.py::"
+_TEST_COVERAGE = "tests/unit/test_coverage.py::"
 _TEST_CRASHES = "tests/integration/test_crashes.py::"
+_TEST_GROWTH = "tests/integration/test_growth.py::"
+_TEST_LOCKED = "tests/integration/test_locked_state.py::"
 _TEST_NET = "tests/net/"
 _TEST_DEADLINE = "tests/integration/test_deadline.py::"
 _TEST_DECIDE = "tests/unit/test_decide.py::"
@@ -82,10 +89,31 @@ _WITHOUT_LEASE = f"{_TEST_REFUSALS}test_a_cycle_whose_lease_has_expired_writes_n
 
 _CHANGED_MEANWHILE = f"{_TEST_ROW_SECURITY}test_what_changes_right_before_restarts_are_cancelled_cancels_none"
 _LEFT_IN_SESSION = f"{_TEST_SEARCH_PATH}test_what_somebody_left_in_a_pooled_session_counts_for_nothing"
+_LOCKED_RESTART = f"{_TEST_LOCKED}test_a_locked_restart_that_is_not_to_be_asked_for_stays_as_it_is"
+_LOCKED_ANSWER = (
+    f"{_TEST_LOCKED}test_an_answer_that_a_lock_keeps_from_being_recorded_costs_no_other_and_is_not_asked_for_twice"
+)
 _MAY_HIDE = f"{_TEST_ROW_SECURITY}test_a_policy_that_may_hide_a_row_is_refused"
 
 GUARDS = (
     # --- observe ---
+    Guard(
+        "fairness: order of ids",
+        "where the database's language sorts text its own way, workspaces wait for three times as long",
+        _CANDIDATES,
+        "_CANDIDATES",
+        Sql("DESC, workspaces.id", "DESC, id"),
+        f"{_TEST_COLLATION}test_every_workspace_is_checked_in_its_turn",
+    ),
+    Guard(
+        "fairness: half of the checks in turn",
+        "dead workspaces without time to act on them take up all checks of a short cycle",
+        _COVERAGE,
+        "Queues.fair_order",
+        Code("zip_longest(self.in_turn, self.brought_forward)", "[[*self.brought_forward, *self.in_turn]]"),
+        f"{_TEST_COVERAGE}test_every_candidate_is_checked_in_turn_however_many_run_out_of_time"
+        "_and_however_far_a_cycle_gets",
+    ),
     Guard(
         "EC2: unknown state",
         "an instance in a state that EC2 adds later is taken for dead",
@@ -558,7 +586,7 @@ GUARDS = (
         "a workspace that moved on is restarted, and its new instance is terminated",
         _RESTARTS,
         "Restarts.claim",
-        Code('[tuple(row[:2]) for row in rows] != [("offline", restart.instance_id)]', "False"),
+        Code("not any(is_owed for is_owed, _ in rows)", "False"),
         f"{_TEST_RESTARTS}test_a_workspace_that_moves_on_while_its_old_instance_is_looked_at_is_not_restarted",
     ),
     Guard(
@@ -734,7 +762,148 @@ GUARDS = (
         Code("deadline.remaining() < SHORTEST_CALL_SECONDS", "False"),
         f"{_TEST_WORKER}test_a_call_that_would_be_cut_off_at_once_does_not_begin",
     ),
+    # --- somebody else's lock on a row of our own ---
+    Guard(
+        "locked restart: cancelling",
+        "one locked restart keeps all others from being asked for",
+        _RESTARTS,
+        "_CANCEL_MOVED_ON",
+        Sql("FOR UPDATE SKIP LOCKED", ""),
+        _LOCKED_RESTART,
+    ),
+    Guard(
+        "locked restart: end of the watch",
+        "one locked restart keeps all others from being asked for",
+        _RESTARTS,
+        "_END_WATCH",
+        Sql("FOR UPDATE SKIP LOCKED", ""),
+        f"{_TEST_LOCKED}test_a_locked_accepted_restart_stays_watched_and_the_others_watch_ends",
+    ),
+    Guard(
+        "locked restart: instance that runs",
+        "one locked restart keeps all others from being asked for",
+        _RESTARTS,
+        "_LOCK_OPEN",
+        Sql("FOR UPDATE SKIP LOCKED", ""),
+        _LOCKED_RESTART,
+    ),
+    Guard(
+        "locked restart: put off",
+        "one locked restart keeps all others from being asked for",
+        _RESTARTS,
+        "_PUT_OFF",
+        Sql("FOR UPDATE SKIP LOCKED", ""),
+        _LOCKED_RESTART,
+    ),
+    Guard(
+        "locked restart: accepted",
+        "one locked restart keeps the platform's other answers from being recorded",
+        _RESTARTS,
+        "Restarts.accepted",
+        Arguments("lock_wait_s=LOCK_WAIT_SECONDS", ""),
+        _LOCKED_ANSWER,
+    ),
+    Guard(
+        "locked restart: answers",
+        "one locked restart keeps the platform's other answers from being recorded",
+        _RESTARTS,
+        "Restarts.record_answer",
+        Arguments("lock_wait_s=LOCK_WAIT_SECONDS", ""),
+        _LOCKED_ANSWER,
+    ),
+    Guard(
+        "locked restart: flip",
+        "a flip has the platform's row for seconds, and uses up the time of the others",
+        _FLIP,
+        "Flips.flip",
+        Arguments("lock_wait_s=LOCK_WAIT_SECONDS", ""),
+        f"{_TEST_LOCKED}test_an_older_restart_that_is_locked_costs_its_own_flip_alone",
+    ),
+    Guard(
+        "locked absence: forgotten",
+        "one locked absence uses up the cycle's time",
+        _MEMORY,
+        "_FORGET_ABSENCES",
+        Sql("FOR UPDATE SKIP LOCKED", ""),
+        f"{_TEST_LOCKED}test_a_locked_absence_of_an_instance_that_is_back_keeps_no_other_from_being_forgotten",
+    ),
+    Guard(
+        "locked absence: counted",
+        "one locked absence uses up the cycle's time, and no absence is counted",
+        _MEMORY,
+        "_COUNT_ABSENCES",
+        Sql("FOR UPDATE SKIP LOCKED", ""),
+        f"{_TEST_LOCKED}test_locked_absences_cost_their_own_counts_alone",
+    ),
+    Guard(
+        "locked absence: by halves",
+        "one absence that somebody is inserting keeps all others from being counted",
+        _MEMORY,
+        "CycleMemory._count",
+        Code("(absent[:half], absent[half:]) if half else ()", "()"),
+        f"{_TEST_LOCKED}test_an_absence_that_somebody_is_inserting_costs_its_own_count_alone",
+    ),
+    Guard(
+        "absences that cannot be saved",
+        "nothing is flipped or restarted because absences cannot be saved",
+        _CYCLE,
+        "_remember_absences",
+        Code('log.failure("absences not saved", error)', "raise"),
+        f"{_TEST_LOCKED}test_absences_that_cannot_be_saved_cost_no_flip_and_no_restart",
+    ),
+    Guard(
+        "locked coverage",
+        "the cycle waits for its whole time, and fails",
+        _MEMORY,
+        "CycleMemory.save_coverage",
+        Arguments("lock_wait_s=LOCK_WAIT_SECONDS", ""),
+        f"{_TEST_LOCKED}test_a_locked_coverage_costs_the_progress_alone",
+    ),
+    Guard(
+        "locked lease: taken",
+        "the cycle waits for its whole time, and fails",
+        _LEASE,
+        "Lease.acquire",
+        Arguments("lock_wait_s=LOCK_WAIT_SECONDS", ""),
+        f"{_TEST_LOCKED}test_a_lease_that_is_locked_when_a_cycle_begins_is_another_s",
+    ),
+    Guard(
+        "locked lease: given back",
+        "a cycle that is done waits for the rest of its time",
+        _LEASE,
+        "Lease.release",
+        Arguments("lock_wait_s=LOCK_WAIT_SECONDS", ""),
+        f"{_TEST_LOCKED}test_a_lease_that_is_locked_in_mid_cycle_costs_nothing_but_its_return",
+    ),
     # --- record ---
+    Guard(
+        "lease: far ahead",
+        "after the database's clock was wrong, no cycle runs for days",
+        _LEASE,
+        "_ACQUIRE",
+        Sql("OR current.expires_at > clock_timestamp() + make_interval(secs => :longest_s)", ""),
+        f"{_TEST_GROWTH}test_a_lease_that_lies_far_ahead_is_taken_for_free",
+    ),
+    Guard(
+        "purge: watched restarts",
+        "a restart that nobody came back from is forgotten after 30 days",
+        _MEMORY,
+        "_PURGE_RESTARTS",
+        Sql("AND (outcome <> 'accepted' OR watch_ended_at IS NOT NULL)", ""),
+        f"{_TEST_GROWTH}test_old_restarts_are_purged_in_small_steps_but_those_that_are_watched_or_locked",
+    ),
+    Guard(
+        "purge: holds that a restart waits for",
+        "the age of a restart that a hold kept back jumps when the hold has ended",
+        _MEMORY,
+        "_PURGE_HOLDS",
+        Sql(
+            "AND NOT EXISTS (SELECT FROM reconciler.restarts"
+            " WHERE restarts.workspace_id = holds.workspace_id AND closed_at IS NULL)",
+            "",
+        ),
+        f"{_TEST_GROWTH}test_a_cycle_deletes_holds_that_have_ended_unless_a_restart_waits_for_them",
+    ),
     Guard(
         "lease: when rows move on",
         "a process that was frozen wakes up, and cancels restarts on what it saw before",
@@ -918,7 +1087,7 @@ GUARDS = (
     Guard(
         "encoding: no conversion",
         "one value without a counterpart in UTF-8 fails every cycle",
-        "handler/store/candidates.py",
+        _CANDIDATES,
         "_UNCONVERTED",
         Sql("SET LOCAL client_encoding = 'SQL_ASCII';", ""),
         f"{_TEST_SESSION}test_an_instance_id_that_cannot_be_decoded_costs_its_row_alone",

@@ -84,7 +84,7 @@ FLIPS = {
     "another cycle flips it": Encounter(flip, flip, "online", owed=False, interleavings=44),
     "it is put on hold": Encounter(flip, hold, "online", owed=False, interleavings=77),
     "an older restart of its is claimed": Encounter(flip, claim, "online", owed=True, interleavings=109),
-    "restarts that moved on are cancelled": Encounter(flip, cancel_moved_on, "online", owed=True, interleavings=91),
+    "restarts that moved on are cancelled": Encounter(flip, cancel_moved_on, "online", owed=True, interleavings=111),
 }
 HARMLESS = {
     name: Encounter(flip, write, "online", owed=False, interleavings=22) for name, write in HARMLESS_WRITES.items()
@@ -93,11 +93,11 @@ CLAIMS = {
     **{name: Encounter(claim, WRITES[name], "offline", owed=True, interleavings=84) for name in SETTLING_WRITES},
     "another cycle claims it": Encounter(claim, claim, "offline", owed=True, interleavings=310),
     "another cycle finds that the row has moved on": Encounter(claim, claim, "paused", owed=True, interleavings=310),
-    "another cycle puts it off": Encounter(claim, put_off, "offline", owed=True, interleavings=109),
+    "another cycle puts it off": Encounter(claim, put_off, "offline", owed=True, interleavings=190),
     "the workspace is put on hold": Encounter(claim, hold, "offline", owed=True, interleavings=229),
     "restarts that moved on are cancelled": Encounter(claim, cancel_moved_on, "offline", owed=True, interleavings=462),
     "restarts that moved on are cancelled, this one as well": Encounter(
-        claim, cancel_moved_on, "paused", owed=True, interleavings=246
+        claim, cancel_moved_on, "paused", owed=True, interleavings=432
     ),
 }
 CANCELLED = {

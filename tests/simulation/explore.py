@@ -15,6 +15,8 @@ Script = tuple[tuple[int, Action], ...]
 _SPECIAL = {call: tuple(one for one in ACTIONS if one.offered(call)) for call in ("probe", "restart", "inside flip")}
 _USUAL = tuple(one for one in ACTIONS if one.offered("any other"))
 
+# So slow that the deadline cuts off what one cycle cannot reach.
+SLOW_PROBE_SECONDS = 9.0
 MOST_WORKSPACES, MOST_CYCLES, MOST_ACTIONS = 5, 4, 6
 _LIKELY = {
     "probe": 0.2,
@@ -160,6 +162,7 @@ def walk(seed: int, trace: list[str] | None = None) -> World:
     for number in range(1, count + 1):
         state = chance.choice(("running", "running", "stopped", "terminated", None))
         world.add(f"workspace {number}", state, streak=chance.choice((None, None, 0, 2, 3)))
+    world.probe_takes_s = chance.choice((0.0, 0.0, 0.0, SLOW_PROBE_SECONDS))
     settings = replace(
         SETTINGS,
         candidate_limit=chance.choice((2, 100)),

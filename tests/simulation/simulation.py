@@ -321,6 +321,7 @@ class Simulation:
         world, self.adversary = self.world, None
         world.lies.clear()
         world.platform_mood = None
+        world.probe_takes_s = 0.0
         for _ in range(QUIET_CYCLES):
             if not self._unsettled():
                 return
@@ -358,15 +359,18 @@ class Simulation:
             raise ViolationError("two open restarts for one workspace")
 
     def _check_fairness(self, actor: Actor, report: Report) -> None:
-        if actor.order != FULL or report.outcome != "completed" or report.deferred:
+        """Check that nobody waits longer than it takes to go round, however little each cycle got done."""
+        if actor.order != FULL or report.outcome != "completed" or (report.deferred and not report.checked):
             return
-        limit, waited = self.setup.settings.candidate_limit, self.world.waited
-        self.world.crowded |= bool(self.world.tables.coverage.brought_forward)  # they may take half of the room
-        bound = ceil(self.world.population / (limit - limit // 2 if self.world.crowded else limit))
+        world = self.world
+        world.crowded |= bool(world.tables.coverage.brought_forward)  # at most half of the room is theirs
+        room = report.checked if report.deferred else self.setup.settings.candidate_limit
+        world.room = min(world.room, room - room // 2 if world.crowded else room)
+        bound = ceil(world.population / world.room)
         unchecked = actor.selected.keys() - actor.first.keys()
-        self.world.waited = {one: waited.get(one, 0) + 1 for one in unchecked}
-        if max(self.world.waited.values(), default=0) > bound:
-            raise ViolationError(f"not everybody was checked within {bound} cycles: {self.world.waited}")
+        world.waited = {one: world.waited.get(one, 0) + 1 for one in unchecked}
+        if max(world.waited.values(), default=0) > bound:
+            raise ViolationError(f"not everybody was checked within {bound} cycles: {world.waited}")
 
 
 @contextlib.contextmanager

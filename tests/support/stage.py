@@ -247,10 +247,18 @@ class Stage:
 
 @contextmanager
 def opened(
-    postgres: PostgresServer, status_type: StatusType = "enum", *, moto: MotoEc2 | None = None
+    postgres: PostgresServer,
+    status_type: StatusType = "enum",
+    *,
+    moto: MotoEc2 | None = None,
+    options: str | None = None,
 ) -> Iterator[Stage]:
-    """Set a stage, for a test or for all of a module."""
-    database = postgres.create_database(status_type)
+    """Set a stage, for a test or for all of a module; with `options`, on a database made with them."""
+    database = (
+        postgres.create_database(status_type)
+        if options is None
+        else postgres.create_database_with(options, status_type)
+    )
     with ExitStack() as parts:
         parts.callback(database.drop)
         database = parts.enter_context(kept_connections(database))
