@@ -69,7 +69,7 @@ class Actor(Watch):
         self.world.cycles += 1
         self.cycle_id = f"cycle {self.world.cycles}"
         self.frozen_s = 0.0
-        self.crashed = False
+        self.crashed = self.remembered = False
         self.fault: str | None = None
         self.closes_at = self.clock() + simulation.setup.settings.cycle_deadline_seconds + cycle.CLOSING_SECONDS
         self.selected: dict[str, tuple[str | None, float | None]] = {}
@@ -176,6 +176,8 @@ class Actor(Watch):
         if workspace.instance_id in self.died:
             return
         times = self.world.unfound.get((workspace.id, workspace.instance_id), [])
+        if not self.remembered:  # this cycle's own sighting counts, even if it could not be saved
+            times = [*times, self.tables.now]
         if len(times) >= settings.absence.sightings and self.tables.now - times[0] >= settings.absence.min_age_s:
             return
         # EC2 is eventually consistent: nobody can detect that both of its answers were stale.
@@ -191,6 +193,7 @@ class Actor(Watch):
 
     def _remembers(self) -> None:
         unfound = self.world.unfound
+        self.remembered = True
         found = any(word not in (NOT_FOUND, ERROR) for _, word in self.first.values())
         for workspace_id, (instance_id, word) in self.first.items():
             if word == ERROR or not found:
