@@ -22,7 +22,7 @@ from tests.support.stage import Stage
 ALIVE_S, SILENT_S = 5.0, 300.0
 OUR_HEADERS = {
     *("host", "content-length", "accept-encoding", "user-agent", "accept", "content-type", "connection"),
-    *("authorization", "x-molecule-admin-token"),
+    *("authorization", "x-molecule-admin-token", "cache-control"),
 }
 
 # --- a row ---
