@@ -714,18 +714,20 @@ def test_answers_count_though_the_table_is_locked_before_every_restart_was_asked
 
 
 @pytest.mark.parametrize("kept_days", [29, 31])
-def test_what_was_settled_is_kept_for_thirty_days_and_what_is_owed_for_ever(stage: Stage, kept_days: int) -> None:
-    accepted, cancelled, owed = stage.add_all(3, "terminated")
-    stage.platform.instead.reply(ACCEPTED, workspace_id=accepted)
+def test_settled_restarts_are_kept_for_thirty_days_and_those_owed_or_watched_for_ever(stage: Stage, kept_days: int) -> None:
+    accepted, watched, cancelled, owed = stage.add_all(4, "terminated")
+    for one in (accepted, watched):
+        stage.platform.instead.reply(ACCEPTED, workspace_id=one)
     always(stage, REFUSED)
     stage.cycle(**NO_BREAKER)
+    stage.fleet.update(accepted, status="hibernated")
     stage.fleet.update(cancelled, status="removed")
     stage.fleet.age_everything(A_MINUTE_S)
     stage.cycle(**NO_BREAKER)
     stage.fleet.age_everything(kept_days * A_DAY_S)
     stage.cycle(**NO_BREAKER)
     kept = {one["workspace_id"] for one in stage.fleet.restarts()}
-    assert kept == ({accepted, cancelled, owed} if kept_days < 30 else {owed})
+    assert kept == ({accepted, watched, cancelled, owed} if kept_days < 30 else {watched, owed})
 
 
 # --- the platform's token ---
