@@ -16,8 +16,8 @@ FLIPS_REPORTED = 100
 def lambda_handler(event: Any, context: Any) -> dict[str, Any]:
     """Do what the event asks for, and return the report.
 
-    Raises ReconcilerError: before any connection is opened, if event or environment are wrong; later, if a cycle cannot
-    be run.
+    Raises ReconcilerError if event or environment are wrong (before any connection is opened), or if a cycle cannot be
+    run.
     """
     began_at = time.monotonic()
     warm = process.current(os.environ)

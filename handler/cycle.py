@@ -19,17 +19,18 @@ from handler.settings import Settings
 from handler.store import Selection, Store
 from handler.telemetry import CycleLog, logger
 
-# Phase deadlines, as fractions of the cycle. A phase may use what the ones before it left. They only keep
-# a slow control plane from using up the time to act.
+# Phase deadlines, as fractions of the cycle. A phase may also use the time that earlier ones left. The only purpose:
+# a slow control plane must not use up the time to act.
 PROBING_ENDS = 0.75
 FLIPPING_ENDS = 0.95
 RESTARTS_END = 0.98
-# A dead instance is probed twice. If answers are slow, probing ends early enough for the second probe.
+# A dead instance is probed twice. The slower the answers, the earlier the first probe ends: it leaves this many times
+# the slowest answer for the second probe, but at most this fraction of the cycle.
 SECOND_PROBE_FACTOR = 1.25
 LONGEST_RESERVE = 0.5
-# So many workspaces at most are brought forward, since they are stored by name. Half of the checks is all they get.
+# At most this many workspaces are brought forward, since they are stored by name. They get half of the checks at most.
 MOST_FIRST = 1000
-# Closing writes are short, and are made even if the cycle's time is over.
+# The closing writes are short, and happen even if the cycle's time is over.
 CLOSING_SECONDS = 0.5
 # What a cycle can do without must not take long.
 SAVING_SECONDS = 1.0
@@ -38,7 +39,11 @@ PURGE_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """The outside world, as one cycle may use it. Probe and platform are made within a deadline."""
+    """What one cycle uses of the outside world.
+
+    `probe` and `platform` are made when needed, by the deadline they are given. Without a platform (None), restarts
+    stay owed.
+    """
 
     cycle_id: str
     store: Store
@@ -48,7 +53,7 @@ class Parts:
 
 @dataclass(frozen=True, slots=True)
 class Phases:
-    """Until when each phase of a cycle may last."""
+    """The deadline of each phase of a cycle. `closing` ends a little after `whole`."""
 
     probing: Deadline
     flipping: Deadline
@@ -58,7 +63,7 @@ class Phases:
 
     @staticmethod
     def of(deadline: Deadline) -> "Phases":
-        """Divide the time of a cycle."""
+        """Divide a cycle's time."""
         whole_s = deadline.remaining()
         return Phases(
             probing=deadline.within(PROBING_ENDS * whole_s),
@@ -92,9 +97,9 @@ class Acted:
 
 
 def run(request: Request, settings: Settings, parts: Parts, deadline: Deadline) -> tuple[Report, Gauges]:
-    """Run one cycle within the deadline; return what it did, and how things stand in the database.
+    """Run one cycle within the deadline; return its report, and what is open in the database at its end.
 
-    Raises ReconcilerError if a cycle cannot be run. A failure about one workspace costs only that workspace.
+    Raises ReconcilerError if a cycle cannot be run. A failure that concerns one workspace costs only that workspace.
     """
     store, phases = parts.store, Phases.of(deadline)
     store.check_rights(deadline, to_apply=request.applies)
@@ -116,19 +121,22 @@ def run(request: Request, settings: Settings, parts: Parts, deadline: Deadline) 
 
 def _cycle(request: Request, settings: Settings, parts: Parts, phases: Phases) -> tuple[Report, Gauges]:
     store, log = parts.store, CycleLog()
-    probe = parts.probe(phases.probing)
 
+    # Observe.
+    probe = parts.probe(phases.probing)
     limit = min(request.limit or settings.candidate_limit, settings.candidate_limit)
     selection = store.candidates.select(phases.probing, limit=limit, workspace_ids=request.workspace_ids)
     observed = _observe(probe, selection, phases, log)
 
-    # If it is too late to act, the cycle still remembers what it saw, and the next one takes up the dead.
+    # Decide. Reading and writing memory has until `closing`: even a cycle that is too late to act remembers what it
+    # saw, and the next one begins with the dead.
     memory = store.memory.recall(phases.closing, breaker_window_s=settings.breaker.window_s)
     plan = decide(
         observed.sightings, memory, settings.breaker, settings.absence, override_breaker=request.override_breaker
     )
     _log_plan(plan, log)
 
+    # Act.
     flipper = Flipper(store.flips, probe, settings, selection.selected_at, log)
     if request.applies:
         all_selected = not request.narrowed and selection.all_selected
@@ -148,6 +156,7 @@ def _cycle(request: Request, settings: Settings, parts: Parts, phases: Phases) -
     else:
         flips, restarts = flipper.rehearse(plan.to_flip, phases.flipping), RestartResults()
 
+    # Report.
     progress = _progress(observed, flips)
     if request.applies and not request.narrowed:
         progress = _saved(store, phases, log, progress)
@@ -156,7 +165,7 @@ def _cycle(request: Request, settings: Settings, parts: Parts, phases: Phases) -
 
 
 def _observe(probe: Probe, selection: Selection, phases: Phases, log: CycleLog) -> Observed:
-    """Probe every candidate once, as far as the time goes."""
+    """Probe every candidate once, as far as time allows."""
     sightings = []
     slowest_s, longest_reserve_s = 0.0, phases.whole.remaining() * LONGEST_RESERVE
     for sighting in probe.sightings(selection.workspaces, phases.probing):
@@ -198,7 +207,7 @@ def _saved(store: Store, phases: Phases, log: CycleLog, progress: Progress) -> P
 
 
 def _log_plan(plan: Plan, log: CycleLog) -> None:
-    """Log what is not going to be flipped, and why."""
+    """Log which workspaces look dead but are not going to be flipped, and why."""
     if plan.breaker.open:
         log.breaker_open(plan.breaker.dead, plan.breaker.answered)
     for decision in plan.decisions:
@@ -230,8 +239,8 @@ def _report(
     gauges: Gauges,
 ) -> Report:
     verdicts = Counter(sighting.verdict for sighting in observed.sightings)
-    skipped = acted.flips.skipped
-    skipped[SkipReason.BREAKER_OPEN] += sum(decision.action is Action.STOP for decision in plan.decisions)
+    stopped = sum(decision.action is Action.STOP for decision in plan.decisions)
+    skipped = acted.flips.skipped + Counter({SkipReason.BREAKER_OPEN: stopped})
     return Report(
         mode=request.mode,
         probe=settings.probe,

@@ -1,22 +1,22 @@
-"""Everything that makes a cycle impossible, one tree.
+"""Our errors, as one tree: whatever makes a cycle impossible, or one part of it.
 
 ReconcilerError
 ├── RequestError            the event asks for something unknown or malformed
 ├── SettingsError           an environment variable is missing or wrong
-├── SecretError             a secret cannot be fetched, or lacks what it should hold
+├── SecretError             a secret cannot be fetched, or lacks a field
 └── StoreError              the platform's database cannot be used
     ├── LoginRefusedError   it refuses the user or the password
     ├── ConnectionLostError it cannot be reached, or hung up in the middle of a statement
     ├── SchemaMissingError  a table or column is missing, or the schema is too old
     ├── RightsMissingError  the role lacks a right that a cycle needs
-    ├── RowLockedError      somebody else holds the lock
-    ├── LeaseLostError      this cycle's lease is over: it must not act any more
-    └── UnfitDatabaseError  nothing that it says may be acted on: no cycle goes on
+    ├── RowLockedError      another transaction has the lock
+    ├── LeaseLostError      this cycle's lease is over, so it must not act any more
+    └── UnfitDatabaseError  its rows must not be acted on, so the cycle ends
         ├── StandbyError        it is a standby, so its rows may be history
-        ├── ReadOnlyError       it is configured not to be written
+        ├── ReadOnlyError       it is configured to be read only
         └── RowSecurityError    row-level security may hide rows
 
-A message never holds a password, a token, or text from a remote's body.
+A message never contains a password, a token, or text from a remote's body.
 """
 
 
@@ -25,7 +25,7 @@ class ReconcilerError(Exception):
 
 
 class RequestError(ReconcilerError):
-    """The event is none of those that the function takes."""
+    """The event asks for something unknown or malformed; the message names the field."""
 
 
 class SettingsError(ReconcilerError):
@@ -59,7 +59,7 @@ class ConnectionLostError(StoreError):
 
 
 class SchemaMissingError(StoreError):
-    """A table or a column is missing, or the schema is too old; the message names the file that makes it."""
+    """A table or a column is missing, or the schema is too old; the message names the file that creates it."""
 
 
 class RightsMissingError(StoreError):
@@ -67,7 +67,7 @@ class RightsMissingError(StoreError):
 
 
 class RowLockedError(StoreError):
-    """Somebody else holds a lock that was asked for without waiting."""
+    """Another transaction has a lock that was requested without waiting."""
 
 
 class LeaseLostError(StoreError):
@@ -75,7 +75,7 @@ class LeaseLostError(StoreError):
 
 
 class UnfitDatabaseError(StoreError):
-    """Nothing that this database says may be acted on, and it is the same for every row: the cycle does not go on."""
+    """The rows of this database must not be acted on. That holds for every row, so the cycle ends."""
 
 
 class StandbyError(UnfitDatabaseError):
@@ -87,7 +87,7 @@ class ReadOnlyError(UnfitDatabaseError):
 
 
 class RowSecurityError(UnfitDatabaseError):
-    """Row-level security may hide rows, which then look as if they were gone; the message names the remedies."""
+    """Row-level security may hide rows, which then seem to be gone; the message names the remedies."""
 
 
 _SHOWN_CHARACTERS = 60
@@ -95,7 +95,7 @@ _SHOWN_BITS = 128
 
 
 def shown(found: object) -> str:
-    """Show in an error what was found: a scalar, cut short; of anything else only its type."""
+    """Return a value as an error message shows it: a scalar cut short, anything else only as its type."""
     if found is None:
         return "nothing"
     if isinstance(found, int) and found.bit_length() > _SHOWN_BITS:

@@ -19,7 +19,7 @@
 DO $schema$
 DECLARE
     newest     CONSTANT integer := 1;
-    own_tables CONSTANT text[] := '{schema_version, lease, coverage, absences, restarts, holds}';
+    own_tables CONSTANT text[] := '{schema_version, lease, coverage, absences, restarts, restart_stops, holds}';
     give_up_at timestamptz;
     installed  integer := 0;  -- 0: nothing, or a schema from before there was a version number
     existing   text;
@@ -221,6 +221,15 @@ BEGIN
         COMMENT ON COLUMN reconciler.restarts.watch_ended_at IS
             'When a cycle first saw the workspace online again, or no longer wanted. An accepted restart is watched '
             'until then.';
+
+        CREATE TABLE IF NOT EXISTS reconciler.restart_stops (
+            id       UUID PRIMARY KEY DEFAULT gen_random_uuid(),
+            began_at TIMESTAMPTZ NOT NULL DEFAULT now(),
+            ends_at  TIMESTAMPTZ NOT NULL
+        );
+        COMMENT ON TABLE reconciler.restart_stops IS
+            'The platform asked to be left alone (Retry-After): no cycle asks it for any restart until ends_at. Each '
+            'time is a row of its own, so that nobody waits for a lock.';
 
         CREATE TABLE IF NOT EXISTS reconciler.holds (
             workspace_id UUID PRIMARY KEY,

@@ -14,6 +14,7 @@ from sandbox.fleet import Fleet
 from sandbox.limited_ec2 import LimitedEc2
 from sandbox.platform import Platform
 from sandbox.postgres import Database, PostgresServer, StatusType
+from tests.support.botocore_files import read_once
 from tests.support.invoke import Invoke
 from tests.support.skips import pytest_make_collect_report, pytest_runtest_makereport  # noqa: F401 - pytest's hooks
 
@@ -34,6 +35,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(directory)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def botocore_reads_its_files_once() -> Iterator[None]:
+    """Spare every session that a test makes the reading of botocore's files."""
+    with read_once():
+        yield
+
+
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresServer]:
     """One PostgreSQL for all tests; a test that stops or breaks it starts one of its own."""
@@ -50,7 +58,7 @@ def moto() -> Iterator[MotoEc2]:
 
 @pytest.fixture
 def ec2(moto: MotoEc2) -> Iterator[MotoEc2]:
-    """An account without instances, secrets or orders."""
+    """An account without instances, secrets or rules."""
     yield moto
     moto.reset()
 

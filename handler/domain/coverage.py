@@ -1,14 +1,14 @@
 """Where the next cycle begins, so that nobody is left out. Pure.
 
-The candidates stand in a circle, in the order of their ids. Every candidate up to the cursor has been checked. The next
-cycle goes on behind it, and past the end back to the first: that is a check in turn. A pass is complete when the cursor
-is back where the pass began.
+Think of the candidates as a circle, sorted by id. The cursor moves around it: every candidate of this pass up to the
+cursor has been checked, and the next cycle continues after it. Those are the checks in turn. A pass is complete when
+the cursor is back where the pass began.
 
 Some workspaces are brought forward by name: those that looked dead when no time was left to act, and the few whose
-checks the deadline cut off while others behind them were checked. However far a cycle gets, at least half of its checks
+checks the deadline cut off while others after them were checked. However far a cycle gets, at least half of its checks
 are in turn, so nobody waits longer than it takes to go round at half the speed.
 
-Ids are lower-case text, which stands in the same order as the bytes that PostgreSQL compares.
+Ids are lower-case text, which sorts in the same order as the bytes that PostgreSQL compares.
 """
 
 from collections.abc import Collection, Sequence
@@ -60,9 +60,9 @@ def advance(
 ) -> Progress:
     """Return how far a full cycle got.
 
-    `checked` got a verdict; `out_of_time` are those of them that looked dead and were not acted on. The cursor passes
-    by those whose checks were cut off, and brings them forward, unless more than `most_first` would come first then or
-    the pass would end without them. What room is left is for those without time.
+    `checked` got a verdict; `out_of_time` are the checked ones that looked dead but were not acted on. The cursor skips
+    those whose checks were cut off and brings them forward, unless more than `most_first` would come first then, or the
+    pass would end without them. The room that is left goes to those that ran out of time.
     """
     place, earlier = coverage.place, set(coverage.brought_forward)
     waiting = [one for one in queues.brought_forward if one not in checked]

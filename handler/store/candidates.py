@@ -12,8 +12,8 @@ from handler.store.session import Session, Transaction
 
 _COVERAGE = "SELECT cursor::text, pass_start::text, brought_forward::text[] FROM reconciler.coverage"
 
-# The server converts nothing: in some encodings there are bytes without a counterpart in UTF-8, and one of them would
-# cost all rows.
+# The server converts nothing: some encodings have bytes without a counterpart in UTF-8, and one of them would fail the
+# whole SELECT.
 _UNCONVERTED = "SET LOCAL client_encoding = 'SQL_ASCII'; "
 # In ORDER BY a bare `id` would be the text in front of it, which every collation sorts in its own way.
 _CANDIDATES = f"""
@@ -31,9 +31,10 @@ LIMIT :most
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The candidates in fair order, when they were selected (the database's text), and what the order rests on.
+    """The candidates in fair order, and the coverage that decided the order.
 
-    `all_selected` tells that the limit left nobody out.
+    `selected_at` is the time of the SELECT, as the database's own text. `all_selected` tells that the limit left nobody
+    out.
     """
 
     workspaces: list[Workspace]
@@ -51,7 +52,7 @@ class Candidates:
         self._session = session
 
     def select(self, deadline: Deadline, *, limit: int, workspace_ids: Sequence[str] | None) -> Selection:
-        """Return at most `limit` candidates, in fair order."""
+        """Return at most `limit` candidates, in fair order. With `workspace_ids`, only these are considered."""
         with self._session.transaction(deadline, read_only=True) as transaction:
             ((selected_at,),) = transaction.run(_UNCONVERTED + "SELECT now()::text")
             coverage = _coverage(transaction)

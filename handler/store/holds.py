@@ -1,4 +1,4 @@
-"""Workspaces that are exempt for a while, by order of a person."""
+"""Holds: workspaces that a person has exempted for a while."""
 
 from collections.abc import Sequence
 
@@ -53,7 +53,7 @@ class Holds:
     def place(self, deadline: Deadline, workspace_ids: Sequence[str], *, reason: str, lasts_s: float) -> list[Hold]:
         """Put the workspaces on hold for `lasts_s` seconds from now, and return all active holds.
 
-        Waits for a flip or a claim that is under way: once it returns, none begins. It places all holds or none:
+        Waits for a flip or claim that is under way. Once it returns, no new one begins. It places all holds or none:
         raises RequestError if a workspace does not exist.
         """
         with self._session.transaction(deadline) as transaction:

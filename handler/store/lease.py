@@ -1,16 +1,16 @@
-"""Who runs now: one applying cycle at a time."""
+"""The lease: it lets one applied cycle work at a time."""
 
 from handler.deadline import Deadline
 from handler.errors import LeaseLostError, RowLockedError
 from handler.store.session import LOCK_WAIT_SECONDS, Session, Transaction
 
 FLEET = "fleet"
-# A lease outlives its cycle by this much, so that a cycle that ends late is still alone.
+# A lease lasts this much longer than its cycle, so that a cycle that ends late is still alone.
 MARGIN_SECONDS = 1.5
 # Lambda ends a function after 15 minutes. A lease that ends later was taken by a clock that was wrong.
 LONGEST_SECONDS = 960
 
-# For a statement that must not do anything once the lease is lost. Its parameters are those of `Lease.own`.
+# A condition for statements that must do nothing once the lease is lost. Its parameters are in `Lease.own`.
 LEASE_IS_OURS = """EXISTS (
     SELECT FROM reconciler.lease
     WHERE scope = :scope AND holder = CAST(:cycle_id AS uuid) AND expires_at > clock_timestamp()
@@ -27,10 +27,10 @@ RETURNING 1
 
 
 class Lease:
-    """The right of one cycle to act. It only keeps cycles apart: without it, still nothing happens twice."""
+    """One cycle's right to act. It only avoids double work: locks and claims keep anything from happening twice."""
 
     def __init__(self, session: Session, cycle_id: str) -> None:
-        """Take it in the name of `cycle_id`, a UUID."""
+        """Prepare the lease of the cycle `cycle_id`, a UUID. `acquire` takes it."""
         self._session = session
         self.own = {"scope": FLEET, "cycle_id": cycle_id}
 
@@ -47,7 +47,7 @@ class Lease:
             return False
 
     def require(self, transaction: Transaction) -> None:
-        """Raise LeaseLostError unless the lease is ours: a cycle that was frozen and thawed writes nothing."""
+        """Raise LeaseLostError unless the lease is ours: a cycle that was frozen past its lease must write nothing."""
         ((is_ours,),) = transaction.run("SELECT " + LEASE_IS_OURS, **self.own)
         if not is_ours:
             raise LeaseLostError("this cycle's lease has expired or is another cycle's")

@@ -11,7 +11,7 @@ from handler.errors import RowLockedError
 from handler.store.lease import Lease
 from handler.store.session import LOCK_WAIT_SECONDS, Session
 
-# Sightings of an absence further apart than this have nothing to do with each other.
+# Sightings further apart than this are not added up.
 ABSENCE_KEPT_SECONDS = 3600
 CLOSED_RESTARTS_KEPT_DAYS = 30
 # A cycle purges no more of either kind, so it takes milliseconds however much there is.
@@ -88,12 +88,12 @@ class CycleMemory:
     """The memory between cycles. Every method raises StoreError."""
 
     def __init__(self, session: Session, lease: Lease) -> None:
-        """Write as long as the cycle's `lease` is its own."""
+        """Write as long as the lease is ours."""
         self._session = session
         self._lease = lease
 
     def recall(self, deadline: Deadline, *, breaker_window_s: float) -> Memory:
-        """Return the absences, and the workspaces flipped in the breaker's window."""
+        """Return the absences, and the workspaces flipped in the last `breaker_window_s` seconds."""
         with self._session.transaction(deadline, read_only=True) as transaction:
             absences = transaction.run(_ABSENCES, kept_s=ABSENCE_KEPT_SECONDS)
             flipped = transaction.run(_RECENTLY_FLIPPED, window_s=breaker_window_s)

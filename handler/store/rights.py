@@ -1,4 +1,4 @@
-"""What has to be there, and what the role has to be allowed, before a cycle begins."""
+"""Checks before a cycle: are the tables there, and does the role have its rights?"""
 
 from collections.abc import Sequence
 
@@ -8,14 +8,14 @@ from handler.store.session import Session, Transaction
 from handler.store.tables import RIGHTS_TO_APPLY, RIGHTS_TO_READ, Rights
 from handler.store.transaction import missing_tables
 
-# The schema's version that this code needs; infra/schema.sql installs it. Any newer one will do.
+# The schema version that this code needs. infra/schema.sql installs it; a newer one will do.
 SCHEMA_VERSION = 1
 
 _SCHEMA_FILE = "infra/schema.sql"
 
 
 def check_rights(session: Session, deadline: Deadline, *, to_apply: bool) -> None:
-    """Raise SchemaMissingError or RightsMissingError if a cycle would stumble half-way."""
+    """Raise SchemaMissingError or RightsMissingError if a cycle would fail half-way."""
     with session.transaction(deadline, read_only=True) as transaction:
         rights = RIGHTS_TO_APPLY if to_apply else RIGHTS_TO_READ
         _require_own_schema(transaction)
@@ -79,9 +79,9 @@ def _require_tables(transaction: Transaction, tables: Sequence[str]) -> None:
 
 
 def lacking_rights(transaction: Transaction, rights: Rights, *, role: str | None = None) -> list[str]:
-    """Return, in words, which of the rights the role (the session's own by default) does not have.
+    """Return in words which of the rights the role lacks (by default, the session's own role).
 
-    On a table that does not exist nobody has any.
+    On a table that does not exist, it lacks all of them.
     """
     rows = transaction.run(
         """

@@ -1,4 +1,4 @@
-"""Row-level security: rows that a policy hides must not look like rows that are gone."""
+"""Row-level security: a row that a policy hides must not be taken for one that is gone."""
 
 from handler.errors import RowSecurityError
 from handler.store.tables import RIGHTS_TO_APPLY, RIGHTS_TO_READ
@@ -9,8 +9,8 @@ REMEDIES = (
     " (CREATE POLICY ... TO ... USING (true) WITH CHECK (true)) beside which no restrictive one applies"
 )
 
-# The tables and commands for which row-level security applies to the role, but for those for which a policy lets every
-# row through. PostgreSQL takes USING for the missing WITH CHECK of a policy for ALL or UPDATE.
+# The tables and commands for which row-level security applies to the role, except where a policy lets every row
+# through. In a policy for ALL or UPDATE without WITH CHECK, PostgreSQL uses USING instead.
 _HIDDEN = """
 WITH used AS (
     SELECT name, command, to_regclass(located) AS relation, current_user AS role
@@ -39,7 +39,7 @@ ORDER BY name, command
 
 
 def require_every_row(transaction: Transaction, *, read_only: bool) -> None:
-    """Raise RowSecurityError if a policy could keep a row of our tables from what this transaction may do."""
+    """Raise RowSecurityError if a policy could hide a row of the tables that this transaction may use."""
     rights = RIGHTS_TO_READ if read_only else RIGHTS_TO_APPLY
     used = sorted({(table, right) for table, _, right in rights})
     hidden = transaction.run(

@@ -1,16 +1,17 @@
 """The connection to PostgreSQL: made, verified, kept warm, and bounded in time.
 
 Nothing here outlives a transaction on the server (`SET LOCAL` only), so it works behind RDS Proxy and PgBouncer's
-transaction pooling. What a transaction begins with is in transaction.py.
+transaction pooling. transaction.py says how a transaction begins.
 """
 
 import contextlib
 import io
 import math
 import re
+import socket
 import ssl
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -33,7 +34,9 @@ from handler.errors import (
     shown,
 )
 from handler.net.bounded import BoundedReader
+from handler.net.connect import connected
 from handler.net.secrets import Secrets, text_field
+from handler.net.tls import postgres_context
 from handler.settings import IAM, Database
 from handler.store.row_security import REMEDIES, require_every_row
 from handler.store.transaction import STANDBY, Begun, Rows, Transaction, begin, begun
@@ -46,9 +49,9 @@ LOCK_WAIT_SECONDS = 0.5
 
 _VARIABLE = "DATABASE_SECRET_ARN"
 _CONNECT_SECONDS = 10.0
-# How much longer than the server the client waits, so that it hears that the server gave up.
+# The client waits this much longer than the server, so that it hears that the server gave up.
 _GRACE_SECONDS = 0.3
-# A warm connection may be dead: finding out must leave most of the time for making another.
+# A warm connection may be dead. Finding out must leave time to make another.
 _WARM_SECONDS = 3.0
 _READ_BYTES = 64 * 1024
 _PORT = re.compile(r"[0-9]{1,5}")
@@ -70,10 +73,13 @@ _ERROR_OF_SQLSTATE: dict[str, tuple[type[StoreError], str]] = {
 }
 # BEGIN READ WRITE on a standby.
 _FEATURE_NOT_SUPPORTED = "0A000"
-# What cannot be found from within a trigger's function is not ours.
+# If a trigger's function cannot find something, that is not our schema's fault.
 _NOT_FOUND = ("3F000", "42P01", "42704", "42883")
 _BY_SCHEMA = "a trigger's function has to name what it uses by its schema, or SET a search_path of its own"
-# The routines of the server's that raise an error because of a policy. Its message may be in any language.
+# infra/schema.sql is a DO block.
+_OUR_OWN_BLOCK = "inline_code_block"
+_NOT_OURS = "a trigger's function needs this; infra/grants.sql gives only what our own statements need"
+# The server's routines that raise an error because of a policy. The message itself may be in any language.
 _ROW_SECURITY_ROUTINES = ("check_enable_rls", "ExecWithCheckOptions")
 
 
@@ -81,10 +87,10 @@ class _Connection(pg8000.native.Connection):  # type: ignore[misc]  # pg8000 has
     """A connection that obeys a deadline once it is made, and leaves nothing open behind it.
 
     pg8000 has no public way to change a connection's timeout, and a timeout per packet would not bound an answer that
-    drips in. So this uses pg8000's private parts: its version is pinned, and the tests drip.
+    drips in. So this uses private parts of pg8000: its version is pinned, and tests let a server drip.
 
-    Each transaction asks for UTF-8. A database without an encoding (SQL_ASCII) sends whatever bytes it has: those that
-    are not UTF-8 become lone surrogates, which are nobody's instance id, and cost only their row.
+    Each transaction asks for UTF-8. A database without an encoding (SQL_ASCII) sends whatever bytes it has. Bytes
+    that are not UTF-8 become lone surrogates, which no instance id contains, so they affect only their own row.
     """
 
     _sock: Any
@@ -97,12 +103,12 @@ class _Connection(pg8000.native.Connection):  # type: ignore[misc]  # pg8000 has
         self._sock = io.BufferedRWPair(self._reader, self._usock.makefile("wb", buffering=0), _READ_BYTES)
 
     def handle_PARAMETER_STATUS(self, data: bytes, context: Any) -> None:  # noqa: N802 - pg8000's name
-        """Note what the server says of its settings. The encoding stays UTF-8, whatever the session had."""
+        """Note a setting that the server reports. The encoding stays UTF-8, whatever the session had."""
         super().handle_PARAMETER_STATUS(data, context)
         self._client_encoding = "utf8"
 
     def handle_DATA_ROW(self, data: bytes, context: Any) -> None:  # noqa: N802 - pg8000's name
-        """Read one row, as pg8000 does, but for the bytes that are not UTF-8."""
+        """Read one row as pg8000 does, but accept bytes that are not UTF-8."""
         row: list[Any] = []
         index = 2
         for convert in context.input_funcs:
@@ -116,12 +122,12 @@ class _Connection(pg8000.native.Connection):  # type: ignore[misc]  # pg8000 has
         context.rows.append(row)
 
     def obey(self, deadline: Deadline) -> None:
-        """Have the next statement end, or raise TimeoutError, by the deadline."""
+        """Make the next statement end by the deadline, or raise TimeoutError."""
         self._reader.deadline = deadline
         self._usock.settimeout(deadline.remaining())
 
     def close(self) -> None:
-        """Say goodbye and close everything: pg8000, which calls this too, would leave its stream open."""
+        """Say goodbye and close everything: pg8000, which also calls this, would leave its stream open."""
         stream = self._sock
         try:
             super().close()
@@ -137,7 +143,7 @@ class _Connection(pg8000.native.Connection):  # type: ignore[misc]  # pg8000 has
 
 
 class Session:
-    """One connection, kept from one invocation to the next, and made anew when it is broken."""
+    """One connection, kept from one invocation to the next, and replaced when it breaks."""
 
     def __init__(self, database: Database, secrets: Secrets, token: Callable[[str, int, str], str]) -> None:
         """Log in as `database` says; `token(host, port, user)` makes an IAM token."""
@@ -158,7 +164,7 @@ class Session:
         """Open a transaction that ends by the deadline, committed as a whole or not at all.
 
         A statement that waits for a lock for longer than `lock_wait_s` seconds raises RowLockedError.
-        With `every_row`, it is refused if row-level security could hide a row of the tables. Raises StoreError,
+        With `every_row`, it is refused if row-level security could hide any row of its tables. Raises StoreError,
         SecretError, SettingsError.
         """
         beginning = self._begin(deadline, read_only=read_only, lock_wait_s=lock_wait_s)
@@ -183,7 +189,7 @@ class Session:
             connection.hang_up()
 
     def _begin(self, deadline: Deadline, *, read_only: bool, lock_wait_s: float) -> Begun:
-        """Begin a transaction; on another connection if this one is dead, or leads to a standby."""
+        """Begin a transaction. Use a new connection if this one is dead or leads to a standby."""
         standbys = 0
         while True:
             if deadline.over():
@@ -204,7 +210,7 @@ class Session:
                     raise
 
     def _begun(self, deadline: Deadline, statements: str, *, read_only: bool) -> Begun:
-        """Begin on this connection. If that fails, half a transaction may be open on it: it is never used again."""
+        """Begin on this connection. If that fails, a transaction may be half open on it, so it is closed."""
         try:
             return begun(self._run(deadline, statements), read_only=read_only)
         except BaseException as error:
@@ -233,7 +239,7 @@ class Session:
             self.close()
             raise StoreError("a value that is no text can be neither sent to the database nor read from it") from error
         except BaseException:
-            self.close()  # the rest of the answer would be taken for the next one's
+            self.close()  # the next statement would read the rest of this answer
             raise
 
     def _roll_back(self) -> None:
@@ -256,12 +262,11 @@ class Session:
     def _log_in(self, deadline: Deadline, *, fresh: bool) -> _Connection:
         login = self._login(deadline, fresh=fresh)
         time_left = deadline.within(_CONNECT_SECONDS)
-        timeout_s = time_left.remaining()
         try:
-            return _in_time(lambda: _Connection(timeout=timeout_s, **login), time_left)
+            return _in_time(lambda: _made(login, time_left), time_left)
         except pg8000.exceptions.DatabaseError as error:
             raise _explained(error) from error
-        except Exception as error:  # whatever the other side answered, it is no database's greeting
+        except Exception as error:  # whatever answered, it was not PostgreSQL
             why = getattr(error, "verify_message", "") or type(error).__name__
             raise ConnectionLostError(f"no connection to the database at {shown(login['host'])}: {why}") from error
 
@@ -304,25 +309,31 @@ def _port(text: str | None) -> int | None:
 
 
 def _ssl_context(database: Database) -> ssl.SSLContext | bool | None:
-    """Return what pg8000 takes for libpq's sslmode. None falls back to plaintext, as `prefer` does."""
+    """Return what pg8000 takes instead of libpq's sslmode. None falls back to plaintext, as `prefer` does."""
     if database.sslmode == "disable":
         return False
     if database.sslmode in ("allow", "prefer"):
         return None
-    context = ssl.create_default_context()
-    if database.ca_file is not None:
-        try:
-            context.load_verify_locations(cafile=database.ca_file)
-        except (ssl.SSLError, OSError) as error:
-            raise SettingsError(f"DATABASE_CA_FILE: not a file of certificates (PEM): {error}") from error
-    context.check_hostname = database.sslmode == "verify-full"
-    if database.sslmode == "require":
-        context.verify_mode = ssl.CERT_NONE
-    return context
+    try:
+        return postgres_context(database.sslmode, database.ca_file)
+    except OSError as error:  # SSLError is one
+        raise SettingsError(f"DATABASE_CA_FILE: not a file of certificates (PEM): {error}") from error
+
+
+def _made(login: Mapping[str, Any], deadline: Deadline) -> _Connection:
+    """Connect and log in. pg8000 would give all the time to the first address of the name."""
+    sock = connected(login["host"], login["port"], deadline)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        sock.settimeout(deadline.remaining() + _GRACE_SECONDS)
+        return _Connection(sock=sock, **login)
+    except BaseException:
+        sock.close()
+        raise
 
 
 def _in_time(make: Callable[[], _Connection], deadline: Deadline) -> _Connection:
-    """Return what `make` makes, unless the deadline comes first: a name lookup obeys no timeout.
+    """Return the connection that `make` makes, unless the deadline comes first: a name lookup obeys no timeout.
 
     A connection that comes too late is closed. Raises TimeoutError, or what `make` raises.
     """
@@ -341,9 +352,15 @@ def _explained(error: pg8000.exceptions.DatabaseError) -> StoreError:
     fields = error.args[0] if error.args and isinstance(error.args[0], dict) else {}
     code, message = fields.get("C", "?"), fields.get("M", "no message")
     kind, remedy = _ERROR_OF_SQLSTATE.get(code, (StoreError, ""))
-    if kind is RightsMissingError and fields.get("R") in _ROW_SECURITY_ROUTINES:
+    where = fields.get("W", "")
+    if where and _OUR_OWN_BLOCK not in where:  # in a trigger's function, for our own statements call none
+        if code in _NOT_FOUND:
+            remedy = _BY_SCHEMA
+        elif kind is RightsMissingError:
+            remedy = _NOT_OURS
+        elif kind is StandbyError:  # another server's, to which the function writes
+            kind, remedy = StoreError, ""
+    elif kind is RightsMissingError and fields.get("R") in _ROW_SECURITY_ROUTINES:
         kind, remedy = RowSecurityError, REMEDIES
-    elif code in _NOT_FOUND and "W" in fields:
-        remedy = _BY_SCHEMA
     text = f"the database refused: {message} ({code})" + (f": {remedy}" if remedy else "")
     return kind(text, server_message=message, sqlstate=code)

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 # Table, column (None for the whole table) and right.
 Rights = Sequence[tuple[str, str | None, str]]
 
-# The platform's. Where they are, the role's own search_path says: see transaction.py.
+# The platform's tables. The role's own search_path says where they are: see transaction.py.
 PLATFORM_TABLES = ("workspaces", "structure_events")
 OWN_TABLES = tuple(
-    f"reconciler.{name}" for name in ("schema_version", "lease", "coverage", "absences", "restarts", "holds")
+    f"reconciler.{name}"
+    for name in ("schema_version", "lease", "coverage", "absences", "restarts", "restart_stops", "holds")
 )
 
 RIGHTS_TO_READ: Rights = (
@@ -22,7 +23,7 @@ RIGHTS_TO_APPLY: Rights = (
     ("reconciler.coverage", None, "UPDATE"),
     *(
         (f"reconciler.{table}", None, right)
-        for table in ("lease", "absences", "restarts", "holds")
+        for table in ("lease", "absences", "restarts", "restart_stops", "holds")
         for right in ("INSERT", "UPDATE", "DELETE")
     ),
 )

@@ -1,7 +1,7 @@
-"""How every transaction begins, and what its user sees of it.
+"""How every transaction begins, and the interface to an open one.
 
-Behind a pooler somebody else has used the session before, and whatever they set or planted there counts for nothing. A
-database whose rows may be history, or that is not to be written, is refused.
+Behind a pooler, somebody else may have used the session before. Whatever they set or planted there has no effect here.
+A database whose rows may be history, or that must not be written, is refused.
 """
 
 import math
@@ -24,7 +24,7 @@ _PLATFORM = "platform."
 
 
 def _schema_of(table: str) -> str:
-    """Return the SQL expression for the schema, quoted if need be, in which the search_path finds a table."""
+    """Return the SQL expression for the schema in which the search_path finds a table, quoted if necessary."""
     return f"""(
         SELECT relnamespace::pg_catalog.regnamespace::pg_catalog.text FROM pg_catalog.pg_class
         WHERE oid OPERATOR(pg_catalog.=) pg_catalog.to_regclass('{table}')
@@ -36,19 +36,20 @@ _PLATFORM_OIDS = ", ".join(f"pg_catalog.to_regclass('{table}')::pg_catalog.oid" 
 # to_regclass raises if the role may not enter the schema.
 _OWN_NAMES = ", ".join(f"'{table.removeprefix('reconciler.')}'" for table in OWN_TABLES)
 
-# `TO DEFAULT` is what server, database and role say (pg_settings.reset_val), whatever was set in the session.
+# `TO DEFAULT` restores what server, database and role configure (pg_settings.reset_val).
 _SETTINGS = """
 SET LOCAL role TO DEFAULT;
 SET LOCAL default_transaction_read_only TO DEFAULT;
 SET LOCAL synchronous_commit TO DEFAULT;
 SET LOCAL row_security = off;
+SET LOCAL array_nulls = on;
 SET LOCAL TimeZone = 'UTC';
 SET LOCAL DateStyle = 'ISO';
 SET LOCAL extra_float_digits = 1;
 SET LOCAL client_encoding = 'UTF8';
 """
-# The platform's tables are where the role's own search_path finds them, temporary tables last. That path may lead
-# anywhere, so as long as it is in force every name is written out in full.
+# The role's own search_path finds the platform's tables, with temporary tables last. That path may lead anywhere, so
+# while it is in force, every name has its schema.
 _OWN_PATH = """
 SET LOCAL search_path TO DEFAULT;
 SELECT pg_catalog.set_config('search_path', pg_catalog.concat(
@@ -68,17 +69,17 @@ SELECT pg_catalog.pg_is_in_recovery(), pg_catalog.current_setting('default_trans
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """What the server said at the beginning: the platform's schemas, by table, and whether it may hide rows from us."""
+    """What the server says as a transaction begins: each platform table's schema, and whether rows may be hidden."""
 
     schemas: Mapping[str, str | None]
     row_security: bool
 
 
 class Transaction:
-    """An open transaction, as its user sees it."""
+    """An open transaction."""
 
     def __init__(self, run: Callable[..., Rows], schemas: Mapping[str, str | None]) -> None:
-        """Run statements by `run(sql, **parameters)`; `schemas` says where the platform's tables are."""
+        """Run statements through `run(sql, **parameters)`. `schemas` has the schema of each platform table."""
         self._run = run
         self.schemas = schemas
 
@@ -87,7 +88,7 @@ class Transaction:
         return self._run(self._located(sql), **parameters)
 
     def located(self, table: str) -> str | None:
-        """Return a table's name with its schema; None if the role's search_path leads to no such table."""
+        """Return a table's name with its schema, or None if the role's search_path finds no such table."""
         if table not in self.schemas:
             return table
         schema = self.schemas[table]
@@ -104,10 +105,12 @@ class Transaction:
 
 
 def begin(*, read_only: bool, timeout_s: float, lock_wait_s: float = math.inf) -> str:
-    """Return the statements that begin a transaction whose statements may take so long, and wait so long for a lock.
+    """Return the statements that begin a transaction.
 
-    They are one batch, so they cost one round trip. The statement timeout comes last: until then nothing cancels what
-    has only begun.
+    Each of its statements may take `timeout_s` seconds, and wait `lock_wait_s` seconds for a lock.
+
+    They are one batch, so they cost one round trip. The statement timeout comes last, so that it cannot cancel the
+    beginning itself.
     """
     milliseconds = max(1, int(timeout_s * 1000))
     lock_milliseconds = max(1, int(min(timeout_s, lock_wait_s) * 1000))
@@ -123,7 +126,7 @@ def begin(*, read_only: bool, timeout_s: float, lock_wait_s: float = math.inf) -
 
 
 def begun(rows: Sequence[Sequence[Any]], *, read_only: bool) -> Begun:
-    """Return what `begin` was answered. Raises StandbyError, ReadOnlyError."""
+    """Read the answer to `begin`. Raises StandbyError, ReadOnlyError."""
     in_recovery, default_read_only, row_security, _, *schemas = rows[-1]
     if in_recovery:
         raise StandbyError(STANDBY)
@@ -133,8 +136,8 @@ def begun(rows: Sequence[Sequence[Any]], *, read_only: bool) -> Begun:
 
 
 def missing_tables(tables: Sequence[str]) -> SchemaMissingError:
-    """Return the error that says that tables of the platform's are not there."""
+    """Return the error for platform tables that are missing."""
     return SchemaMissingError(
-        f"the database has no table {', '.join(tables)}: is this the platform's database, and does the role's own"
-        " search_path lead to its tables?"
+        f"the database has no table {', '.join(tables)}: is this the platform's database, does the role's own"
+        " search_path lead to its tables, and has the role USAGE on their schema?"
     )

@@ -1,7 +1,7 @@
 """The store in memory: the methods of handler/store, one transaction each, over `Tables`.
 
-tests/contract holds it and the real one to the same behaviour. A transaction is atomic but for the one place where it
-matters what others do meanwhile: in the flip, between the locked re-read and the write.
+tests/contract runs the same tests on it and on the real one. Each transaction is one step, except the flip: others may
+act between its locked re-read and its write.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -22,24 +22,24 @@ from handler.store.flip import Flipped, FlipPolicy
 from handler.store.gauges import RECOVERY_SECONDS
 from handler.store.lease import LONGEST_SECONDS, MARGIN_SECONDS
 from handler.store.memory import ABSENCE_KEPT_SECONDS
-from tests.fakes.tables import Row, StoredAbsence, StoredHold, StoredRestart, Tables
+from tests.fakes.tables import Row, StoredAbsence, StoredHold, StoredRestart, StoredStop, Tables
 
-IDLE_GRACE_SECONDS = 1.0  # the server ends a session that sleeps in a transaction for so much longer than its deadline
+IDLE_GRACE_SECONDS = 1.0  # how long after its deadline the server ends an idle transaction
 _EXTERNAL, _CANDIDATES = "external", ("online", "degraded")
 _SETTLED = ("online", "removed", "paused", "hibernating", "hibernated", None)
 
 
 class Watch:
-    """Whoever looks on while a cycle uses the database, and may interfere. This one does not."""
+    """Watches a cycle use the database, and may interfere. This one does not."""
 
     def before(self, call: str) -> None:
-        """A call begins: nothing has come of it yet."""
+        """A call begins, and has had no effect yet."""
 
     def inside(self) -> None:
-        """A flip holds the row's lock, has judged it, and is about to write."""
+        """A flip has locked and judged the row, and is about to write."""
 
     def wrote(self, call: str, subject: object = None) -> None:
-        """A call is writing: its transaction is going to commit."""
+        """A call writes, and is going to commit."""
 
     def after(self, call: str) -> None:
         """A call has committed, and its answer is on its way."""
@@ -71,7 +71,7 @@ Method = Callable[Concatenate[Self, Deadline, P], R]
 
 
 def _transaction(method: Method[Self, P, R]) -> Method[Self, P, R]:
-    """Have a method begin in time, or fail, as a transaction does, and be watched."""
+    """Make a method a watched transaction, which fails without time left."""
     name = method.__name__
 
     def watched(self: Self, deadline: Deadline, /, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -254,7 +254,7 @@ class Flips(Part):
         row.locked_by = self.cycle_id
 
     def _stop_and_go_on(self, deadline: Deadline) -> None:
-        """Let time pass between two statements, as much as the server's timeout of idle transactions allows."""
+        """Let others act between two statements. Fail if that takes longer than the server keeps idle transactions."""
         began_at, may_last_s = self.tables.now, deadline.remaining() + IDLE_GRACE_SECONDS
         self.watch.inside()
         if self.tables.now - began_at > may_last_s:
@@ -379,6 +379,12 @@ class Restarts(Part):
             owed.refusals += 1
             owed.due_at = self.tables.now + wait_s
 
+    @_transaction
+    def stop(self, _: Deadline, *, lasts_s: float) -> None:
+        self.watch.wrote("stop")
+        tables = self.tables
+        tables.stops = [*filter(tables.is_on, tables.stops), StoredStop(tables.now + lasts_s)]
+
     def _find(self, restart: Restart) -> StoredRestart | None:
         return next((one for one in self.tables.restarts if one.id == restart.id), None)
 
@@ -396,7 +402,7 @@ class Restarts(Part):
 
     def _is_free(self, owed: StoredRestart) -> bool:
         is_backing_off = owed.backoff_until is not None and owed.backoff_until > self.tables.now
-        return not is_backing_off and not self.tables.is_on_hold(owed.workspace_id)
+        return not is_backing_off and not self.tables.is_on_hold(owed.workspace_id) and not self.tables.is_stopped()
 
 
 class Holds(Part):
@@ -456,7 +462,7 @@ class FakeStore:
 
 
 def fake_store(tables: Tables, cycle_id: str, watch: Watch | None = None) -> Store:
-    """Return the store in memory, as a cycle takes it."""
+    """Return the store in memory for one cycle."""
     return cast("Store", FakeStore(tables, cycle_id, watch or Watch()))
 
 

@@ -21,7 +21,9 @@ class Guard:
 
 
 _APP = "handler/app.py"
+_AWS_ERRORS = "handler/net/aws_errors.py"
 _BOUNDED = "handler/net/bounded.py"
+_CONNECT = "handler/net/connect.py"
 _CANDIDATES = "handler/store/candidates.py"
 _CONTROL_PLANE = "handler/probes/control_plane/probe.py"
 _COVERAGE = "handler/domain/coverage.py"
@@ -38,15 +40,20 @@ _PLATFORM = "handler/restarts/platform.py"
 _REQUEST = "handler/request.py"
 _RESTARTS = "handler/store/restarts.py"
 _ROW_SECURITY = "handler/store/row_security.py"
+_SECRETS = "handler/net/secrets.py"
 _SESSION = "handler/store/session.py"
 _TELEMETRY = "handler/telemetry.py"
+_TLS = "handler/net/tls.py"
 _TRANSACTION = "handler/store/transaction.py"
 _WORKER = "handler/restarts/worker.py"
 
 _TEST_APP = "tests/unit/test_app.py::"
+_TEST_ANSWERS = "tests/integration/test_restart_answers.py::"
 _TEST_BREAKER = "tests/integration/test_absence_and_breaker.py::"
+_TEST_CACHES = "tests/integration/test_caches.py::"
 _TEST_COLLATION = "tests/integration/test_collation.py::"
 _TEST_CONCURRENCY = "tests/integration/test_concurrency.py::"
+_TEST_CONNECTIONS = "tests/integration/test_connections.py::"
 _TEST_CONTROL_PLANE = "tests/integration/test_control_plane.py::"
 _TEST_COVERAGE = "tests/unit/test_coverage.py::"
 _TEST_CRASHES = "tests/integration/test_crashes.py::"
@@ -55,7 +62,7 @@ _TEST_LOCKED = "tests/integration/test_locked_state.py::"
 _TEST_NET = "tests/net/"
 _TEST_DEADLINE = "tests/integration/test_deadline.py::"
 _TEST_DECIDE = "tests/unit/test_decide.py::"
-_TEST_DOOR = "tests/integration/test_entry_point.py::"
+_TEST_ENTRY_POINT = "tests/integration/test_entry_point.py::"
 _TEST_EC2 = "tests/integration/test_ec2.py::"
 _TEST_FAILOVER = "tests/integration/test_failover.py::"
 _TEST_FIELD = "tests/integration/test_field_reports.py::"
@@ -70,6 +77,7 @@ _TEST_RESTARTS = "tests/integration/test_restarts.py::"
 _TEST_ROW_SECURITY = "tests/integration/test_row_level_security.py::"
 _TEST_SEARCH_PATH = "tests/integration/test_search_path.py::"
 _TEST_SESSION = "tests/integration/test_session.py::"
+_TEST_SECRETS = "tests/unit/test_secrets.py::"
 _TEST_STORE = "tests/contract/test_store.py::"
 _TEST_TELEMETRY = "tests/integration/test_telemetry.py::"
 _TEST_TELEMETRY_UNIT = "tests/unit/test_telemetry.py::"
@@ -123,7 +131,15 @@ GUARDS = (
             "learnt | dict.fromkeys(missing, failure)",
             "learnt | dict.fromkeys(missing, NOT_FOUND)",
         ),
-        f"{_TEST_EC2}test_an_answer_that_is_none_makes_unknown_whom_it_is_about_and_nobody_else",
+        f"{_TEST_EC2}test_an_unusable_answer_makes_only_its_own_instances_unknown",
+    ),
+    Guard(
+        "EC2: throttling in any word",
+        "an account without calls left gets dozens more, because each batch is split until it works",
+        _AWS_ERRORS,
+        "is_throttling",
+        Code("_code(error) in THROTTLED_CODES", '_code(error) == "RequestLimitExceeded"'),
+        f"{_TEST_EC2}test_throttling_in_any_word_slows_the_pace_and_splits_no_batch",
     ),
     Guard(
         "EC2: contradiction",
@@ -139,7 +155,7 @@ GUARDS = (
         _EC2,
         "Ec2Probe.sightings",
         Code("_INSTANCE_ID.fullmatch(workspace.instance_id)", "workspace.instance_id"),
-        f"{_TEST_EC2}test_an_id_that_ec2_would_not_take_is_unknown_never_sent_and_costs_nobody_else_anything",
+        f"{_TEST_EC2}test_a_malformed_id_is_unknown_never_sent_and_affects_nobody_else",
     ),
     Guard(
         "EC2: status pages prove no death",
@@ -150,7 +166,7 @@ GUARDS = (
             "self._asked(recorded_by, deadline, fair_share(self._timeout_s, deadline))",
             '[(one, "terminated") for one in recorded_by]',
         ),
-        f"{_TEST_EC2}test_whom_a_listing_of_what_runs_does_not_name_is_asked_about_and_not_taken_for_dead",
+        f"{_TEST_EC2}test_instances_missing_from_a_listing_are_asked_about_and_not_taken_for_dead",
     ),
     Guard(
         "HTTP: status code",
@@ -207,12 +223,36 @@ GUARDS = (
         _BROKEN_ANSWER,
     ),
     Guard(
+        "cache: asked anew",
+        "a cache before the control plane answers what was true minutes ago",
+        _CONTROL_PLANE,
+        "_headers",
+        Code('{"Accept": "application/json", "Cache-Control": "no-cache"}', '{"Accept": "application/json"}'),
+        f"{_TEST_CACHES}test_a_cache_is_told_to_ask_anew",
+    ),
+    Guard(
+        "cache: an answer's age",
+        "a workspace is restarted because a cache still calls its instance terminated",
+        _CONTROL_PLANE,
+        "ControlPlaneProbe._state",
+        Code('not _AGE_OF_NOW.fullmatch(answer.headers.get("Age", "0"))', "False"),
+        f"{_TEST_CACHES}test_what_a_cache_says_of_nine_minutes_ago_is_no_answer",
+    ),
+    Guard(
+        "cache: another instance",
+        "a workspace is restarted for what is said of its old instance",
+        _CONTROL_PLANE,
+        "_parsed",
+        Code('answer.get("instance_id", instance_id) != instance_id', "False"),
+        f"{_TEST_CACHES}test_an_answer_about_another_instance_is_none",
+    ),
+    Guard(
         "HTTP: quoted instance id",
         "an instance id changes the path or the parameters of a request that carries tokens",
         _CONTROL_PLANE,
         "ControlPlaneProbe._get",
         Arguments('params={"instance_id": workspace.instance_id}', 'params=f"instance_id={workspace.instance_id}"'),
-        f"{_TEST_CONTROL_PLANE}test_an_instance_is_asked_about_under_the_very_name_that_the_row_records",
+        f"{_TEST_CONTROL_PLANE}test_an_instance_is_asked_about_by_exactly_the_recorded_id",
     ),
     # --- decide ---
     Guard(
@@ -279,7 +319,7 @@ GUARDS = (
         Code(
             "[one.workspace.id for one in seen if one.verdict in FOUND and one.workspace.id in memory.absences]", "[]"
         ),
-        f"{_TEST_BREAKER}test_one_sighting_of_life_and_the_count_begins_anew",
+        f"{_TEST_BREAKER}test_one_sighting_of_life_resets_the_count",
     ),
     Guard(
         "absence: reset by the second probe",
@@ -287,18 +327,15 @@ GUARDS = (
         _FLIPS,
         "FlipResults.found_again",
         Code("one.sighting.verdict in FOUND", "False"),
-        f"{_TEST_BREAKER}test_life_at_the_second_probe_makes_the_count_begin_anew",
+        f"{_TEST_BREAKER}test_life_at_the_second_probe_resets_the_count",
     ),
     Guard(
         "absence: reset by another instance",
         "old absences count again when a row goes back to its old instance",
         _DECIDE,
         "outdated_absences",
-        Code(
-            "recorded.get(one, None if all_selected else absence.instance_id) != absence.instance_id",
-            "recorded.get(one, None if all_selected else absence.instance_id) is None",
-        ),
-        f"{_TEST_BREAKER}test_a_row_that_recorded_another_instance_meanwhile_begins_anew",
+        Code("recorded.get(one) != absence.instance_id", "recorded.get(one) is None"),
+        f"{_TEST_BREAKER}test_recording_another_instance_meanwhile_resets_the_count",
     ),
     Guard(
         "absence: expiry",
@@ -309,7 +346,7 @@ GUARDS = (
             "WHERE last_seen_at > now() - make_interval(secs => :kept_s)",
             "WHERE CAST(:kept_s AS float) > 0",
         ),
-        f"{_TEST_BREAKER}test_sightings_of_more_than_an_hour_ago_are_not_added_to_the_next_one",
+        f"{_TEST_BREAKER}test_sightings_older_than_an_hour_do_not_count",
     ),
     Guard(
         "absence: expiry, as stored",
@@ -317,7 +354,7 @@ GUARDS = (
         _MEMORY,
         "_FORGET_ABSENCES",
         Sql("OR last_seen_at <= now() - make_interval(secs => :kept_s)", ""),
-        f"{_TEST_BREAKER}test_absences_that_lie_more_than_an_hour_apart_have_nothing_to_do_with_each_other",
+        f"{_TEST_BREAKER}test_absences_more_than_an_hour_apart_are_not_added_up",
     ),
     Guard(
         "absence: another instance is found",
@@ -325,14 +362,14 @@ GUARDS = (
         _DECIDE,
         "decide",
         Code("not seen or any(sighting.verdict in FOUND for sighting in seen)", "True"),
-        f"{_TEST_BREAKER}test_where_nothing_at_all_is_found_nobody_is_dead_however_often_one_looks",
+        f"{_TEST_BREAKER}test_when_nothing_at_all_is_found_no_absence_ever_counts",
     ),
     # --- flip ---
     Guard(
         "second probe",
         "one wrong answer, or an instance that just started, costs a workspace its machine",
         _FLIPS,
-        "Flipper._attempted",
+        "Flipper._attempts",
         Code("confirms(first, second)", "True"),
         f"{_TEST_RACES}test_a_control_plane_that_does_not_say_dead_again_saves_the_workspace",
     ),
@@ -438,7 +475,7 @@ GUARDS = (
         _FLIP,
         "_CURRENT_ROW",
         Sql("last_heartbeat_at > clock_timestamp() - make_interval(secs => :fresh_s)", "false"),
-        f"{_TEST_RACES}test_a_young_heartbeat_holds_a_flip_back_and_an_old_one_or_none_does_not",
+        f"{_TEST_RACES}test_a_young_heartbeat_prevents_a_flip_and_an_old_one_or_none_does_not",
     ),
     Guard(
         "lease: at the flip",
@@ -465,7 +502,7 @@ GUARDS = (
         _CYCLE,
         "_cycle",
         Code("flipper.rehearse(plan.to_flip, phases.flipping)", "flipper.flip(plan.to_flip, phases.flipping)"),
-        f"{_TEST_DOOR}test_a_dry_run_writes_nothing_anywhere_and_needs_no_right_to",
+        f"{_TEST_ENTRY_POINT}test_a_dry_run_writes_nothing_anywhere_and_needs_no_right_to",
     ),
     Guard(
         "dry run: the setting wins",
@@ -486,7 +523,7 @@ GUARDS = (
             " heartbeat_fresh_s=self._heartbeat_fresh_s)",
             "Claim.CLAIMED",
         ),
-        f"{_TEST_CRASHES}test_a_restart_that_the_platform_is_still_at_is_not_asked_for_again_after_a_crash",
+        f"{_TEST_CRASHES}test_a_restart_that_the_platform_still_works_on_is_not_asked_for_again_after_a_crash",
     ),
     Guard(
         "claim: row lock",
@@ -510,7 +547,7 @@ GUARDS = (
         _RESTARTS,
         "_LOCK",
         Sql("AND closed_at IS NULL", ""),
-        f"{_TEST_REFUSALS}test_a_restart_that_is_not_to_be_asked_for_any_more_is_not_claimed",
+        f"{_TEST_REFUSALS}test_a_restart_that_may_not_be_asked_for_is_not_claimed",
     ),
     Guard(
         "hold: at the claim",
@@ -534,7 +571,7 @@ GUARDS = (
         _RESTARTS,
         "_FREE",
         Sql("COALESCE(backoff_until <= now(), true)", "true"),
-        f"{_TEST_REFUSALS}test_a_restart_that_is_not_to_be_asked_for_any_more_is_not_claimed",
+        f"{_TEST_REFUSALS}test_a_restart_that_may_not_be_asked_for_is_not_claimed",
     ),
     Guard(
         "lease: at the claim",
@@ -577,7 +614,7 @@ GUARDS = (
         _WORKER,
         "RestartWorker._still_dead",
         Code("sighting.verdict is Verdict.ABSENT and absence_counts", "sighting.verdict is Verdict.ABSENT"),
-        f"{_TEST_RESTARTS}test_where_nothing_at_all_is_found_an_old_restart_waits",
+        f"{_TEST_RESTARTS}test_when_nothing_at_all_is_found_an_old_restart_waits",
     ),
     Guard(
         "heartbeat: at the claim",
@@ -601,7 +638,7 @@ GUARDS = (
         _RESTARTS,
         "_CLAIM",
         Sql("make_interval(secs => :uncertain_s)", "make_interval(secs => 0 * :uncertain_s)"),
-        f"{_TEST_RESTARTS}test_what_is_uncertain_is_left_alone_for_as_long_as_is_set",
+        f"{_TEST_RESTARTS}test_an_uncertain_restart_is_left_alone_for_the_configured_time",
     ),
     Guard(
         "uncertain: wait, after another flip",
@@ -624,12 +661,36 @@ GUARDS = (
         f"{_TEST_RESTARTS}test_one_cycle_asks_for_as_many_restarts_as_it_may_and_the_next_ones_for_the_rest",
     ),
     Guard(
-        "Retry-After",
-        "an overloaded platform gets more and more requests",
+        "uncertain: a gateway that gave up",
+        "a restart that the platform is working on is sent again because a gateway before it answered 502 or 504",
+        _PLATFORM,
+        "_reply",
+        Code("Reply(Answer.UNCERTAIN, _status(status))", "Reply(Answer.REFUSED, _status(status))"),
+        f"{_TEST_ANSWERS}test_a_gateway_that_gave_up_leaves_the_restart_uncertain",
+    ),
+    Guard(
+        "Retry-After: the next cycles",
+        "an overloaded platform gets eight requests a minute although it asked for none",
+        _RESTARTS,
+        "_FREE",
+        Sql("AND NOT EXISTS (SELECT FROM reconciler.restart_stops WHERE {_STOP_IS_ON})", ""),
+        f"{_TEST_ANSWERS}test_a_platform_that_asks_to_be_left_alone_is_left_alone_by_every_cycle",
+    ),
+    Guard(
+        "Retry-After: a jump of the clock",
+        "no restart is ever asked for again, because the database's clock was wrong for a moment",
+        _RESTARTS,
+        "_STOP_IS_ON",
+        Sql("AND ends_at <= now() + make_interval(secs => {LATEST_END_OF_STOP_SECONDS})", ""),
+        f"{_TEST_STORE}test_a_stop_that_lies_days_ahead_is_of_a_clock_that_has_jumped",
+    ),
+    Guard(
+        "Retry-After: this cycle",
+        "an overloaded platform gets more and more requests if the database cannot be told",
         _WORKER,
         "RestartWorker._claimed",
-        Code("self._told_to_wait_s is not None", "False"),
-        f"{_TEST_RESTARTS}test_once_the_platform_asks_to_wait_a_cycle_begins_no_further_call",
+        Code("self._stopped_s", "False"),
+        f"{_TEST_WORKER}test_a_stop_that_cannot_be_recorded_is_obeyed_by_this_cycle",
     ),
     Guard(
         "Retry-After: upper limit",
@@ -675,7 +736,7 @@ GUARDS = (
             "self._sock.settimeout(left_s)",
             "pass",
         ),
-        f"{_TEST_DEADLINE}test_a_database_that_drips_its_answers_holds_no_cycle",
+        f"{_TEST_DEADLINE}test_a_database_that_drips_its_answers_delays_no_cycle",
     ),
     Guard(
         "deadline: open transaction",
@@ -683,7 +744,7 @@ GUARDS = (
         _TRANSACTION,
         "begin",
         Sql("SET LOCAL idle_in_transaction_session_timeout = {milliseconds + 1000};", ""),
-        f"{_TEST_DEADLINE}test_a_flip_that_the_network_lost_holds_its_row_for_a_moment_and_not_longer",
+        f"{_TEST_DEADLINE}test_a_flip_that_the_network_lost_locks_its_row_only_for_a_moment",
     ),
     Guard(
         "deadline: closed at the end",
@@ -920,7 +981,7 @@ GUARDS = (
         "standby: in mid-cycle",
         "a cycle goes on after the writer has become a standby",
         _FLIPS,
-        "Flipper._attempt",
+        "Flipper._flip_one",
         Code("raise", "return SkipReason.RECONFIRM_ERROR"),
         f"{_TEST_FAILOVER}test_a_writer_that_becomes_a_standby_is_not_tried_again_for_every_row",
     ),
@@ -950,6 +1011,14 @@ GUARDS = (
             "pass",
         ),
         _CHANGED_MEANWHILE,
+    ),
+    Guard(
+        "row-level security: in triggers",
+        "a trigger that writes to a table with policies of its own fails every flip, and with it the cycle",
+        _FLIP,
+        "_FLIP",
+        Sql("AND set_config('row_security', 'on', true) = 'on'", ""),
+        f"{_TEST_FLIP_ERRORS}test_a_trigger_may_write_to_a_table_with_policies_of_its_own",
     ),
     Guard(
         "row-level security: a condition",
@@ -1038,7 +1107,7 @@ GUARDS = (
         _TELEMETRY,
         "_printable",
         Code('text[:longest].encode("ascii", "backslashreplace").decode()', "text[:longest]"),
-        f"{_TEST_HOSTILE}test_whatever_a_row_records_is_data_in_every_request_statement_and_log_line",
+        f"{_TEST_HOSTILE}test_whatever_a_row_records_stays_data_in_requests_statements_and_log_lines",
     ),
     Guard(
         "log: lines of a kind",
@@ -1046,7 +1115,7 @@ GUARDS = (
         _TELEMETRY,
         "CycleLog.sighting_capped",
         Code("self._lines[message] <= LINES_OF_A_KIND", "True"),
-        f"{_TEST_TELEMETRY}test_a_dead_control_plane_is_told_in_a_hundred_lines_and_then_in_one_for_each_cause",
+        f"{_TEST_TELEMETRY}test_a_dead_control_plane_gets_a_hundred_log_lines_and_then_one_for_each_cause",
     ),
     Guard(
         "log: the AWS SDK's own lines",
@@ -1079,5 +1148,57 @@ GUARDS = (
         "CycleLog.flip_failed",
         Code("_printable(str(error), _LONGEST_ERROR)", "str(error)"),
         f"{_TEST_FLIP_ERRORS}test_a_trigger_s_long_message_is_cut_short_and_its_detail_left_out",
+    ),
+    # --- secrets ---
+    Guard(
+        "secrets: Secrets Manager is away",
+        "no cycle runs while Secrets Manager does not answer, although the last secret is good",
+        _SECRETS,
+        "Secrets._fetched",
+        Code("is_throttling(error) or is_server_error(error)", "False"),
+        f"{_TEST_SECRETS}test_while_secrets_manager_is_away_the_last_secret_serves_for_an_hour",
+    ),
+    Guard(
+        "secrets: denied or deleted",
+        "a secret that was taken from the function serves on for an hour",
+        _SECRETS,
+        "Secrets._fetched",
+        Code(
+            "self._cached.pop(arn, None)\nraise SecretError(refusal) from None", "raise SecretError(refusal) from None"
+        ),
+        f"{_TEST_SECRETS}test_a_secret_that_is_denied_or_deleted_serves_no_longer",
+    ),
+    Guard(
+        "secrets: time to ask again",
+        "while Secrets Manager swallows packets, every cycle spends its time on it",
+        _SECRETS,
+        "Secrets.read",
+        Code("now - cached.failed_at >= RETRY_SECONDS", "True"),
+        f"{_TEST_SECRETS}test_one_that_is_away_is_asked_once_a_minute_for_two_seconds",
+    ),
+    # --- connect ---
+    Guard(
+        "TLS: as libpq verifies",
+        "no cycle runs, because Python refuses a certificate of the database that every other client accepts",
+        _TLS,
+        "_trusting",
+        Code("context.verify_flags &= ~ssl.VERIFY_X509_STRICT", "pass"),
+        f"{_TEST_CONNECTIONS}test_a_database_s_certificate_needs_no_more_extensions_than_libpq_wants",
+    ),
+    Guard(
+        "TLS: the database's name",
+        "whoever has a certificate for any name passes for the database, and gets the password",
+        _TLS,
+        "_postgres_context",
+        Code('sslmode == "verify-full"', "False"),
+        f"{_TEST_CONNECTIONS}test_a_database_s_certificate_without_extensions_is_good_for_its_own_name_only",
+    ),
+    Guard(
+        "addresses: a share of the time",
+        "one dead address of two uses up every call's time, and all workspaces are unknown",
+        _CONNECT,
+        "connected",
+        Code("left_s / (len(addresses) - tried)", "left_s"),
+        f"{_TEST_NET}test_deadlines.py::test_dead_addresses_leave_time_for_one_that_lives",
     ),
 )

@@ -1,10 +1,10 @@
-"""Takes a guard out of its function. It looks for what the code says, so a reformat hides no guard."""
+"""Removes a guard from its function. It compares syntax trees, so a reformat hides no guard."""
 
 import ast
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 # What a field of a syntax tree holds: nodes, but also names and numbers.
@@ -109,10 +109,10 @@ def _edits(scope: ast.AST, removal: Removal) -> list[partial[None]]:
 
 
 def _replaced(nodes: Nodes, old: Nodes, new: Nodes) -> Iterator[Nodes]:
-    """Yield the nodes once for each run of them that equals `old`, with `new` in its place."""
+    """Yield the nodes once for each run of them that equals `old`, replaced by `new`."""
     for start in range(len(nodes) - len(old) + 1):
         end = start + len(old)
-        if _dumped(nodes[start:end]) == _dumped(old):
+        if type(nodes[start]) is type(old[0]) and _dumped(nodes[start:end]) == _dumped(old):
             yield [*nodes[:start], *new, *nodes[end:]]
 
 
@@ -120,8 +120,9 @@ def _dumped(nodes: Nodes) -> list[str]:
     return [ast.dump(node) if isinstance(node, ast.AST) else repr(node) for node in nodes]
 
 
+@cache
 def _parsed(code: str) -> Nodes:
-    """Return an expression as itself, and statements as a list of them."""
+    """Return an expression as itself, and statements as a list of them. They are shared: nobody may change them."""
     match ast.parse(code).body:
         case [ast.Expr(value=expression)]:
             return [expression]
@@ -129,13 +130,15 @@ def _parsed(code: str) -> Nodes:
             return [*statements]
 
 
+@cache
 def _keywords(arguments: str) -> Nodes:
+    """Return a call's keyword arguments, likewise."""
     call = ast.parse(f"call({arguments})", mode="eval").body
     return [*call.keywords] if isinstance(call, ast.Call) else []
 
 
 def _shown(node: Any) -> str:
-    """Return the text of a string, placeholders included; nothing for any other node."""
+    """Return the text of a string with its placeholders; an empty text for any other node."""
     match node:
         case ast.Constant(value=str(text)):
             return text

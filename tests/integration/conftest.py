@@ -1,28 +1,17 @@
-"""What most integration tests begin with."""
+"""The stages that most integration tests use."""
 
 from collections.abc import Iterator
-from functools import cache, partial
 
 import pytest
-from botocore.loaders import JSONFileLoader
 
 from sandbox.ec2 import MotoEc2
 from sandbox.postgres import PostgresServer, StatusType
 from tests.support.stage import Stage, Stages, opened
 
 
-@pytest.fixture(scope="session", autouse=True)
-def botocore_reads_its_files_once() -> Iterator[None]:
-    """Keep botocore's descriptions, which it reads anew for every set of settings that a test invents."""
-    read = cache(partial(JSONFileLoader.load_file, JSONFileLoader()))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(JSONFileLoader, "load_file", lambda _, path: read(path))
-        yield
-
-
 @pytest.fixture(scope="session")
 def stages(postgres: PostgresServer) -> Iterator[Stages]:
-    """Stages that one test after the other uses."""
+    """Stages that tests reuse."""
     with Stages(postgres) as stages:
         yield stages
 

@@ -1,4 +1,4 @@
-"""The server is a standby, becomes one, or is told not to be written: its rows may be history, and nothing is done."""
+"""The server is or becomes a standby, or is set to read only: its rows may be history, so nothing is done."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -31,7 +31,7 @@ def release(workspace_id: str) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A stage on the primary, the standby's copy of its database, and a name that leads to the one or the other."""
+    """A stage on the primary, the standby's copy of its database, and a name that leads to one of the two."""
 
     stage: Stage
     copy: Database
@@ -52,7 +52,7 @@ class Pair:
         assert self.stage.platform.calls == []
 
     def fail_over(self, *_: object) -> None:
-        """Have the name lead to the standby, and cut what leads to the primary."""
+        """Make the name lead to the standby, and cut the connections to the primary."""
         self.name.lead_to(self.copy)
         self.name.cut()
 
@@ -104,7 +104,7 @@ def _caught_up(primary: PostgresServer, standby: Standby) -> None:
 
 @pytest.mark.parametrize("event", [APPLY, DRY_RUN], ids=["apply", "dry run"])
 def test_a_process_that_met_the_standby_goes_on_as_soon_as_the_name_leads_to_the_writer(pair: Pair, event: Any) -> None:
-    """The connection to the standby stays open: nobody but the process can leave it."""
+    """The connection to the standby stays open: only the process itself can drop it."""
     dead = pair.stage.add("terminated")
     pair.name.lead_to(pair.copy)
     pair.assert_refused(event)
@@ -163,7 +163,7 @@ def test_a_writer_that_is_replaced_by_a_standby_in_mid_cycle_ends_the_cycle_and_
 
 
 def test_a_writer_that_becomes_a_standby_is_not_tried_again_for_every_row(pair: Pair) -> None:
-    """What is wrong with the server is the same for every row: one connection to find out, and one to make sure."""
+    """The server's trouble is the same for every row: one connection finds it, and one more confirms it."""
     pair.stage.add_all(20, "terminated")
     pair.name.before(b"FOR NO KEY UPDATE", pair.fail_over)
     pair.assert_refused()
@@ -223,7 +223,7 @@ WHERE = {
 
 @contextmanager
 def configured(pair: Pair, primary: PostgresServer, where: str) -> Iterator[None]:
-    """Have new sessions find the setting, within the `with` block, and the process make a new one before and after."""
+    """Give new sessions the setting in the `with` block; the process gets a new session before and after."""
     names = {"database": pair.stage.database.name, "role": RECONCILER_ROLE}
     on, off = (statement.format(**names) for statement in WHERE[where])
 
@@ -237,7 +237,7 @@ def configured(pair: Pair, primary: PostgresServer, where: str) -> Iterator[None
 
 
 def configure(pair: Pair, primary: PostgresServer, statement: str, setting: str) -> None:
-    """Run the statement, and wait until new sessions of the role's find the setting."""
+    """Run the statement, and wait until new sessions of the role have the setting."""
     primary.execute(statement)
     primary.execute("SELECT pg_reload_conf()")
     while setting != _new_session_has(pair, primary):
@@ -267,7 +267,7 @@ def test_what_is_configured_to_be_read_only_is_not_written_until_it_is_configure
 
 
 def test_a_server_that_is_told_so_in_mid_cycle_is_written_no_more(pair: Pair, primary: PostgresServer) -> None:
-    """A session that is open already learns of it, too: each transaction asks."""
+    """A session that is already open also notices, because each transaction asks."""
     dead = pair.stage.add("terminated")
     on, off = WHERE["server"]
 

@@ -1,4 +1,4 @@
-"""Row-level security: rows that a policy hides never look like rows that are gone."""
+"""Row-level security: a row that a policy hides is never taken for one that is gone."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,7 +28,7 @@ OWN_TABLES = ("schema_version", "lease", "coverage", "absences", "restarts", "ho
 
 @pytest.fixture
 def stage(postgres: PostgresServer) -> Iterator[Stage]:
-    """A stage of its own, whose database may be left in any state."""
+    """A separate stage, whose database may be left in any state."""
     with opened(postgres) as stage:
         stage.add("running")
         yield stage
@@ -40,7 +40,7 @@ def enable(stage: Stage, *tables: str) -> None:
 
 
 def assert_refused(stage: Stage, event: Any = APPLY, **settings: str) -> str:
-    """Fail unless the error names both remedies, and everything is as it was; return what it says."""
+    """Fail unless the error names both remedies, and nothing has changed; return its message."""
     before = Snapshot.of(stage.database)
     with pytest.raises(RowSecurityError) as raised:
         stage.invoke(event, **MOSTLY_DEAD, **settings)
@@ -53,7 +53,7 @@ def assert_refused(stage: Stage, event: Any = APPLY, **settings: str) -> str:
 
 
 def owe_a_restart(stage: Stage) -> str:
-    """Have a workspace flipped whose restart stays owed; return its id."""
+    """Flip a workspace whose restart stays owed; return its id."""
     dead = stage.add("terminated")
     stage.cycle(PLATFORM_BASE_URL=None, PLATFORM_TOKEN=None, **MOSTLY_DEAD).assert_only_owed(dead)
     return dead
@@ -100,7 +100,7 @@ def test_a_dry_run_needs_only_to_see_every_row(stage: Stage) -> None:
 
 @pytest.mark.parametrize("table", OWN_TABLES)
 def test_a_policy_on_a_table_of_our_own_is_refused_too(stage: Stage, table: str) -> None:
-    """A hold that is hidden would hold nothing."""
+    """A hidden hold would exempt nothing."""
     stage.add("terminated")
     enable(stage, f"reconciler.{table}")
     assert f"SELECT on reconciler.{table}" in assert_refused(stage)
@@ -192,7 +192,7 @@ CHANGES = {"enabled": "enabled", "a policy dropped": "dropped"}
 
 
 def to_be_hidden(stage: Stage, change: str) -> Callable[[], object]:
-    """Return what hides every row, by a change that a transaction does not expect."""
+    """Return a change that hides every row, and that a transaction does not expect."""
     if change == "enabled":
         return lambda: enable(stage, "workspaces")
     enable(stage, *BOTH_TABLES)
@@ -211,6 +211,16 @@ def test_what_changes_in_the_middle_of_a_transaction_is_noticed_in_it(stage: Sta
         stage.invoke.cold()
 
 
+@pytest.mark.parametrize("table", ["structure_events", "reconciler.lease"])
+def test_what_is_enabled_right_before_a_flip_is_written_is_noticed(stage: Stage, table: str) -> None:
+    """The triggers' functions run with row_security on, but the flip itself does not."""
+    stage.add("terminated")
+    with PostgresProxy(stage.database) as proxy:
+        proxy.before(b"WITH flipped AS", lambda: enable(stage, table))
+        assert_refused(stage, DATABASE_URL=proxy.url)
+        stage.invoke.cold()
+
+
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
 def test_what_changes_right_before_restarts_are_cancelled_cancels_none(stage: Stage, change: str) -> None:
     owe_a_restart(stage)
@@ -224,11 +234,21 @@ def test_what_changes_right_before_restarts_are_cancelled_cancels_none(stage: St
 
 
 def test_the_installer_is_not_concerned(stage: Stage) -> None:
-    """It reads no row of the platform's, so a policy that holds for the owner, too, hides nothing from it."""
+    """It reads none of the platform's rows, so a policy that also applies to the owner hides nothing from it."""
     stage.database.query("ALTER TABLE workspaces ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY")
     session = Session(database_from({"DATABASE_URL": stage.database.owner_url}), Secrets(_nothing), _nothing)
     try:
         assert install(session, RECONCILER_ROLE, Deadline(30.0))["granted"] == []
+    finally:
+        session.close()
+
+
+def test_what_is_hidden_from_the_installer_itself_is_named(stage: Stage) -> None:
+    stage.database.query("ALTER TABLE reconciler.schema_version ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY")
+    session = Session(database_from({"DATABASE_URL": stage.database.owner_url}), Secrets(_nothing), _nothing)
+    try:
+        with pytest.raises(RowSecurityError, match=r'"schema_version" .*BYPASSRLS'):
+            install(session, RECONCILER_ROLE, Deadline(30.0))
     finally:
         session.close()
 

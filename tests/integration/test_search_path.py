@@ -1,4 +1,4 @@
-"""Whatever somebody set or planted in a pooled session, or where a path finds it first, counts for nothing."""
+"""Whatever somebody set in a pooled session, or planted where a path finds it first, has no effect."""
 
 import contextlib
 from collections.abc import Iterator
@@ -91,7 +91,7 @@ LEFT: dict[str, tuple[str, ...]] = {
 
 @pytest.fixture(scope="module")
 def others(postgres: PostgresServer) -> Iterator[None]:
-    """A role without any right, which ours may become."""
+    """A role without any rights, which ours may take on."""
     postgres.execute("CREATE ROLE others")
     postgres.execute(f"GRANT others TO {RECONCILER_ROLE}")
     yield
@@ -152,6 +152,7 @@ SETTINGS = {
     "extra_float_digits": ("-15", "1"),
     "transaction_timeout": ("1h", "0"),
     "row_security": ("on", "off"),
+    "array_nulls": ("off", "on"),
 }
 
 
@@ -177,7 +178,7 @@ def test_every_setting_that_a_statement_may_rest_on_is_the_same_in_every_transac
 
 @contextlib.contextmanager
 def own_path(postgres: PostgresServer, stage: Stage, path: str, role: str = RECONCILER_ROLE) -> Iterator[None]:
-    """Have new sessions of the role's begin with that path."""
+    """Make new sessions of the role begin with this path."""
     in_database = f"ALTER ROLE {role} IN DATABASE {stage.database.name}"
     postgres.execute(f"{in_database} SET search_path = {path}")
     stage.invoke.cold()
@@ -254,7 +255,7 @@ def _nothing(*_: object) -> str:
 
 
 def test_the_installer_and_psql_step_into_no_trap(stage: Stage, postgres: PostgresServer) -> None:
-    """They run as the owner, so somebody's function would run as the owner, too."""
+    """They run as the owner, so a planted function would run as the owner, too."""
     with own_path(postgres, stage, "traps, pg_catalog, public", "platform"):
         stage.database.query("DROP SCHEMA reconciler CASCADE")
         postgres.psql(stage.database.owner_url, SCHEMA)

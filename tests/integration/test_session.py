@@ -1,4 +1,4 @@
-"""A session that something happened to is never used again, and one value that cannot be read costs its row alone."""
+"""A session with an error is never used again; a value that cannot be read affects only its own row."""
 
 import contextlib
 import itertools
@@ -28,7 +28,7 @@ MOSTLY_DEAD = {"BREAKER_MAX_DEAD_FRACTION": "1"}
 
 
 class SlowToBegin(Session):
-    """Has the server take its time over what begins a transaction, as often as it is told to."""
+    """Makes the server slow at beginning a transaction, for a given number of times."""
 
     slow = 0
 
@@ -41,7 +41,7 @@ class SlowToBegin(Session):
 
 @pytest.fixture
 def session(database: Database) -> Iterator[SlowToBegin]:
-    """A session that is warm."""
+    """A warm session."""
     session = SlowToBegin(database_from({"DATABASE_URL": database.url}), Secrets(_nothing), _nothing)
     assert_works(session)
     yield session
@@ -53,7 +53,7 @@ def _nothing(*_: object) -> str:
 
 
 def assert_works(session: Session) -> None:
-    """Fail unless each answer is the one to its question."""
+    """Fail unless each statement gets its own answer."""
     for number in range(3):
         with session.transaction(Deadline(LONG_S)) as transaction:
             assert transaction.run("SELECT CAST(:number AS int)", number=number) == [[number]]
@@ -65,7 +65,7 @@ def by_its_timeout(database: Database) -> float:  # noqa: ARG001 - the other one
 
 
 def by_somebody(database: Database) -> float:
-    """Have it cancelled as soon as it is seen."""
+    """Cancel the statement as soon as the server runs it."""
     cancel = f"""
         SELECT pg_cancel_backend(pid) FROM pg_stat_activity
         WHERE datname = '{database.name}' AND wait_event = 'PgSleep'
@@ -146,7 +146,7 @@ UNDECODABLE = {"SQL_ASCII": r"E'i-\xff'", "WIN1252": r"E'i-\x81'"}
 
 @pytest.fixture
 def encoded(postgres: PostgresServer, request: pytest.FixtureRequest) -> Iterator[Database]:
-    """A database in that encoding."""
+    """A database in the given encoding."""
     name = f"encoded_{next(NUMBERS)}"
     postgres.execute(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING '{request.param}' OWNER {OWNER_ROLE}")
     database = Database(name, postgres.url(name), postgres.url(name, user=OWNER_ROLE), postgres)

@@ -5,6 +5,7 @@ It is one of its own since a process with threads, such as the tests', cannot fo
 """
 
 import contextlib
+import gc
 import json
 import os
 import signal
@@ -22,6 +23,8 @@ import pg8000.native
 import urllib3.connection
 
 from handler import app
+from handler.probes.control_plane import probe as _control_plane  # noqa: F401 - the handler imports them when it needs them
+from handler.restarts import platform as _platform  # noqa: F401
 from sandbox.lambda_context import LambdaContext
 from tests.support.tools import ROOT
 
@@ -175,19 +178,25 @@ def _child(order: Mapping[str, Any], answering: int) -> None:
         os._exit(0)
 
 
+def _fork(order: str) -> None:
+    """Run one order in a process of its own; answer with its number at once, and with how it ended in the end."""
+    reading, answering = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        _child(json.loads(order), answering)
+    os.close(answering)
+    print(json.dumps({"pid": pid}), flush=True)  # noqa: T201 - the answer
+    with os.fdopen(reading) as pipe:
+        answer = pipe.read()
+    os.waitpid(pid, 0)
+    print(answer or json.dumps({"report": None}), flush=True)  # noqa: T201 - the answer
+
+
 def _serve() -> None:
     """Run what each line of stdin orders, until its end."""
+    gc.freeze()  # a collection in a child would copy what it shares with the others
     for line in sys.stdin:
-        reading, answering = os.pipe()
-        pid = os.fork()
-        if pid == 0:
-            _child(json.loads(line), answering)
-        os.close(answering)
-        print(json.dumps({"pid": pid}), flush=True)  # noqa: T201 - the answer
-        with os.fdopen(reading) as pipe:
-            answer = pipe.read()
-        os.waitpid(pid, 0)
-        print(answer or json.dumps({"report": None}), flush=True)  # noqa: T201 - the answer
+        _fork(line)
 
 
 if __name__ == "__main__":

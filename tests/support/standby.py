@@ -11,14 +11,14 @@ BINARIES = Path("/usr/lib/postgresql/15/bin")
 
 
 class Standby(PostgresServer):
-    """A hot standby that streams from its primary, which has to run `BINARIES`, too."""
+    """A hot standby that streams from its primary. The primary also has to run `BINARIES`."""
 
     @classmethod
     def of(cls, primary: PostgresServer) -> Self:
         """Return a new standby that accepts connections; its `with` block removes it."""
         directory = Path(tempfile.mkdtemp(prefix="reconciler-standby-", dir="/tmp"))
         directory.chmod(0o755)
-        standby = cls(directory, BINARIES, primary._account)  # noqa: SLF001 - of the same class
+        standby = cls(directory, directory / "data", BINARIES, primary._account)  # noqa: SLF001 - of the same class
         try:
             standby._passwords = primary._passwords  # noqa: SLF001
             standby._hold_leash()
@@ -30,25 +30,24 @@ class Standby(PostgresServer):
         return standby
 
     def database(self, original: Database) -> Database:
-        """Return the standby's copy of a database of the primary's."""
+        """Return the standby's copy of a database on the primary."""
         name = original.name
         return Database(name, self.url(name), self.url(name, user="platform"), self)
 
     def _copy(self, primary: PostgresServer) -> None:
-        data = self._directory / "data"
-        data.mkdir(mode=0o700)
-        self._give(data)
+        self._data.mkdir(mode=0o700)
+        self._give(self._data)
         login = f"host=127.0.0.1 port={primary.port} user=postgres password={primary.password('postgres')}"
         self._run(
             "pg_basebackup",
-            *("--pgdata", str(data), "--dbname", login, "--write-recovery-conf"),
+            *("--pgdata", str(self._data), "--dbname", login, "--write-recovery-conf"),
             *("--checkpoint", "fast", "--wal-method", "stream", "--no-sync"),
             account=self._account,
         )
 
 
 def promote(server: PostgresServer) -> None:
-    """Make a standby a server of its own that takes writes. It keeps its sessions."""
+    """Promote a standby to an independent server that accepts writes. It keeps its sessions."""
     ((promoted,),) = server.execute("SELECT pg_promote()")
     assert promoted
 
@@ -56,7 +55,7 @@ def promote(server: PostgresServer) -> None:
 def demote(server: PostgresServer) -> None:
     """Start a primary again as a standby, on the same port."""
     server.stop()
-    signal = server._directory / "data" / "standby.signal"  # noqa: SLF001 - the way to tell PostgreSQL
+    signal = server._data / "standby.signal"  # noqa: SLF001 - the way to tell PostgreSQL
     signal.touch()
     server._give(signal)  # noqa: SLF001
     server.start_again()

@@ -4,6 +4,7 @@ import io
 import json
 import threading
 from collections.abc import Iterable
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
@@ -12,11 +13,13 @@ from handler.domain.coverage import Coverage, Queues
 from handler.domain.model import Restart, Sighting, Workspace, sighting_of
 
 
+@cache
 def uuid(number: int) -> str:
     """Return the id of workspace `number`; ids sort like their numbers."""
     return str(UUID(int=number))
 
 
+@cache
 def number_of(id_: str) -> int:
     """Return the number of the workspace with that id."""
     return UUID(id_).int

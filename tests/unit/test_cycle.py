@@ -262,7 +262,7 @@ def test_dead_workspaces_without_time_left_are_brought_forward() -> None:
         pytest.param(2500, 1000, id="a thousand"),
     ],
 )
-def test_only_so_many_are_brought_forward(dead: int, brought_forward: int) -> None:
+def test_a_limited_number_comes_first(dead: int, brought_forward: int) -> None:
     world = fleet(dead, **dict.fromkeys((f"_{number}" for number in range(1, dead + 1)), "stopped"))
     report = Invocation(world, answers_take_s={"flip": 44}).run(OVERRIDE)
     assert skipped(report) == {"out_of_time": dead - 1}
