@@ -68,7 +68,7 @@ def eventful_cycles(stage: Stage) -> Iterator[Outcome]:
     yield stage.cycle(**settings | {"BREAKER_MAX_DEAD_FRACTION": "0", "BREAKER_MIN_DEAD": "1"})
     stage.database.query(
         "INSERT INTO reconciler.lease (scope, holder, expires_at)"
-        " VALUES ('fleet', gen_random_uuid(), now() + interval '1 hour')"
+        " VALUES ('fleet', gen_random_uuid(), now() + interval '10 minutes')"
     )
     yield stage.cycle(**settings)
 
