@@ -23,10 +23,6 @@ from handler.deadline import Deadline
 from handler.errors import (
     ConnectionLostError,
     LoginRefusedError,
-    RightsMissingError,
-    RowLockedError,
-    RowSecurityError,
-    SchemaMissingError,
     SecretError,
     SettingsError,
     StandbyError,
@@ -38,7 +34,8 @@ from handler.net.connect import connected
 from handler.net.secrets import Secrets, text_field
 from handler.net.tls import postgres_context
 from handler.settings import IAM, Database
-from handler.store.row_security import REMEDIES, require_every_row
+from handler.store.row_security import require_every_row
+from handler.store.sqlstate import FEATURE_NOT_SUPPORTED, explained
 from handler.store.transaction import STANDBY, Begun, Rows, Transaction, begin, begun
 
 __all__ = ["LOCK_WAIT_SECONDS", "Session", "Transaction"]
@@ -56,31 +53,6 @@ _WARM_SECONDS = 3.0
 _READ_BYTES = 64 * 1024
 _PORT = re.compile(r"[0-9]{1,5}")
 _LENGTH = struct.Struct("!i")
-
-# https://www.postgresql.org/docs/current/errcodes-appendix.html
-_ERROR_OF_SQLSTATE: dict[str, tuple[type[StoreError], str]] = {
-    "28000": (LoginRefusedError, ""),
-    "28P01": (LoginRefusedError, ""),
-    "3F000": (SchemaMissingError, "run infra/schema.sql"),
-    "42P01": (SchemaMissingError, "run infra/schema.sql"),
-    "42703": (SchemaMissingError, "run infra/schema.sql"),
-    "42501": (RightsMissingError, "run infra/grants.sql"),
-    "25006": (StandbyError, STANDBY),
-    "55P03": (RowLockedError, ""),
-    "57P01": (ConnectionLostError, ""),
-    "25P02": (ConnectionLostError, ""),
-    "25P03": (ConnectionLostError, ""),
-}
-# BEGIN READ WRITE on a standby.
-_FEATURE_NOT_SUPPORTED = "0A000"
-# If a trigger's function cannot find something, that is not our schema's fault.
-_NOT_FOUND = ("3F000", "42P01", "42704", "42883")
-_BY_SCHEMA = "a trigger's function has to name what it uses by its schema, or SET a search_path of its own"
-# infra/schema.sql is a DO block.
-_OUR_OWN_BLOCK = "inline_code_block"
-_NOT_OURS = "a trigger's function needs this; infra/grants.sql gives only what our own statements need"
-# The server's routines that raise an error because of a policy. The message itself may be in any language.
-_ROW_SECURITY_ROUTINES = ("check_enable_rls", "ExecWithCheckOptions")
 
 
 class _Connection(pg8000.native.Connection):  # type: ignore[misc]  # pg8000 has no types
@@ -215,7 +187,7 @@ class Session:
             return begun(self._run(deadline, statements), read_only=read_only)
         except BaseException as error:
             self.close()
-            if isinstance(error, StoreError) and error.sqlstate == _FEATURE_NOT_SUPPORTED:
+            if isinstance(error, StoreError) and error.sqlstate == FEATURE_NOT_SUPPORTED:
                 raise StandbyError(STANDBY) from error
             raise
 
@@ -228,7 +200,7 @@ class Session:
             self._connection.obey(Deadline(deadline.remaining() + _GRACE_SECONDS))
             return self._connection.run(sql, **parameters) or []
         except pg8000.exceptions.DatabaseError as error:
-            failure = _explained(error)
+            failure = explained(error)
             if isinstance(failure, ConnectionLostError | StandbyError):
                 self.close()
             raise failure from error
@@ -265,7 +237,7 @@ class Session:
         try:
             return _in_time(lambda: _made(login, time_left), time_left)
         except pg8000.exceptions.DatabaseError as error:
-            raise _explained(error) from error
+            raise explained(error) from error
         except Exception as error:  # whatever answered, it was not PostgreSQL
             why = getattr(error, "verify_message", "") or type(error).__name__
             raise ConnectionLostError(f"no connection to the database at {shown(login['host'])}: {why}") from error
@@ -345,22 +317,3 @@ def _in_time(make: Callable[[], _Connection], deadline: Deadline) -> _Connection
     except TimeoutError:
         making.add_done_callback(lambda late: None if late.exception() else late.result().hang_up())
         raise
-
-
-def _explained(error: pg8000.exceptions.DatabaseError) -> StoreError:
-    """Return the server's error as one of ours: its code and its main message, without details or data."""
-    fields = error.args[0] if error.args and isinstance(error.args[0], dict) else {}
-    code, message = fields.get("C", "?"), fields.get("M", "no message")
-    kind, remedy = _ERROR_OF_SQLSTATE.get(code, (StoreError, ""))
-    where = fields.get("W", "")
-    if where and _OUR_OWN_BLOCK not in where:  # in a trigger's function, for our own statements call none
-        if code in _NOT_FOUND:
-            remedy = _BY_SCHEMA
-        elif kind is RightsMissingError:
-            remedy = _NOT_OURS
-        elif kind is StandbyError:  # another server's, to which the function writes
-            kind, remedy = StoreError, ""
-    elif kind is RightsMissingError and fields.get("R") in _ROW_SECURITY_ROUTINES:
-        kind, remedy = RowSecurityError, REMEDIES
-    text = f"the database refused: {message} ({code})" + (f": {remedy}" if remedy else "")
-    return kind(text, server_message=message, sqlstate=code)

@@ -42,6 +42,7 @@ _RESTARTS = "handler/store/restarts.py"
 _ROW_SECURITY = "handler/store/row_security.py"
 _SECRETS = "handler/net/secrets.py"
 _SESSION = "handler/store/session.py"
+_SQLSTATE = "handler/store/sqlstate.py"
 _TELEMETRY = "handler/telemetry.py"
 _TLS = "handler/net/tls.py"
 _TRANSACTION = "handler/store/transaction.py"
@@ -956,7 +957,7 @@ GUARDS = (
     Guard(
         "session: aborted transaction",
         "one cancelled BEGIN fails every later cycle of a warm process",
-        _SESSION,
+        _SQLSTATE,
         "_ERROR_OF_SQLSTATE",
         Code('"25P02"', '"-----"'),
         f"{_TEST_SESSION}test_an_error_that_somebody_swallows_ends_the_session_and_commits_nothing",

@@ -714,7 +714,7 @@ def test_answers_count_though_the_table_is_locked_before_every_restart_was_asked
 
 
 @pytest.mark.parametrize("kept_days", [29, 31])
-def test_settled_restarts_are_kept_for_thirty_days_and_those_owed_or_watched_for_ever(stage: Stage, kept_days: int) -> None:
+def test_settled_restarts_are_kept_for_thirty_days_and_watched_ones_for_ever(stage: Stage, kept_days: int) -> None:
     accepted, watched, cancelled, owed = stage.add_all(4, "terminated")
     for one in (accepted, watched):
         stage.platform.instead.reply(ACCEPTED, workspace_id=one)
