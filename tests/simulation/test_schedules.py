@@ -8,8 +8,6 @@ from tests.simulation.simulation import ViolationError
 
 WALKS, CHUNKS = 4_000, 4
 
-pytestmark = pytest.mark.no_cover  # it would take twice as long; the other tests measure coverage
-
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
