@@ -24,6 +24,10 @@ class Deadline:
         self._parent = parent
         self._ends_at = clock() + seconds
 
+    def now(self) -> float:
+        """Return the time by this deadline's clock, in seconds."""
+        return self._clock()
+
     def remaining(self) -> float:
         """Return the seconds that are left; 0.0 when it is over."""
         left = max(0.0, self._ends_at - self._clock())

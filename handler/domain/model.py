@@ -92,11 +92,16 @@ class SkipReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Workspace:
-    """A candidate, as the cycle's SELECT saw it. The heartbeat's time is the database's own text."""
+    """A candidate, as the cycle's SELECT saw it. The heartbeat's time is the database's own text.
+
+    An `offline` candidate may be adopted: the platform took the row offline after a cycle had seen its instance dead.
+    """
 
     id: str
     instance_id: str
     last_heartbeat_at: str | None
+    on_hold: bool = False
+    offline: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,13 +109,16 @@ class Sighting:
     """One answer about one candidate's instance.
 
     `state` is EC2's word or `not_found`. It is empty for UNKNOWN, and `failure` then says why.
-    `took_s` is how many seconds the answer took, or 0 if that was not measured.
+    `answered_at` is when the answer arrived, in seconds by the deadline's clock; of several, the earliest.
+    `target` names the source that answered. `took_s` is how many seconds the answer took, or 0 if that was not measured.
     """
 
     workspace: Workspace
     verdict: Verdict
     state: str
     failure: Failure | None = None
+    answered_at: float = 0.0
+    target: str = ""
     took_s: float = 0.0
 
     @property
@@ -119,12 +127,14 @@ class Sighting:
         return "" if self.failure is None else str(self.failure)
 
 
-def sighting_of(workspace: Workspace, state: str, took_s: float = 0.0) -> Sighting:
+def sighting_of(
+    workspace: Workspace, state: str, *, answered_at: float = 0.0, target: str = "", took_s: float = 0.0
+) -> Sighting:
     """Return the sighting of an instance in `state`. It is UNKNOWN if EC2 has no such state."""
     verdict = VERDICT_OF_STATE.get(state)
     if verdict is None:
         return unknown(workspace, Failure(Cause.UNRECOGNISED_STATE))
-    return Sighting(workspace, verdict, state, took_s=took_s)
+    return Sighting(workspace, verdict, state, answered_at=answered_at, target=target, took_s=took_s)
 
 
 def unknown(workspace: Workspace, failure: Failure) -> Sighting:

@@ -13,9 +13,14 @@ class Probe(Protocol):
     def sightings(self, workspaces: Sequence[Workspace], deadline: Deadline) -> Iterator[Sighting]:
         """Yield at most one sighting for each workspace, in any order, and end by the deadline.
 
+        Each says when its answer arrived, by the deadline's clock.
         A workspace without a sighting was not reached. If the deadline cuts off a check that had at least its
         `fair_share` of time, the workspace counts as reached and is UNKNOWN.
         """
+        ...
+
+    def impaired(self, workspaces: Sequence[Workspace], deadline: Deadline) -> int:
+        """Return how many of the workspaces' instances run but fail EC2's system status check; 0 if nobody says."""
         ...
 
 

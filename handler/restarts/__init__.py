@@ -26,9 +26,21 @@ class Reply:
     retry_after_s: float | None = None
 
 
-class Platform(Protocol):
-    """The platform, as the restarts need it."""
+class Connection(Protocol):
+    """A connection to the platform that is ready for one call, so that nothing but sending is left after a claim."""
 
-    def restart(self, restart: Restart, deadline: Deadline) -> Reply:
-        """Ask once for an owed restart; return the answer, which is UNCERTAIN if none comes by the deadline."""
+    def restart(self, workspace_id: str, instance_id: str, deadline: Deadline) -> Reply:
+        """Ask once for a restart; return the answer, which is UNCERTAIN if none comes by the deadline."""
+        ...
+
+    def close(self) -> None:
+        """Close the connection, used or not."""
+        ...
+
+
+class Platform(Protocol):
+    """The platform, as the restarts need it. Safe to use from several threads."""
+
+    def connect(self, deadline: Deadline) -> Connection | Reply:
+        """Connect by the deadline, TLS included; return how that failed (REFUSED: nothing was sent) if it did."""
         ...
