@@ -11,15 +11,16 @@
 --     It tries again for 2 seconds, then it gives up and says so.
 --   * It never downgrades: a schema that is newer than this file is left alone.
 --
--- To add version 2, set `newest` to 2, write step 2 below step 1, and add new tables to `own_tables`.
+-- To add version 3, set `newest` to 3, write step 3 below step 2, and add new tables to `own_tables`.
 --   * A step must be safe to run twice (IF NOT EXISTS and the like): a schema that lost a table goes through all steps.
 --   * The previous release must be able to go on working: add tables and columns, but keep what it uses.
 --   * Once the code cannot do without the step, raise its SCHEMA_VERSION (rights.py).
 
 DO $schema$
 DECLARE
-    newest     CONSTANT integer := 1;
-    own_tables CONSTANT text[] := '{schema_version, lease, coverage, absences, restarts, restart_stops, holds}';
+    newest     CONSTANT integer := 2;
+    own_tables CONSTANT text[] := '{schema_version, lease, coverage, doubts, source_doubts, restarts, restart_stops, '
+                                  'holds, fleet_hold}';
     give_up_at timestamptz;
     installed  integer := 0;  -- 0: nothing, or a schema from before there was a version number
     existing   text;
@@ -241,10 +242,91 @@ BEGIN
             'Workspaces on hold, for example during maintenance: nothing flips or restarts them until ends_at.';
     END IF;
 
-    -- Step 2 goes here:
-    -- IF installed < 2 THEN
-    --     ALTER TABLE reconciler.absences ADD COLUMN IF NOT EXISTS ...;
-    -- END IF;
+    -- Step 2: doubts of every kind in place of absences alone; restarts are watched to the end; a hold on everything.
+    IF installed < 2 THEN
+        CREATE TABLE IF NOT EXISTS reconciler.doubts (
+            workspace_id  UUID NOT NULL,
+            kind          TEXT NOT NULL CHECK (kind IN ('absent', 'dead', 'transition', 'unknown')),
+            instance_id   TEXT NOT NULL,
+            reason        TEXT NOT NULL DEFAULT '',
+            sightings     INTEGER NOT NULL DEFAULT 1,
+            since         TIMESTAMPTZ NOT NULL DEFAULT now(),
+            last_seen_at  TIMESTAMPTZ NOT NULL DEFAULT now(),
+            offline_since TIMESTAMPTZ,
+            by_hand       BOOLEAN NOT NULL DEFAULT false,
+            PRIMARY KEY (workspace_id, kind)
+        );
+        CREATE INDEX IF NOT EXISTS doubts_last_seen_at ON reconciler.doubts (last_seen_at)
+            WHERE kind IN ('absent', 'dead');
+        COMMENT ON TABLE reconciler.doubts IS
+            'Workspaces whose instance is neither alive nor flipped, as the cycles last saw them. Finding the instance '
+            'running, another instance in the row, or a flip ends a workspace''s doubts.';
+        COMMENT ON COLUMN reconciler.doubts.kind IS
+            'absent: EC2 does not find the instance; dead: not flipped yet; transition; unknown: no usable answer.';
+        COMMENT ON COLUMN reconciler.doubts.reason IS 'The latest reason, as the log names it.';
+        COMMENT ON COLUMN reconciler.doubts.sightings IS
+            'How many sightings were saved. Every absence is: an instance counts as gone only after several.';
+        COMMENT ON COLUMN reconciler.doubts.offline_since IS
+            'When a cycle first saw the row offline, as the platform''s own monitor sets it. From then on the workspace '
+            'may be adopted: its restart becomes owed without a flip.';
+        COMMENT ON COLUMN reconciler.doubts.by_hand IS
+            'An event with "adopt" made it: a watched restart of another instance is no obstacle to the adoption.';
+
+        CREATE TABLE IF NOT EXISTS reconciler.source_doubts (
+            cause        TEXT PRIMARY KEY,
+            workspaces   INTEGER NOT NULL,
+            since        TIMESTAMPTZ NOT NULL DEFAULT now(),
+            last_seen_at TIMESTAMPTZ NOT NULL DEFAULT now()
+        );
+        COMMENT ON TABLE reconciler.source_doubts IS
+            'Causes for which more than 1,000 instances were unknown in the last full cycle: one doubt about the '
+            'source, in place of one for each workspace.';
+
+        CREATE TABLE IF NOT EXISTS reconciler.fleet_hold (
+            singleton BOOLEAN PRIMARY KEY DEFAULT true CHECK (singleton),
+            reason    TEXT NOT NULL,
+            began_at  TIMESTAMPTZ NOT NULL DEFAULT now(),
+            ends_at   TIMESTAMPTZ NOT NULL
+        );
+        COMMENT ON TABLE reconciler.fleet_hold IS
+            'The hold on everything (at most one row): nothing is flipped or restarted until ends_at.';
+
+        ALTER TABLE reconciler.restarts
+            ADD COLUMN IF NOT EXISTS adopted           BOOLEAN NOT NULL DEFAULT false,
+            ADD COLUMN IF NOT EXISTS released          BOOLEAN NOT NULL DEFAULT false,
+            ADD COLUMN IF NOT EXISTS kept_back_at      TIMESTAMPTZ,
+            ADD COLUMN IF NOT EXISTS absent_sightings  INTEGER NOT NULL DEFAULT 0,
+            ADD COLUMN IF NOT EXISTS absent_since      TIMESTAMPTZ,
+            ADD COLUMN IF NOT EXISTS watched_since     TIMESTAMPTZ,
+            ADD COLUMN IF NOT EXISTS up_since          TIMESTAMPTZ;
+        COMMENT ON COLUMN reconciler.restarts.adopted IS
+            'The platform had taken the row offline before a cycle could flip it.';
+        COMMENT ON COLUMN reconciler.restarts.released IS
+            'By an event with "override_breaker": an open breaker does not stop it.';
+        COMMENT ON COLUMN reconciler.restarts.kept_back_at IS 'When an open breaker first stopped it.';
+        COMMENT ON COLUMN reconciler.restarts.absent_sightings IS
+            'In how many cycles in a row its instance was not found, those before the flip included.';
+        COMMENT ON COLUMN reconciler.restarts.watched_since IS
+            'When it was first asked for with effect, or cancelled because the instance ran. The workspace is watched '
+            'from then until watch_ended_at.';
+        COMMENT ON COLUMN reconciler.restarts.up_since IS
+            'When a cycle first saw the workspace up (online or degraded) again; NULL while it is not up.';
+        COMMENT ON COLUMN reconciler.restarts.watch_ended_at IS
+            'When a cycle had seen the workspace up for five minutes, or no longer wanted.';
+        -- What may be under way is watched from now on. What was closed before there was a watch stays unwatched.
+        UPDATE reconciler.restarts SET watched_since = asked_at
+        WHERE closed_at IS NULL AND watched_since IS NULL AND last_answer IN ('claimed', 'uncertain');
+        DROP INDEX IF EXISTS reconciler.restarts_watched;
+        CREATE INDEX restarts_watched ON reconciler.restarts (workspace_id)
+            WHERE watched_since IS NOT NULL AND watch_ended_at IS NULL;
+
+        IF to_regclass('reconciler.absences') IS NOT NULL THEN
+            INSERT INTO reconciler.doubts (workspace_id, kind, instance_id, sightings, since, last_seen_at)
+            SELECT workspace_id, 'absent', instance_id, sightings, first_seen_at, last_seen_at FROM reconciler.absences
+            ON CONFLICT DO NOTHING;
+            DROP TABLE reconciler.absences;
+        END IF;
+    END IF;
 
     INSERT INTO reconciler.schema_version (version) VALUES (newest)
     ON CONFLICT (singleton) DO UPDATE SET version = EXCLUDED.version, upgraded_at = EXCLUDED.upgraded_at;

@@ -9,11 +9,17 @@ Rights = Sequence[tuple[str, str | None, str]]
 PLATFORM_TABLES = ("workspaces", "structure_events")
 OWN_TABLES = tuple(
     f"reconciler.{name}"
-    for name in ("schema_version", "lease", "coverage", "absences", "restarts", "restart_stops", "holds")
+    for name in (
+        *("schema_version", "lease", "coverage", "doubts", "source_doubts"),
+        *("restarts", "restart_stops", "holds", "fleet_hold"),
+    )
 )
 
 RIGHTS_TO_READ: Rights = (
-    *(("workspaces", one, "SELECT") for one in ("id", "status", "runtime", "instance_id", "last_heartbeat_at")),
+    *(
+        ("workspaces", one, "SELECT")
+        for one in ("id", "status", "runtime", "instance_id", "last_heartbeat_at", "updated_at")
+    ),
     *((table, None, "SELECT") for table in OWN_TABLES),
 )
 RIGHTS_TO_APPLY: Rights = (
@@ -23,7 +29,7 @@ RIGHTS_TO_APPLY: Rights = (
     ("reconciler.coverage", None, "UPDATE"),
     *(
         (f"reconciler.{table}", None, right)
-        for table in ("lease", "absences", "restarts", "restart_stops", "holds")
+        for table in ("lease", "doubts", "source_doubts", "restarts", "restart_stops", "holds", "fleet_hold")
         for right in ("INSERT", "UPDATE", "DELETE")
     ),
 )
