@@ -10,6 +10,7 @@ ReconcilerError
     ├── SchemaMissingError  a table or column is missing, or the schema is too old
     ├── RightsMissingError  the role lacks a right that a cycle needs
     ├── RowLockedError      another transaction has the lock
+    ├── NotWrittenError     a row was not written, although no error was raised
     ├── LeaseLostError      this cycle's lease is over, so it must not act any more
     └── UnfitDatabaseError  its rows must not be acted on, so the cycle ends
         ├── StandbyError        it is a standby, so its rows may be history
@@ -68,6 +69,10 @@ class RightsMissingError(StoreError):
 
 class RowLockedError(StoreError):
     """Another transaction has a lock that was requested without waiting."""
+
+
+class NotWrittenError(StoreError):
+    """A row was not written as it was told to be, although the server raised no error."""
 
 
 class LeaseLostError(StoreError):

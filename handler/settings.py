@@ -86,6 +86,7 @@ class Settings:
     probe_concurrency: int
     candidate_limit: int
     heartbeat_fresh_seconds: float
+    adopt_offline: bool
     breaker: BreakerPolicy
     absence: AbsencePolicy
     restarts: RestartPolicy
@@ -117,6 +118,7 @@ class Settings:
             probe_concurrency=env.whole("PROBE_CONCURRENCY", 64, 1, MOST_CHECKS_AT_ONCE),
             candidate_limit=env.whole("CANDIDATE_LIMIT", 100_000, 1, 10_000_000),
             heartbeat_fresh_seconds=env.number("HEARTBEAT_FRESH_SECONDS", 60, 0, 86_400),
+            adopt_offline=env.word("ADOPT_OFFLINE", ("true", "false"), "true") == "true",
             breaker=BreakerPolicy(
                 max_dead_fraction=env.number("BREAKER_MAX_DEAD_FRACTION", 0.5, 0, 1),
                 min_dead=env.whole("BREAKER_MIN_DEAD", 3, 1, 10_000_000),
@@ -128,6 +130,7 @@ class Settings:
             ),
             restarts=RestartPolicy(
                 per_cycle=env.whole("RESTARTS_PER_CYCLE", 100, 0, 100_000),
+                grace_s=env.number("RESTART_GRACE_SECONDS", 180, 0, 86_400),
                 retry_s=env.number("RESTART_RETRY_SECONDS", 60, 0, 86_400),
                 uncertain_s=env.number("RESTART_UNCERTAIN_SECONDS", 300, 1, 86_400),
             ),

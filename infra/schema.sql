@@ -298,7 +298,8 @@ BEGIN
             ADD COLUMN IF NOT EXISTS absent_sightings  INTEGER NOT NULL DEFAULT 0,
             ADD COLUMN IF NOT EXISTS absent_since      TIMESTAMPTZ,
             ADD COLUMN IF NOT EXISTS watched_since     TIMESTAMPTZ,
-            ADD COLUMN IF NOT EXISTS up_since          TIMESTAMPTZ;
+            ADD COLUMN IF NOT EXISTS up_since          TIMESTAMPTZ,
+            ADD COLUMN IF NOT EXISTS first_due_at      TIMESTAMPTZ;
         COMMENT ON COLUMN reconciler.restarts.adopted IS
             'The platform had taken the row offline before a cycle could flip it.';
         COMMENT ON COLUMN reconciler.restarts.released IS
@@ -309,11 +310,14 @@ BEGIN
         COMMENT ON COLUMN reconciler.restarts.watched_since IS
             'When it was first asked for with effect, or cancelled because the instance ran. The workspace is watched '
             'from then until watch_ended_at.';
+        COMMENT ON COLUMN reconciler.restarts.first_due_at IS
+            'What due_at was when the restart became owed. Its age counts from then.';
         COMMENT ON COLUMN reconciler.restarts.up_since IS
             'When a cycle first saw the workspace up (online or degraded) again; NULL while it is not up.';
         COMMENT ON COLUMN reconciler.restarts.watch_ended_at IS
             'When a cycle had seen the workspace up for five minutes, or no longer wanted.';
         -- What may be under way is watched from now on. What was closed before there was a watch stays unwatched.
+        UPDATE reconciler.restarts SET first_due_at = flipped_at WHERE closed_at IS NULL AND first_due_at IS NULL;
         UPDATE reconciler.restarts SET watched_since = asked_at
         WHERE closed_at IS NULL AND watched_since IS NULL AND last_answer IN ('claimed', 'uncertain');
         DROP INDEX IF EXISTS reconciler.restarts_watched;

@@ -1,42 +1,51 @@
-"""Decides which workspaces to flip. Pure: no clock, no I/O, values in and values out.
+"""Decides which workspaces to flip or adopt. Pure: no clock, no I/O, values in and values out.
 
-A flip leads to a restart, which destroys the instance. So in every case of doubt, the workspace is not flipped.
+A flip or an adoption leads to a restart, which destroys the instance. So in every case of doubt, nothing happens.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 
+from handler.domain.doubts import Known, KnownDoubts, absences
 from handler.domain.model import FOUND, CurrentRow, Sighting, SkipReason, Verdict, Workspace
 from handler.domain.policy import AbsencePolicy, BreakerPolicy
 
 CANDIDATE_STATUSES = ("online", "degraded")
+ADOPTED_STATUS = "offline"
 EXTERNAL = "external"
+
+_LOOKS_DEAD = (Verdict.DEAD, Verdict.ABSENT)
 
 
 @dataclass(frozen=True, slots=True)
-class Absence:
-    """An instance that was not found: in how many cycles so far, and how many seconds ago for the first time."""
+class Fleet:
+    """The whole fleet, as the breaker's second rule counts it. Rows on hold are left out.
 
-    instance_id: str
-    sightings: int
-    age_s: float
+    `up` counts the rows that are online or degraded. `dead` has the workspaces that earlier cycles saw dead and
+    nobody has seen alive since, those flipped or adopted lately, and those whose restart an open breaker keeps back:
+    for each, whether it is one of the rows that are up.
+    """
+
+    up: int = 0
+    dead: Mapping[str, bool] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What earlier cycles remembered: absences by workspace id, and the workspaces flipped in the breaker's window."""
+    """What earlier cycles remembered: doubts, and what the breaker needs to know of the whole fleet."""
 
-    absences: Mapping[str, Absence]
-    recently_flipped: frozenset[str]
+    doubts: KnownDoubts = field(default_factory=dict)
+    fleet: Fleet = Fleet()
 
 
 class Action(StrEnum):
     """What to do with a workspace that looks dead."""
 
-    FLIP = "flip"
+    FLIP = "flip"  # or adopt, if the platform has taken it offline
     WAIT = "wait"  # its instance has not been absent often or long enough
     STOP = "stop"  # the breaker is open
+    HOLD = "hold"  # somebody has put it on hold
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,31 +59,36 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Breaker:
-    """How many workspaces look dead, how many got an answer, and whether too many look dead."""
+    """Whether too many look dead to believe it: `dead` of `of`. `open` is decided by the rule that was broken first."""
 
-    dead: int
-    answered: int
     open: bool
+    dead: int
+    of: int
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a cycle is going to do, and what it has to remember about absences.
+    """What a cycle is going to do.
 
-    `absent` workspaces get one more sighting; the absences of those `found_again` are forgotten. `absence_counts` is
-    False if no instance at all was found, so that "not found" proves nothing.
+    `absence_counts` is False if no candidate's instance was found at all, so that "not found" proves nothing.
     """
 
     decisions: tuple[Decision, ...]
     breaker: Breaker
-    absent: tuple[Workspace, ...]
-    found_again: tuple[str, ...]
     absence_counts: bool
 
     @property
     def to_flip(self) -> list[Sighting]:
-        """The sightings of the workspaces to flip, in the order of the decisions."""
-        return [one.sighting for one in self.decisions if one.action is Action.FLIP]
+        """The sightings of the workspaces to flip or adopt, in the order of the decisions."""
+        return self._with(Action.FLIP)
+
+    @property
+    def stopped(self) -> list[Sighting]:
+        """The sightings of the workspaces that only the open breaker keeps from being flipped or adopted."""
+        return self._with(Action.STOP)
+
+    def _with(self, action: Action) -> list[Sighting]:
+        return [one.sighting for one in self.decisions if one.action is action]
 
 
 def decide(
@@ -83,88 +97,89 @@ def decide(
     breaker_policy: BreakerPolicy,
     absence_policy: AbsencePolicy,
     *,
+    in_turn: Collection[str] | None,
     override_breaker: bool,
 ) -> Plan:
     """Decide about everything that one cycle saw.
 
-    Only dead and absent instances get a decision; UNKNOWN has no effect at all. `override_breaker` keeps the breaker
-    closed.
+    Only dead and absent instances get a decision; UNKNOWN has no effect at all. `in_turn` are the ids of the workspaces
+    that were checked in turn, for the breaker's first rule; None in a narrowed cycle, which has only the second.
+    `override_breaker` keeps the breaker closed.
     """
     seen = [sighting for sighting in sightings if sighting.verdict is not Verdict.UNKNOWN]
-    breaker = _breaker(seen, memory.recently_flipped, breaker_policy, override=override_breaker)
+    breaker = _breaker(seen, memory.fleet, breaker_policy, in_turn)
+    if override_breaker:
+        breaker = Breaker(open=False, dead=breaker.dead, of=breaker.of)
     # If no instance at all is found, the account, the Region or the credentials are wrong.
-    absence_counts = not seen or any(sighting.verdict in FOUND for sighting in seen)
+    absence_counts = any(sighting.verdict in FOUND for sighting in seen)
     decisions = []
     for sighting in seen:
         if sighting.verdict is Verdict.DEAD:
             action, reason = Action.FLIP, f"its instance is {sighting.state}"
         elif sighting.verdict is Verdict.ABSENT:
-            action, reason = _absent(sighting.workspace, memory.absences, absence_policy, counts=absence_counts)
+            action, reason = _absent(absences(memory.doubts, sighting.workspace), absence_policy, counts=absence_counts)
         else:
             continue
-        if action is Action.FLIP and breaker.open:
+        if action is Action.FLIP and sighting.workspace.on_hold:
+            action = Action.HOLD
+        elif action is Action.FLIP and breaker.open:
             action = Action.STOP
-            reason = f"the breaker is open: {breaker.dead} of {breaker.answered} look dead; {reason}"
+            reason = f"the breaker is open: {breaker.dead} of {breaker.of} look dead; {reason}"
         decisions.append(Decision(sighting, action, reason))
-    absent = [one.workspace for one in seen if absence_counts and one.verdict is Verdict.ABSENT]
-    found_again = [one.workspace.id for one in seen if one.verdict in FOUND and one.workspace.id in memory.absences]
-    return Plan(tuple(decisions), breaker, tuple(absent), tuple(found_again), absence_counts)
-
-
-def outdated_absences(
-    absences: Mapping[str, Absence], selected: Iterable[Workspace], *, all_selected: bool
-) -> list[str]:
-    """Return the ids of the workspaces that no longer record the instance that was absent.
-
-    With `all_selected`, a workspace missing from `selected` is no longer a candidate, so its absence is outdated.
-    Otherwise the cycle may just not have selected it, so its absence is kept.
-    """
-    recorded = {one.id: one.instance_id for one in selected}
-    return [
-        one
-        for one, absence in absences.items()
-        if (all_selected or one in recorded) and recorded.get(one) != absence.instance_id
-    ]
+    return Plan(tuple(decisions), breaker, absence_counts)
 
 
 def _breaker(
-    seen: Iterable[Sighting], recently_flipped: frozenset[str], policy: BreakerPolicy, *, override: bool
+    seen: Iterable[Sighting], fleet: Fleet, policy: BreakerPolicy, in_turn: Collection[str] | None
 ) -> Breaker:
-    dead = {one.workspace.id for one in seen if one.verdict in (Verdict.DEAD, Verdict.ABSENT)}
-    dead |= recently_flipped
-    answered = {one.workspace.id for one in seen} | recently_flipped
-    too_many = not override and len(dead) >= policy.min_dead and len(dead) / len(answered) > policy.max_dead_fraction
-    return Breaker(len(dead), len(answered), too_many)
+    """Return the breaker: of the rule that is broken, or else of the second one."""
+    counted = [one for one in seen if not one.workspace.on_hold]
+    dead_now = {one.workspace.id: not one.workspace.offline for one in counted if one.verdict in _LOOKS_DEAD}
+    if in_turn is not None:
+        checked = [one.workspace.id for one in counted if one.workspace.id in in_turn and not one.workspace.offline]
+        first = _rule(sum(one in dead_now for one in checked), len(checked), policy)
+        if first.open:
+            return first
+    alive = {one.workspace.id for one in counted if one.verdict is Verdict.RUNNING}
+    dead = {one: up for one, up in fleet.dead.items() if one not in alive} | dead_now
+    return _rule(len(dead), fleet.up + sum(not up for up in dead.values()), policy)
 
 
-def _absent(
-    workspace: Workspace, absences: Mapping[str, Absence], policy: AbsencePolicy, *, counts: bool
-) -> tuple[Action, str]:
+def _rule(dead: int, of: int, policy: BreakerPolicy) -> Breaker:
+    too_many = dead >= policy.min_dead and dead > policy.max_dead_fraction * of
+    return Breaker(too_many, dead, of)
+
+
+def _absent(earlier: Known, policy: AbsencePolicy, *, counts: bool) -> tuple[Action, str]:
     """Decide about an instance that was not found. EC2 is eventually consistent, so once proves nothing."""
+    dead, reason = gone_for_good(earlier.sightings, earlier.age_s, policy, counts=counts)
+    return (Action.FLIP if dead else Action.WAIT), reason
+
+
+def gone_for_good(earlier: int, age_s: float, policy: AbsencePolicy, *, counts: bool) -> tuple[bool, str]:
+    """Tell whether an instance that is not found now is dead, after `earlier` sightings over `age_s` seconds; and why.
+
+    `counts` tells whether "not found" proves anything in this cycle.
+    """
     if not counts:
-        return Action.WAIT, "no instance at all was found in this cycle: account, Region or credentials?"
-    earlier = absences.get(workspace.id)
-    if earlier is None or earlier.instance_id != workspace.instance_id:
-        earlier = Absence(workspace.instance_id, 0, 0.0)
-    count = earlier.sightings + 1
-    history = f"not found: sighting {count} of {policy.sightings}, over {earlier.age_s:.0f} of {policy.min_age_s:.0f} s"
-    if count < policy.sightings or earlier.age_s < policy.min_age_s:
-        return Action.WAIT, history
-    return Action.FLIP, history
+        return False, "no instance at all was found in this cycle: account, Region or credentials?"
+    count = earlier + 1
+    history = f"not found: sighting {count} of {policy.sightings}, over {age_s:.0f} of {policy.min_age_s:.0f} s"
+    return count >= policy.sightings and age_s >= policy.min_age_s, history
 
 
 def confirms(first: Sighting, second: Sighting) -> bool:
     """Tell whether a second sighting, right before the flip, confirms the first one."""
     if first.verdict is Verdict.ABSENT:
-        return second.verdict in (Verdict.ABSENT, Verdict.DEAD)
+        return second.verdict in _LOOKS_DEAD
     return second.verdict is Verdict.DEAD
 
 
 def objection(row: CurrentRow | None, workspace: Workspace) -> SkipReason | None:
-    """Return why the re-read row forbids to flip the workspace as it was probed, or None if it does not."""
+    """Return why the re-read row forbids to flip or adopt the workspace as it was probed, or None if it does not."""
     if row is None:
         return SkipReason.ROW_GONE
-    if row.status not in CANDIDATE_STATUSES or row.runtime == EXTERNAL:
+    if row.runtime == EXTERNAL or not _may_still_be_taken(row, workspace):
         return SkipReason.STATUS_MOVED
     if not row.instance_id:
         return SkipReason.INSTANCE_CLEARED
@@ -172,4 +187,13 @@ def objection(row: CurrentRow | None, workspace: Workspace) -> SkipReason | None
         return SkipReason.INSTANCE_CHANGED
     if row.on_hold:
         return SkipReason.ON_HOLD
+    if row.locked:
+        return SkipReason.ROW_LOCKED
     return SkipReason.FRESH_HEARTBEAT if row.fresh_heartbeat else None
+
+
+def _may_still_be_taken(row: CurrentRow, workspace: Workspace) -> bool:
+    """Tell whether the row is still up, or, if it is to be adopted, still offline while nobody restarts it."""
+    if workspace.offline:
+        return row.status == ADOPTED_STATUS and not row.restarting
+    return row.status in CANDIDATE_STATUSES

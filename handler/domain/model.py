@@ -144,10 +144,11 @@ def unknown(workspace: Workspace, failure: Failure) -> Sighting:
 
 @dataclass(frozen=True, slots=True)
 class CurrentRow:
-    """The workspace's row as the flip re-reads it. The database has already judged the heartbeat.
+    """The workspace's row as the flip re-reads it, and what our own tables say of the workspace.
 
-    `restarts` counts the restarts in a row that were asked for so far; `up_s` is how many seconds the workspace has
-    been up since the last one. Both are None if no restart was ever owed.
+    The database has already judged the heartbeat. `restarts` counts the restarts in a row that were asked for so far;
+    `up_s` is how many seconds the workspace has been up since the last one. Both are None if no restart was ever owed.
+    `restarting` tells that a restart is open, or watched. `locked` tells that somebody else has locked the open one.
     """
 
     status: str | None
@@ -157,21 +158,29 @@ class CurrentRow:
     on_hold: bool = False
     restarts: int | None = None
     up_s: float | None = None
+    restarting: bool = False
+    locked: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Restart:
-    """A restart that is owed to a flipped workspace.
+    """A restart that is owed to a flipped or adopted workspace.
 
-    `attempts` counts the claims so far, `refusals` the definite refusals among them.
+    `attempts` counts the claims so far, `refusals` the definite refusals among them. `released` tells that an open
+    breaker does not stop it. `watched` tells that it was asked for with effect before. `absent_sightings` cycles in a
+    row did not find its instance, for `absent_s` seconds. `streak` restarts in a row came before it.
     """
 
     id: int
     workspace_id: str
     instance_id: str
-    attempts: int
-    refusals: int
-    of_this_cycle: bool
+    attempts: int = 0
+    refusals: int = 0
+    released: bool = False
+    watched: bool = False
+    absent_sightings: int = 0
+    absent_s: float = 0.0
+    streak: int = 0
 
     def as_candidate(self) -> Workspace:
         """Return what a probe needs to look at the instance again."""
@@ -180,8 +189,8 @@ class Restart:
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """A workspace that is exempt from flips and restarts until `ends_at` (UTC, RFC 3339)."""
+    """A workspace, or everything (None), that is exempt from flips and restarts until `ends_at` (UTC, RFC 3339)."""
 
-    workspace_id: str
+    workspace_id: str | None
     reason: str
     ends_at: str

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class BreakerPolicy:
-    """When too much of the fleet looks dead to believe it.
+    """When too much looks dead to believe it.
 
     The breaker opens if at least `min_dead` workspaces look dead, and more than `max_dead_fraction` (0 to 1) of those
-    that got an answer. Flips of the last `window_s` seconds count as dead.
+    that were asked about, or of the whole fleet. Flips of the last `window_s` seconds count as dead.
     """
 
     max_dead_fraction: float
@@ -38,11 +38,13 @@ class CrashLoopPolicy:
 
 @dataclass(frozen=True, slots=True)
 class RestartPolicy:
-    """How many restarts one cycle asks for, and when a restart is asked for again.
+    """How many restarts one cycle asks for, and when.
 
-    `retry_s` is the wait after a first refusal, `uncertain_s` the wait after a request without an answer, in seconds.
+    A restart is first due `grace_s` seconds after its flip. `retry_s` is the wait after a first refusal, `uncertain_s`
+    the wait after a request without an answer. Both are in seconds.
     """
 
     per_cycle: int
+    grace_s: float
     retry_s: float
     uncertain_s: float

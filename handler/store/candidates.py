@@ -1,44 +1,71 @@
-"""The candidates, in fair order."""
+"""The candidates, in fair order, and the fleet that they are part of."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from handler.deadline import Deadline
 from handler.domain.coverage import Coverage, Queues
+from handler.domain.evidence import DatabaseClock
 from handler.domain.model import Workspace
 from handler.errors import SchemaMissingError
+from handler.store.doubts import REMEMBERED_DEAD
 from handler.store.holds import on_hold
 from handler.store.session import Session, Transaction
+
+# A row that is offline for longer than this, and whose restart nobody owes, is somebody's to look at.
+UNOWED_SECONDS = 900
 
 _COVERAGE = "SELECT cursor::text, pass_start::text, brought_forward::text[] FROM reconciler.coverage"
 
 # The server converts nothing: some encodings have bytes without a counterpart in UTF-8, and one of them would fail the
 # whole SELECT.
 _UNCONVERTED = "SET LOCAL client_encoding = 'SQL_ASCII'; "
+_NOW = "SELECT now()::text, CAST(extract(epoch FROM clock_timestamp()) AS double precision)"
+IS_UP = """(workspaces.status IN ('online', 'degraded') AND workspaces.instance_id <> ''
+    AND COALESCE(workspaces.runtime, '') <> 'external')"""
+# Somebody is at it: the restart is open, or watched. The watch over another instance's restart is no obstacle to an
+# adoption by hand.
+RESTARTING = """EXISTS (
+    SELECT FROM reconciler.restarts
+    WHERE restarts.workspace_id = workspaces.id
+      AND (closed_at IS NULL OR watched_since IS NOT NULL AND watch_ended_at IS NULL
+                                AND (restarts.instance_id = workspaces.instance_id OR NOT {by_hand}))
+)"""
+# The platform took these offline after a cycle had seen them dead; or an event names them.
+_ADOPTED = f"""(workspaces.status = 'offline' AND workspaces.instance_id <> ''
+    AND COALESCE(workspaces.runtime, '') <> 'external'
+    AND (workspaces.id = ANY (CAST(:by_hand AS uuid[])) AND NOT {RESTARTING.format(by_hand="true")}
+         OR :adopt AND EXISTS (
+             SELECT FROM reconciler.doubts
+             WHERE doubts.workspace_id = workspaces.id AND doubts.instance_id = workspaces.instance_id
+               AND {REMEMBERED_DEAD} AND NOT {RESTARTING.format(by_hand="doubts.by_hand")})))"""
 # In ORDER BY a bare `id` would be the text in front of it, which every collation sorts in its own way.
 _CANDIDATES = f"""
-SELECT id::text, instance_id, last_heartbeat_at::text
+SELECT workspaces.id::text, instance_id, last_heartbeat_at::text, {on_hold("workspaces.id")}, status = 'offline'
 FROM platform.workspaces
-WHERE status IN ('online', 'degraded')
-  AND instance_id <> ''
-  AND COALESCE(runtime, '') <> 'external'
-  AND NOT {on_hold("workspaces.id")}
-  AND (CAST(:ids AS uuid[]) IS NULL OR id = ANY (CAST(:ids AS uuid[])))
+WHERE {{condition}} AND (CAST(:ids AS uuid[]) IS NULL OR workspaces.id = ANY (CAST(:ids AS uuid[])))
 ORDER BY workspaces.id > CAST(:cursor AS uuid) DESC, workspaces.id
 LIMIT :most
 """  # noqa: S608 - put together from constants
+_UP = _CANDIDATES.format(condition=IS_UP)
+_OFFLINE = _CANDIDATES.format(
+    condition=f"""workspaces.id IN (
+        SELECT workspace_id FROM reconciler.doubts WHERE kind IN ('absent', 'dead')
+        UNION ALL SELECT unnest(CAST(:by_hand AS uuid[]))) AND {_ADOPTED}"""  # noqa: S608 - put together from constants
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
     """The candidates in fair order, and the coverage that decided the order.
 
-    `selected_at` is the time of the SELECT, as the database's own text. `all_selected` tells that the limit left nobody
-    out.
+    `selected_at` is the time of the SELECT, as the database's own text. `clock` is the database's clock. `all_selected`
+    tells that the limit left nobody out.
     """
 
     workspaces: list[Workspace]
     selected_at: str
+    clock: DatabaseClock
     all_selected: bool
     coverage: Coverage
     queues: Queues
@@ -51,16 +78,39 @@ class Candidates:
         """Use a session of the database."""
         self._session = session
 
-    def select(self, deadline: Deadline, *, limit: int, workspace_ids: Sequence[str] | None) -> Selection:
-        """Return at most `limit` candidates, in fair order. With `workspace_ids`, only these are considered."""
+    def select(
+        self,
+        deadline: Deadline,
+        *,
+        limit: int,
+        workspace_ids: Sequence[str] | None,
+        adopt: bool = True,
+        by_hand: bool = False,
+    ) -> Selection:
+        """Return at most `limit` candidates, in fair order. With `workspace_ids`, only these are considered.
+
+        With `adopt`, also the rows that the platform took offline after a cycle had seen them dead. With `by_hand`,
+        also the named rows that are offline though no cycle did.
+        """
+        ids = None if workspace_ids is None else list(workspace_ids)
+        named = ids if by_hand and ids is not None else []
         with self._session.transaction(deadline, read_only=True) as transaction:
-            ((selected_at,),) = transaction.run(_UNCONVERTED + "SELECT now()::text")
+            ((selected_at, shown_s),) = transaction.run(_UNCONVERTED + _NOW)
+            clock = DatabaseClock(shown_s, deadline.now())
             coverage = _coverage(transaction)
-            ids = None if workspace_ids is None else list(workspace_ids)
-            in_turn = _select(transaction, ids, coverage, limit + 1)
+
+            def select(those: Sequence[str] | None, most: int) -> dict[str, Workspace]:
+                shared = {"ids": those, "cursor": coverage.cursor, "most": most}
+                rows = transaction.run(_UP, **shared)
+                if adopt or named:
+                    rows += transaction.run(_OFFLINE, **shared, adopt=adopt, by_hand=named)
+                found = [Workspace(*row) for row in rows]
+                return {one.id: one for one in sorted(found, key=lambda one: coverage.place(one.id))[:most]}
+
+            in_turn = select(ids, limit + 1)
             first = [one for one in coverage.brought_forward if ids is None or one in ids]
-            brought_forward = _select(transaction, first, coverage, len(first)) if first else {}
-        return selection(in_turn, brought_forward, limit, selected_at, coverage)
+            brought_forward = select(first, len(first)) if first else {}
+        return selection(in_turn, brought_forward, limit, selected_at, clock, coverage)
 
 
 def selection(
@@ -68,18 +118,14 @@ def selection(
     brought_forward: Mapping[str, Workspace],
     limit: int,
     selected_at: str,
+    clock: DatabaseClock,
     coverage: Coverage,
 ) -> Selection:
     """Return `limit` of the candidates: those in turn, one more than that, and those brought forward, in any order."""
     queues = Queues(list(in_turn), [one for one in coverage.brought_forward if one in brought_forward])
     found = {**brought_forward, **in_turn}
     workspaces = [found[one] for one in queues.fair_order()[:limit]]
-    return Selection(workspaces, selected_at, len(workspaces) == len(found), coverage, queues)
-
-
-def _select(transaction: Transaction, ids: Sequence[str] | None, coverage: Coverage, most: int) -> dict[str, Workspace]:
-    rows = transaction.run(_CANDIDATES, ids=ids, cursor=coverage.cursor, most=most)
-    return {row[0]: Workspace(*row) for row in rows}
+    return Selection(workspaces, selected_at, clock, len(workspaces) == len(found), coverage, queues)
 
 
 def _coverage(transaction: Transaction) -> Coverage:

@@ -1,0 +1,156 @@
+"""Decides what becomes of a restart. Pure: facts in; a step and its reason out.
+
+A restart destroys the recorded instance. So whatever is in doubt stays owed, and is looked at again.
+
+  owed ──► asked for ──► accepted ────────────► watched ──► up for five minutes, or no longer wanted: over
+   │  ▲       │  └─────► uncertain (watched) ──►   │  │
+   │  └───────┘ refused, blocked: owed again later │  └──► offline with the dead instance again: owed again
+   └──► cancelled: the row has moved on ───────────┘ (only if it was asked for with effect)
+        cancelled: the instance runs ──────────────┘
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from handler.domain.decide import CANDIDATE_STATUSES, gone_for_good
+from handler.domain.model import Restart, Sighting, Verdict
+from handler.domain.policy import AbsencePolicy
+
+# The platform provisions for minutes. A workspace that is not back by then counts as unrecovered, and a restart that
+# turns out to have done nothing is owed again no earlier.
+RECOVERY_SECONDS = 900.0
+# A workspace that is up for so long has recovered.
+RECOVERED_SECONDS = 300.0
+UNWANTED = ("removed", "paused", "hibernating", "hibernated")
+OFFLINE = "offline"
+
+
+@dataclass(frozen=True, slots=True)
+class Owed:
+    """An open restart, and what the database says of it right now.
+
+    `still_owed`: its row is offline with the very instance. `due`: its time has come, and so has the grace after the
+    latest hold. `heartbeat`: a fresh one came after the flip. `stopped`: the platform wants to be asked for nothing.
+    """
+
+    restart: Restart
+    still_owed: bool
+    due: bool = True
+    on_hold: bool = False
+    backing_off: bool = False
+    stopped: bool = False
+    heartbeat: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Circumstances:
+    """What holds for every restart of a cycle. `absence_counts`: "not found" proves something in this cycle."""
+
+    breaker_open: bool
+    absence_counts: bool
+    absence: AbsencePolicy
+
+
+class Step(StrEnum):
+    """What to do about an open restart."""
+
+    ASK = "ask"
+    WAIT = "wait"  # it stays as it is: something else has to happen first
+    PUT_OFF = "put off"  # it is looked at again later, behind the others
+    NEXT_CYCLE = "next cycle"  # it is looked at again in the next cycle, and its sighting of absence is counted
+    CANCEL = "cancel"
+    CANCEL_AND_WATCH = "cancel and watch"
+
+
+@dataclass(frozen=True, slots=True)
+class RestartDecision:
+    """What to do about one open restart, and why, as text for the log."""
+
+    restart: Restart
+    step: Step
+    reason: str
+
+
+def before_probing(owed: Owed, now: Circumstances) -> RestartDecision | None:
+    """Decide what needs no probe: the row and the circumstances alone may settle it. None: the instance has a say."""
+    restart = owed.restart
+    if not owed.still_owed:
+        return RestartDecision(restart, Step.CANCEL, "the row has moved on")
+    if owed.on_hold:
+        return RestartDecision(restart, Step.WAIT, "on hold")
+    if owed.stopped:
+        return RestartDecision(restart, Step.WAIT, "the platform asked to be left alone")
+    if now.breaker_open and not restart.released:
+        return RestartDecision(restart, Step.WAIT, "the breaker is open")
+    if owed.backing_off or not owed.due:
+        return RestartDecision(restart, Step.WAIT, "not due yet")
+    if owed.heartbeat:
+        return RestartDecision(restart, Step.PUT_OFF, "a heartbeat came after the flip")
+    return None
+
+
+def before_asking(owed: Owed, sighting: Sighting, now: Circumstances) -> RestartDecision:
+    """Decide about a restart whose instance has just been probed. Only ASK lets the platform be asked."""
+    settled = before_probing(owed, now)
+    if settled is not None:
+        return settled
+    restart = owed.restart
+    match sighting.verdict:
+        case Verdict.DEAD:
+            return RestartDecision(restart, Step.ASK, sighting.state)
+        case Verdict.ABSENT:
+            dead, reason = _gone(restart, now)
+            if dead:
+                return RestartDecision(restart, Step.ASK, reason)
+            return RestartDecision(restart, Step.NEXT_CYCLE if now.absence_counts else Step.PUT_OFF, reason)
+        case Verdict.RUNNING:
+            return RestartDecision(restart, Step.CANCEL_AND_WATCH, "the instance is running")
+        case Verdict.TRANSITION | Verdict.UNKNOWN:
+            return RestartDecision(restart, Step.PUT_OFF, sighting.reason or sighting.state)
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """A workspace's latest restart, and what became of the workspace. `status` is None if the row is gone.
+
+    `is_open`: the restart is still open (uncertain, or owed again). `same_instance`: the row still records the dead
+    one. `up_s`: how many seconds ago a cycle first saw it up again, or None.
+    """
+
+    restart: Restart
+    status: str | None
+    is_open: bool
+    same_instance: bool
+    up_s: float | None
+    on_hold: bool
+
+
+class WatchStep(StrEnum):
+    """What to do about a watched restart."""
+
+    END = "end"
+    IS_UP = "is up"
+    IS_NOT_UP = "is not up"
+    PROBE = "probe"  # not up, offline with the very instance: has the restart done nothing?
+
+
+def watch(watched: Watched) -> WatchStep:
+    """Decide whether the watch over a restart goes on."""
+    if watched.status is None or watched.status in UNWANTED:
+        return WatchStep.END
+    if watched.status in CANDIDATE_STATUSES:
+        return WatchStep.END if watched.up_s is not None and watched.up_s >= RECOVERED_SECONDS else WatchStep.IS_UP
+    if watched.status == OFFLINE and watched.same_instance and not watched.is_open and not watched.on_hold:
+        return WatchStep.PROBE
+    return WatchStep.IS_NOT_UP
+
+
+def owed_again(restart: Restart, sighting: Sighting, now: Circumstances) -> bool:
+    """Tell whether a restart has to be asked for once more: its row is offline, and its instance is still dead."""
+    if now.breaker_open:
+        return False
+    return sighting.verdict is Verdict.DEAD or (sighting.verdict is Verdict.ABSENT and _gone(restart, now)[0])
+
+
+def _gone(restart: Restart, now: Circumstances) -> tuple[bool, str]:
+    return gone_for_good(restart.absent_sightings, restart.absent_s, now.absence, counts=now.absence_counts)

@@ -1,0 +1,219 @@
+"""Doubts: what earlier cycles could neither call alive nor flip, and the fleet that the breaker counts."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import TypeVar
+
+from handler.deadline import Deadline
+from handler.domain.decide import Fleet, Memory
+from handler.domain.doubts import ABSENCES_ADD_UP_SECONDS, Doubt, DoubtChanges, Known
+from handler.domain.model import Verdict
+from handler.errors import RowLockedError
+from handler.store.holds import on_hold
+from handler.store.lease import Lease
+from handler.store.session import Session, Transaction
+
+# Rows in one statement. It is small enough to end in time, and large enough for few round trips.
+ROWS_AT_ONCE = 500
+# A doubt that somebody else is inserting is found by halves, so that each wait has to be short.
+INSERT_WAIT_SECONDS = 0.05
+
+REMEMBERED_DEAD = "(doubts.kind IN ('absent', 'dead') AND doubts.last_seen_at > now() - make_interval(hours => 24))"
+# The row may still be somebody's to flip or adopt, with this very instance.
+_STILL_RECORDED = """EXISTS (
+    SELECT FROM platform.workspaces
+    WHERE workspaces.id = doubts.workspace_id AND workspaces.instance_id = doubts.instance_id
+      AND status IN ('online', 'degraded', 'offline') AND COALESCE(runtime, '') <> 'external'
+)"""
+_OFFLINE = """EXISTS (
+    SELECT FROM platform.workspaces WHERE workspaces.id = doubts.workspace_id AND status = 'offline'
+)"""
+
+# What somebody else has locked is passed over, here and below: the next cycle sees it again.
+_FORGET_OUTDATED = f"""
+DELETE FROM reconciler.doubts
+WHERE (workspace_id, kind) IN (
+    SELECT workspace_id, kind FROM reconciler.doubts WHERE NOT {_STILL_RECORDED} FOR UPDATE SKIP LOCKED
+)
+"""  # noqa: S608 - put together from constants
+_NOTE_OFFLINE = f"""
+UPDATE reconciler.doubts SET offline_since = CASE WHEN offline_since IS NULL THEN now() END
+WHERE (workspace_id, kind) IN (
+    SELECT workspace_id, kind FROM reconciler.doubts WHERE (offline_since IS NULL) = {_OFFLINE} FOR UPDATE SKIP LOCKED
+)
+"""  # noqa: S608 - put together from constants
+_DOUBTS = """
+SELECT workspace_id::text, kind, instance_id, sightings,
+       CAST(extract(epoch FROM now() - since) AS double precision),
+       CAST(extract(epoch FROM now() - last_seen_at) AS double precision)
+FROM reconciler.doubts
+"""
+_UP = f"""
+SELECT count(*) FROM platform.workspaces
+WHERE status IN ('online', 'degraded') AND instance_id <> '' AND COALESCE(runtime, '') <> 'external'
+  AND NOT {on_hold("workspaces.id")}
+"""  # noqa: S608 - put together from constants
+_DEAD = f"""
+SELECT dead.workspace_id::text,
+       COALESCE(status IN ('online', 'degraded') AND instance_id <> '' AND COALESCE(runtime, '') <> 'external', false)
+FROM (
+    SELECT workspace_id FROM reconciler.doubts WHERE {REMEMBERED_DEAD} AND sightings > 0
+    UNION
+    SELECT workspace_id FROM reconciler.restarts WHERE flipped_at > now() - make_interval(secs => :window_s)
+    UNION
+    SELECT workspace_id FROM reconciler.restarts WHERE closed_at IS NULL AND kept_back_at IS NOT NULL AND NOT released
+) AS dead LEFT JOIN platform.workspaces ON workspaces.id = dead.workspace_id
+WHERE NOT {on_hold("dead.workspace_id")}
+"""  # noqa: S608 - put together from constants
+_FORGET = """
+DELETE FROM reconciler.doubts
+WHERE (workspace_id, kind) IN (
+    SELECT workspace_id, kind FROM reconciler.doubts
+    WHERE workspace_id = ANY (CAST(:ids AS uuid[])) FOR UPDATE SKIP LOCKED
+)
+"""
+_NOT_ABSENT = """
+UPDATE reconciler.doubts SET sightings = 0
+WHERE (workspace_id, kind) IN (
+    SELECT workspace_id, kind FROM reconciler.doubts
+    WHERE workspace_id = ANY (CAST(:ids AS uuid[])) AND kind = 'absent' FOR UPDATE SKIP LOCKED
+)
+"""
+_SAVE_SOURCES = """
+WITH ended AS (
+    DELETE FROM reconciler.source_doubts
+    WHERE cause IN (SELECT cause FROM reconciler.source_doubts
+                    WHERE cause <> ALL (CAST(:causes AS text[])) FOR UPDATE SKIP LOCKED)
+), known AS (
+    SELECT cause FROM reconciler.source_doubts WHERE cause = ANY (CAST(:causes AS text[])) FOR UPDATE SKIP LOCKED
+), seen AS (
+    SELECT * FROM unnest(CAST(:causes AS text[]), CAST(:counts AS integer[])) AS seen (cause, workspaces)
+), updated AS (
+    UPDATE reconciler.source_doubts SET workspaces = seen.workspaces, last_seen_at = now()
+    FROM seen JOIN known USING (cause) WHERE source_doubts.cause = seen.cause
+)
+INSERT INTO reconciler.source_doubts (cause, workspaces)
+SELECT cause, workspaces FROM seen WHERE NOT EXISTS (
+    SELECT FROM reconciler.source_doubts WHERE source_doubts.cause = seen.cause)
+ON CONFLICT DO NOTHING
+"""
+_SAVE = f"""
+WITH seen AS (
+    SELECT * FROM jsonb_to_recordset(CAST(:doubts AS jsonb))
+                  AS seen (workspace_id uuid, kind text, instance_id text, reason text)
+), known AS (
+    SELECT doubts.workspace_id, doubts.kind,
+           doubts.instance_id = seen.instance_id AS same_instance,
+           doubts.instance_id = seen.instance_id AND (doubts.kind <> 'absent' OR (doubts.sightings > 0
+               AND last_seen_at > now() - make_interval(secs => {ABSENCES_ADD_UP_SECONDS}))) AS adds_up
+    FROM reconciler.doubts JOIN seen USING (workspace_id, kind) FOR UPDATE OF doubts SKIP LOCKED
+), updated AS (
+    UPDATE reconciler.doubts SET
+        instance_id = seen.instance_id, reason = seen.reason, last_seen_at = now(),
+        sightings = CASE WHEN adds_up THEN LEAST(doubts.sightings, 1000000) + 1 ELSE 1 END,
+        since = CASE WHEN adds_up THEN doubts.since ELSE now() END,
+        by_hand = :by_hand OR same_instance AND doubts.by_hand,
+        offline_since = CASE WHEN same_instance THEN doubts.offline_since END
+    FROM seen JOIN known USING (workspace_id, kind)
+    WHERE doubts.workspace_id = seen.workspace_id AND doubts.kind = seen.kind
+)
+INSERT INTO reconciler.doubts (workspace_id, kind, instance_id, reason, by_hand)
+SELECT workspace_id, kind, instance_id, reason, :by_hand FROM seen
+WHERE NOT EXISTS (SELECT FROM reconciler.doubts
+                  WHERE doubts.workspace_id = seen.workspace_id AND doubts.kind = seen.kind)
+ON CONFLICT DO NOTHING
+"""  # noqa: S608 - put together from constants
+_SET_REASONS = """
+UPDATE reconciler.doubts SET reason = seen.reason
+FROM jsonb_to_recordset(CAST(:reasons AS jsonb)) AS seen (workspace_id uuid, reason text)
+WHERE doubts.workspace_id = seen.workspace_id AND kind IN ('absent', 'dead')
+  AND (doubts.workspace_id, doubts.kind) IN (
+      SELECT workspace_id, kind FROM reconciler.doubts
+      WHERE workspace_id = ANY (CAST(:ids AS uuid[])) FOR UPDATE SKIP LOCKED)
+"""
+
+Item = TypeVar("Item")
+
+
+class Doubts:
+    """The doubts, as one cycle uses them. Every method raises StoreError."""
+
+    def __init__(self, session: Session, lease: Lease) -> None:
+        """Write as long as the lease is ours."""
+        self._session = session
+        self._lease = lease
+
+    def tend(self, deadline: Deadline) -> None:
+        """Forget the doubts whose row has moved on, and note which rows the platform has taken offline since."""
+        with self._session.transaction(deadline) as transaction:
+            self._lease.require(transaction)
+            transaction.run(_FORGET_OUTDATED)
+            transaction.run(_NOTE_OFFLINE)
+
+    def recall(self, deadline: Deadline, *, breaker_window_s: float) -> Memory:
+        """Return the doubts, and the fleet, of which those flipped in the last `breaker_window_s` seconds are dead."""
+        with self._session.transaction(deadline, read_only=True) as transaction:
+            doubts = transaction.run(_DOUBTS)
+            ((up,),) = transaction.run(_UP)
+            dead = transaction.run(_DEAD, window_s=breaker_window_s)
+        known = {(row[0], Verdict(row[1])): Known(*row[2:]) for row in doubts}
+        return Memory(known, Fleet(up, {one: is_up for one, is_up in dead}))  # noqa: C416 - rows are lists
+
+    def save(self, deadline: Deadline, changes: DoubtChanges, *, by_hand: bool = False) -> None:
+        """Write what has changed, new doubts first, as far as time allows; with `by_hand`, as an event's adoptions."""
+        with self._session.transaction(deadline) as transaction:
+            self._lease.require(transaction)
+            if changes.alive:
+                transaction.run(_FORGET, ids=list(changes.alive))
+            if changes.found:
+                transaction.run(_NOT_ABSENT, ids=list(changes.found))
+            if changes.sources is not None:
+                _save_sources(transaction, changes.sources)
+        for doubts in _chunks((*changes.new, *changes.again), ROWS_AT_ONCE):
+            self._save(deadline, doubts, by_hand=by_hand)
+
+    def set_reasons(self, deadline: Deadline, reasons: Mapping[str, str]) -> None:
+        """Note why workspaces that look dead, by id, were not flipped."""
+        for some in _chunks(reasons.items(), ROWS_AT_ONCE):
+            rows = [{"workspace_id": one, "reason": reason} for one, reason in some]
+            with self._session.transaction(deadline) as transaction:
+                self._lease.require(transaction)
+                transaction.run(_SET_REASONS, reasons=json.dumps(rows), ids=[one for one, _ in some])
+
+    def forget(self, deadline: Deadline, alive: Sequence[str]) -> None:
+        """Forget the doubts about workspaces whose instance runs after all."""
+        with self._session.transaction(deadline) as transaction:
+            self._lease.require(transaction)
+            transaction.run(_FORGET, ids=list(alive))
+
+    def _save(self, deadline: Deadline, doubts: Sequence[Doubt], *, by_hand: bool) -> None:
+        """Save doubts, but for one that somebody else is inserting."""
+        # As JSON: in an array's elements pg8000 lets PostgreSQL take the text "null" for NULL.
+        rows = [
+            {
+                "workspace_id": one.workspace.id,
+                "kind": str(one.kind),
+                "instance_id": one.workspace.instance_id,
+                "reason": one.reason,
+            }
+            for one in doubts
+        ]
+        try:
+            with self._session.transaction(deadline, lock_wait_s=INSERT_WAIT_SECONDS) as transaction:
+                self._lease.require(transaction)
+                transaction.run(_SAVE, doubts=json.dumps(rows), by_hand=by_hand)
+        except RowLockedError:
+            half = len(doubts) // 2
+            for part in (doubts[:half], doubts[half:]) if half else ():
+                self._save(deadline, part, by_hand=by_hand)
+
+
+def _save_sources(transaction: Transaction, sources: Mapping[str, int]) -> None:
+    transaction.run(_SAVE_SOURCES, causes=list(sources), counts=list(sources.values()))
+
+
+def _chunks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    remaining = iter(items)
+    while chunk := list(islice(remaining, size)):
+        yield chunk
