@@ -25,6 +25,8 @@ settings.register_profile("long", max_examples=5000, database=None, deadline=Non
 settings.load_profile("project")
 
 _DIRECTORIES = ("unit", "net", "fuzz", "simulation", "contract", "integration", "isolation", "infra", "e2e")
+# Not traced, which takes half as long again: every line that they run is run by the other suites, too.
+_NOT_TRACED = ("simulation", "contract", "isolation", "infra", "e2e")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -33,6 +35,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for directory in _DIRECTORIES:
             if directory in item.path.parts:
                 item.add_marker(directory)
+                if directory in _NOT_TRACED:
+                    item.add_marker("no_cover")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -8,8 +8,6 @@ from tests.simulation.simulation import ViolationError
 
 WALKS, CHUNKS = 4_000, 4
 
-pytestmark = pytest.mark.no_cover  # it would take twice the time; the other tests tell what is covered
-
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
