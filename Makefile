@@ -13,7 +13,7 @@ SAM    := SAM_CLI_TELEMETRY=0 .venv-deploy/bin/sam
 BUILT  := .aws-sam/build/template.yaml
 TOOLS  := .venv-deploy/.installed .venv-checkov/.installed .venv-lambda/.installed
 
-# What the artifact is made of; the directories notice when a file goes.
+# What the artifact is made of. The directories are there so that make notices a deleted file.
 PACKAGED := requirements/runtime.txt $(shell find handler -name '*.py' -o -name '*.json' -o -type d ! -name __pycache__) \
   $(wildcard infra/*.sql infra/ca infra/ca/*.pem)
 
@@ -22,7 +22,7 @@ DEPLOYED_PYTHON = $(shell for candidate in python3.13 "$${PYENV_ROOT:-$$HOME/.py
   "$$HOME"/.local/share/uv/python/cpython-3.13.*/bin/python3.13; \
   do "$$candidate" -c 'import sys, venv; print(sys.executable)' 2>/dev/null && break; done)
 
-# Packages are installed uncompiled, which saves a third of `make setup`: whoever imports one first keeps its bytecode.
+# Packages are installed without bytecode, which saves a third of `make setup`. The first import writes it.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
@@ -73,7 +73,7 @@ test: $(STAMP) $(BUILT) $(TOOLS) ## run the tests, with coverage; ARGS="-k break
 	$(PY) -m pytest -n $(WORKERS) --cov --cov-report=term-missing:skip-covered $(ARGS)
 
 .PHONY: soak
-soak: $(STAMP) ## ten minutes: a million schedules, then the real handler while all goes wrong; SCHEDULES=0 ARGS="--minutes 1"
+soak: $(STAMP) ## ten minutes: a million schedules, then the real handler while everything goes wrong; SCHEDULES=0 ARGS="--minutes 1"
 	@$(PY) -m tests.simulation --schedules $(SCHEDULES)
 	@$(PY) -m tests.soak $(ARGS)
 
@@ -91,7 +91,7 @@ profile: .venv-bench/.installed ## show where the CPU time of a 100,000-row cycl
 	$(PY) -m bench.profile_cycle $(ARGS)
 
 .PHONY: mutate
-mutate: .venv-mutate/.installed ## break the pure modules in every way, and list what no unit test notices; ARGS="'handler.decide.*'" narrows it
+mutate: .venv-mutate/.installed ## break the pure modules in every way, and list what no unit test notices; ARGS="'handler.domain.decide.*'" narrows it
 	@rm -rf mutants
 	.venv-mutate/bin/mutmut run $(ARGS)
 	.venv-mutate/bin/mutmut results
@@ -103,11 +103,11 @@ lint: $(STAMP) ## check style, formatting and types
 	$(PY) -m mypy
 
 .PHONY: audit
-audit: .venv-audit/.installed ## look for known vulnerabilities of what is deployed; asks PyPI, so it needs the network
+audit: .venv-audit/.installed ## look for known vulnerabilities in what is deployed; asks PyPI, so it needs the network
 	.venv-audit/bin/pip-audit --strict --require-hashes --disable-pip --requirement requirements/runtime.txt $(ARGS)
 
 .PHONY: guards
-guards: $(STAMP) ## take each guard of docs/safety.md away, and see its test fail (minutes); ARGS=breaker takes some
+guards: $(STAMP) ## remove each guard of docs/safety.md in turn, and check that its test fails (minutes); ARGS=breaker picks some
 	@$(PY) -m tests.guards $(ARGS)
 
 .PHONY: format
@@ -140,7 +140,7 @@ clean: ## remove what the other targets made
 deployed-python:
 	@echo "$(DEPLOYED_PYTHON)"
 
-# --- how .venv comes about ---------------------------------------------------------------------------------------
+# --- how .venv is made ---------------------------------------------------------------------------------------
 
 define CHECK_PYTHON
 import sys
@@ -151,8 +151,8 @@ print("Setting up $(VENV) with Python %s; this takes half a minute, once." % sys
 endef
 export CHECK_PYTHON
 
-# pip prints several lines a package: they are cut down to a counter, and what it says on stderr passes. A pipe would
-# lose pip's exit code, so it leaves a file that only a complete installation makes.
+# pip prints several lines for each package: they become a counter; stderr passes through. The pipe loses pip's exit
+# code, so a file marks a complete installation.
 $(STAMP): requirements/dev.txt
 	@command -v $(PYTHON) >/dev/null || { echo 'error: no $(PYTHON) on PATH; name another one: make PYTHON=...' >&2; exit 1; }
 	@$(PYTHON) -c "$$CHECK_PYTHON"

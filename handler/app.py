@@ -1,6 +1,7 @@
 """Lambda's entry point for the schedule and the console: one event in, one answer out."""
 
 import dataclasses
+import os
 import time
 from typing import Any
 
@@ -15,11 +16,11 @@ FLIPS_REPORTED = 100
 def lambda_handler(event: Any, context: Any) -> dict[str, Any]:
     """Do what the event asks for, and return the report.
 
-    Raises ReconcilerError: before any connection is opened, if event or environment are wrong; later, if a cycle cannot
-    be run.
+    Raises ReconcilerError if event or environment are wrong (before any connection is opened), or if a cycle cannot be
+    run.
     """
     began_at = time.monotonic()
-    warm = process.current()
+    warm = process.current(os.environ)
     asked = request.parse(event, ceiling=warm.settings.mode)
     parts = warm.parts()
     logger.append_keys(cycle_id=parts.cycle_id, mode=asked.mode)

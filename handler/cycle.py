@@ -1,15 +1,15 @@
 """One cycle: observe → decide → act → report. Start reading here."""
 
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from handler.deadline import Deadline
 from handler.domain.coverage import Progress, advance
 from handler.domain.decide import Action, Plan, decide, outdated_absences
-from handler.domain.model import Sighting, SkipReason, Verdict
+from handler.domain.model import Sighting, SkipReason, Verdict, Workspace
 from handler.domain.report import Gauges, Outcome, Report, RestartCounts, no_skips
-from handler.errors import ReconcilerError
+from handler.errors import LeaseLostError, ReconcilerError, RowLockedError, UnfitDatabaseError
 from handler.flips import Flipper, FlipResults
 from handler.probes import Probe
 from handler.request import Request
@@ -19,23 +19,31 @@ from handler.settings import Settings
 from handler.store import Selection, Store
 from handler.telemetry import CycleLog, logger
 
-# Phase deadlines, as fractions of the cycle. A phase may use what the ones before it left. They only keep
-# a slow control plane from using up the time to act.
+# Phase deadlines, as fractions of the cycle. A phase may also use the time that earlier ones left. The only purpose:
+# a slow control plane must not use up the time to act.
 PROBING_ENDS = 0.75
 FLIPPING_ENDS = 0.95
 RESTARTS_END = 0.98
-# A dead instance is probed twice. If answers are slow, probing ends early enough for the second probe.
+# A dead instance is probed twice. The slower the answers, the earlier the first probe ends: it leaves this many times
+# the slowest answer for the second probe, but at most this fraction of the cycle.
 SECOND_PROBE_FACTOR = 1.25
 LONGEST_RESERVE = 0.5
-# Workspaces that ran out of time come first in the next cycle, but not so many that nobody else has a turn.
+# At most this many workspaces are brought forward, since they are stored by name. They get half of the checks at most.
 MOST_FIRST = 1000
-# Closing writes are short, and are made even if the cycle's time is over.
+# The closing writes are short, and happen even if the cycle's time is over.
 CLOSING_SECONDS = 0.5
+# What a cycle can do without must not take long.
+SAVING_SECONDS = 1.0
+PURGE_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """The outside world, as one cycle may use it. Probe and platform are made within a deadline."""
+    """What one cycle uses of the outside world.
+
+    `probe` and `platform` are made when needed, by the deadline they are given. Without a platform (None), restarts
+    stay owed.
+    """
 
     cycle_id: str
     store: Store
@@ -45,7 +53,7 @@ class Parts:
 
 @dataclass(frozen=True, slots=True)
 class Phases:
-    """Until when each phase of a cycle may last."""
+    """The deadline of each phase of a cycle. `closing` ends a little after `whole`."""
 
     probing: Deadline
     flipping: Deadline
@@ -55,7 +63,7 @@ class Phases:
 
     @staticmethod
     def of(deadline: Deadline) -> "Phases":
-        """Divide the time of a cycle."""
+        """Divide a cycle's time."""
         whole_s = deadline.remaining()
         return Phases(
             probing=deadline.within(PROBING_ENDS * whole_s),
@@ -89,9 +97,9 @@ class Acted:
 
 
 def run(request: Request, settings: Settings, parts: Parts, deadline: Deadline) -> tuple[Report, Gauges]:
-    """Run one cycle within the deadline; return what it did, and how things stand in the database.
+    """Run one cycle within the deadline; return its report, and what is open in the database at its end.
 
-    Raises ReconcilerError if a cycle cannot be run. A failure about one workspace costs only that workspace.
+    Raises ReconcilerError if a cycle cannot be run. A failure that concerns one workspace costs only that workspace.
     """
     store, phases = parts.store, Phases.of(deadline)
     store.check_rights(deadline, to_apply=request.applies)
@@ -113,27 +121,30 @@ def run(request: Request, settings: Settings, parts: Parts, deadline: Deadline) 
 
 def _cycle(request: Request, settings: Settings, parts: Parts, phases: Phases) -> tuple[Report, Gauges]:
     store, log = parts.store, CycleLog()
-    probe = parts.probe(phases.probing)
 
+    # Observe.
+    probe = parts.probe(phases.probing)
     limit = min(request.limit or settings.candidate_limit, settings.candidate_limit)
     selection = store.candidates.select(phases.probing, limit=limit, workspace_ids=request.workspace_ids)
     observed = _observe(probe, selection, phases, log)
 
-    # If it is too late to act, the cycle still remembers what it saw, and the dead come first in the next one.
+    # Decide. Reading and writing memory has until `closing`: even a cycle that is too late to act remembers what it
+    # saw, and the next one begins with the dead.
     memory = store.memory.recall(phases.closing, breaker_window_s=settings.breaker.window_s)
     plan = decide(
         observed.sightings, memory, settings.breaker, settings.absence, override_breaker=request.override_breaker
     )
     _log_plan(plan, log)
 
+    # Act.
     flipper = Flipper(store.flips, probe, settings, selection.selected_at, log)
     if request.applies:
-        all_selected = not request.narrowed and selection.next_unselected is None
+        all_selected = not request.narrowed and selection.all_selected
         outdated = outdated_absences(memory.absences, selection.workspaces, all_selected=all_selected)
-        store.memory.remember_absences(phases.closing, plan.absent, [*plan.found_again, *outdated])
+        _remember_absences(store, phases, log, plan.absent, [*plan.found_again, *outdated])
         flips = flipper.flip(plan.to_flip, phases.flipping)
         if flips.found_again:
-            store.memory.remember_absences(phases.closing, (), flips.found_again)
+            _remember_absences(store, phases, log, (), flips.found_again)
         worker = RestartWorker(store.restarts, probe, settings, log)
         restarts = worker.run(
             parts.platform,
@@ -145,15 +156,16 @@ def _cycle(request: Request, settings: Settings, parts: Parts, phases: Phases) -
     else:
         flips, restarts = flipper.rehearse(plan.to_flip, phases.flipping), RestartResults()
 
+    # Report.
     progress = _progress(observed, flips)
     if request.applies and not request.narrowed:
-        store.memory.save_coverage(phases.closing, progress)
+        progress = _saved(store, phases, log, progress)
     gauges = store.gauges(phases.closing)
     return _report(request, settings, observed, plan, Acted(flips, restarts), progress, gauges), gauges
 
 
 def _observe(probe: Probe, selection: Selection, phases: Phases, log: CycleLog) -> Observed:
-    """Probe every candidate once, as far as the time goes."""
+    """Probe every candidate once, as far as time allows."""
     sightings = []
     slowest_s, longest_reserve_s = 0.0, phases.whole.remaining() * LONGEST_RESERVE
     for sighting in probe.sightings(selection.workspaces, phases.probing):
@@ -167,8 +179,35 @@ def _observe(probe: Probe, selection: Selection, phases: Phases, log: CycleLog) 
     return Observed(selection, sightings, cut_short=phases.probing.over())
 
 
+def _remember_absences(
+    store: Store, phases: Phases, log: CycleLog, absent: Sequence[Workspace], forgotten: Sequence[str]
+) -> None:
+    """Save what was seen of absences; a failure costs a sighting each, and no flip."""
+    try:
+        store.memory.remember_absences(phases.closing.within(SAVING_SECONDS), absent, forgotten)
+    except (UnfitDatabaseError, LeaseLostError):
+        raise
+    except ReconcilerError as error:
+        log.failure("absences not saved", error)
+
+
+def _saved(store: Store, phases: Phases, log: CycleLog, progress: Progress) -> Progress:
+    """Save where the next cycle begins, and return how far this one got; purge a little if there is time."""
+    try:
+        store.memory.save_coverage(phases.closing, progress)
+    except RowLockedError as error:
+        log.failure("coverage not saved", error)
+        progress = replace(progress, completed_pass=False)
+    if not phases.whole.over():
+        try:
+            store.memory.purge(phases.whole.within(PURGE_SECONDS))
+        except ReconcilerError as error:
+            log.failure("nothing purged", error)
+    return progress
+
+
 def _log_plan(plan: Plan, log: CycleLog) -> None:
-    """Log what is not going to be flipped, and why."""
+    """Log which workspaces look dead but are not going to be flipped, and why."""
     if plan.breaker.open:
         log.breaker_open(plan.breaker.dead, plan.breaker.answered)
     for decision in plan.decisions:
@@ -183,8 +222,7 @@ def _progress(observed: Observed, flips: FlipResults) -> Progress:
     selection, sightings = observed.selection, observed.sightings
     return advance(
         selection.coverage,
-        [workspace.id for workspace in selection.workspaces],
-        next_unselected=selection.next_unselected,
+        selection.queues,
         checked={sighting.workspace.id for sighting in sightings},
         out_of_time=flips.out_of_time,
         most_first=min(len(sightings) // 2, MOST_FIRST),
@@ -201,8 +239,8 @@ def _report(
     gauges: Gauges,
 ) -> Report:
     verdicts = Counter(sighting.verdict for sighting in observed.sightings)
-    skipped = acted.flips.skipped
-    skipped[SkipReason.BREAKER_OPEN] += sum(decision.action is Action.STOP for decision in plan.decisions)
+    stopped = sum(decision.action is Action.STOP for decision in plan.decisions)
+    skipped = acted.flips.skipped + Counter({SkipReason.BREAKER_OPEN: stopped})
     return Report(
         mode=request.mode,
         probe=settings.probe,

@@ -1,4 +1,4 @@
-"""One budget of time, handed down: every timeout is cut from what is left of it."""
+"""One time budget, passed down: every timeout is a part of what is left of it."""
 
 import time
 from collections.abc import Callable
@@ -7,9 +7,9 @@ from collections.abc import Callable
 class Deadline:
     """A moment on a monotonic clock after which nothing may begin.
 
-    A part of it, made by `within`, ends with it at the latest. Once closed, a deadline and all its parts are over. So a
-    thread that is still stuck in a name lookup, which nothing can interrupt, finds that it is too late, even if the
-    process was frozen meanwhile and its clock stood still.
+    A part of it, made by `within`, never lasts longer. Once closed, a deadline and all its parts are over. So a thread
+    that is still stuck in a name lookup, which nothing can interrupt, finds its time over when it comes back, even if
+    the process was frozen and its clock stood still.
     """
 
     def __init__(
@@ -38,13 +38,13 @@ class Deadline:
         return Deadline(seconds, clock=self._clock, parent=self)
 
     def extended(self, seconds: float) -> "Deadline":
-        """Return a deadline of its own that ends `seconds` after this one."""
+        """Return an independent deadline that ends `seconds` after this one."""
         return Deadline(self.remaining() + seconds, clock=self._clock)
 
     def shorten(self, seconds: float) -> None:
-        """End in `seconds` from now, unless it ends sooner anyway."""
+        """End this deadline in `seconds` from now, unless it ends sooner anyway."""
         self._ends_at = min(self._ends_at, self._clock() + seconds)
 
     def close(self) -> None:
-        """End it now, for every holder."""
+        """End this deadline and all its parts now."""
         self._ends_at = float("-inf")

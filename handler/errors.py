@@ -1,18 +1,22 @@
-"""Everything that makes a cycle impossible, one tree.
+"""Our errors, as one tree: whatever makes a cycle impossible, or one part of it.
 
 ReconcilerError
 ├── RequestError            the event asks for something unknown or malformed
 ├── SettingsError           an environment variable is missing or wrong
-├── SecretError             a secret cannot be fetched, or lacks what it should hold
+├── SecretError             a secret cannot be fetched, or lacks a field
 └── StoreError              the platform's database cannot be used
     ├── LoginRefusedError   it refuses the user or the password
     ├── ConnectionLostError it cannot be reached, or hung up in the middle of a statement
     ├── SchemaMissingError  a table or column is missing, or the schema is too old
     ├── RightsMissingError  the role lacks a right that a cycle needs
-    ├── RowLockedError      somebody else holds the lock
-    └── LeaseLostError      this cycle's lease is over: it must not act any more
+    ├── RowLockedError      another transaction has the lock
+    ├── LeaseLostError      this cycle's lease is over, so it must not act any more
+    └── UnfitDatabaseError  its rows must not be acted on, so the cycle ends
+        ├── StandbyError        it is a standby, so its rows may be history
+        ├── ReadOnlyError       it is configured to be read only
+        └── RowSecurityError    row-level security may hide rows
 
-A message never holds a password, a token, or text from a remote's body.
+A message never contains a password, a token, or text from a remote's body.
 """
 
 
@@ -21,7 +25,7 @@ class ReconcilerError(Exception):
 
 
 class RequestError(ReconcilerError):
-    """The event is none of those that the function takes."""
+    """The event asks for something unknown or malformed; the message names the field."""
 
 
 class SettingsError(ReconcilerError):
@@ -35,15 +39,15 @@ class SecretError(ReconcilerError):
 class StoreError(ReconcilerError):
     """A statement failed in the platform's database.
 
-    `server_message` is the server's own main message, without details or data, and `code` its SQLSTATE; both are None
+    `server_message` is the server's own main message, without details or data, and `sqlstate` its code; both are None
     if no server answered.
     """
 
-    def __init__(self, message: str, *, server_message: str | None = None, code: str | None = None) -> None:
+    def __init__(self, message: str, *, server_message: str | None = None, sqlstate: str | None = None) -> None:
         """Take the message for the log, the server's own, and its code."""
         super().__init__(message)
         self.server_message = server_message
-        self.code = code
+        self.sqlstate = sqlstate
 
 
 class LoginRefusedError(StoreError):
@@ -55,7 +59,7 @@ class ConnectionLostError(StoreError):
 
 
 class SchemaMissingError(StoreError):
-    """A table or a column is missing, or the schema is too old; the message names the file that makes it."""
+    """A table or a column is missing, or the schema is too old; the message names the file that creates it."""
 
 
 class RightsMissingError(StoreError):
@@ -63,11 +67,27 @@ class RightsMissingError(StoreError):
 
 
 class RowLockedError(StoreError):
-    """Somebody else holds a lock that was asked for without waiting."""
+    """Another transaction has a lock that was requested without waiting."""
 
 
 class LeaseLostError(StoreError):
     """The lease of this cycle has expired, or another cycle has it."""
+
+
+class UnfitDatabaseError(StoreError):
+    """The rows of this database must not be acted on. That holds for every row, so the cycle ends."""
+
+
+class StandbyError(UnfitDatabaseError):
+    """The server is a standby. Its rows may be history."""
+
+
+class ReadOnlyError(UnfitDatabaseError):
+    """Somebody configured the server, the database or the role to be read only, so its rows may be history."""
+
+
+class RowSecurityError(UnfitDatabaseError):
+    """Row-level security may hide rows, which then seem to be gone; the message names the remedies."""
 
 
 _SHOWN_CHARACTERS = 60
@@ -75,7 +95,7 @@ _SHOWN_BITS = 128
 
 
 def shown(found: object) -> str:
-    """Show in an error what was found: a scalar, cut short; of anything else only its type."""
+    """Return a value as an error message shows it: a scalar cut short, anything else only as its type."""
     if found is None:
         return "nothing"
     if isinstance(found, int) and found.bit_length() > _SHOWN_BITS:

@@ -1,4 +1,4 @@
-"""Act, first half: probe what looks dead a second time, and flip at once what is still dead."""
+"""Act, first half: probe again what looks dead, and flip at once what still does."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -9,7 +9,7 @@ from handler.deadline import Deadline
 from handler.domain.decide import confirms
 from handler.domain.model import FOUND, Restart, Sighting, SkipReason
 from handler.domain.report import Flip
-from handler.errors import LeaseLostError, ReconcilerError, RowLockedError
+from handler.errors import LeaseLostError, ReconcilerError, RowLockedError, UnfitDatabaseError
 from handler.probes import Probe
 from handler.settings import Settings
 from handler.store import Flipped, FlipPolicy, Flips
@@ -18,13 +18,13 @@ from handler.telemetry import CycleLog
 # Small batches, so each flip closely follows its second probe.
 BATCH = 200
 
-# `Flips.flip` or `Flips.would_flip`: returns why not, if not.
+# `Flips.flip` or `Flips.would_flip`. A SkipReason says why the workspace is not flipped.
 Attempt = Callable[[Deadline, Sighting, FlipPolicy], Flipped | SkipReason]
 
 
 @dataclass(frozen=True, slots=True)
 class Attempted:
-    """What came of one workspace. The sighting is the second one, or the first if there was no second."""
+    """The outcome for one workspace. The sighting is the second one, or the first if no time was left for another."""
 
     sighting: Sighting
     outcome: Flipped | SkipReason
@@ -32,7 +32,7 @@ class Attempted:
 
 @dataclass(frozen=True, slots=True)
 class FlipResults:
-    """What came of every workspace that was to be flipped."""
+    """The outcome for every workspace that was to be flipped."""
 
     attempts: tuple[Attempted, ...] = ()
 
@@ -47,17 +47,17 @@ class FlipResults:
 
     @property
     def skipped(self) -> Counter[SkipReason]:
-        """How many were not flipped, by reason."""
+        """How many workspaces were not flipped, by reason."""
         return Counter(one.outcome for one in self.attempts if isinstance(one.outcome, SkipReason))
 
     @property
     def out_of_time(self) -> list[str]:
-        """The ids of those for which no time was left."""
+        """The ids of the workspaces for which no time was left."""
         return [one.sighting.workspace.id for one in self.attempts if one.outcome is SkipReason.OUT_OF_TIME]
 
     @property
     def found_again(self) -> list[str]:
-        """The ids of those whose instance the second probe found not dead: their earlier absences count no more."""
+        """The ids of the workspaces whose instance the second probe found: their absences are to be forgotten."""
         return [
             one.sighting.workspace.id
             for one in self.attempts
@@ -76,7 +76,7 @@ class Flipper:
     """Flips the workspaces of one cycle."""
 
     def __init__(self, store: Flips, probe: Probe, settings: Settings, selected_at: str, log: CycleLog) -> None:
-        """Flip candidates that were selected at `selected_at` (the database's text for it)."""
+        """Flip candidates that were selected at `selected_at`, a time in the database's own text."""
         self._store = store
         self._probe = probe
         self._policy = FlipPolicy(selected_at, settings.heartbeat_fresh_seconds, settings.crash_loop)
@@ -84,47 +84,49 @@ class Flipper:
         self._log = log
 
     def flip(self, sightings: Sequence[Sighting], deadline: Deadline) -> FlipResults:
-        """Flip the workspaces that a second probe confirms, as far as the time goes."""
-        return self._each(sightings, self._store.flip, "workspace flipped", deadline)
+        """Flip the workspaces whose death a second probe confirms, as far as time allows."""
+        return self._run(sightings, self._store.flip, "workspace flipped", deadline)
 
     def rehearse(self, sightings: Sequence[Sighting], deadline: Deadline) -> FlipResults:
-        """Find out what `flip` would do, and write nothing."""
-        return self._each(sightings, self._store.would_flip, "would flip", deadline)
+        """Return what `flip` would do, and write nothing."""
+        return self._run(sightings, self._store.would_flip, "would flip", deadline)
 
-    def _each(self, sightings: Sequence[Sighting], attempt: Attempt, message: str, deadline: Deadline) -> FlipResults:
+    def _run(self, sightings: Sequence[Sighting], attempt: Attempt, message: str, deadline: Deadline) -> FlipResults:
         attempts = []
-        for attempted in self._attempted(sightings, attempt, deadline):
-            self._tell(attempted, message)
+        for attempted in self._attempts(sightings, attempt, deadline):
+            self._log_outcome(attempted, message)
             attempts.append(attempted)
         self._log.the_rest()
         return FlipResults(tuple(attempts))
 
-    def _attempted(self, sightings: Sequence[Sighting], attempt: Attempt, deadline: Deadline) -> Iterator[Attempted]:
+    def _attempts(self, sightings: Sequence[Sighting], attempt: Attempt, deadline: Deadline) -> Iterator[Attempted]:
         remaining = iter(sightings)
         while batch := {one.workspace.id: one for one in islice(remaining, BATCH)}:
             for second in self._probe.sightings([one.workspace for one in batch.values()], deadline):
                 first = batch.pop(second.workspace.id)
                 if confirms(first, second):
-                    yield Attempted(second, self._attempt(attempt, second, deadline))
+                    yield Attempted(second, self._flip_one(attempt, second, deadline))
                 else:
                     yield Attempted(second, SkipReason.NOT_CONFIRMED)
             for first in batch.values():
                 yield Attempted(first, SkipReason.OUT_OF_TIME)
 
-    def _attempt(self, attempt: Attempt, sighting: Sighting, deadline: Deadline) -> Flipped | SkipReason:
+    def _flip_one(self, attempt: Attempt, sighting: Sighting, deadline: Deadline) -> Flipped | SkipReason:
         if deadline.over():
             return SkipReason.OUT_OF_TIME
         try:
             return attempt(deadline.within(self._timeout_s), sighting, self._policy)
         except RowLockedError:
             return SkipReason.ROW_LOCKED
-        except LeaseLostError:
+        except LeaseLostError:  # it outlasts the cycle, so the time is over
             return SkipReason.OUT_OF_TIME
+        except UnfitDatabaseError:
+            raise
         except ReconcilerError as error:
             self._log.flip_failed(sighting, error)
             return SkipReason.OUT_OF_TIME if deadline.over() else SkipReason.RECONFIRM_ERROR
 
-    def _tell(self, attempted: Attempted, message: str) -> None:
+    def _log_outcome(self, attempted: Attempted, message: str) -> None:
         sighting, outcome = attempted.sighting, attempted.outcome
         if isinstance(outcome, SkipReason):
             self._log.sighting_capped("flip skipped", sighting, outcome)

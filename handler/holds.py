@@ -1,4 +1,4 @@
-"""What a person orders for workspaces: a hold, or the end of holds and back-offs. No cycle."""
+"""Changes by hand: a hold, or a release, which ends holds and back-offs. No cycle runs."""
 
 import dataclasses
 from typing import Any
@@ -13,7 +13,7 @@ HOLDS_REPORTED = 100
 
 
 def carry_out(request: Request, store: Store, deadline: Deadline) -> dict[str, Any]:
-    """Hold or release, unless it is a dry run; return which workspaces are on hold then, why, and until when.
+    """Hold or release, unless it is a dry run; return which workspaces are on hold now, why, and until when.
 
     Raises RequestError if a workspace to hold does not exist; StoreError.
     """

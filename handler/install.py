@@ -1,7 +1,7 @@
 """The installer's entry point: applies the project's SQL as the database's owner. Invoked by hand, at every upgrade.
 
-It is a function of its own, with a secret of its own: the reconciler must not own what it works on. It applies the same
-files as psql, in one transaction: all of them or none.
+It is a separate function with its own secret, because the reconciler must not own the tables that it works on. It
+applies the same files as psql would, in one transaction: all of them or none.
 """
 
 import os
@@ -24,17 +24,19 @@ from handler.errors import (
 )
 from handler.net.secrets import Secrets
 from handler.settings import database_from
-from handler.store.rights import RIGHTS_TO_APPLY, lacking_rights
+from handler.store.rights import lacking_rights
 from handler.store.session import Session, Transaction
+from handler.store.tables import RIGHTS_TO_APPLY
 from handler.telemetry import logger
 
-FILES = ("infra/schema.sql", "infra/grants.sql")
+SCHEMA, GRANTS = "infra/schema.sql", "infra/grants.sql"
+FILES = (SCHEMA, GRANTS)
 _ROOT = Path(__file__).parent.parent
 
 _SECONDS = 50.0
 
 _ROLE_BYTES = 63  # PostgreSQL cuts longer names off
-# GRANT takes these for words of its own, even in quotes: "public" would be everybody.
+# GRANT treats these as keywords, even in quotes: "public" would be everybody.
 _RESERVED_ROLES = ("public", "none")
 _CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f]")
 
@@ -43,8 +45,8 @@ _CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f]")
 def lambda_handler(event: Any, context: Any) -> dict[str, Any]:
     """Apply schema and grants, and return what that changed.
 
-    Takes `{"install": true}` and, optionally, `"role"`: the role to give the rights to, in place of the one that
-    DATABASE_ROLE names. Raises ReconcilerError.
+    The event is `{"install": true}` and, optionally, `"role"`: the role that gets the rights, instead of the one in
+    DATABASE_ROLE. Raises ReconcilerError.
     """
     role = requested_role(event, os.environ)
     aws = process.aws()
@@ -88,17 +90,25 @@ def _is_role(name: object) -> bool:
 
 
 def install(session: Session, role: str, deadline: Deadline) -> dict[str, Any]:
-    """Apply the files in one transaction; return what was not there before. Raises StoreError, SecretError."""
-    with session.transaction(deadline) as transaction:
+    """Apply the files in one transaction; return what they created and granted. Raises StoreError, SecretError."""
+    with session.transaction(deadline, every_row=False) as transaction:
         if not transaction.run("SELECT FROM pg_roles WHERE rolname = :role", role=role):
             raise StoreError(f"the database has no role {role}: create it, with LOGIN")
         relations, lacking = _own_relations(transaction), lacking_rights(transaction, RIGHTS_TO_APPLY, role=role)
-        for file in FILES:
-            with _naming(file):
-                transaction.run((_ROOT / file).read_text().replace(':"role"', _quoted(role)))
+        with _naming(SCHEMA):
+            transaction.run((_ROOT / SCHEMA).read_text())
+        with _naming(GRANTS):
+            _find_by_plain_names(transaction)
+            transaction.run((_ROOT / GRANTS).read_text().replace(':"role"', _quoted(role)))
+        closed = _closed_schemas(transaction, role)
+        if closed:
+            raise RightsMissingError(
+                f"the role {role} lacks USAGE on schema {', '.join(closed)}, where the platform's tables are: grant it,"
+                " then run the installer again"
+            )
         still_lacking = lacking_rights(transaction, RIGHTS_TO_APPLY, role=role)
         if still_lacking:
-            # PostgreSQL only warns when somebody grants what is not theirs to grant.
+            # PostgreSQL only warns about a GRANT of rights that the login may not pass on.
             raise RightsMissingError(
                 f"the installer's login may not grant {', '.join(still_lacking)}: it has to be the tables' owner"
             )
@@ -112,7 +122,7 @@ def install(session: Session, role: str, deadline: Deadline) -> dict[str, Any]:
 
 @contextmanager
 def _naming(file: str) -> Iterator[None]:
-    """Say which file failed, and who could apply it."""
+    """Add to an error which file failed, and what to do about it."""
     try:
         yield
     except RightsMissingError as error:
@@ -124,6 +134,26 @@ def _naming(file: str) -> Iterator[None]:
         raise RowLockedError(f"{file}: {error.server_message}: nothing was changed, run the installer again") from error
     except SchemaMissingError as error:
         raise SchemaMissingError(f"{file}: {error.server_message}: is this the platform's database?") from error
+
+
+def _find_by_plain_names(transaction: Transaction) -> None:
+    """Have the platform's tables found by the names that a file for psql has for them, and nothing else before them."""
+    schemas = dict.fromkeys(schema for schema in transaction.schemas.values() if schema is not None)
+    transaction.run(f"SET LOCAL search_path = {', '.join(['pg_catalog', *schemas, 'pg_temp'])}")
+
+
+def _closed_schemas(transaction: Transaction, role: str) -> list[str]:
+    """Return the platform's schemas, as they are found here, that the role may not use."""
+    rows = transaction.run(
+        """
+        SELECT DISTINCT relnamespace::regnamespace::text FROM pg_class
+        WHERE oid = ANY (ARRAY(SELECT to_regclass(name)::oid FROM unnest(CAST(:tables AS text[])) AS located (name)))
+          AND NOT has_schema_privilege(CAST(:role AS name), relnamespace, 'USAGE')
+        """,
+        role=role,
+        tables=[transaction.located(table) for table in transaction.schemas],
+    )
+    return [name for (name,) in rows]
 
 
 def _own_relations(transaction: Transaction) -> set[str]:

@@ -1,4 +1,4 @@
-"""Calls to a remote, a few at once, none past the deadline."""
+"""Runs calls to a remote in parallel, a few at a time, until a deadline."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from handler.deadline import Deadline
 
-# How long after the deadline an answer that came in time may still take to be handed over.
+# A result that came in time may take this much longer to be handed over.
 _GRACE_S = 0.2
 
 Item = TypeVar("Item")
@@ -17,10 +17,10 @@ Result = TypeVar("Result")
 def in_parallel(
     work: Callable[[Item], Result], items: Iterator[Item], deadline: Deadline, *, at_once: int
 ) -> Iterator[Result]:
-    """Yield what `work` returns for each item, in any order, at most `at_once` at a time, until the deadline.
+    """Yield what `work` returns for each item, in any order, until the deadline. Raises what `work` raises.
 
-    An item is taken when there is room for it, not before. Work that has begun must end by the deadline on its own. A
-    name lookup obeys no timeout: it is left behind.
+    At most `at_once` calls run at a time, and an item is taken only when there is room for it. `work` must end by the
+    deadline on its own. A call that is stuck in a name lookup, which obeys no timeout, is left behind.
     """
     pool = ThreadPoolExecutor(at_once)
     under_way: set[Future[Result]] = set()

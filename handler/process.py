@@ -1,6 +1,5 @@
-"""What stays warm in Lambda's process from one invocation to the next, and what Lambda leaves of its time."""
+"""What stays warm in Lambda's process from one invocation to the next, and how much time an invocation has."""
 
-import os
 import uuid
 from collections.abc import Mapping
 from functools import partial
@@ -21,17 +20,17 @@ from handler.settings import CONTROL_PLANE, EC2, Remote, Settings
 from handler.store import Store
 from handler.store.session import Session
 
-# What Lambda needs at the end to hand over the answer, or an error of ours.
+# Kept free at the end, so that the answer or our own error gets out before Lambda's timeout.
 LAMBDA_RESERVE_SECONDS = 3.0
-# botocore's description of EC2, cut down to the calls that are made here and what is read of their answers: the whole
-# one takes longer to load than everything else together.
+# botocore's model of EC2, reduced to the calls that the handler makes and the fields that it reads. The full model
+# takes longer to load than everything else together.
 MODELS = Path(__file__).parent / "probes" / "ec2" / "models"
-# Lambda's runtime sets it anew for each invocation.
+# Lambda's runtime changes this variable for each invocation.
 _CHANGES_EACH_TIME = "_X_AMZN_TRACE_ID"
 
 
 class Process:
-    """What stays from one invocation to the next, as long as the environment stays the same."""
+    """Everything that invocations share, as long as the environment stays the same."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         """Read the settings; connect to nothing yet. Raises SettingsError."""
@@ -44,7 +43,7 @@ class Process:
         self._session = Session(self.settings.database, self._secrets, self._aws.database_token)
 
     def parts(self) -> cycle.Parts:
-        """Return the outside world for a new cycle."""
+        """Return what a new cycle uses of the outside world, with an id for the cycle."""
         cycle_id, platform = str(uuid.uuid4()), self.settings.platform
         return cycle.Parts(
             cycle_id=cycle_id,
@@ -54,7 +53,7 @@ class Process:
         )
 
     def rest(self) -> None:
-        """Close what would not survive until the next invocation: the idle connections to AWS."""
+        """Close the idle connections to AWS, which would not survive until the next invocation."""
         self._aws.close()
 
     def close(self) -> None:
@@ -75,6 +74,7 @@ class Process:
                 deadline,
                 concurrency=settings.probe_concurrency,
                 timeout_s=settings.probe_timeout_seconds,
+                ca_file=settings.https_ca_file,
             )
         api = Ec2Api(self._aws.ec2, self._aws.within, timeout_s=settings.probe_timeout_seconds)
         return Ec2Probe(api, timeout_s=settings.probe_timeout_seconds)
@@ -83,14 +83,15 @@ class Process:
         from handler.restarts.platform import HttpPlatform  # noqa: PLC0415
 
         tokens = Tokens(remote, "PLATFORM_SECRET_ARN", self._secrets)
-        return HttpPlatform(remote.base_url, self.settings.platform_org_id, tokens, deadline)
+        settings = self.settings
+        return HttpPlatform(remote.base_url, settings.platform_org_id, tokens, deadline, ca_file=settings.https_ca_file)
 
 
 _process: Process | None = None
 
 
-def current(environment: Mapping[str, str] = os.environ) -> Process:
-    """Return the process as it is kept warm, or a new one if the environment has changed. Raises SettingsError."""
+def current(environment: Mapping[str, str]) -> Process:
+    """Return the warm process, or a new one if the environment has changed. Raises SettingsError."""
     global _process  # noqa: PLW0603 - Lambda gives a process no other place to keep things warm
     present = {name: value for name, value in environment.items() if name != _CHANGES_EACH_TIME}
     if _process is None or _process.environment != present:
@@ -100,7 +101,7 @@ def current(environment: Mapping[str, str] = os.environ) -> Process:
 
 
 def forget() -> None:
-    """Close what is kept warm, and begin cold the next time."""
+    """Close the warm process, so that the next invocation starts cold."""
     global _process  # noqa: PLW0603 - see `current`
     if _process is not None:
         _process.close()
@@ -108,12 +109,12 @@ def forget() -> None:
 
 
 def aws() -> Aws:
-    """Return the way to AWS for a process."""
+    """Return a new set of AWS clients. It connects to nothing yet."""
     handlers = {status_pages.EVENT: status_pages.read_instead}
     return Aws(BoundedPools(connections=CALLS_AT_ONCE), models=MODELS, handlers=handlers)
 
 
 def seconds_for(most: float, context: Any) -> float:
-    """Return `most` seconds, or what Lambda leaves, less a reserve, if that is less."""
+    """Return `most` seconds, or the time that Lambda leaves minus a reserve, whichever is shorter."""
     left = getattr(context, "get_remaining_time_in_millis", None)
     return most if left is None else max(0.0, min(most, left() / 1000 - LAMBDA_RESERVE_SECONDS))

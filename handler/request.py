@@ -77,7 +77,7 @@ def _scheduled(event: Mapping[str, Any]) -> Request:
     if bus_event.detail_type != _SCHEDULED:
         raise _refusal("detail-type", bus_event.detail_type, _SCHEDULED)
     for name in (*_OPTIONS, *_HOLD_CHANGES, *_SHARDING):
-        if name in event:  # it would be ignored, and the cycle would apply in full
+        if name in event:  # ignoring it would apply a full cycle
             raise _refusal(name, event[name], "no such field in a scheduled event")
     detail: object = bus_event.detail
     if not isinstance(detail, Mapping) and detail != "{}":

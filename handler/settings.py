@@ -19,6 +19,9 @@ IAM = "iam"
 SSLMODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 _ENCRYPTED = ("require", "verify-ca", "verify-full")
 
+# Each check has a connection, and Lambda gives a process 1,024 descriptors.
+MOST_CHECKS_AT_ONCE = 900
+
 _SECRET_ARN = re.compile(r"arn:aws[a-z-]*:secretsmanager:[a-z0-9-]+:\d{12}:secret:[\w/+=.@!-]+")
 _HEADER_VALUE = re.compile(r"[\x21-\x7e]+")
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
@@ -28,7 +31,7 @@ _WHOLE_NUMBER = re.compile(r"[0-9]{1,15}")
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """Where the database is. The secret has to supply what is None."""
+    """Where the database is. What is None here has to be in the secret."""
 
     host: str | None
     port: int
@@ -54,7 +57,7 @@ class Database:
 
 @dataclass(frozen=True, slots=True)
 class Remote:
-    """An HTTP system: its base address, and the tokens, or the secret that holds them."""
+    """An HTTP system: its base address and its tokens, or the secret that contains them in the given `fields`."""
 
     base_url: str
     secret_arn: str | None
@@ -68,7 +71,7 @@ class Remote:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """All settings. Times are in seconds, as the names say. The policies go to the decisions as they are."""
+    """All settings, with times in seconds. Each policy is passed unchanged to the code that decides by it."""
 
     probe: str
     mode: str
@@ -76,6 +79,7 @@ class Settings:
     control_plane: Remote | None
     platform: Remote | None
     platform_org_id: str | None
+    https_ca_file: str | None
     cycle_deadline_seconds: float
     probe_timeout_seconds: float
     reconfirm_timeout_seconds: float
@@ -94,7 +98,7 @@ class Settings:
         Raises SettingsError, which names the variable and what was expected of it.
         """
         env = _Environment(environment)
-        env.check_log_level("POWERTOOLS_LOG_LEVEL")  # which Powertools reads
+        env.check_log_level("POWERTOOLS_LOG_LEVEL")  # Powertools reads it
         probe = env.word("PROBE", (EC2, CONTROL_PLANE), EC2)
         control_plane = env.remote("CP", {"shared_secret": "CP_SHARED_SECRET", "admin_token": "CP_ADMIN_TOKEN"})
         if probe == CONTROL_PLANE and control_plane is None:
@@ -106,10 +110,11 @@ class Settings:
             control_plane=control_plane,
             platform=env.remote("PLATFORM", {"token": "PLATFORM_TOKEN"}),
             platform_org_id=env.header_value("PLATFORM_ORG_ID"),
+            https_ca_file=env.file("HTTPS_CA_FILE"),
             cycle_deadline_seconds=env.number("CYCLE_DEADLINE_SECONDS", 45, 1, 900),
             probe_timeout_seconds=env.number("PROBE_TIMEOUT_SECONDS", 10, 0.01, 900),
             reconfirm_timeout_seconds=env.number("RECONFIRM_TIMEOUT_SECONDS", 5, 0.01, 900),
-            probe_concurrency=env.whole("PROBE_CONCURRENCY", 64, 1, 1024),
+            probe_concurrency=env.whole("PROBE_CONCURRENCY", 64, 1, MOST_CHECKS_AT_ONCE),
             candidate_limit=env.whole("CANDIDATE_LIMIT", 100_000, 1, 10_000_000),
             heartbeat_fresh_seconds=env.number("HEARTBEAT_FRESH_SECONDS", 60, 0, 86_400),
             breaker=BreakerPolicy(
@@ -237,14 +242,14 @@ class _Environment:
         return value
 
     def header_value(self, name: str) -> str | None:
-        """Return a value that can travel in an HTTP header. It may be a secret, so no error shows it."""
+        """Return a value for an HTTP header. It may be a secret, so no error shows it."""
         value = self.text(name)
         if value is not None and not header_safe(value):
             raise SettingsError(f"{name}: it has a blank or a character that no HTTP header may hold")
         return value
 
     def remote(self, prefix: str, token_variables: Mapping[str, str]) -> Remote | None:
-        """Return a system's address and its tokens, which are in variables of their own or all in one secret."""
+        """Return a system's address and its tokens. Each token has its own variable, or all are in one secret."""
         secret_arn = self.secret_arn(f"{prefix}_SECRET_ARN")
         tokens = {field: self.header_value(name) for field, name in token_variables.items()}
         given = [token_variables[field] for field, token in tokens.items() if token]

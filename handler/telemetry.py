@@ -18,11 +18,11 @@ from handler.settings import LOG_LEVELS
 SERVICE = "instance-state-reconciler"
 NAMESPACE = "InstanceStateReconciler"
 
-# Past this many lines, what is the same for many workspaces is only counted: a dead control plane must not
-# log a line for each row, every minute.
+# After this many lines, further ones of the same kind are only counted: while the control plane is down, a cycle must
+# not log a line for each row.
 LINES_OF_A_KIND = 100
 
-# An error's text can be a trigger's, and then of any length.
+# An error may contain a trigger's message, which can be of any length.
 _LONGEST_ERROR = 500
 _LONGEST_INSTANCE_ID = 64
 
@@ -69,14 +69,14 @@ for _library in _TALKATIVE:
 
 
 def _level() -> str:
-    """Return the level that is asked for, or INFO if it is none: the settings refuse it later."""
+    """Return the configured level, or INFO if it is not a level: the settings refuse it later."""
     level = os.environ.get("POWERTOOLS_LOG_LEVEL", "").upper()
     return level if level in LOG_LEVELS else "INFO"
 
 
 logger = Logger(service=os.environ.get("POWERTOOLS_SERVICE_NAME") or SERVICE, level=_level(), use_rfc3339=True)
-# Powertools prefers AWS_LAMBDA_LOG_LEVEL, which is Lambda's filter. That has to stay at INFO for a line to be dropped
-# here: Lambda takes metrics for lines of level INFO.
+# Powertools prefers AWS_LAMBDA_LOG_LEVEL, the level of Lambda's own filter. That one never goes above INFO, because
+# Lambda treats metrics as lines of level INFO and would drop them. So lines below our level are dropped here.
 logging.getLogger(logger.name).setLevel(_level())
 
 
@@ -84,7 +84,7 @@ class CycleLog:
     """The log lines of one cycle: one for each decision that matters."""
 
     def __init__(self) -> None:
-        """Begin with nothing logged."""
+        """Start with nothing logged."""
         self._lines: Counter[str] = Counter()
         self._unlogged: Counter[tuple[str, str]] = Counter()
 
@@ -101,7 +101,7 @@ class CycleLog:
         )
 
     def sighting_capped(self, message: str, sighting: Sighting, reason: str) -> None:
-        """Log what may be the same for very many workspaces: the first ones get a line, the rest are counted."""
+        """Log a decision that may be the same for many workspaces: the first ones get a line, the rest are counted."""
         self._lines[message] += 1
         if self._lines[message] <= LINES_OF_A_KIND:
             self.sighting(message, sighting, reason)
@@ -109,7 +109,7 @@ class CycleLog:
             self._unlogged[message, reason] += 1
 
     def the_rest(self) -> None:
-        """Log how many more there were, by reason."""
+        """Log how many more decisions there were, by reason."""
         for (message, reason), count in sorted(self._unlogged.items()):
             logger.warning("more of the same", what=message, reason=reason, count=count)
         self._unlogged.clear()
@@ -123,6 +123,11 @@ class CycleLog:
             attempt=attempt,
             reason=reason,
         )
+
+    def restarts_stopped(self, lasts_s: float) -> None:
+        """Log that the platform asks to be left alone."""
+        reason = f"Retry-After: the platform is asked for no restart for {lasts_s:.0f} s"
+        logger.warning("restarts stopped", reason=reason)
 
     def backing_off(self, sighting: Sighting, loop: CrashLoop) -> None:
         """Log that a workspace which dies again and again has to wait for its restart."""
@@ -140,8 +145,8 @@ class CycleLog:
         logger.warning(message, error=_printable(str(error), _LONGEST_ERROR))
 
     def flip_failed(self, sighting: Sighting, error: ReconcilerError) -> None:
-        """Log what kept a workspace from being flipped: the first error of each kind, and count the rest."""
-        code = error.code if isinstance(error, StoreError) else None
+        """Log an error that prevented a flip: the first one of each kind gets a line, the rest are counted."""
+        code = error.sqlstate if isinstance(error, StoreError) else None
         message, kind = "re-read or flip failed", _printable(code or type(error).__name__)
         self._lines[f"{message}: {kind}"] += 1
         if self._lines[f"{message}: {kind}"] > 1:
@@ -207,5 +212,5 @@ def emit_metrics(report: Report, gauges: Gauges) -> None:
 
 
 def _printable(text: str, longest: int = _LONGEST_INSTANCE_ID) -> str:
-    """Return what came from the database, which may be anything, as short plain ASCII that cannot break a log line."""
+    """Return text from the database, which may be anything, as short ASCII that cannot break a log line."""
     return text[:longest].encode("ascii", "backslashreplace").decode()

@@ -15,19 +15,19 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 LAMBDA_ROOT = "/var/task"
 
-# What is the project's own.
+# The project's own files.
 SOURCES = ("handler/**/*.py", "handler/**/*.json", "infra/*.sql", "infra/ca/*.pem")
 
-# The AWS services that the handler calls: botocore carries the descriptions of 400.
+# The AWS services that the handler calls. botocore brings the models of 400.
 SERVICES = ("ec2", "rds", "secretsmanager")
 # The parts of Powertools' utilities that Logger, Metrics and the event data classes import.
 POWERTOOLS_UTILITIES = ("data_classes", "jmespath_utils", "typing")
 
-# What else can go, as patterns under the artifact, with the reason.
+# What else can be left out: patterns under the artifact, each with its reason.
 SUPERFLUOUS = (
     ".lock",  # uv's
     "bin",  # command-line scripts
-    "boto3/data",  # resources, boto3's older interface: the handler calls clients
+    "boto3/data",  # resources, boto3's older interface; the handler uses clients
     "boto3/dynamodb",  # boto3's additions to resources, and to clients that the handler never makes
     "boto3/ec2",
     "boto3/s3",  # but s3transfer stays: `import boto3` imports it
@@ -36,9 +36,9 @@ SUPERFLUOUS = (
     "botocore/data/*/*/waiters-2.json",  # the handler waits for nothing
     "botocore/data/ec2/*/service-2.json.gz",  # the handler brings a model of the operations that it calls
     "aws_lambda_powertools/event_handler",  # routing for HTTP APIs, with a web page of 1.5 MB
-    "charset_normalizer/*.so",  # compiled for one processor; the same modules lie beside them in Python
+    "charset_normalizer/*.so",  # compiled for one processor; the same modules are there in Python
     "dateutil/zoneinfo",  # a second copy of the system's time zones; botocore needs UTC alone
-    "*.dist-info/RECORD",  # no longer true here; the other metadata stays, for scanners and for pg8000's version
+    "*.dist-info/RECORD",  # no longer correct; the other metadata stays, for scanners and for pg8000's version
     "*.dist-info/INSTALLER",
     "*.dist-info/REQUESTED",
 )
@@ -76,7 +76,7 @@ def install_dependencies(artifact: Path) -> None:
             *(sys.executable, "-m", "uv", "pip", "install", "--quiet"),
             *("--python-platform", "aarch64-manylinux_2_28", "--python-version", "3.13", "--only-binary", ":all:"),
             *("--require-hashes", "--no-deps", "--requirement", str(ROOT / "requirements" / "runtime.txt")),
-            # A copy: what is removed or compiled here must not be so in uv's cache.
+            # Copies, not links: what is removed or compiled here must stay as it is in uv's cache.
             *("--link-mode", "copy", "--target", str(artifact)),
         ],
         check=True,
@@ -84,7 +84,7 @@ def install_dependencies(artifact: Path) -> None:
 
 
 def superfluous(artifact: Path) -> Iterator[Path]:
-    """Find what the handler never reads."""
+    """Yield the paths that the handler never reads."""
     for pattern in SUPERFLUOUS:
         yield from artifact.glob(pattern)
     data = artifact / "botocore" / "data"
@@ -95,12 +95,12 @@ def superfluous(artifact: Path) -> Iterator[Path]:
 
 
 def directories(parent: Path) -> list[Path]:
-    """List the directories in a directory."""
+    """Return the directories in a directory."""
     return [path for path in parent.iterdir() if path.is_dir()]
 
 
 def others(paths: Iterable[Path], kept: tuple[str, ...]) -> list[Path]:
-    """Leave out the paths whose names are kept."""
+    """Return the paths whose names are not in `kept`."""
     return [path for path in paths if path.name not in kept]
 
 
@@ -113,7 +113,7 @@ def remove(path: Path) -> None:
 
 
 def copy_sources(artifact: Path) -> None:
-    """Add the handler, the installer's SQL, and the authorities that the database may need."""
+    """Add the handler, the installer's SQL, and the authorities that database, control plane and platform may need."""
     for pattern in SOURCES:
         for source in sorted(ROOT.glob(pattern)):
             target = artifact / source.relative_to(ROOT)
@@ -122,9 +122,9 @@ def copy_sources(artifact: Path) -> None:
 
 
 def compile_bytecode(artifact: Path, python: str) -> None:
-    """Compile for the Python that `python` is, so that a cold start does not have to.
+    """Compile the bytecode with `python`, so that a cold start does not have to.
 
-    Unchecked: Lambda's copy is read-only, and unpacked with other times than were compiled.
+    It is not checked against the sources, because Lambda unpacks them with other times, and its copy is read-only.
     """
     subprocess.run(
         [
@@ -136,7 +136,7 @@ def compile_bytecode(artifact: Path, python: str) -> None:
 
 
 def zipped_size(artifact: Path) -> int:
-    """Measure the artifact as Lambda's limits do."""
+    """Return the artifact's size in bytes, zipped, as Lambda's limits count it."""
     package = io.BytesIO()
     with zipfile.ZipFile(package, "w", zipfile.ZIP_DEFLATED) as archive:
         for path in artifact.rglob("*"):
@@ -145,7 +145,7 @@ def zipped_size(artifact: Path) -> int:
 
 
 def megabytes(size: int) -> str:
-    """Say a size in decimal megabytes."""
+    """Return a size in bytes as text in decimal megabytes."""
     return f"{size / 1e6:.1f} MB"
 
 

@@ -15,4 +15,5 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON reconciler.lease TO :"role";
 GRANT SELECT, UPDATE ON reconciler.coverage TO :"role";
 GRANT SELECT, INSERT, UPDATE, DELETE ON reconciler.absences TO :"role";
 GRANT SELECT, INSERT, UPDATE, DELETE ON reconciler.restarts TO :"role";
+GRANT SELECT, INSERT, UPDATE, DELETE ON reconciler.restart_stops TO :"role";
 GRANT SELECT, INSERT, UPDATE, DELETE ON reconciler.holds TO :"role";

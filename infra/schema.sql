@@ -19,14 +19,17 @@
 DO $schema$
 DECLARE
     newest     CONSTANT integer := 1;
-    own_tables CONSTANT text[] := '{schema_version, lease, coverage, absences, restarts, holds}';
-    give_up_at CONSTANT timestamptz := clock_timestamp() + interval '2 seconds';
+    own_tables CONSTANT text[] := '{schema_version, lease, coverage, absences, restarts, restart_stops, holds}';
+    give_up_at timestamptz;
     installed  integer := 0;  -- 0: nothing, or a schema from before there was a version number
     existing   text;
     unwatched  boolean;
     highest_id bigint;
 BEGIN
-    PERFORM set_config('lock_timeout', '2s', true);  -- until the end of this transaction
+    -- Nothing that the path of whoever runs this would find first is used. Both last until the end of this transaction.
+    PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
+    PERFORM set_config('lock_timeout', '2s', true);
+    give_up_at := clock_timestamp() + interval '2 seconds';
     -- One installer at a time. Cycles and backups do not know this lock.
     PERFORM pg_advisory_xact_lock(hashtext('reconciler.schema_version'));
 
@@ -151,7 +154,7 @@ BEGIN
             'The next full cycle begins after this id. This pass has checked the candidates from pass_start up to it.';
         COMMENT ON COLUMN reconciler.coverage.pass_start IS 'The id after which the current pass began.';
         COMMENT ON COLUMN reconciler.coverage.brought_forward IS
-            'Workspaces that come first in the next full cycle, because an earlier one ran out of time for them.';
+            'Workspaces that the next full cycle checks early, because an earlier one ran out of time for them.';
         COMMENT ON COLUMN reconciler.coverage.first_cycle_at IS 'When the first full cycle saved its progress.';
         COMMENT ON COLUMN reconciler.coverage.pass_completed_at IS 'When the last pass was completed.';
 
@@ -188,12 +191,15 @@ BEGIN
             ON reconciler.restarts (workspace_id) WHERE closed_at IS NULL;
         CREATE INDEX IF NOT EXISTS restarts_due ON reconciler.restarts (due_at) WHERE closed_at IS NULL;
         CREATE INDEX IF NOT EXISTS restarts_flipped_at ON reconciler.restarts (flipped_at);
-        CREATE INDEX IF NOT EXISTS restarts_workspace ON reconciler.restarts (workspace_id, asked_at);
+        CREATE INDEX IF NOT EXISTS restarts_closed_at ON reconciler.restarts (closed_at) WHERE closed_at IS NOT NULL;
+        -- A workspace's latest restart. Without it, the newest of all are searched for one of the workspace's.
+        CREATE INDEX IF NOT EXISTS restarts_of_workspace ON reconciler.restarts (workspace_id, id);
+        DROP INDEX IF EXISTS reconciler.restarts_workspace;
         CREATE INDEX IF NOT EXISTS restarts_watched
             ON reconciler.restarts (workspace_id) WHERE outcome = 'accepted' AND watch_ended_at IS NULL;
         COMMENT ON TABLE reconciler.restarts IS
             'One row for each flip: the restart that is owed from then on. It stays open until the platform accepts it '
-            'or the workspace moves on, which cancels it. Closed rows are deleted after 30 days.';
+            'or the workspace moves on, which cancels it. Closed rows are deleted after 30 days, unless they are watched.';
         COMMENT ON COLUMN reconciler.restarts.instance_id IS 'The instance that was found dead.';
         COMMENT ON COLUMN reconciler.restarts.cycle_id IS 'The cycle that flipped the workspace.';
         COMMENT ON COLUMN reconciler.restarts.attempts IS
@@ -215,6 +221,15 @@ BEGIN
         COMMENT ON COLUMN reconciler.restarts.watch_ended_at IS
             'When a cycle first saw the workspace online again, or no longer wanted. An accepted restart is watched '
             'until then.';
+
+        CREATE TABLE IF NOT EXISTS reconciler.restart_stops (
+            id       UUID PRIMARY KEY DEFAULT gen_random_uuid(),
+            began_at TIMESTAMPTZ NOT NULL DEFAULT now(),
+            ends_at  TIMESTAMPTZ NOT NULL
+        );
+        COMMENT ON TABLE reconciler.restart_stops IS
+            'The platform asked to be left alone (Retry-After): no cycle asks it for any restart until ends_at. Each '
+            'time is a row of its own, so that nobody waits for a lock.';
 
         CREATE TABLE IF NOT EXISTS reconciler.holds (
             workspace_id UUID PRIMARY KEY,

@@ -23,33 +23,36 @@ class Certificate:
 
 
 class Authority:
-    """A private certificate authority. `certificate` is its own certificate (PEM)."""
+    """A private certificate authority. `certificate` is its own certificate (PEM).
 
-    def __init__(self, name: str = "Sandbox authority") -> None:
+    One that is `plain` leaves out every extension that a chain does not need, as many a company's own does: key
+    identifiers and key usage. RFC 5280 asks for them, and so does Python 3.13.
+    """
+
+    def __init__(self, name: str = "Sandbox authority", *, plain: bool = False) -> None:
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._name = _named(name)
-        self._certificate = (
-            _builder(self._name, self._name, self._key.public_key())
-            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-            .add_extension(_key_usage(signs_certificates=True), critical=True)
-            .add_extension(x509.SubjectKeyIdentifier.from_public_key(self._key.public_key()), critical=False)
-            .sign(self._key, hashes.SHA256())
-        )
-        self.certificate = self._certificate.public_bytes(serialization.Encoding.PEM)
+        self._plain = plain
+        key = self._key.public_key()
+        constraints = x509.BasicConstraints(ca=True, path_length=None if plain else 0)
+        builder = _builder(self._name, self._name, key).add_extension(constraints, critical=not plain)
+        if not plain:
+            builder = builder.add_extension(_key_usage(signs_certificates=True), critical=True)
+            builder = builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+        self.certificate = builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
     def issue(self, names: Sequence[str]) -> Certificate:
         """Return a server's certificate for these host names and IP addresses, valid for a day."""
         key = ec.generate_private_key(ec.SECP256R1())
-        certificate = (
-            _builder(_named(names[0]), self._name, key.public_key())
-            .add_extension(x509.SubjectAlternativeName([_general_name(name) for name in names]), critical=False)
-            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-            .add_extension(_key_usage(signs_certificates=False), critical=True)
-            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
-            .sign(self._key, hashes.SHA256())
-        )
+        alternatives = x509.SubjectAlternativeName([_general_name(name) for name in names])
+        builder = _builder(_named(names[0]), self._name, key.public_key()).add_extension(alternatives, critical=False)
+        if not self._plain:
+            identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
+            builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            builder = builder.add_extension(_key_usage(signs_certificates=False), critical=True)
+            builder = builder.add_extension(identifier, critical=False)
         return Certificate(
-            certificate.public_bytes(serialization.Encoding.PEM),
+            builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM),
             key.private_bytes(
                 serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
             ),

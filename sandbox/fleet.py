@@ -125,6 +125,7 @@ class Fleet:
                 *("flipped_at", "asked_at", "due_at", "closed_at"),
                 *("backoff_until", "watch_ended_at"),
             ),
+            "restart_stops": ("began_at", "ends_at"),
             "holds": ("began_at", "ends_at"),
             "coverage": ("first_cycle_at", "pass_completed_at"),
             "lease": ("acquired_at", "expires_at"),

@@ -62,7 +62,7 @@ def moto() -> Iterator[MotoEc2]:
 
 @pytest.fixture
 def ec2(moto: MotoEc2) -> Iterator[MotoEc2]:
-    """An account without instances, secrets or orders."""
+    """An account without instances, secrets or rules."""
     yield moto
     moto.reset()
 

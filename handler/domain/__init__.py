@@ -1,1 +1,1 @@
-"""The decisions and the values they rest on. Pure: no clock, no I/O, and nothing imported from the other rooms."""
+"""The decisions and the values they are based on. Pure: no clock, no I/O, no imports from other rooms."""

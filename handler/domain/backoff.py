@@ -6,29 +6,29 @@ from handler.domain.model import CurrentRow
 from handler.domain.policy import CrashLoopPolicy
 
 LONGEST_RETRY_BACKOFF_S = 900.0
-# This many restarts may follow one another at once. Each further one has to wait.
+# This many restarts in a row come at once. Each further one has to wait.
 RESTARTS_WITHOUT_BACKOFF = 3
 LONGEST_CRASH_LOOP_BACKOFF_S = 4 * 3600.0
-# Enough to double a microsecond up to any longest wait, and few enough for a float.
+# Enough to get from a microsecond to the longest wait, and few enough for a float.
 _MOST_DOUBLINGS = 32
 
 
 def retry_backoff(refusals: int, retry_s: float) -> float:
-    """Return the seconds until the next attempt, after `refusals` earlier ones: each doubles the wait."""
+    """Return how many seconds to wait after a refusal. Each of the `refusals` before it doubles the wait."""
     longest = max(LONGEST_RETRY_BACKOFF_S, retry_s)
     return min(retry_s * 2.0 ** min(refusals, _MOST_DOUBLINGS), longest)
 
 
 @dataclass(frozen=True, slots=True)
 class CrashLoop:
-    """How many restarts came before without a long time up between them, and how many seconds the next one waits."""
+    """How many restarts in a row came before, without a healthy stretch, and how many seconds the next one waits."""
 
     streak: int
     backoff_s: float
 
 
 def crash_loop(row: CurrentRow, policy: CrashLoopPolicy) -> CrashLoop:
-    """Return where in a crash loop a workspace is that dies now."""
+    """Return the crash loop of a workspace that has just died. Its streak is 0 if it is in none."""
     if row.restarts is None or row.up_s is None or row.up_s >= policy.reset_s:
         return CrashLoop(0, 0.0)
     doublings = min(row.restarts - RESTARTS_WITHOUT_BACKOFF, _MOST_DOUBLINGS)

@@ -1,24 +1,34 @@
 """Where the next cycle begins, so that nobody is left out. Pure.
 
-The candidates stand in a circle, in the order of their ids. Every candidate up to the cursor has been checked. The next
-cycle goes on behind it, and past the end back to the first. A pass is complete when the cursor is back where the pass
-began. Some workspaces are brought forward by name: those that looked dead when no time was left to act, and the few
-whose checks the deadline cut off while others behind them were checked.
+Think of the candidates as a circle, sorted by id. The cursor moves around it: every candidate of this pass up to the
+cursor has been checked, and the next cycle continues after it. Those are the checks in turn. A pass is complete when
+the cursor is back where the pass began.
+
+Some workspaces are brought forward by name: those that looked dead when no time was left to act, and the few whose
+checks the deadline cut off while others after them were checked. However far a cycle gets, at least half of its checks
+are in turn, so nobody waits longer than it takes to go round at half the speed.
+
+Ids are lower-case text, which sorts in the same order as the bytes that PostgreSQL compares.
 """
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 BEFORE_ALL = "00000000-0000-0000-0000-000000000000"
 
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """The cursor, where its pass began, and which workspaces come first. All are workspace ids."""
+    """The cursor, where its pass began, and who is brought forward. All are workspace ids."""
 
     cursor: str = BEFORE_ALL
     pass_start: str = BEFORE_ALL
     brought_forward: tuple[str, ...] = ()
+
+    def place(self, one: str) -> tuple[bool, str]:
+        """Return the place in the circle that begins behind the cursor."""
+        return one <= self.cursor, one
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,58 +39,52 @@ class Progress:
     completed_pass: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Queues:
+    """Who may be checked: the candidates in turn, at least one more than a limit lets in, and those brought forward.
+
+    Someone brought forward is in both if it is near enough to the cursor.
+    """
+
+    in_turn: Sequence[str]
+    brought_forward: Sequence[str] = ()
+
+    def fair_order(self) -> list[str]:
+        """Return everybody once, by turns the next one of either queue, beginning with the one in turn."""
+        pairs = zip_longest(self.in_turn, self.brought_forward)
+        return list(dict.fromkeys(one for pair in pairs for one in pair if one is not None))
+
+
 def advance(
-    coverage: Coverage,
-    selected: Sequence[str],
-    *,
-    next_unselected: str | None,
-    checked: Collection[str],
-    out_of_time: Sequence[str],
-    most_first: int,
+    coverage: Coverage, queues: Queues, *, checked: Collection[str], out_of_time: Sequence[str], most_first: int
 ) -> Progress:
     """Return how far a full cycle got.
 
-    `selected` are the cycle's candidates in their fair order; `next_unselected` is the first one that the limit left
-    out. `checked` got a verdict; `out_of_time` are those of them that looked dead and were not acted on.
-    At most `most_first` of these and of the cut-off ones are brought forward, so that they cannot crowd out the rest.
-    The other dead have their turn in the next pass; the cursor stops before the other cut-off ones.
-
-    It is one function because its three rules share one walk round the circle. Take any of them away and the fairness
-    tests or the simulation fail: a row that always hangs would stop the cursor (so the cursor may pass a few by), a
-    row that was passed by would never complete the pass (so near the end of a pass it may not), and many dead rows
-    would crowd out the others (so there is a bound).
+    `checked` got a verdict; `out_of_time` are the checked ones that looked dead but were not acted on. The cursor skips
+    those whose checks were cut off and brings them forward, unless more than `most_first` would come first then, or the
+    pass would end without them. The room that is left goes to those that ran out of time.
     """
-    brought_forward = set(coverage.brought_forward)
-    unchecked = set(selected).difference(checked)
-    if next_unselected in brought_forward:  # the limit is so low that it left some of these out, too
-        unchecked |= brought_forward.difference(selected)
-    still_first = [one for one in coverage.brought_forward if one in unchecked]
+    place, earlier = coverage.place, set(coverage.brought_forward)
+    waiting = [one for one in queues.brought_forward if one not in checked]
+    reached = [place(one) for one in queues.in_turn if one in checked and one not in earlier]
+    last, end = max(reached, default=(False, "")), place(coverage.pass_start)
 
-    def place(one: str) -> tuple[bool, str]:
-        """Return the place in the circle that begins behind the old cursor."""
-        return one <= coverage.cursor, one
-
-    in_turn = [one for one in selected if one not in brought_forward]
-    last_checked = next((one for one in reversed(in_turn) if one not in unchecked), None)
-    pass_ends = last_checked is not None and place(last_checked) > place(coverage.pass_start)
-    cursor, left = coverage.cursor, next_unselected
+    cursor, left = coverage.cursor, None
     cut_off: list[str] = []
-    for one in in_turn:
-        if one not in unchecked:
+    for one in queues.in_turn:
+        if one in checked:
             cursor = one
-            continue
-        behind_others = last_checked is None or place(one) > place(last_checked)
-        needed_for_pass = pass_ends and place(one) <= place(coverage.pass_start)
-        if behind_others or needed_for_pass or len(still_first) + len(cut_off) >= most_first:
+        elif place(one) > last or last > end >= place(one):
             left = one
             break
-        cut_off.append(one)
-    unreached = still_first + cut_off
-    first = unreached + [one for one in out_of_time if one not in unchecked]
-    first = first[: max(most_first, len(unreached))]
+        elif one not in waiting:
+            if len(waiting) + len(cut_off) >= most_first:
+                left = one
+                break
+            cut_off.append(one)
 
-    all_passed = left is None or place(left) > place(coverage.pass_start)
-    lacks_any = bool(still_first) or any(place(one) <= place(coverage.pass_start) for one in cut_off)
-    completed = all_passed and not lacks_any
-    pass_start = cursor if completed else coverage.pass_start
-    return Progress(Coverage(cursor, pass_start, tuple(first)), completed)
+    first = waiting + cut_off
+    lacking = bool(waiting) or any(place(one) <= end for one in cut_off)
+    completed = not lacking and (left is None or place(left) > end)
+    first += out_of_time[: max(0, most_first - len(first))]
+    return Progress(Coverage(cursor, cursor if completed else coverage.pass_start, tuple(first)), completed)

@@ -1,6 +1,6 @@
-"""What to do about what was seen. Pure: no clock, no I/O, values in and values out.
+"""Decides which workspaces to flip. Pure: no clock, no I/O, values in and values out.
 
-Flipping a workspace has its instance destroyed, so every doubt ends in not flipping.
+A flip leads to a restart, which destroys the instance. So in every case of doubt, the workspace is not flipped.
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,7 +16,7 @@ EXTERNAL = "external"
 
 @dataclass(frozen=True, slots=True)
 class Absence:
-    """An instance that EC2 did not know: how often it was looked for, and since how many seconds."""
+    """An instance that was not found: in how many cycles so far, and how many seconds ago for the first time."""
 
     instance_id: str
     sightings: int
@@ -35,13 +35,13 @@ class Action(StrEnum):
     """What to do with a workspace that looks dead."""
 
     FLIP = "flip"
-    WAIT = "wait"
-    STOP = "stop"
+    WAIT = "wait"  # its instance has not been absent often or long enough
+    STOP = "stop"  # the breaker is open
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What to do with one workspace, and why, in words for a person."""
+    """What to do with one workspace, and why, as text for the log."""
 
     sighting: Sighting
     action: Action
@@ -50,7 +50,7 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Breaker:
-    """How many workspaces look dead, among how many that got an answer, and whether that is too many."""
+    """How many workspaces look dead, how many got an answer, and whether too many look dead."""
 
     dead: int
     answered: int
@@ -59,9 +59,10 @@ class Breaker:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a cycle does, and what it has to remember of absences.
+    """What a cycle is going to do, and what it has to remember about absences.
 
-    `absence_counts` tells whether this cycle believes "not found" at all.
+    `absent` workspaces get one more sighting; the absences of those `found_again` are forgotten. `absence_counts` is
+    False if no instance at all was found, so that "not found" proves nothing.
     """
 
     decisions: tuple[Decision, ...]
@@ -82,46 +83,47 @@ def decide(
     breaker_policy: BreakerPolicy,
     absence_policy: AbsencePolicy,
     *,
-    override_breaker: bool = False,
+    override_breaker: bool,
 ) -> Plan:
     """Decide about everything that one cycle saw.
 
-    Only dead and absent instances get a decision. `override_breaker` keeps the breaker closed.
+    Only dead and absent instances get a decision; UNKNOWN has no effect at all. `override_breaker` keeps the breaker
+    closed.
     """
     seen = [sighting for sighting in sightings if sighting.verdict is not Verdict.UNKNOWN]
     breaker = _breaker(seen, memory.recently_flipped, breaker_policy, override=override_breaker)
     # If no instance at all is found, the account, the Region or the credentials are wrong.
-    credible = not seen or any(sighting.verdict in FOUND for sighting in seen)
+    absence_counts = not seen or any(sighting.verdict in FOUND for sighting in seen)
     decisions = []
     for sighting in seen:
         if sighting.verdict is Verdict.DEAD:
             action, reason = Action.FLIP, f"its instance is {sighting.state}"
         elif sighting.verdict is Verdict.ABSENT:
-            action, reason = _absent(sighting.workspace, memory.absences, absence_policy, credible=credible)
+            action, reason = _absent(sighting.workspace, memory.absences, absence_policy, counts=absence_counts)
         else:
             continue
         if action is Action.FLIP and breaker.open:
             action = Action.STOP
             reason = f"the breaker is open: {breaker.dead} of {breaker.answered} look dead; {reason}"
         decisions.append(Decision(sighting, action, reason))
-    absent = [one.workspace for one in seen if credible and one.verdict is Verdict.ABSENT]
+    absent = [one.workspace for one in seen if absence_counts and one.verdict is Verdict.ABSENT]
     found_again = [one.workspace.id for one in seen if one.verdict in FOUND and one.workspace.id in memory.absences]
-    return Plan(tuple(decisions), breaker, tuple(absent), tuple(found_again), credible)
+    return Plan(tuple(decisions), breaker, tuple(absent), tuple(found_again), absence_counts)
 
 
 def outdated_absences(
     absences: Mapping[str, Absence], selected: Iterable[Workspace], *, all_selected: bool
 ) -> list[str]:
-    """Return the ids of the workspaces that no longer record the instance of their absence.
+    """Return the ids of the workspaces that no longer record the instance that was absent.
 
-    With `all_selected`, a workspace missing from `selected` is no longer a candidate. Otherwise nothing is known
-    about it.
+    With `all_selected`, a workspace missing from `selected` is no longer a candidate, so its absence is outdated.
+    Otherwise the cycle may just not have selected it, so its absence is kept.
     """
     recorded = {one.id: one.instance_id for one in selected}
     return [
         one
         for one, absence in absences.items()
-        if recorded.get(one, None if all_selected else absence.instance_id) != absence.instance_id
+        if (all_selected or one in recorded) and recorded.get(one) != absence.instance_id
     ]
 
 
@@ -136,10 +138,10 @@ def _breaker(
 
 
 def _absent(
-    workspace: Workspace, absences: Mapping[str, Absence], policy: AbsencePolicy, *, credible: bool
+    workspace: Workspace, absences: Mapping[str, Absence], policy: AbsencePolicy, *, counts: bool
 ) -> tuple[Action, str]:
-    """Decide about an instance that EC2 does not know: EC2 is eventually consistent."""
-    if not credible:
+    """Decide about an instance that was not found. EC2 is eventually consistent, so once proves nothing."""
+    if not counts:
         return Action.WAIT, "no instance at all was found in this cycle: account, Region or credentials?"
     earlier = absences.get(workspace.id)
     if earlier is None or earlier.instance_id != workspace.instance_id:
@@ -159,7 +161,7 @@ def confirms(first: Sighting, second: Sighting) -> bool:
 
 
 def objection(row: CurrentRow | None, workspace: Workspace) -> SkipReason | None:
-    """Return what the re-read row says against flipping the workspace that was probed, if anything."""
+    """Return why the re-read row forbids to flip the workspace as it was probed, or None if it does not."""
     if row is None:
         return SkipReason.ROW_GONE
     if row.status not in CANDIDATE_STATUSES or row.runtime == EXTERNAL:

@@ -28,7 +28,7 @@ VERDICT_OF_STATE = {
     NOT_FOUND: Verdict.ABSENT,
 }
 
-# The source of truth knows the instance.
+# With these verdicts, the source of truth knows the instance.
 FOUND = frozenset({Verdict.RUNNING, Verdict.TRANSITION, Verdict.DEAD})
 
 
@@ -44,13 +44,15 @@ class Cause(StrEnum):
     OVERSIZE = "oversize"
     OUT_OF_TIME = "out_of_time"
     UNEXPECTED = "unexpected"  # detail: the exception's type
-    # An HTTP answer is of no use.
+    # The HTTP answer is not usable.
     HTTP_STATUS = "http"  # detail: the status
     ENCODED = "encoded"
     NOT_JSON = "not_json"
     NO_STATE = "no_state"
     UNRECOGNISED_STATE = "unrecognised_state"
-    # EC2's API.
+    CACHED = "cached"  # it was true a while ago
+    OTHER_INSTANCE = "other_instance"  # it is about another one than was asked about
+    # The EC2 probe.
     MALFORMED_INSTANCE_ID = "malformed_instance_id"
     PACED = "paced"
     THROTTLED = "throttled"
@@ -90,7 +92,7 @@ class SkipReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Workspace:
-    """A candidate, as the cycle's SELECT saw it. The heartbeat is the database's own text."""
+    """A candidate, as the cycle's SELECT saw it. The heartbeat's time is the database's own text."""
 
     id: str
     instance_id: str
@@ -102,7 +104,7 @@ class Sighting:
     """One answer about one candidate's instance.
 
     `state` is EC2's word or `not_found`. It is empty for UNKNOWN, and `failure` then says why.
-    `took_s` is how many seconds the answer took, where that matters.
+    `took_s` is how many seconds the answer took, or 0 if that was not measured.
     """
 
     workspace: Workspace
@@ -118,7 +120,7 @@ class Sighting:
 
 
 def sighting_of(workspace: Workspace, state: str, took_s: float = 0.0) -> Sighting:
-    """Return the sighting of `state`: UNKNOWN if EC2 has no such word."""
+    """Return the sighting of an instance in `state`. It is UNKNOWN if EC2 has no such state."""
     verdict = VERDICT_OF_STATE.get(state)
     if verdict is None:
         return unknown(workspace, Failure(Cause.UNRECOGNISED_STATE))
@@ -126,16 +128,16 @@ def sighting_of(workspace: Workspace, state: str, took_s: float = 0.0) -> Sighti
 
 
 def unknown(workspace: Workspace, failure: Failure) -> Sighting:
-    """Return the sighting of no usable answer."""
+    """Return the UNKNOWN sighting of a workspace without a usable answer."""
     return Sighting(workspace, Verdict.UNKNOWN, "", failure)
 
 
 @dataclass(frozen=True, slots=True)
 class CurrentRow:
-    """The workspace's row as the flip's re-read finds it. The database has already judged the heartbeat.
+    """The workspace's row as the flip re-reads it. The database has already judged the heartbeat.
 
-    `restarts` counts the restarts asked for since the workspace was last up for long; `up_s` is for how many
-    seconds it has been up now. Both are None if no restart was ever owed.
+    `restarts` counts the restarts in a row that were asked for so far; `up_s` is how many seconds the workspace has
+    been up since the last one. Both are None if no restart was ever owed.
     """
 
     status: str | None

@@ -5,7 +5,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class BreakerPolicy:
-    """When too much of the fleet looks dead to believe it."""
+    """When too much of the fleet looks dead to believe it.
+
+    The breaker opens if at least `min_dead` workspaces look dead, and more than `max_dead_fraction` (0 to 1) of those
+    that got an answer. Flips of the last `window_s` seconds count as dead.
+    """
 
     max_dead_fraction: float
     min_dead: int
@@ -24,8 +28,8 @@ class AbsencePolicy:
 class CrashLoopPolicy:
     """How long a workspace that dies again and again waits for its restart.
 
-    The first back-off is `backoff_s` seconds, and each further one is twice as long, until the workspace has been
-    up for `reset_s` seconds.
+    The first back-off is `backoff_s` seconds, and each further one is twice as long. Once the workspace has been up for
+    `reset_s` seconds, the count starts again.
     """
 
     backoff_s: float
@@ -34,7 +38,10 @@ class CrashLoopPolicy:
 
 @dataclass(frozen=True, slots=True)
 class RestartPolicy:
-    """How many restarts one cycle asks for, and when a restart is asked for again."""
+    """How many restarts one cycle asks for, and when a restart is asked for again.
+
+    `retry_s` is the wait after a first refusal, `uncertain_s` the wait after a request without an answer, in seconds.
+    """
 
     per_cycle: int
     retry_s: float

@@ -1,4 +1,4 @@
-"""What one cycle did: the handler's answer, and the source of its metrics."""
+"""What one cycle did: the source of the handler's answer and of its metrics."""
 
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -15,7 +15,7 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Gauges:
-    """How things stand in the database at the end of a cycle; ages in seconds."""
+    """What is open in the database at the end of a cycle, with ages in seconds."""
 
     restarts_pending: int
     restarts_blocked: int
@@ -37,7 +37,7 @@ class Flip:
 
 @dataclass(frozen=True, slots=True)
 class RestartCounts:
-    """What this cycle did about owed restarts (the first four), and how many are open at its end, of which kind."""
+    """Restarts: what this cycle did about them (the first four), and how things stand at its end (the others)."""
 
     accepted: int = 0
     cancelled: int = 0

@@ -1,7 +1,7 @@
-"""AWS calls by boto3 that end by their deadline, whatever a call does.
+"""AWS calls through boto3 that end by their deadline.
 
-botocore's own timeouts are per socket operation, and fixed when a client is made. Its documented `before-send` event
-lets a signed request go out another way, which here is `net.bounded`.
+botocore's own timeouts apply to single socket operations, and are fixed when a client is made. Its documented
+`before-send` event lets a signed request take another way out: here, `net.bounded`.
 https://docs.aws.amazon.com/boto3/latest/guide/events.html
 """
 
@@ -27,33 +27,33 @@ if TYPE_CHECKING:
     from types_boto3_secretsmanager import SecretsManagerClient
 
 BODY_LIMIT = 64 * 1024 * 1024
-# One attempt: the caller decides what is tried again, and when.
+# One attempt: the caller decides what to retry, and when.
 _CONFIG = Config(retries={"mode": "standard", "total_max_attempts": 1})
 
 _Service = Literal["ec2", "rds", "secretsmanager"]
 
 
 class _Call(threading.local):
-    """What holds for the call that is under way on this thread."""
+    """The deadline of the calls on this thread."""
 
     deadline: Deadline | None = None
 
 
 class Aws:
-    """Clients by service, each made when it is first used: making one costs more than a call.
+    """AWS clients, each made on first use, because making one costs more than a call.
 
-    Their calls are bounded, and may only be made inside `within`. They raise what botocore raises, and CallError.
+    Their calls are bounded, and may only be made inside `within`. They raise botocore's exceptions and CallError.
     """
 
     def __init__(self, pools: BoundedPools, *, models: Path, handlers: Mapping[str, Callable[..., None]]) -> None:
-        """Send every call by `pools`. Descriptions of services in `models` win over botocore's own.
+        """Send every call through `pools`. Service models in the directory `models` replace botocore's own.
 
-        `handlers` are registered for botocore's events, by name.
+        `handlers` are registered for botocore's events, by the event's name.
         """
         self._pools = pools
         session = botocore.session.Session()
         session.set_config_variable("data_path", str(models))
-        # Lambda sets both variables; botocore reads the second only.
+        # Lambda sets both variables; botocore reads only the second.
         region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
         if region:
             session.set_config_variable("region", region)
@@ -65,13 +65,13 @@ class Aws:
         self._call = _Call()
 
     def require_region(self) -> None:
-        """Raise SettingsError if nothing says which Region's EC2 to ask."""
+        """Raise SettingsError if no Region is configured."""
         if self._session.region_name is None:
             raise SettingsError("AWS_REGION: not set; expected the Region of the instances, as PROBE is ec2")
 
     @contextlib.contextmanager
     def within(self, deadline: Deadline) -> Iterator[None]:
-        """Have every call that this thread makes inside end by the deadline."""
+        """Make every call on this thread end by the deadline, until the `with` block ends."""
         outer, self._call.deadline = self._call.deadline, deadline
         try:
             yield
@@ -91,13 +91,13 @@ class Aws:
         return cast("RDSClient", self._client("rds"))
 
     def secret_text(self, arn: str, deadline: Deadline) -> str:
-        """Return the text of a secret. Raises what botocore raises, and CallError."""
+        """Return the text of the secret with this ARN. Raises botocore's exceptions and CallError."""
         with self.within(deadline):
             answer = self.secrets_manager().get_secret_value(SecretId=arn)
         return answer.get("SecretString", "")
 
     def database_token(self, host: str, port: int, user: str) -> str:
-        """Return an RDS IAM token in place of a password. It is made here, without a call."""
+        """Return an RDS IAM token to use as the password. It is signed here, without a call."""
         return self.rds().generate_db_auth_token(DBHostname=host, Port=port, DBUsername=user)
 
     def close(self) -> None:
@@ -127,7 +127,7 @@ class Aws:
 
 
 class _Body:
-    """What botocore reads an answer from."""
+    """The raw response, as far as botocore uses it."""
 
     def __init__(self, content: bytes) -> None:
         self._content = content

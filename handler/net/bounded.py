@@ -1,18 +1,15 @@
 """HTTP connections that obey a deadline: the core under requests (`net.http`) and boto3 (`net.aws`).
 
-Timeouts of clients built on sockets, such as urllib3's and requests', start anew with each packet, so a server that
-drips a byte a second holds a call for ever. Here the connection itself cuts every wait from the deadline of the call
-that is under way on its thread. It also notes whether anything was sent: a request that never left is a refusal; one
-that left is uncertain until it is answered.
+The timeouts of urllib3 and requests start again with each packet, so a server that drips one byte a second blocks a
+call for ever. Here the connection itself limits every wait to what is left of its call's deadline. It also notes
+whether anything was sent: a request that never left is refused; one that left is uncertain until it is answered.
 """
 
 import contextlib
-import functools
 import http.client
 import io
 import re
 import socket
-import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,12 +19,13 @@ from typing import Any
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
-from urllib3.util.ssl_ import create_urllib3_context
 
 from handler.deadline import Deadline
 from handler.domain.model import Cause
+from handler.net.connect import connected
+from handler.net.tls import https_context
 
-# Everything that urllib3 and the layers under it raise. requests' exceptions are OSErrors.
+# Everything that urllib3 and the layers below it raise. requests' exceptions are OSErrors.
 FAILURES = (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError, ValueError)
 # RFC 9110, 15.3
 SUCCESS = range(200, 300)
@@ -38,14 +36,14 @@ _SHORTEST_S = 0.001
 
 
 class CallError(Exception):
-    """A call has no answer, or none that may be used.
+    """A call got no usable answer.
 
-    `sent` tells whether the request may have reached the remote. `stale` tells that it went out on a kept-alive
-    connection, which the remote may have given up before the request came.
+    `sent` tells whether the request may have reached the remote. `stale` tells whether it went out on a kept-alive
+    connection that the remote may have closed before.
     """
 
     def __init__(self, cause: Cause, *, sent: bool, stale: bool = False) -> None:
-        """Take the cause, whether the request may have left, and whether the connection may have been stale."""
+        """Take the cause, whether the request may have been sent, and whether the connection may have been stale."""
         super().__init__(cause)
         self.cause = cause
         self.sent = sent
@@ -66,7 +64,7 @@ class OversizeError(ValueError):
 
 
 class _Call(threading.local):
-    """The call that is under way on this thread."""
+    """The call that is running on this thread."""
 
     deadline = Deadline(0)
     sent = False
@@ -77,9 +75,9 @@ _call = _Call()
 
 
 def _seconds_left() -> float:
-    """Return what is left of the call's time.
+    """Return how many seconds this thread's call has left.
 
-    Raises urllib3's TimeoutError: a timeout of any other kind is a broken connection to urllib3.
+    Raises urllib3's TimeoutError: urllib3 takes any other kind for a broken connection.
     """
     left_s = _call.deadline.remaining()
     if left_s <= 0.0:
@@ -89,9 +87,9 @@ def _seconds_left() -> float:
 
 @contextlib.contextmanager
 def call_within(deadline: Deadline, cause_of: Callable[[Exception], Cause]) -> Iterator[urllib3.Timeout]:
-    """Have the one call that is made inside obey the deadline; yield the timeout to make it with.
+    """Make the one call in the `with` block obey the deadline; yield the timeout to pass to it.
 
-    Raises CallError in place of what the call raises; `cause_of` names the cause.
+    Raises CallError instead of the client's exceptions; `cause_of` returns the cause for one of them.
     """
     _call.deadline, _call.sent, _call.reused = deadline, False, True
     try:
@@ -103,11 +101,11 @@ def call_within(deadline: Deadline, cause_of: Callable[[Exception], Cause]) -> I
 
 
 def cause_of(error: Exception) -> Cause:
-    """Return the cause of what urllib3 raised."""
+    """Return the cause for an exception from urllib3."""
     match error:
         case urllib3.exceptions.NameResolutionError():
             return Cause.NAME_LOOKUP_FAILED
-        case urllib3.exceptions.NewConnectionError():  # to urllib3 a kind of timeout
+        case urllib3.exceptions.NewConnectionError():  # a subclass of urllib3's timeout
             return Cause.CONNECTION_REFUSED
         case urllib3.exceptions.TimeoutError() | TimeoutError():
             return Cause.TIMEOUT
@@ -120,7 +118,7 @@ def cause_of(error: Exception) -> Cause:
 
 
 def read_body(response: urllib3.BaseHTTPResponse, limit: int) -> bytes:
-    """Read a body as it came, of at most `limit` bytes. Raises CallError."""
+    """Read a body of at most `limit` bytes, without decoding it. Raises CallError."""
     try:
         content = b""
         while len(content) <= limit:
@@ -134,21 +132,14 @@ def read_body(response: urllib3.BaseHTTPResponse, limit: int) -> bytes:
         raise CallError(cause_of(error), sent=True) from error
 
 
-@functools.cache
-def tls_context() -> ssl.SSLContext:
-    """Return the process's one TLS context. It trusts the system's authorities, which take 30 ms of CPU to load."""
-    context = create_urllib3_context()
-    context.load_default_certs()
-    return context
-
-
 class BoundedPools(urllib3.PoolManager):
     """Pools of kept-alive connections. A call obeys its deadline when it is made inside `call_within`."""
 
-    def __init__(self, *, connections: int) -> None:
-        """Keep up to `connections` idle connections to each host."""
+    def __init__(self, *, connections: int, ca_file: str | None = None) -> None:
+        """Keep up to `connections` idle connections to each host. Trust the authorities in `ca_file`, too."""
         super().__init__(maxsize=connections, retries=False)
-        self.pool_classes_by_scheme = {"http": _HttpPool, "https": _HttpsPool}
+        https_pool: Any = partial(_HttpsPool, ca_file=ca_file)  # urllib3 wants a class, and only calls it
+        self.pool_classes_by_scheme = {"http": _HttpPool, "https": https_pool}
 
     def call(
         self,
@@ -175,7 +166,7 @@ class BoundedPools(urllib3.PoolManager):
         return Answer(response.status, response.headers, read_body(response, body_limit))
 
     def clear(self) -> None:
-        """Close the idle connections now: urllib3 leaves it to the garbage collector."""
+        """Close the idle connections now: urllib3 would leave that to the garbage collector."""
         for pool in [self.pools.get(key) for key in self.pools.keys()]:  # noqa: SIM118 - it cannot be iterated over
             if pool is not None:
                 pool.close()
@@ -190,27 +181,20 @@ class _Bounded(HTTPConnection):
         super().connect()
 
     def _new_conn(self) -> socket.socket:
-        """Try the name's addresses one after the other, and leave the TLS handshake what remains of the time.
+        """Connect in the time that the call has left, and leave the rest of it for the TLS handshake.
 
-        urllib3 gives its whole timeout to each address, and once more to the handshake.
+        urllib3 would give its whole timeout to each address, and again to the handshake.
         """
-        _seconds_left()  # or do not even look the name up
         try:
-            addresses = socket.getaddrinfo(self._dns_host.strip("[]"), self.port, type=socket.SOCK_STREAM)
+            sock = connected(self._dns_host.strip("[]"), self.port, _call.deadline)
         except socket.gaierror as error:
             raise urllib3.exceptions.NameResolutionError(self.host, self, error) from error
-        refusal = OSError("the name has no address")
-        for address in addresses:
-            try:
-                sock = _connected(address, _seconds_left())  # the lookup obeyed no timeout
-            except OSError as error:
-                refusal = error
-            else:
-                sock.settimeout(max(_call.deadline.remaining(), _SHORTEST_S))
-                return sock
-        if isinstance(refusal, TimeoutError):
-            raise urllib3.exceptions.ConnectTimeoutError(self, str(refusal)) from refusal
-        raise urllib3.exceptions.NewConnectionError(self, str(refusal)) from refusal
+        except TimeoutError as error:
+            raise urllib3.exceptions.ConnectTimeoutError(self, str(error)) from error
+        except OSError as error:
+            raise urllib3.exceptions.NewConnectionError(self, str(error)) from error
+        sock.settimeout(max(_call.deadline.remaining(), _SHORTEST_S))
+        return sock
 
     def send(self, data: Any) -> None:
         if self.sock is None:
@@ -228,20 +212,6 @@ class _Bounded(HTTPConnection):
         return super().getresponse()
 
 
-def _connected(address: tuple[Any, ...], timeout_s: float) -> socket.socket:
-    """Connect to an address of getaddrinfo's. Raises OSError."""
-    family, kind, protocol, _, where = address
-    sock = socket.socket(family, kind, protocol)
-    try:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.settimeout(timeout_s)
-        sock.connect(where)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
 class _BoundedHttps(_Bounded, HTTPSConnection):
     pass
 
@@ -253,8 +223,8 @@ class _HttpPool(HTTPConnectionPool):
 class _HttpsPool(HTTPSConnectionPool):
     ConnectionCls = _BoundedHttps
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **{"ssl_context": tls_context()} | options)
+    def __init__(self, *arguments: Any, ca_file: str | None, **options: Any) -> None:
+        super().__init__(*arguments, **{"ssl_context": https_context(ca_file)} | options)
 
 
 class _BoundedResponse(http.client.HTTPResponse):
@@ -264,18 +234,18 @@ class _BoundedResponse(http.client.HTTPResponse):
         self.fp = io.BufferedReader(self._reader)
 
     def begin(self) -> None:
-        """Read status and headers, and refuse broken ones, which http.client makes the best of (RFC 9112, 6.3).
+        """Read status and headers. Refuse broken headers, which http.client would guess at (RFC 9112, 6.3).
 
-        Pass over every interim answer: it settles nothing. http.client passes over 100 only (RFC 9110, 15.2).
+        Skip every interim answer, because it settles nothing. http.client skips only 100 (RFC 9110, 15.2).
         """
         super().begin()
         while self.status in _INTERIM:
-            self.headers = self.msg = None  # type: ignore[assignment]  # as they are before it begins
+            self.headers = self.msg = None  # type: ignore[assignment]  # as `begin` expects them
             super().begin()
         lengths = set(self.headers.get_all("Content-Length", []))
         codings = self.headers.get_all("Transfer-Encoding", [])
         if (
-            self._reader.ended  # before the empty line that ends the headers
+            self._reader.ended  # the connection ended before the headers did
             or self.headers.defects
             or len(lengths) > 1
             or not all(_LENGTH.fullmatch(one) for one in lengths)
@@ -284,7 +254,7 @@ class _BoundedResponse(http.client.HTTPResponse):
             raise http.client.HTTPException("broken headers")
 
     def _read_next_chunk_size(self) -> int:
-        """Refuse a negative size, with which http.client reads on past any limit."""
+        """Refuse a negative size, which would make http.client read past any limit."""
         size: int = super()._read_next_chunk_size()  # type: ignore[misc]  # typeshed leaves it out
         if size < 0:
             raise ValueError
@@ -292,13 +262,13 @@ class _BoundedResponse(http.client.HTTPResponse):
 
 
 class BoundedReader(io.RawIOBase):
-    """Reads from a socket until `deadline`, which may be set anew for the next answer.
+    """Reads from a socket until `deadline`, which may be replaced for the next answer.
 
-    `ended` tells that the other side sends no more.
+    `ended` tells whether the other side has stopped sending.
     """
 
     def __init__(self, raw: io.RawIOBase, sock: socket.socket, deadline: Deadline) -> None:
-        """Read by `raw`, which reads from `sock`."""
+        """Read through `raw`, which reads from `sock`."""
         self._raw, self._sock, self.deadline = raw, sock, deadline
         self.ended = False
 

@@ -1,8 +1,8 @@
-"""HTTP calls by requests, each bounded as a whole: its time from first to last byte, and its body.
+"""HTTP calls through requests. Each is bounded as a whole: its time from first to last byte, and its body's length.
 
-requests brings the session and builds the requests. The connections under it are `net.bounded`'s, so they obey the
-call's deadline. What requests would do beyond the one call that it is asked for is turned off: it follows no redirect
-and reads none's body, retries nothing, keeps no cookies, and looks for no proxy and no netrc.
+requests has the session and builds the requests. The connections below it come from `net.bounded`, so they obey the
+call's deadline. Whatever requests would do beyond the one call is turned off: it follows no redirect and does not read
+its body, retries nothing, keeps no cookies, and uses neither proxies nor netrc.
 """
 
 from collections.abc import Mapping
@@ -22,24 +22,24 @@ USER_AGENT = "instance-state-reconciler"
 
 
 class HttpClient:
-    """A session of its own for one remote. Its connections are kept alive until `close`."""
+    """A session for one remote. Its connections are kept alive until `close`."""
 
-    def __init__(self, *, connections: int) -> None:
-        """Keep up to `connections` idle connections to each host."""
+    def __init__(self, *, connections: int, ca_file: str | None = None) -> None:
+        """Keep up to `connections` idle connections to each host. Trust the authorities in `ca_file`, too."""
         self._session = _Session()
         self._session.trust_env = False
         self._session.headers.clear()
         self._session.headers.update({"User-Agent": USER_AGENT, "Accept-Encoding": "identity"})
         self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
         for scheme in ("http://", "https://"):
-            self._session.mount(scheme, _BoundedAdapter(connections))
+            self._session.mount(scheme, _BoundedAdapter(connections, ca_file))
 
     def get(
         self, url: str, *, params: Mapping[str, str], headers: Mapping[str, str], deadline: Deadline, body_limit: int
     ) -> Answer:
         """Send a GET and read its whole answer, of at most `body_limit` bytes, by the deadline.
 
-        One that met a stale connection is sent once more (RFC 9110, 9.2.2). Raises CallError.
+        If its connection was stale, it is sent once more (RFC 9110, 9.2.2). Raises CallError.
         """
         try:
             response = self._send("GET", url, deadline, headers=headers, params=params)
@@ -50,7 +50,7 @@ class HttpClient:
         return Answer(response.status_code, response.headers, read_body(response.raw, body_limit))
 
     def post(self, url: str, *, json: Mapping[str, Any], headers: Mapping[str, str], deadline: Deadline) -> Answer:
-        """Send a POST once, and return its answer by the deadline. The body of the answer is not read.
+        """Send a POST once, and return its answer by the deadline, with an empty body: the body is not read.
 
         Raises CallError.
         """
@@ -65,32 +65,32 @@ class HttpClient:
     def _send(self, method: str, url: str, deadline: Deadline, **request: Any) -> requests.Response:
         with call_within(deadline, _cause_of) as timeout:
             prepared = self._session.prepare_request(requests.Request(method, url, **request))
-            # requests hands urllib3's timeout on as it is, though its types know numbers only.
+            # requests passes urllib3's timeout on unchanged, although its types allow only numbers.
             options: Any = {"timeout": timeout}
             return self._session.send(prepared, stream=True, allow_redirects=False, **options)
 
 
 class _Session(requests.Session):
-    def get_redirect_target(self, resp: requests.Response) -> str | None:  # noqa: ARG002 - there is none for anybody
-        """Return None: `Session.send` reads the whole body of a redirect, even one that it does not follow."""
+    def get_redirect_target(self, resp: requests.Response) -> str | None:  # noqa: ARG002 - no answer has one
+        """Return None: otherwise `Session.send` reads a redirect's whole body, even if it does not follow it."""
         return None
 
 
 class _BoundedAdapter(HTTPAdapter):
-    def __init__(self, connections: int) -> None:
-        self._connections = connections
+    def __init__(self, connections: int, ca_file: str | None) -> None:
+        self._connections, self._ca_file = connections, ca_file
         super().__init__(max_retries=urllib3.Retry(total=False))
 
     def init_poolmanager(self, *_: object, **__: object) -> None:
-        """Take the bounded pools in place of requests' own."""
-        self.poolmanager = BoundedPools(connections=self._connections)
+        """Use the bounded pools instead of requests' own."""
+        self.poolmanager = BoundedPools(connections=self._connections, ca_file=self._ca_file)
 
     def cert_verify(self, *_: object, **__: object) -> None:
         """Leave the pools' TLS context alone: requests would load certifi's authorities for each connection."""
 
 
 def _cause_of(error: Exception) -> Cause:
-    """Return the cause of what requests raised. Without retries it passes some of urllib3's exceptions on."""
+    """Return the cause for an exception from requests, or from urllib3, some of which requests passes on."""
     match error:
         case requests.exceptions.SSLError():
             return Cause.TLS_FAILED

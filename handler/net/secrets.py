@@ -1,71 +1,108 @@
-"""Secrets, fetched when they are needed and cached for five minutes at most.
+"""Secrets, fetched when needed and cached for five minutes; for an hour while Secrets Manager is away.
 
 A secret may be rotated while the process is warm, so a caller whose login is refused asks for a `fresh` one.
 """
 
 import contextlib
 import json
-import re
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import botocore.exceptions
 
 from handler.deadline import Deadline
 from handler.errors import SecretError
+from handler.net.aws_errors import code_of, is_server_error, is_throttling
 from handler.net.bounded import CallError
 from handler.settings import Remote, header_safe
+from handler.telemetry import logger
 
 CACHED_SECONDS = 300
-# What may be shown of an error that AWS, or what answers in its place, sends.
-ERROR_CODE = re.compile(r"[A-Za-z.]{1,60}")
+# So long after its last fetch a secret serves on if Secrets Manager cannot be reached. It is asked again now and then,
+# and must not use up the cycle's time.
+KEPT_SECONDS = 3600
+RETRY_SECONDS = 60
+RETRY_TIMEOUT_SECONDS = 2.0
 
 # Fetches the text of a secret by its ARN, within the deadline.
 Fetch = Callable[[str, Deadline], str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Cached:
+    """A secret, when it was fetched, and when and why the last attempt to fetch it anew did not get through."""
+
+    secret: Mapping[str, Any]
+    fetched_at: float
+    failed_at: float = float("-inf")
+    failure: str = ""
+
+
+class _AwayError(SecretError):
+    """Secrets Manager could not be asked, or could not answer: that says nothing about the secret."""
 
 
 class Secrets:
     """The secrets of one process, by ARN."""
 
     def __init__(self, fetch: Fetch, clock: Callable[[], float] = time.monotonic) -> None:
-        """Use `fetch` for what is not cached, and `clock` (in seconds) for the age of what is."""
+        """Use `fetch` for secrets that are not cached, and `clock` (in seconds) for the age of those that are."""
         self._fetch = fetch
         self._clock = clock
-        self._cached: dict[str, tuple[float, Mapping[str, Any]]] = {}
+        self._cached: dict[str, _Cached] = {}
 
     def read(self, arn: str, variable: str, deadline: Deadline, *, fresh: bool = False) -> Mapping[str, Any]:
-        """Return the JSON object in the secret that `variable` names.
+        """Return the JSON object in the secret `arn`; with `fresh`, never the cached one.
 
-        Raises SecretError, which names the variable and nothing of the content.
+        Raises SecretError. It names the setting `variable` that the ARN came from, and never shows the content.
         """
-        if not fresh and arn in self._cached:
-            fetched_at, cached = self._cached[arn]
-            if self._clock() - fetched_at < CACHED_SECONDS:
-                return cached
+        now, cached = self._clock(), self._cached.get(arn)
+        if cached is None or now - cached.fetched_at >= KEPT_SECONDS:
+            return self._fetched(arn, variable, deadline)
+        if now - cached.fetched_at < CACHED_SECONDS and not fresh:
+            return cached.secret
+        if now - cached.failed_at >= RETRY_SECONDS:
+            try:
+                return self._fetched(arn, variable, deadline.within(RETRY_TIMEOUT_SECONDS))
+            except _AwayError as error:
+                cached = replace(cached, failed_at=self._clock(), failure=str(error))
+                self._cached[arn] = cached
+                logger.warning("secret not renewed", reason="the last one serves on", error=str(error))
+        if fresh:
+            raise SecretError(cached.failure)
+        return cached.secret
+
+    def _fetched(self, arn: str, variable: str, deadline: Deadline) -> Mapping[str, Any]:
+        """Fetch a secret and keep it. Forget the last one, unless Secrets Manager is away. Raises SecretError."""
         try:
             secret: Any = json.loads(self._fetch(arn, deadline))
         except botocore.exceptions.ClientError as error:
-            code = str(error.response.get("Error", {}).get("Code") or "")
-            why = code if ERROR_CODE.fullmatch(code) else "an error without a proper code"
-            raise SecretError(f"{variable}: the secret cannot be fetched: {why}") from None
+            why = code_of(error) or "an error without a proper code"
+            refusal = f"{variable}: the secret cannot be fetched: {why}"
+            if is_throttling(error) or is_server_error(error):
+                raise _AwayError(refusal) from None
+            self._cached.pop(arn, None)
+            raise SecretError(refusal) from None
         except (botocore.exceptions.BotoCoreError, CallError) as error:
             why = error.cause if isinstance(error, CallError) else type(error).__name__
-            raise SecretError(f"{variable}: the secret cannot be fetched: {why}") from None
+            raise _AwayError(f"{variable}: the secret cannot be fetched: {why}") from None
         except (ValueError, RecursionError):
             secret = None
         if not isinstance(secret, dict):
+            self._cached.pop(arn, None)
             raise SecretError(f"{variable}: the secret is not text that holds a JSON object")
-        self._cached[arn] = (self._clock(), secret)
+        self._cached[arn] = _Cached(secret, self._clock())
         return secret
 
 
 class Tokens:
-    """The tokens of an HTTP system for one cycle, from its secret or from variables of their own."""
+    """The tokens of an HTTP system for one cycle, from its secret or from the environment."""
 
     def __init__(self, remote: Remote, variable: str, secrets: Secrets) -> None:
-        """Read those of `remote`, whose secret `variable` names."""
+        """Read the tokens of `remote`. Errors name the setting `variable`, which refers to its secret."""
         self._remote = remote
         self._variable = variable
         self._secrets = secrets
@@ -73,9 +110,9 @@ class Tokens:
         self._renewed: Mapping[str, str] | None = None
 
     def renew(self, refused: Mapping[str, str], deadline: Deadline) -> Mapping[str, str]:
-        """Return the tokens to use in place of the refused ones, which are the same if there are no others.
+        """Return the tokens to use instead of the refused ones: the same, if there are no others.
 
-        The secret is fetched anew once, however many are refused at the same time.
+        The secret is fetched again only once, no matter how many calls are refused.
         """
         with self._renewing:
             if self._renewed is None:
@@ -100,7 +137,7 @@ class Tokens:
 
 
 def text_field(secret: Mapping[str, Any], field: str, variable: str) -> str | None:
-    """Return a field of a secret, None when it is missing or empty. Raises SecretError."""
+    """Return a field of a secret as text, or None if it is missing or empty. Raises SecretError."""
     value = secret.get(field)
     if value is None or value == "":
         return None

@@ -19,7 +19,7 @@ class Answer(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """The answer, the HTTP status or failure behind it, and the seconds that the platform asked to wait."""
+    """The answer, the HTTP status or failure behind it, and for how many seconds the platform asks us to wait."""
 
     answer: Answer
     reason: Failure
@@ -27,8 +27,8 @@ class Reply:
 
 
 class Platform(Protocol):
-    """Who restarts a workspace."""
+    """The platform, as the restarts need it."""
 
     def restart(self, restart: Restart, deadline: Deadline) -> Reply:
-        """Ask once for the owed restart, and wait for the answer by the deadline."""
+        """Ask once for an owed restart; return the answer, which is UNCERTAIN if none comes by the deadline."""
         ...

@@ -17,16 +17,27 @@ from handler.net.secrets import Tokens
 from handler.restarts import Answer, Reply
 
 LONGEST_RETRY_AFTER_SECONDS = 86_400.0
+# Of these the platform's own come before it has begun (500), or say that it cannot (503). Any other is a gateway's that
+# gave up, like 408, while the platform may be at work.
+_SERVER_ERRORS = range(500, 600)
+_REFUSING_SERVER_ERRORS = (HTTPStatus.INTERNAL_SERVER_ERROR, HTTPStatus.SERVICE_UNAVAILABLE)
+_MAY_ASK_TO_WAIT = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
 
 
 class HttpPlatform:
-    """Asks for restarts. Nothing of what it is told gets out except as a Reply."""
+    """Asks for restarts over HTTP. Nothing from the platform's answers gets out except as a Reply."""
 
-    def __init__(self, base_url: str, org_id: str | None, tokens: Tokens, deadline: Deadline) -> None:
-        """Ask the platform at `base_url`. Fetches the token by the deadline; raises SecretError."""
+    def __init__(
+        self, base_url: str, org_id: str | None, tokens: Tokens, deadline: Deadline, *, ca_file: str | None = None
+    ) -> None:
+        """Ask the platform at `base_url`. Fetches the token by the deadline; raises SecretError.
+
+        The authorities in `ca_file` are trusted, too.
+        """
         self._base_url = base_url
         self._org_id = org_id
         self._tokens = tokens
+        self._ca_file = ca_file
         self._used = tokens.read(deadline)
 
     def restart(self, restart: Restart, deadline: Deadline) -> Reply:
@@ -45,9 +56,9 @@ class HttpPlatform:
             headers["Authorization"] = f"Bearer {token}"
         if self._org_id:
             headers["X-Molecule-Org-Id"] = self._org_id
-        # A connection of its own: on a kept-alive one that the platform has just closed, a request
+        # A new connection for each call: on a kept-alive one that the platform has just closed, a request
         # that was never read would count as uncertain.
-        client = HttpClient(connections=1)
+        client = HttpClient(connections=1, ca_file=self._ca_file)
         try:
             answer = client.post(
                 f"{self._base_url}/workspaces/{restart.workspace_id}/restart",
@@ -71,14 +82,16 @@ def _reply(status: int, headers: Mapping[str, str]) -> Reply:
         return Reply(Answer.ACCEPTED, _status(status))
     if status == HTTPStatus.CONFLICT:
         return Reply(Answer.BLOCKED, _status(status))
-    wait_s = _retry_after(headers) if status == HTTPStatus.TOO_MANY_REQUESTS else None
+    if status == HTTPStatus.REQUEST_TIMEOUT or (status in _SERVER_ERRORS and status not in _REFUSING_SERVER_ERRORS):
+        return Reply(Answer.UNCERTAIN, _status(status))
+    wait_s = _retry_after(headers) if status in _MAY_ASK_TO_WAIT else None
     return Reply(Answer.REFUSED, _status(status), wait_s)
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
     """Return the seconds that a Retry-After header asks for: a number or a date (RFC 9110, 10.2.3).
 
-    A date is read by the clock that wrote it, which the header Date tells: ours may differ.
+    A date is compared with the platform's own clock, as in the header Date, because ours may differ.
     """
     value = headers.get("Retry-After", "")
     if value.isascii() and value.isdecimal():

@@ -19,10 +19,10 @@ __all__ = ["Claim", "FlipPolicy", "Flipped", "Flips", "Holds", "Restarts", "Sele
 
 
 class Store:
-    """The database as one cycle sees it. Every method of its parts raises StoreError."""
+    """The database as one cycle sees it. Every method, also of its parts, may raise StoreError."""
 
     def __init__(self, session: Session, cycle_id: str) -> None:
-        """Act in the name of `cycle_id`, a UUID."""
+        """Act for the cycle `cycle_id`, a UUID."""
         self._session = session
         self.lease = Lease(session, cycle_id)
         self.candidates = Candidates(session)
@@ -36,5 +36,5 @@ class Store:
         check_rights(self._session, deadline, to_apply=to_apply)
 
     def gauges(self, deadline: Deadline) -> Gauges:
-        """Return what is open, and how old it is."""
+        """Return what is open at the end of a cycle, and how old it is."""
         return read_gauges(self._session, deadline)

@@ -11,7 +11,7 @@ from handler.domain.policy import CrashLoopPolicy
 from handler.errors import StoreError
 from handler.store.holds import on_hold
 from handler.store.lease import LEASE_IS_OURS, Lease
-from handler.store.session import Session, Transaction
+from handler.store.session import LOCK_WAIT_SECONDS, Session, Transaction
 
 SOURCE = "instance-state-reconciler"
 
@@ -21,7 +21,7 @@ SELECT status::text, instance_id, runtime,
        OR COALESCE(last_heartbeat_at > CAST(:selected_at AS timestamptz), false)
        OR COALESCE(last_heartbeat_at > clock_timestamp() - make_interval(secs => :fresh_s), false),
        {on_hold("workspaces.id")}, restarts, up_s
-FROM workspaces LEFT JOIN LATERAL (
+FROM platform.workspaces LEFT JOIN LATERAL (
     SELECT streak + CASE WHEN asked_at IS NULL THEN 0 ELSE 1 END AS restarts,
            CAST(extract(epoch FROM now() - CASE
                WHEN outcome = 'accepted' THEN COALESCE(watch_ended_at, now()) ELSE COALESCE(closed_at, asked_at, now())
@@ -32,16 +32,22 @@ WHERE workspaces.id = CAST(:id AS uuid)
 """  # noqa: S608 - put together from constants
 _LOCKED_ROW = _CURRENT_ROW + " FOR NO KEY UPDATE OF workspaces NOWAIT"
 
-# The row was up again, so an older restart is settled. If the platform was asked about this very instance not long ago,
-# it may still be at it, and must not be asked again too soon. A hold may have been placed between the re-read's
-# snapshot and its lock; under the lock none can be placed.
+# The row was up again, so an older open restart is cancelled. If the platform was asked to restart this same instance
+# before, it may still be working on it: the new restart is due no earlier than the old one was.
+# The hold is checked again, because one may have been placed between the re-read's snapshot and its lock. Under the
+# lock, none can be placed.
+#
+# row_security is off for this statement: PostgreSQL has planned it by the time the condition turns row_security on.
+# That is for the functions of the platform's triggers. They may use tables whose policies do not concern us, and
+# PostgreSQL would refuse them.
 _FLIP = f"""
 WITH flipped AS (
-    UPDATE workspaces SET status = 'offline', updated_at = now()
+    UPDATE platform.workspaces SET status = 'offline', updated_at = now()
     WHERE id = CAST(:id AS uuid) AND {LEASE_IS_OURS} AND NOT {on_hold("workspaces.id")}
+      AND set_config('row_security', 'on', true) = 'on'
     RETURNING id, status
 ), event AS (
-    INSERT INTO structure_events (event_type, workspace_id, payload)
+    INSERT INTO platform.structure_events (event_type, workspace_id, payload)
     SELECT 'WORKSPACE_OFFLINE', id, CAST(:payload AS jsonb) FROM flipped
 ), superseded AS (
     UPDATE reconciler.restarts SET closed_at = now(), outcome = 'cancelled'
@@ -64,10 +70,10 @@ _HOLD = "SELECT " + on_hold("CAST(:id AS uuid)")
 
 @dataclass(frozen=True, slots=True)
 class FlipPolicy:
-    """What the re-read row is judged by.
+    """What the flip judges the re-read row by.
 
-    `selected_at` is the database's text for when the candidates were selected. A heartbeat younger than
-    `heartbeat_fresh_s` seconds prevents the flip.
+    `selected_at` is the time of the SELECT, as the database's own text. A heartbeat younger than `heartbeat_fresh_s`
+    seconds prevents the flip.
     """
 
     selected_at: str
@@ -77,7 +83,7 @@ class FlipPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Flipped:
-    """What a flip left: the crash loop that its restart waits for, and the older restarts that it cancelled."""
+    """A flip, done or rehearsed: the crash loop that its restart is in, and the older restarts that it cancelled."""
 
     crash_loop: CrashLoop
     superseded: tuple[Restart, ...] = ()
@@ -87,18 +93,19 @@ class Flips:
     """The flip, for one row at a time. Every method raises StoreError."""
 
     def __init__(self, session: Session, cycle_id: str, lease: Lease) -> None:
-        """Flip in the name of `cycle_id`, a UUID, as long as its `lease` is its own."""
+        """Flip for the cycle `cycle_id`, a UUID, as long as the lease is ours."""
         self._session = session
         self._cycle_id = cycle_id
         self._lease = lease
 
     def flip(self, deadline: Deadline, sighting: Sighting, policy: FlipPolicy) -> Flipped | SkipReason:
-        """Set the workspace offline if its row still says what was probed; return why not, if not.
+        """Take the workspace offline, unless something in its row forbids it; then return the reason.
 
-        It is one transaction: it locks the row without waiting, reads it again, judges it, and only then writes it,
-        with the event and the owed restart. Raises RowLockedError, LeaseLostError.
+        All in one transaction: lock the row without waiting, read it again, judge it, and only then write the row, the
+        event and the owed restart. It waits only briefly for a lock on an older restart: the platform may want the row.
+        Raises RowLockedError, LeaseLostError.
         """
-        with self._session.transaction(deadline) as transaction:
+        with self._session.transaction(deadline, lock_wait_s=LOCK_WAIT_SECONDS) as transaction:
             row = _judged(transaction, _LOCKED_ROW, sighting.workspace, policy)
             if isinstance(row, SkipReason):
                 return row
@@ -112,16 +119,17 @@ class Flips:
                 streak=loop.streak,
                 backoff_s=loop.backoff_s or None,
             )
-            if not written:
+            if not written:  # the lease was lost, or a hold was placed
                 self._lease.require(transaction)
                 if transaction.run(_HOLD, id=sighting.workspace.id)[0][0]:
                     return SkipReason.ON_HOLD
             if not written or written[0][0] != "offline":
                 raise StoreError("the flip was not written, without an error: does a trigger or a rule change updates?")
+            # One row for each cancelled restart; if there was none, one row without a restart.
             return Flipped(loop, tuple(Restart(*older) for _, *older in written if older[0] is not None))
 
     def would_flip(self, deadline: Deadline, sighting: Sighting, policy: FlipPolicy) -> Flipped | SkipReason:
-        """Return what `flip` would, without a lock and without a trace: for dry runs."""
+        """Return what `flip` would return. For dry runs: takes no lock and writes nothing."""
         with self._session.transaction(deadline, read_only=True) as transaction:
             row = _judged(transaction, _CURRENT_ROW, sighting.workspace, policy)
         return row if isinstance(row, SkipReason) else Flipped(crash_loop(row, policy.crash_loop))
@@ -139,7 +147,7 @@ class Flips:
 
 
 def _judged(transaction: Transaction, query: str, workspace: Workspace, policy: FlipPolicy) -> CurrentRow | SkipReason:
-    """Read the row again; return it, or what it says against a flip."""
+    """Read the row again; return it, or the reason not to flip it."""
     rows = transaction.run(
         query,
         id=workspace.id,

@@ -1,10 +1,10 @@
-"""How things stand at the end of a cycle. Reads no table of the platform's, which may be locked."""
+"""The figures at the end of a cycle. Reads only our own tables, because the platform's may be locked."""
 
 from handler.deadline import Deadline
 from handler.domain.report import Gauges
 from handler.store.session import Session
 
-# A platform takes minutes to provision. If a workspace is not back by then, somebody has to look.
+# Provisioning takes minutes. If a workspace is not back after this time, somebody has to look.
 RECOVERY_SECONDS = 900
 
 _GAUGES = """
@@ -31,7 +31,7 @@ FROM owed
 
 
 def read_gauges(session: Session, deadline: Deadline) -> Gauges:
-    """Return what is open, and how old it is. Raises StoreError."""
+    """Return what is open, and how old it is in seconds. Raises StoreError."""
     with session.transaction(deadline, read_only=True) as transaction:
         (figures,) = transaction.run(_GAUGES, recovery_s=RECOVERY_SECONDS)
     pending, blocked, backing_off, unrecovered, oldest_s, coverage_s, on_hold = figures

@@ -1,4 +1,4 @@
-"""Workspaces that are exempt for a while, by order of a person."""
+"""Holds: workspaces that a person has exempted for a while."""
 
 from collections.abc import Sequence
 
@@ -14,16 +14,19 @@ FROM unnest(CAST(:ids AS uuid[])) AS placed (workspace_id)
 ON CONFLICT (workspace_id) DO UPDATE
 SET reason = EXCLUDED.reason, began_at = now(), ends_at = EXCLUDED.ends_at
 """
-_END = "DELETE FROM reconciler.holds WHERE workspace_id = ANY (CAST(:ids AS uuid[])) OR ends_at <= now()"
+_END = "DELETE FROM reconciler.holds WHERE workspace_id = ANY (CAST(:ids AS uuid[]))"
 _END_BACKOFF = """
 UPDATE reconciler.restarts SET streak = 0, backoff_until = NULL
 WHERE workspace_id = ANY (CAST(:ids AS uuid[])) AND (streak > 0 OR backoff_until IS NOT NULL)
 """
 _ACTIVE = """
 SELECT workspace_id::text, reason, to_char(ends_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"')
-FROM reconciler.holds WHERE ends_at > now() ORDER BY ends_at, workspace_id
+FROM reconciler.holds WHERE ends_at > now() ORDER BY ends_at, holds.workspace_id
 """
-_LOCK_ROWS = "SELECT id::text FROM workspaces WHERE id = ANY (CAST(:ids AS uuid[])) ORDER BY id FOR NO KEY UPDATE"
+_LOCK_ROWS = """
+SELECT id::text FROM platform.workspaces WHERE id = ANY (CAST(:ids AS uuid[]))
+ORDER BY workspaces.id FOR NO KEY UPDATE
+"""
 _LOCK_RESTARTS = """
 SELECT FROM reconciler.restarts WHERE workspace_id = ANY (CAST(:ids AS uuid[])) AND closed_at IS NULL
 ORDER BY id FOR UPDATE
@@ -50,7 +53,7 @@ class Holds:
     def place(self, deadline: Deadline, workspace_ids: Sequence[str], *, reason: str, lasts_s: float) -> list[Hold]:
         """Put the workspaces on hold for `lasts_s` seconds from now, and return all active holds.
 
-        Waits for a flip or a claim that is under way: once it returns, none begins. It places all holds or none:
+        Waits for a flip or claim that is under way. Once it returns, no new one begins. It places all holds or none:
         raises RequestError if a workspace does not exist.
         """
         with self._session.transaction(deadline) as transaction:

@@ -1,41 +1,23 @@
-"""What has to be there, and what the role has to be allowed, before a cycle begins."""
+"""Checks before a cycle: are the tables there, and does the role have its rights?"""
 
 from collections.abc import Sequence
 
 from handler.deadline import Deadline
 from handler.errors import RightsMissingError, SchemaMissingError
 from handler.store.session import Session, Transaction
+from handler.store.tables import RIGHTS_TO_APPLY, RIGHTS_TO_READ, Rights
+from handler.store.transaction import missing_tables
 
-# Table, column (None for the whole table) and right.
-Rights = Sequence[tuple[str, str | None, str]]
-
-# The schema's version that this code needs; infra/schema.sql installs it. Any newer one will do.
+# The schema version that this code needs. infra/schema.sql installs it; a newer one will do.
 SCHEMA_VERSION = 1
 
 _SCHEMA_FILE = "infra/schema.sql"
-_OWN_TABLES = ("schema_version", "lease", "coverage", "absences", "restarts", "holds")
-
-_RIGHTS_TO_READ = (
-    *(("workspaces", one, "SELECT") for one in ("id", "status", "runtime", "instance_id", "last_heartbeat_at")),
-    *((f"reconciler.{table}", None, "SELECT") for table in _OWN_TABLES),
-)
-RIGHTS_TO_APPLY = (
-    *_RIGHTS_TO_READ,
-    *(("workspaces", one, "UPDATE") for one in ("status", "updated_at")),
-    *(("structure_events", one, "INSERT") for one in ("event_type", "workspace_id", "payload")),
-    ("reconciler.coverage", None, "UPDATE"),
-    *(
-        (f"reconciler.{table}", None, right)
-        for table in ("lease", "absences", "restarts", "holds")
-        for right in ("INSERT", "UPDATE", "DELETE")
-    ),
-)
 
 
 def check_rights(session: Session, deadline: Deadline, *, to_apply: bool) -> None:
-    """Raise SchemaMissingError or RightsMissingError if a cycle would stumble half-way."""
+    """Raise SchemaMissingError or RightsMissingError if a cycle would fail half-way."""
     with session.transaction(deadline, read_only=True) as transaction:
-        rights = RIGHTS_TO_APPLY if to_apply else _RIGHTS_TO_READ
+        rights = RIGHTS_TO_APPLY if to_apply else RIGHTS_TO_READ
         _require_own_schema(transaction)
         _require_tables(transaction, sorted({table for table, _, _ in rights}))
         lacking = lacking_rights(transaction, rights)
@@ -82,36 +64,38 @@ def _lacking(rights: Sequence[str]) -> RightsMissingError:
 
 
 def _require_tables(transaction: Transaction, tables: Sequence[str]) -> None:
-    missing = [
-        name
-        for name, known in transaction.run(
-            "SELECT name, to_regclass(name) IS NOT NULL FROM unnest(CAST(:names AS text[])) AS names (name)",
-            names=list(tables),
-        )
-        if not known
-    ]
+    rows = transaction.run(
+        "SELECT name FROM unnest(CAST(:names AS text[]), CAST(:located AS text[])) AS tables (name, located)"
+        " WHERE to_regclass(located) IS NULL",
+        names=list(tables),
+        located=[transaction.located(table) for table in tables],
+    )
+    missing = [name for (name,) in rows]
+    own = [name for name in missing if name.startswith("reconciler.")]
+    if own:
+        raise SchemaMissingError(f"the database has no table {', '.join(own)}: run {_SCHEMA_FILE}")
     if missing:
-        own = all(name.startswith("reconciler.") for name in missing)
-        remedy = f"run {_SCHEMA_FILE}" if own else "is this the platform's database?"
-        raise SchemaMissingError(f"the database has no table {', '.join(missing)}: {remedy}")
+        raise missing_tables(missing)
 
 
 def lacking_rights(transaction: Transaction, rights: Rights, *, role: str | None = None) -> list[str]:
-    """Return, in words, which of the rights the role (the session's own by default) does not have.
+    """Return in words which of the rights the role lacks (by default, the session's own role).
 
-    On a table that does not exist nobody has any.
+    On a table that does not exist, it lacks all of them.
     """
     rows = transaction.run(
         """
-        SELECT needed, field, name FROM unnest(CAST(:tables AS text[]), CAST(:fields AS text[]),
-                                               CAST(:rights AS text[])) AS asked (name, field, needed),
-                                        COALESCE(CAST(:role AS name), current_user) AS grantee
-        WHERE CASE WHEN to_regclass(name) IS NULL THEN true
-                   WHEN field IS NULL THEN NOT has_table_privilege(grantee, to_regclass(name), needed)
-                   ELSE NOT has_column_privilege(grantee, to_regclass(name), field, needed) END
+        SELECT needed, field, name
+        FROM unnest(CAST(:tables AS text[]), CAST(:located AS text[]), CAST(:fields AS text[]), CAST(:rights AS text[]))
+                 AS asked (name, located, field, needed),
+             COALESCE(CAST(:role AS name), current_user) AS grantee
+        WHERE CASE WHEN to_regclass(located) IS NULL THEN true
+                   WHEN field IS NULL THEN NOT has_table_privilege(grantee, to_regclass(located), needed)
+                   ELSE NOT has_column_privilege(grantee, to_regclass(located), field, needed) END
         """,
         role=role,
         tables=[table for table, _, _ in rights],
+        located=[transaction.located(table) for table, _, _ in rights],
         fields=[field for _, field, _ in rights],
         rights=[right for _, _, right in rights],
     )

@@ -1,14 +1,17 @@
-"""The connection to PostgreSQL: made, verified, kept warm, and bounded in time. It knows no table.
+"""The connection to PostgreSQL: made, verified, kept warm, and bounded in time.
 
 Nothing here outlives a transaction on the server (`SET LOCAL` only), so it works behind RDS Proxy and PgBouncer's
-transaction pooling.
+transaction pooling. transaction.py says how a transaction begins.
 """
 
 import contextlib
 import io
+import math
 import re
+import socket
 import ssl
-from collections.abc import Callable, Iterator
+import struct
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -20,60 +23,46 @@ from handler.deadline import Deadline
 from handler.errors import (
     ConnectionLostError,
     LoginRefusedError,
-    RightsMissingError,
-    RowLockedError,
-    SchemaMissingError,
     SecretError,
     SettingsError,
+    StandbyError,
     StoreError,
     shown,
 )
 from handler.net.bounded import BoundedReader
+from handler.net.connect import connected
 from handler.net.secrets import Secrets, text_field
+from handler.net.tls import postgres_context
 from handler.settings import IAM, Database
+from handler.store.row_security import require_every_row
+from handler.store.sqlstate import FEATURE_NOT_SUPPORTED, explained
+from handler.store.transaction import STANDBY, Begun, Rows, Transaction, begin, begun
 
-Rows = list[Any]
+__all__ = ["LOCK_WAIT_SECONDS", "Session", "Transaction"]
+
+# How long somebody else's lock on a row of our own tables is waited for, where it cannot be passed over. Other cycles
+# and orders take milliseconds; whoever has one for longer has it for minutes.
+LOCK_WAIT_SECONDS = 0.5
 
 _VARIABLE = "DATABASE_SECRET_ARN"
 _CONNECT_SECONDS = 10.0
-# How much longer than the server the client waits, so that it hears that the server gave up.
+# The client waits this much longer than the server, so that it hears that the server gave up.
 _GRACE_SECONDS = 0.3
-# A warm connection may be dead: finding out must leave most of the time for making another.
+# A warm connection may be dead. Finding out must leave time to make another.
 _WARM_SECONDS = 3.0
 _READ_BYTES = 64 * 1024
 _PORT = re.compile(r"[0-9]{1,5}")
-
-# https://www.postgresql.org/docs/current/errcodes-appendix.html
-_ERROR_OF_SQLSTATE: dict[str, tuple[type[StoreError], str]] = {
-    "28000": (LoginRefusedError, ""),
-    "28P01": (LoginRefusedError, ""),
-    "3F000": (SchemaMissingError, "run infra/schema.sql"),
-    "42P01": (SchemaMissingError, "run infra/schema.sql"),
-    "42703": (SchemaMissingError, "run infra/schema.sql"),
-    "42501": (RightsMissingError, "run infra/grants.sql"),
-    "55P03": (RowLockedError, ""),
-    "57P01": (ConnectionLostError, ""),
-    "25P03": (ConnectionLostError, ""),
-}
-
-
-class Transaction:
-    """An open transaction, as its user sees it."""
-
-    def __init__(self, run: Callable[..., Rows]) -> None:
-        """Run statements by `run(sql, **parameters)`."""
-        self._run = run
-
-    def run(self, sql: str, **parameters: Any) -> Rows:
-        """Run one statement and return its rows. Raises StoreError."""
-        return self._run(sql, **parameters)
+_LENGTH = struct.Struct("!i")
 
 
 class _Connection(pg8000.native.Connection):  # type: ignore[misc]  # pg8000 has no types
     """A connection that obeys a deadline once it is made, and leaves nothing open behind it.
 
     pg8000 has no public way to change a connection's timeout, and a timeout per packet would not bound an answer that
-    drips in. So this uses pg8000's private parts: its version is pinned, and the tests drip.
+    drips in. So this uses private parts of pg8000: its version is pinned, and tests let a server drip.
+
+    Each transaction asks for UTF-8. A database without an encoding (SQL_ASCII) sends whatever bytes it has. Bytes
+    that are not UTF-8 become lone surrogates, which no instance id contains, so they affect only their own row.
     """
 
     _sock: Any
@@ -85,13 +74,32 @@ class _Connection(pg8000.native.Connection):  # type: ignore[misc]  # pg8000 has
         self._sock.close()
         self._sock = io.BufferedRWPair(self._reader, self._usock.makefile("wb", buffering=0), _READ_BYTES)
 
+    def handle_PARAMETER_STATUS(self, data: bytes, context: Any) -> None:  # noqa: N802 - pg8000's name
+        """Note a setting that the server reports. The encoding stays UTF-8, whatever the session had."""
+        super().handle_PARAMETER_STATUS(data, context)
+        self._client_encoding = "utf8"
+
+    def handle_DATA_ROW(self, data: bytes, context: Any) -> None:  # noqa: N802 - pg8000's name
+        """Read one row as pg8000 does, but accept bytes that are not UTF-8."""
+        row: list[Any] = []
+        index = 2
+        for convert in context.input_funcs:
+            (length,) = _LENGTH.unpack_from(data, index)
+            index += _LENGTH.size
+            if length < 0:
+                row.append(None)
+                continue
+            row.append(convert(str(data[index : index + length], "utf-8", "surrogateescape")))
+            index += length
+        context.rows.append(row)
+
     def obey(self, deadline: Deadline) -> None:
-        """Have the next statement end, or raise TimeoutError, by the deadline."""
+        """Make the next statement end by the deadline, or raise TimeoutError."""
         self._reader.deadline = deadline
         self._usock.settimeout(deadline.remaining())
 
     def close(self) -> None:
-        """Say goodbye and close everything: pg8000, which calls this too, would leave its stream open."""
+        """Say goodbye and close everything: pg8000, which also calls this, would leave its stream open."""
         stream = self._sock
         try:
             super().close()
@@ -107,7 +115,7 @@ class _Connection(pg8000.native.Connection):  # type: ignore[misc]  # pg8000 has
 
 
 class Session:
-    """One connection, kept from one invocation to the next, and made anew when it is broken."""
+    """One connection, kept from one invocation to the next, and replaced when it breaks."""
 
     def __init__(self, database: Database, secrets: Secrets, token: Callable[[str, int, str], str]) -> None:
         """Log in as `database` says; `token(host, port, user)` makes an IAM token."""
@@ -117,14 +125,30 @@ class Session:
         self._connection: _Connection | None = None
 
     @contextlib.contextmanager
-    def transaction(self, deadline: Deadline, *, read_only: bool = False) -> Iterator[Transaction]:
+    def transaction(
+        self,
+        deadline: Deadline,
+        *,
+        read_only: bool = False,
+        every_row: bool = True,
+        lock_wait_s: float = math.inf,
+    ) -> Iterator[Transaction]:
         """Open a transaction that ends by the deadline, committed as a whole or not at all.
 
-        Raises StoreError, SecretError, SettingsError.
+        A statement that waits for a lock for longer than `lock_wait_s` seconds raises RowLockedError.
+        With `every_row`, it is refused if row-level security could hide any row of its tables. Raises StoreError,
+        SecretError, SettingsError.
         """
-        self._begin(deadline, read_only=read_only)
+        beginning = self._begin(deadline, read_only=read_only, lock_wait_s=lock_wait_s)
+        transaction = Transaction(lambda sql, **parameters: self._run(deadline, sql, **parameters), beginning.schemas)
         try:
-            yield Transaction(lambda sql, **parameters: self._run(deadline, sql, **parameters))
+            if beginning.row_security and every_row:
+                require_every_row(transaction, read_only=read_only)
+                transaction.run("SET LOCAL row_security = on")
+            yield transaction
+            if beginning.row_security and every_row:
+                # Nobody can change the policies of the tables that the transaction has used until it ends.
+                require_every_row(transaction, read_only=read_only)
             self._run(deadline, "COMMIT")
         except BaseException:
             self._roll_back()
@@ -136,26 +160,36 @@ class Session:
         if connection is not None:
             connection.hang_up()
 
-    def _begin(self, deadline: Deadline, *, read_only: bool) -> None:
-        if deadline.over():
-            raise StoreError("no time is left for the transaction")
-        milliseconds = max(1, int(deadline.remaining() * 1000))
-        begin = (
-            f"BEGIN ISOLATION LEVEL READ COMMITTED, READ {'ONLY' if read_only else 'WRITE'};"
-            f" SET LOCAL statement_timeout = {milliseconds};"
-            f" SET LOCAL lock_timeout = {milliseconds};"
-            f" SET LOCAL idle_in_transaction_session_timeout = {milliseconds + 1000};"
-            " SET LOCAL TimeZone = 'UTC'; SET LOCAL DateStyle = 'ISO'; SET LOCAL client_encoding = 'UTF8'"
-        )
-        if self._connection is not None:
+    def _begin(self, deadline: Deadline, *, read_only: bool, lock_wait_s: float) -> Begun:
+        """Begin a transaction. Use a new connection if this one is dead or leads to a standby."""
+        standbys = 0
+        while True:
+            if deadline.over():
+                raise StoreError("no time is left for the transaction")
+            warm = self._connection is not None
+            if not warm:
+                self._connection = self._connect(deadline)
+            part = deadline.within(min(_WARM_SECONDS, deadline.remaining() / 2)) if warm else deadline
             try:
-                self._run(deadline.within(min(_WARM_SECONDS, deadline.remaining() / 2)), begin)
+                statements = begin(read_only=read_only, timeout_s=deadline.remaining(), lock_wait_s=lock_wait_s)
+                return self._begun(part, statements, read_only=read_only)
             except ConnectionLostError:
-                pass  # no transaction had begun, so it may begin again
-            else:
-                return
-        self._connection = self._connect(deadline)
-        self._run(deadline, begin)
+                if not warm:
+                    raise
+            except StandbyError:
+                standbys += 1
+                if standbys > 1:
+                    raise
+
+    def _begun(self, deadline: Deadline, statements: str, *, read_only: bool) -> Begun:
+        """Begin on this connection. If that fails, a transaction may be half open on it, so it is closed."""
+        try:
+            return begun(self._run(deadline, statements), read_only=read_only)
+        except BaseException as error:
+            self.close()
+            if isinstance(error, StoreError) and error.sqlstate == FEATURE_NOT_SUPPORTED:
+                raise StandbyError(STANDBY) from error
+            raise
 
     def _run(self, deadline: Deadline, sql: str, **parameters: Any) -> Rows:
         if self._connection is None:
@@ -166,13 +200,19 @@ class Session:
             self._connection.obey(Deadline(deadline.remaining() + _GRACE_SECONDS))
             return self._connection.run(sql, **parameters) or []
         except pg8000.exceptions.DatabaseError as error:
-            failure = _explained(error)
-            if isinstance(failure, ConnectionLostError):
+            failure = explained(error)
+            if isinstance(failure, ConnectionLostError | StandbyError):
                 self.close()
             raise failure from error
         except (pg8000.exceptions.Error, OSError) as error:
             self.close()
             raise ConnectionLostError(f"the database hung up or did not answer ({type(error).__name__})") from error
+        except UnicodeError as error:
+            self.close()
+            raise StoreError("a value that is no text can be neither sent to the database nor read from it") from error
+        except BaseException:
+            self.close()  # the next statement would read the rest of this answer
+            raise
 
     def _roll_back(self) -> None:
         if self._connection is None:
@@ -194,12 +234,11 @@ class Session:
     def _log_in(self, deadline: Deadline, *, fresh: bool) -> _Connection:
         login = self._login(deadline, fresh=fresh)
         time_left = deadline.within(_CONNECT_SECONDS)
-        timeout_s = time_left.remaining()
         try:
-            return _in_time(lambda: _Connection(timeout=timeout_s, **login), time_left)
+            return _in_time(lambda: _made(login, time_left), time_left)
         except pg8000.exceptions.DatabaseError as error:
-            raise _explained(error) from error
-        except Exception as error:  # whatever the other side answered, it is no database's greeting
+            raise explained(error) from error
+        except Exception as error:  # whatever answered, it was not PostgreSQL
             why = getattr(error, "verify_message", "") or type(error).__name__
             raise ConnectionLostError(f"no connection to the database at {shown(login['host'])}: {why}") from error
 
@@ -242,25 +281,31 @@ def _port(text: str | None) -> int | None:
 
 
 def _ssl_context(database: Database) -> ssl.SSLContext | bool | None:
-    """Return what pg8000 takes for libpq's sslmode. None falls back to plaintext, as `prefer` does."""
+    """Return what pg8000 takes instead of libpq's sslmode. None falls back to plaintext, as `prefer` does."""
     if database.sslmode == "disable":
         return False
     if database.sslmode in ("allow", "prefer"):
         return None
-    context = ssl.create_default_context()
-    if database.ca_file is not None:
-        try:
-            context.load_verify_locations(cafile=database.ca_file)
-        except (ssl.SSLError, OSError) as error:
-            raise SettingsError(f"DATABASE_CA_FILE: not a file of certificates (PEM): {error}") from error
-    context.check_hostname = database.sslmode == "verify-full"
-    if database.sslmode == "require":
-        context.verify_mode = ssl.CERT_NONE
-    return context
+    try:
+        return postgres_context(database.sslmode, database.ca_file)
+    except OSError as error:  # SSLError is one
+        raise SettingsError(f"DATABASE_CA_FILE: not a file of certificates (PEM): {error}") from error
+
+
+def _made(login: Mapping[str, Any], deadline: Deadline) -> _Connection:
+    """Connect and log in. pg8000 would give all the time to the first address of the name."""
+    sock = connected(login["host"], login["port"], deadline)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        sock.settimeout(deadline.remaining() + _GRACE_SECONDS)
+        return _Connection(sock=sock, **login)
+    except BaseException:
+        sock.close()
+        raise
 
 
 def _in_time(make: Callable[[], _Connection], deadline: Deadline) -> _Connection:
-    """Return what `make` makes, unless the deadline comes first: a name lookup obeys no timeout.
+    """Return the connection that `make` makes, unless the deadline comes first: a name lookup obeys no timeout.
 
     A connection that comes too late is closed. Raises TimeoutError, or what `make` raises.
     """
@@ -272,12 +317,3 @@ def _in_time(make: Callable[[], _Connection], deadline: Deadline) -> _Connection
     except TimeoutError:
         making.add_done_callback(lambda late: None if late.exception() else late.result().hang_up())
         raise
-
-
-def _explained(error: pg8000.exceptions.DatabaseError) -> StoreError:
-    """Return the server's error as one of ours: its code and its main message, without details or data."""
-    fields = error.args[0] if error.args and isinstance(error.args[0], dict) else {}
-    code, message = fields.get("C", "?"), fields.get("M", "no message")
-    kind, remedy = _ERROR_OF_SQLSTATE.get(code, (StoreError, ""))
-    text = f"the database refused: {message} ({code})" + (f": {remedy}" if remedy else "")
-    return kind(text, server_message=message, code=code)

@@ -1,6 +1,6 @@
-"""The simulation's models and the real parts, held to the same behaviour by the same tests.
+"""The same tests on the fakes and on the real parts, so that both behave alike.
 
-`test_registry.py` runs each test against the registry in memory and the real one on PostgreSQL, with either type of
-`workspaces.status`; `test_drift.py` has both do the same random things and compares every answer; `test_probes.py` does
-so with the probe in memory, EC2's and the control plane's.
+`test_store.py` runs each test on the store in memory and on the real one in PostgreSQL, with either type of
+`workspaces.status`. `test_drift.py` takes both through the same random life and compares every answer.
+`test_probes.py` and `test_platform.py` do the same as `test_store.py` for the probes and the platform's clients.
 """

@@ -1,4 +1,4 @@
-"""The databases, in memory and real ones, one after the other."""
+"""Databases: in memory, and real ones."""
 
 from collections.abc import Iterator
 from contextlib import closing

@@ -13,16 +13,16 @@ from handler.store.session import Session
 from sandbox.fleet import Fleet
 from sandbox.postgres import Database
 from tests.fakes.store import fake_store
-from tests.fakes.tables import Row, StoredAbsence, StoredHold, StoredRestart, Tables
+from tests.fakes.tables import Row, StoredAbsence, StoredHold, StoredRestart, StoredStop, Tables
 
-# The columns of a restart that a test can compare; its times are seen through what may be done with it.
+# The columns of a restart that tests compare. Its times show only in what may be done with it.
 RESTART_COLUMNS = ("id", "workspace_id", "instance_id", "attempts", "refusals", "last_answer", "outcome", "streak")
 Restarts = list[tuple[Any, ...]]
 CYCLES = [str(UUID(int=number)) for number in (0xA, 0xB)]
 
 _EMPTY = """
     TRUNCATE workspaces, structure_events, reconciler.lease, reconciler.coverage, reconciler.absences,
-             reconciler.restarts, reconciler.holds RESTART IDENTITY;
+             reconciler.restarts, reconciler.restart_stops, reconciler.holds RESTART IDENTITY;
     INSERT INTO reconciler.coverage DEFAULT VALUES
 """
 
@@ -33,7 +33,7 @@ _TIMES = (
 
 
 class Subject(Protocol):
-    """A database with workspaces, and what everybody but the reconciler does there. Ids are UUIDs."""
+    """A database with workspaces, and what everybody else does there. Ids are UUIDs."""
 
     def store(self, cycle: int = 0) -> Store:
         """Return the store of the first cycle or the second one."""
@@ -56,7 +56,7 @@ class Subject(Protocol):
         ...
 
     def locked(self, workspace_id: str) -> AbstractContextManager[None]:
-        """Hold a row's lock, as somebody else."""
+        """Lock a row, as somebody else."""
         ...
 
     def age(self, seconds: float) -> None:
@@ -110,10 +110,11 @@ class InMemory:
         tables = self.tables
         if tables.lease is not None:
             tables.lease = (tables.lease[0], tables.lease[1] - seconds)
-        records: list[Tables | StoredAbsence | StoredRestart | StoredHold] = [
+        records: list[Tables | StoredAbsence | StoredRestart | StoredStop | StoredHold] = [
             tables,
             *tables.absences.values(),
             *tables.restarts,
+            *tables.stops,
             *tables.holds.values(),
         ]
         for record in records:
@@ -132,7 +133,7 @@ class InMemory:
 
 
 class InPostgres:
-    """See Subject. `close` leaves the database as it was found."""
+    """See Subject."""
 
     def __init__(self, database: Database) -> None:
         self._database = database

@@ -19,16 +19,16 @@ from tests.contract.test_store import CLOSE, FRESH_S, LEASE_S, RETRY_S, UNCERTAI
 from tests.unit.builders import instance, uuid
 
 LIVES, STEPS = 12, 80
-A_MOMENT_S = 0.001  # so that what comes later is later in memory, too
+A_MOMENT_S = 0.001  # so that later events have later times in memory, too
 WORKSPACES = 3
 LOOP = CrashLoopPolicy(backoff_s=300, reset_s=600)
-# No sum of a few of them is close to a time that means anything, since on PostgreSQL time goes by meanwhile.
+# No sum of a few of them is close to a limit, because on PostgreSQL real time passes as well.
 AGES_S = (7.13, 61.37, 131.71, 353.93, 1013.57)
 
 
 @dataclass(slots=True)
 class Life:
-    """One store's: `cycle` was the last to have the lease; and what has been told of late."""
+    """What happened to one store: `cycle` last had the lease; the other fields are its latest answers."""
 
     subject: Subject
     cycle: int = 0
@@ -36,11 +36,11 @@ class Life:
     restarts: list[Restart] = field(default_factory=list)
 
     def store(self, chance: random.Random) -> Store:
-        """Return that of the cycle which had the lease last, or now and then of the other one."""
+        """Return the store of the cycle that last had the lease, or sometimes the other cycle's."""
         return self.subject.store(self.cycle if chance.random() < 0.9 else 1 - self.cycle)
 
 
-# What happens to a life, about a workspace of that number; `chance` is the same for both stores.
+# A step in a store's life, about the workspace with this number. `chance` is the same for both stores.
 Step = Callable[[Life, int, random.Random], Any]
 
 
@@ -51,7 +51,7 @@ def _acquire(life: Life, number: int, _: random.Random) -> object:
 
 
 def _age(life: Life, number: int, chance: random.Random) -> object:
-    """Let time go by, after which mostly another cycle begins."""
+    """Let time pass; usually, another cycle begins then."""
     life.subject.age(chance.choice(AGES_S))
     return _acquire(life, number, chance) if chance.random() < 0.8 else None
 
@@ -61,11 +61,11 @@ def _select(life: Life, number: int, chance: random.Random) -> object:
     ids = [uuid(number)] if narrowed else None
     life.selection = life.store(chance).candidates.select(soon(), limit=limit, workspace_ids=ids)
     found = [(one.id, one.instance_id, one.last_heartbeat_at is None) for one in life.selection.workspaces]
-    return found, life.selection.next_unselected, life.selection.coverage
+    return found, life.selection.all_selected, life.selection.queues, life.selection.coverage
 
 
 def _flip(life: Life, number: int, chance: random.Random) -> object:
-    """Flip one of those selected last, or say what a flip would do."""
+    """Flip one of the last selected workspaces, or ask what a flip would do."""
     if life.selection is None or not life.selection.workspaces:
         return None
     workspace = life.selection.workspaces[number % len(life.selection.workspaces)]
@@ -96,7 +96,7 @@ def _gauges(life: Life, _: int, chance: random.Random) -> object:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class _Ages:  # noqa: PLW1641 - it is only compared
-    """Ages in seconds; about the same is the same."""
+    """Ages in seconds. They are equal if they are close."""
 
     ages_s: tuple[float, ...]
 
@@ -110,7 +110,7 @@ def _due(life: Life, _: int, chance: random.Random) -> object:
 
 
 def _on_restart(act: Callable[[Store, Restart, random.Random], object]) -> Step:
-    """Do something about one of the restarts that were due last."""
+    """Do something with one of the restarts that were due last."""
 
     def step(life: Life, number: int, chance: random.Random) -> object:
         store = life.store(chance)
@@ -189,8 +189,10 @@ STEPS_AND_WEIGHTS: tuple[tuple[Step, int], ...] = (
         ),
         4,
     ),
+    (lambda life, _, chance: life.store(chance).restarts.stop(soon(), lasts_s=chance.choice((1, RETRY_S))), 1),
     (_follow, 3),
     (_coverage, 2),
+    (lambda life, _, chance: life.store(chance).memory.purge(soon()), 2),
     (_absent, 4),
     (_hold, 2),
     (_release, 3),
@@ -206,7 +208,9 @@ STEPS_AND_WEIGHTS: tuple[tuple[Step, int], ...] = (
 
 @pytest.mark.parametrize("status_type", ["enum", "text"])
 @pytest.mark.parametrize("seed", range(LIVES))
-def test_they_answer_the_same(request: pytest.FixtureRequest, status_type: StatusType, seed: int) -> None:
+def test_the_store_in_memory_and_the_real_one_answer_the_same(
+    request: pytest.FixtureRequest, status_type: StatusType, seed: int
+) -> None:
     with closing(InPostgres(request.getfixturevalue(f"{status_type}_database"))) as real:
         memory = InMemory()
         lives = Life(memory), Life(real)

@@ -1,4 +1,4 @@
-"""What every platform does: the one in memory that the simulation asks, and the HTTP client with a server."""
+"""What every platform client does: the simulation's in memory, and the HTTP client with a server."""
 
 from collections.abc import Iterator
 from http import HTTPStatus
@@ -36,11 +36,11 @@ class Subject(Protocol):
         ...
 
     def answer(self, status: HTTPStatus) -> None:
-        """Have it answer so, and do nothing."""
+        """Make it answer with this and do nothing."""
         ...
 
     def hang(self) -> None:
-        """Have it not answer."""
+        """Make it not answer."""
         ...
 
     def remove(self) -> None:
@@ -57,7 +57,7 @@ class Subject(Protocol):
 
 
 class InMemory:
-    """See Subject; and the function that asks."""
+    """See Subject. It is also the invocation that asks."""
 
     cycle_id = "cycle"
 

@@ -1,4 +1,4 @@
-"""What every probe does: the one in memory that the simulation asks, EC2's and the control plane's."""
+"""What every probe does: the simulation's in memory, EC2's and the control plane's."""
 
 from collections.abc import Iterator
 from contextlib import closing
@@ -34,15 +34,15 @@ class Subject(Protocol):
     """A probe, and the account that it asks about."""
 
     def set_state(self, number: int, state: str | None) -> None:
-        """Put an instance into a state, or have it unknown."""
+        """Put an instance into a state, or (None) make it unknown."""
         ...
 
     def refuse(self) -> None:
-        """Have what is asked answer with an error."""
+        """Make the source of truth answer with an error."""
         ...
 
     def delay(self, seconds: float) -> None:
-        """Have each answer take that long."""
+        """Make each answer take that long."""
         ...
 
     def deadline(self, seconds: float) -> Deadline:
@@ -50,12 +50,12 @@ class Subject(Protocol):
         ...
 
     def probe(self, *, timeout_s: float = 10.0) -> Probe:
-        """Return a new probe, one that asks for one at a time if it does not ask for all at once."""
+        """Return a new probe. It makes one check at a time, unless it asks about all instances at once."""
         ...
 
 
 class InMemory:
-    """See Subject; and the function that uses the probe."""
+    """See Subject. It is also the invocation that uses the probe."""
 
     cycle_id = "cycle"
 
@@ -171,7 +171,7 @@ def subject(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def seen(subject: Subject, *numbers: int, within_s: float = PLENTY_S, timeout_s: float = 10.0) -> dict[int, Sighting]:
-    """Ask about these workspaces' instances; return what is seen of each, which is one thing at most."""
+    """Probe these workspaces; return their sightings, of which each has one at most."""
     sightings = list(
         subject.probe(timeout_s=timeout_s).sightings(list(map(workspace, numbers)), subject.deadline(within_s))
     )
@@ -180,7 +180,7 @@ def seen(subject: Subject, *numbers: int, within_s: float = PLENTY_S, timeout_s:
     return found
 
 
-def test_each_word_of_ec2s_has_its_verdict_and_any_other_has_none(subject: Subject) -> None:
+def test_each_state_of_ec2_has_its_verdict_and_any_other_is_unknown(subject: Subject) -> None:
     for number, word in enumerate(WORDS, 1):
         subject.set_state(number, word)
     subject.set_state(len(WORDS) + 1, None)
@@ -192,11 +192,11 @@ def test_each_word_of_ec2s_has_its_verdict_and_any_other_has_none(subject: Subje
     assert found[len(WORDS) + 1].verdict is Verdict.ABSENT
 
 
-def test_who_asks_about_nobody_hears_nothing(subject: Subject) -> None:
+def test_no_workspaces_means_no_sightings(subject: Subject) -> None:
     assert seen(subject) == {}
 
 
-def test_each_workspace_that_records_an_instance_hears_of_it(subject: Subject) -> None:
+def test_workspaces_that_record_the_same_instance_each_have_a_sighting(subject: Subject) -> None:
     subject.set_state(1, "stopped")
     both = [workspace(1), workspace(2, instance(1))]
     found = list(subject.probe().sightings(both, subject.deadline(PLENTY_S)))
@@ -204,7 +204,7 @@ def test_each_workspace_that_records_an_instance_hears_of_it(subject: Subject) -
     assert {one.verdict for one in found} == {Verdict.DEAD}
 
 
-def test_a_second_look_is_a_new_one(subject: Subject) -> None:
+def test_a_second_probe_asks_again(subject: Subject) -> None:
     subject.set_state(1, "stopped")
     probe = subject.probe()
     (first,) = probe.sightings([workspace(1)], subject.deadline(PLENTY_S))
@@ -239,7 +239,7 @@ def test_a_check_that_the_deadline_cuts_off_counts_when_it_had_its_share_of_the_
 
 
 @pytest.mark.parametrize("subject", ["memory", "control_plane"], indirect=True)
-def test_of_those_that_are_asked_about_one_at_a_time_the_last_may_come_too_late_to_count(subject: Subject) -> None:
+def test_the_last_of_several_checks_may_begin_too_late_to_count(subject: Subject) -> None:
     for number in (1, 2):
         subject.set_state(number, "stopped")
     subject.delay(1.2)

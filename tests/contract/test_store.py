@@ -1,4 +1,4 @@
-"""What every store does: the one in memory that the simulation runs on, and the real one."""
+"""What every store does: the simulation's in memory, and the real one."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -7,19 +7,20 @@ import pytest
 
 from handler.deadline import Deadline
 from handler.domain.backoff import CrashLoop
-from handler.domain.coverage import Coverage, Progress
+from handler.domain.coverage import Coverage, Progress, Queues
 from handler.domain.decide import Absence
 from handler.domain.model import Restart, Sighting, SkipReason, Workspace, sighting_of
 from handler.domain.policy import CrashLoopPolicy
 from handler.domain.report import Gauges
 from handler.errors import LeaseLostError, RequestError, RowLockedError, StoreError
 from handler.store import Claim, Flipped, FlipPolicy, Store
+from handler.store.lease import LONGEST_SECONDS
 from tests.contract.subjects import Subject
 from tests.unit.builders import instance, uuid
 
 LEASE_S, UNCERTAIN_S, RETRY_S, FRESH_S = 45.5, 300.0, 60.0, 60.0
 LOOP = CrashLoopPolicy(backoff_s=300, reset_s=3600)
-CLOSE = 5.0  # in seconds: how exactly an age can be told where real time goes by
+CLOSE = 5.0  # seconds by which an age may be off, because real time passes
 NOTHING_PLANNED = Gauges(0, 0, 0, 0, 0.0, 0.0, 0)
 
 
@@ -68,7 +69,7 @@ def gauges(store: Store) -> Gauges:
 # --- the lease ---
 
 
-def test_the_lease_is_one_cycles_until_it_is_given_back(subject: Subject) -> None:
+def test_one_cycle_has_the_lease_until_it_is_released(subject: Subject) -> None:
     first, second = subject.store(0), subject.store(1)
     assert first.lease.acquire(soon(), lasts_s=LEASE_S)
     assert not second.lease.acquire(soon(), lasts_s=LEASE_S)
@@ -79,7 +80,7 @@ def test_the_lease_is_one_cycles_until_it_is_given_back(subject: Subject) -> Non
     assert second.lease.acquire(soon(), lasts_s=LEASE_S)
 
 
-def test_the_lease_outlives_what_it_was_taken_for_by_its_margin(subject: Subject) -> None:
+def test_the_lease_lasts_longer_than_requested_by_its_margin(subject: Subject) -> None:
     holding(subject, 0)
     subject.age(LEASE_S + 0.5)
     assert not subject.store(1).lease.acquire(soon(), lasts_s=LEASE_S)
@@ -87,9 +88,19 @@ def test_the_lease_outlives_what_it_was_taken_for_by_its_margin(subject: Subject
     assert subject.store(1).lease.acquire(soon(), lasts_s=LEASE_S)
 
 
+def test_a_lease_that_ends_later_than_any_cycle_is_taken_for_free(subject: Subject) -> None:
+    """The database's clock was wrong when it was taken, or is now."""
+    assert subject.store(0).lease.acquire(soon(), lasts_s=LEASE_S)
+    subject.age(LEASE_S - LONGEST_SECONDS + 10)
+    assert not subject.store(1).lease.acquire(soon(), lasts_s=LEASE_S)
+    subject.age(-10)
+    assert subject.store(1).lease.acquire(soon(), lasts_s=LEASE_S)
+
+
 WITH_THE_LEASE: dict[str, Callable[[Store, Restart], object]] = {
     "remember_absences": lambda store, _: store.memory.remember_absences(soon(), [], []),
     "save_coverage": lambda store, _: store.memory.save_coverage(soon(), Progress(Coverage(), completed_pass=True)),
+    "purge": lambda store, _: store.memory.purge(soon()),
     "flip": lambda store, _: flip(store, 2),
     "cancel_moved_on": lambda store, _: store.restarts.cancel_moved_on(soon(), own_only=False),
     "claim": claim,
@@ -113,7 +124,7 @@ def test_a_cycle_that_has_lost_its_lease_changes_nothing(subject: Subject, call:
     assert (subject.rows(), subject.events(), subject.restarts()) == before
 
 
-def test_what_the_platform_said_is_noted_with_or_without_the_lease(subject: Subject) -> None:
+def test_answers_are_recorded_with_or_without_the_lease(subject: Subject) -> None:
     store = flipped(subject)
     (restart,) = due(store)
     assert claim(store, restart) is Claim.CLAIMED
@@ -145,6 +156,7 @@ IN_TIME: dict[str, Callable[[Store, Restart, Deadline], object]] = {
     "cancelled": lambda store, restart, late: store.restarts.cancel(late, restart),
     "accepted": lambda store, restart, late: store.restarts.accepted(late, restart),
     "put_off": lambda store, restart, late: store.restarts.put_off(late, [restart], wait_s=RETRY_S),
+    "stop": lambda store, _, late: store.restarts.stop(late, lasts_s=RETRY_S),
     "record_answer": lambda store, restart, late: store.restarts.record_answer(
         late, restart, "refused", wait_s=RETRY_S
     ),
@@ -159,7 +171,7 @@ def _stopped(restart: Restart) -> Sighting:
 
 
 @pytest.mark.parametrize("call", IN_TIME)
-def test_nothing_is_begun_when_no_time_is_left(subject: Subject, call: str) -> None:
+def test_nothing_begins_without_time_left(subject: Subject, call: str) -> None:
     store = flipped(subject)
     (restart,) = due(store)
     before = subject.rows(), subject.events(), subject.restarts()
@@ -200,11 +212,12 @@ def test_the_candidates_come_in_the_order_that_the_last_cycle_left(subject: Subj
     coverage = Coverage(cursor=uuid(3), pass_start=uuid(2), brought_forward=(uuid(6), uuid(2), uuid(99)))
     store.memory.save_coverage(soon(), Progress(coverage, completed_pass=False))
     selection = store.candidates.select(soon(), limit=4, workspace_ids=None)
-    assert [one.id for one in selection.workspaces] == [uuid(6), uuid(2), uuid(4), uuid(5)]
-    assert (selection.next_unselected, selection.coverage) == (uuid(1), coverage)
+    assert [one.id for one in selection.workspaces] == [uuid(4), uuid(6), uuid(5), uuid(2)]
+    assert (selection.all_selected, selection.coverage) == (False, coverage)
+    assert selection.queues == Queues([uuid(4), uuid(5), uuid(6), uuid(1), uuid(2)], [uuid(6), uuid(2)])
     narrowed = store.candidates.select(soon(), limit=4, workspace_ids=[uuid(1), uuid(5), uuid(99)])
     assert [one.id for one in narrowed.workspaces] == [uuid(5), uuid(1)]
-    assert narrowed.next_unselected is None
+    assert narrowed.all_selected
 
 
 def test_what_is_open_and_how_old_it_is(subject: Subject) -> None:
@@ -218,13 +231,13 @@ def test_what_is_open_and_how_old_it_is(subject: Subject) -> None:
     for number in range(1, 6):
         subject.add(uuid(number), instance(number))
         flip(store, number)
-    free, blocked, paid, recovered, held = due(store)
-    for restart in (blocked, paid, recovered):
+    free, blocked, accepted, recovered, on_hold = due(store)
+    for restart in (blocked, accepted, recovered):
         claim(store, restart)
     store.restarts.record_answer(soon(), blocked, "blocked", wait_s=RETRY_S)
-    store.restarts.accepted(soon(), paid)
+    store.restarts.accepted(soon(), accepted)
     store.restarts.accepted(soon(), recovered)
-    store.holds.place(soon(), [held.workspace_id], reason="why", lasts_s=10_000)
+    store.holds.place(soon(), [on_hold.workspace_id], reason="why", lasts_s=10_000)
     subject.update(recovered.workspace_id, status="online")
     store.restarts.cancel_moved_on(soon(), own_only=False)
     subject.age(901)
@@ -272,7 +285,7 @@ def test_an_absence_that_was_seen_an_hour_ago_is_forgotten(subject: Subject) -> 
     assert absence.age_s == pytest.approx(0, abs=CLOSE)
 
 
-def test_the_breakers_window_holds_whoever_was_flipped_within_it(subject: Subject) -> None:
+def test_workspaces_flipped_recently_are_in_the_breakers_window(subject: Subject) -> None:
     store = flipped(subject, 1)
     subject.age(590)
     assert store.memory.recall(soon(), breaker_window_s=600).recently_flipped == {uuid(1)}
@@ -319,7 +332,7 @@ LATER: dict[str, tuple[Callable[[Subject], object], SkipReason | None]] = {
 
 
 @pytest.mark.parametrize("later", LATER)
-def test_a_flip_writes_all_or_nothing_by_what_the_row_says_then(subject: Subject, later: str) -> None:
+def test_a_flip_writes_all_or_nothing_depending_on_the_row(subject: Subject, later: str) -> None:
     happen, reason = LATER[later]
     subject.add(uuid(1), instance(1))
     store = holding(subject)
@@ -340,7 +353,7 @@ def test_a_flip_writes_all_or_nothing_by_what_the_row_says_then(subject: Subject
 
 
 @pytest.mark.parametrize(("age_s", "fresh_s", "vetoed"), [(30, 60, True), (90, 60, False), (30, 0, False)])
-def test_a_young_heartbeat_vetoes_though_it_is_the_one_that_was_selected(
+def test_a_young_heartbeat_vetoes_even_if_the_select_saw_it(
     subject: Subject, age_s: float, fresh_s: float, vetoed: bool
 ) -> None:
     subject.add(uuid(1), instance(1), heartbeat_age_s=age_s)
@@ -350,7 +363,7 @@ def test_a_young_heartbeat_vetoes_though_it_is_the_one_that_was_selected(
     assert (store.flips.flip(soon(), seen, terms) is SkipReason.FRESH_HEARTBEAT) is vetoed
 
 
-def test_a_row_that_somebody_holds_is_not_waited_for(subject: Subject) -> None:
+def test_a_locked_row_is_not_waited_for(subject: Subject) -> None:
     subject.add(uuid(1), instance(1))
     store = holding(subject)
     with subject.locked(uuid(1)):
@@ -360,7 +373,7 @@ def test_a_row_that_somebody_holds_is_not_waited_for(subject: Subject) -> None:
     assert isinstance(flip(store), Flipped)
 
 
-def test_a_flip_settles_the_older_debt_and_waits_for_what_was_asked_about_the_same_instance(subject: Subject) -> None:
+def test_a_flip_cancels_the_older_restart_and_waits_as_long_as_its_request_may_take(subject: Subject) -> None:
     store = flipped(subject)
     (older,) = due(store)
     assert claim(store, older) is Claim.CLAIMED
@@ -374,7 +387,7 @@ def test_a_flip_settles_the_older_debt_and_waits_for_what_was_asked_about_the_sa
     assert [restart.id for restart in due(store)] == [2]
 
 
-def test_a_flip_of_another_instance_waits_for_nothing(subject: Subject) -> None:
+def test_a_flip_of_another_instance_does_not_wait(subject: Subject) -> None:
     store = flipped(subject)
     assert claim(store, due(store)[0]) is Claim.CLAIMED
     subject.update(uuid(1), status="online", instance_id=instance(2))
@@ -382,23 +395,23 @@ def test_a_flip_of_another_instance_waits_for_nothing(subject: Subject) -> None:
     assert [restart.instance_id for restart in due(store)] == [instance(2)]
 
 
-def test_restarts_that_follow_one_another_wait_longer_each_time_until_the_workspace_was_up_for_long(
+def test_restarts_in_a_row_wait_longer_each_time_until_a_healthy_stretch(
     subject: Subject,
 ) -> None:
     subject.add(uuid(1), instance(1))
-    pauses, store = [], holding(subject)
+    loops, store = [], holding(subject)
     for number in range(1, 6):
         store = holding(subject)
         outcome = flip(store)
         assert isinstance(outcome, Flipped)
-        pauses.append(outcome.crash_loop)
+        loops.append(outcome.crash_loop)
         subject.age(outcome.crash_loop.backoff_s + 1)
         store = holding(subject)
         (restart,) = due(store)
         assert claim(store, restart) is Claim.CLAIMED
         store.restarts.accepted(soon(), restart)
         subject.update(uuid(1), status="online", instance_id=instance(number + 1))
-    assert pauses == [CrashLoop(0, 0.0), CrashLoop(1, 0.0), CrashLoop(2, 0.0), CrashLoop(3, 300.0), CrashLoop(4, 600.0)]
+    assert loops == [CrashLoop(0, 0.0), CrashLoop(1, 0.0), CrashLoop(2, 0.0), CrashLoop(3, 300.0), CrashLoop(4, 600.0)]
     assert [restart[-1] for restart in subject.restarts()] == [0, 1, 2, 3, 4]
     store.restarts.cancel_moved_on(soon(), own_only=False)
     subject.age(3601)
@@ -429,7 +442,7 @@ def test_a_restart_that_was_never_asked_for_does_not_count(subject: Subject) -> 
 # --- the restarts ---
 
 
-def test_a_debt_is_due_at_once_and_to_any_cycle_but_one_that_pays_only_its_own(subject: Subject) -> None:
+def test_a_restart_is_due_at_once_for_every_cycle_that_may_ask_for_it(subject: Subject) -> None:
     first = flipped(subject)
     assert due(first) == due(first, own_only=True) == [Restart(1, uuid(1), instance(1), 0, 0, of_this_cycle=True)]
     second = subject.store(1)
@@ -461,7 +474,7 @@ MOVED_ON: dict[str, Callable[[Subject], object]] = {
 
 @pytest.mark.parametrize("moved_on", MOVED_ON)
 @pytest.mark.parametrize("by", ["claim", "cancel_moved_on"])
-def test_a_debt_whose_row_has_moved_on_is_void(subject: Subject, moved_on: str, by: str) -> None:
+def test_a_restart_whose_row_has_moved_on_is_cancelled(subject: Subject, moved_on: str, by: str) -> None:
     store = flipped(subject)
     (restart,) = due(store)
     MOVED_ON[moved_on](subject)
@@ -474,7 +487,7 @@ def test_a_debt_whose_row_has_moved_on_is_void(subject: Subject, moved_on: str, 
     assert store.restarts.cancel_moved_on(soon(), own_only=False) == []
 
 
-def test_rows_are_followed_only_for_debts_that_are_due_and_ones_own_if_so_ordered(subject: Subject) -> None:
+def test_only_due_restarts_are_cancelled_and_if_asked_only_own_ones(subject: Subject) -> None:
     store = flipped(subject)
     subject.update(uuid(1), status="online")
     store.lease.release(soon())
@@ -486,7 +499,7 @@ def test_rows_are_followed_only_for_debts_that_are_due_and_ones_own_if_so_ordere
     assert [restart.id for restart in holding(subject, 1).restarts.cancel_moved_on(soon(), own_only=False)] == [1]
 
 
-def test_a_claim_keeps_everybody_away_for_as_long_as_its_answer_may_take(subject: Subject) -> None:
+def test_a_claimed_restart_is_not_claimed_again_while_its_answer_may_come(subject: Subject) -> None:
     store = flipped(subject)
     (restart,) = due(store)
     assert claim(store, restart) is Claim.CLAIMED
@@ -503,14 +516,42 @@ def test_a_claim_keeps_everybody_away_for_as_long_as_its_answer_may_take(subject
     assert claim(second, replace(again, id=99)) is Claim.TAKEN
 
 
-@pytest.mark.parametrize(("pause_s", "refusals", "due_after_s"), [(RETRY_S, 1, RETRY_S), (None, 0, UNCERTAIN_S)])
-def test_a_debt_that_was_not_paid_is_due_when_its_answer_says_or_else_the_claim(
-    subject: Subject, pause_s: float | None, refusals: int, due_after_s: float
+def test_while_the_platform_asks_to_be_left_alone_no_cycle_may_ask(subject: Subject) -> None:
+    store = flipped(subject)
+    (restart,) = due(store)
+    subject.age(LEASE_S + 2)  # what the platform said is true without the lease, too
+    store.restarts.stop(soon(), lasts_s=600)
+    second = holding(subject, 1)
+    second.restarts.stop(soon(), lasts_s=5)  # and the longer one wins
+    for cycle in (store, second):
+        assert due(cycle) == []
+    assert claim(second, restart) is Claim.TAKEN
+    assert gauges(second).restarts_pending == 1
+    subject.age(590)
+    assert due(second) == []
+    subject.age(20)
+    second = holding(subject, 1)
+    assert claim(second, due(second)[0]) is Claim.CLAIMED
+
+
+def test_a_stop_that_lies_days_ahead_is_of_a_clock_that_has_jumped(subject: Subject) -> None:
+    store = flipped(subject)
+    store.restarts.stop(soon(), lasts_s=2 * 86_400)
+    assert len(due(store)) == 1
+    store.restarts.stop(soon(), lasts_s=86_400)
+    assert due(store) == []
+    subject.age(86_410)
+    assert len(due(store)) == 1
+
+
+@pytest.mark.parametrize(("wait_s", "refusals", "due_after_s"), [(RETRY_S, 1, RETRY_S), (None, 0, UNCERTAIN_S)])
+def test_a_restart_that_was_not_accepted_is_due_when_its_answer_or_else_its_claim_says(
+    subject: Subject, wait_s: float | None, refusals: int, due_after_s: float
 ) -> None:
     store = flipped(subject)
     (restart,) = due(store)
     claim(store, restart)
-    store.restarts.record_answer(soon(), restart, "blocked", wait_s=pause_s)
+    store.restarts.record_answer(soon(), restart, "blocked", wait_s=wait_s)
     assert subject.restarts() == [(1, uuid(1), instance(1), 1, refusals, "blocked", None, 0)]
     subject.age(due_after_s - 5)
     assert due(store) == []
@@ -531,10 +572,10 @@ def test_an_answer_that_comes_after_another_cycles_claim_changes_nothing(subject
 
 
 @pytest.mark.parametrize("outcome", ["cancelled", "accepted"])
-def test_a_debt_ends_once(subject: Subject, outcome: str) -> None:
+def test_a_restart_closes_once(subject: Subject, outcome: str) -> None:
     store = flipped(subject)
     (restart,) = due(store)
-    end: dict[str, Callable[..., None]] = {"cancelled": store.restarts.cancel, "accepted": store.restarts.accepted}
+    end: dict[str, Callable[..., object]] = {"cancelled": store.restarts.cancel, "accepted": store.restarts.accepted}
     end[outcome](soon(), restart)
     for other in end.values():
         other(soon(), restart)
@@ -588,7 +629,23 @@ def test_a_hold_is_replaced_and_ended_by_hand(subject: Subject) -> None:
     assert [one.id for one in selected(store)] == [uuid(1)]
 
 
-def test_a_hold_of_workspaces_of_which_one_does_not_exist_is_refused_as_a_whole(subject: Subject) -> None:
+def test_holds_that_have_ended_are_purged_but_those_that_a_restart_waited_for(subject: Subject) -> None:
+    """The age of such a restart counts from the end of its hold."""
+    store = flipped(subject)
+    subject.add(uuid(2), instance(2))
+    store.holds.place(soon(), [uuid(1), uuid(2)], reason="why", lasts_s=100)
+    subject.age(150)
+    store = holding(subject)
+    store.memory.purge(soon())
+    assert gauges(store).oldest_restart_age_s == pytest.approx(50, abs=CLOSE)
+    (restart,) = due(store)
+    assert store.restarts.cancel(soon(), restart)
+    assert not store.restarts.cancel(soon(), restart)
+    store.memory.purge(soon())
+    assert flip(store, 2) == Flipped(CrashLoop(0, 0.0))
+
+
+def test_a_hold_with_an_unknown_workspace_is_refused_as_a_whole(subject: Subject) -> None:
     subject.add(uuid(1), instance(1))
     with pytest.raises(RequestError):
         subject.store().holds.place(soon(), [uuid(1), uuid(2)], reason="why", lasts_s=100)
@@ -602,7 +659,7 @@ def test_a_hold_waits_for_whoever_has_the_row_and_gives_up_in_time(subject: Subj
     assert subject.store().holds.active(soon()) == []
 
 
-def test_a_release_ends_a_crash_loops_pause(subject: Subject) -> None:
+def test_a_release_ends_a_crash_loops_back_off(subject: Subject) -> None:
     subject.add(uuid(1), instance(1))
     store = holding(subject)
     for number in range(1, 4):

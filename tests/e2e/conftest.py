@@ -1,4 +1,4 @@
-"""The built artifact in AWS's runtime client, with the sandbox's world around it."""
+"""The built artifact under AWS's runtime client, in the sandbox's world."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -85,7 +85,7 @@ Start = Callable[..., LambdaFunction]
 
 @pytest.fixture
 def start(artifact: Path, python: str, tmp_path: Path) -> Iterator[Start]:
-    """Return what starts a process of a function, which ends with the test."""
+    """Return a function that starts a process of a Lambda function, which ends with the test."""
     with ExitStack() as stack:
 
         def started(environment: dict[str, str], handler: str = RECONCILER, **options: Any) -> LambdaFunction:

@@ -1,4 +1,4 @@
-"""The stack's `LogLevel`, under Lambda's own level as tests/infra/test_template.py holds the template to."""
+"""The stack's `LogLevel`, with Lambda's own level as tests/infra/test_template.py requires it."""
 
 import json
 from pathlib import Path

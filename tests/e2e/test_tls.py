@@ -1,4 +1,4 @@
-"""TLS from the deployed artifact to PostgreSQL: who is not who the settings say is refused."""
+"""TLS from the deployed artifact to PostgreSQL: a server that the settings do not trust is refused."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,8 +25,8 @@ class Secured:
     bundle: Path
 
 
-def secured(postgres: PostgresServer, directory: Path, name: str) -> Iterator[Secured]:
-    authority = Authority()
+def secured(postgres: PostgresServer, directory: Path, name: str, *, plain: bool = False) -> Iterator[Secured]:
+    authority = Authority(plain=plain)
     bundle = directory / "authority.pem"
     bundle.write_bytes(authority.certificate)
     with TlsFront(authority.issue([name]), postgres.port) as front:
@@ -37,6 +37,12 @@ def secured(postgres: PostgresServer, directory: Path, name: str) -> Iterator[Se
 def here(postgres: PostgresServer, tmp_path: Path) -> Iterator[Secured]:
     """Its certificate is for the address that it has."""
     yield from secured(postgres, tmp_path, "127.0.0.1")
+
+
+@pytest.fixture
+def plain(postgres: PostgresServer, tmp_path: Path) -> Iterator[Secured]:
+    """Its certificate has no more extensions than a chain needs."""
+    yield from secured(postgres, tmp_path, "127.0.0.1", plain=True)
 
 
 @pytest.fixture
@@ -58,7 +64,7 @@ Connect = Callable[..., Outcome]
 
 @pytest.fixture
 def connect(ec2: MotoEc2, postgres: PostgresServer, database: Database, start: Start) -> Connect:
-    """Return what runs a dry run against the server on a port, with some settings for TLS."""
+    """Return a function that runs a dry run against the server on a port, with settings for TLS."""
 
     def connected(port: int, **tls: object) -> Outcome:
         login = {"username": RECONCILER_ROLE, "password": postgres.password(RECONCILER_ROLE)}
@@ -78,6 +84,12 @@ def assert_refused(outcome: Outcome, reason: str) -> None:
 
 def test_the_right_bundle_and_name_are_accepted(here: Secured, connect: Connect) -> None:
     outcome = connect(here.port, DATABASE_CA_FILE=here.bundle)
+    assert (outcome.failed, outcome.value.get("outcome")) == (False, "completed"), outcome.value
+
+
+def test_a_certificate_without_key_identifiers_is_accepted(plain: Secured, connect: Connect) -> None:
+    """The deployed Python refuses it by default, where libpq does not."""
+    outcome = connect(plain.port, DATABASE_CA_FILE=plain.bundle)
     assert (outcome.failed, outcome.value.get("outcome")) == (False, "completed"), outcome.value
 
 
@@ -114,7 +126,7 @@ def test_a_server_without_tls_is_refused_unless_that_is_asked_for(
     assert not connect(postgres.port, DATABASE_SSLMODE="prefer").failed
 
 
-def test_a_bundle_that_is_none_is_refused_by_the_variable_s_name(
+def test_a_bundle_without_certificates_is_refused_by_the_variable_s_name(
     here: Secured, connect: Connect, tmp_path: Path
 ) -> None:
     garbage = tmp_path / "garbage.pem"

@@ -1,1 +1,1 @@
-"""One fake for each interface of the handler: store, probe and platform. tests/contract holds them to the real ones."""
+"""One fake for each interface: store, probe, platform. tests/contract compares them with the real ones."""

@@ -1,11 +1,12 @@
 """The store in memory: the methods of handler/store, one transaction each, over `Tables`.
 
-tests/contract holds it and the real one to the same behaviour. A transaction is atomic but for the one place where it
-matters what others do meanwhile: in the flip, between the locked re-read and the write.
+tests/contract runs the same tests on it and on the real one. Each transaction is one step, except the flip: others may
+act between its locked re-read and its write.
 """
 
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Concatenate, ParamSpec, TypeVar, cast
 
 from handler.deadline import Deadline
@@ -16,28 +17,29 @@ from handler.domain.model import CurrentRow, Hold, Restart, Sighting, SkipReason
 from handler.domain.report import Gauges
 from handler.errors import ConnectionLostError, LeaseLostError, RequestError, RowLockedError, StoreError
 from handler.store import Claim, Selection, Store
+from handler.store.candidates import selection
 from handler.store.flip import Flipped, FlipPolicy
 from handler.store.gauges import RECOVERY_SECONDS
-from handler.store.lease import MARGIN_SECONDS
+from handler.store.lease import LONGEST_SECONDS, MARGIN_SECONDS
 from handler.store.memory import ABSENCE_KEPT_SECONDS
-from tests.fakes.tables import Row, StoredAbsence, StoredHold, StoredRestart, Tables
+from tests.fakes.tables import Row, StoredAbsence, StoredHold, StoredRestart, StoredStop, Tables
 
-IDLE_GRACE_SECONDS = 1.0  # the server ends a session that sleeps in a transaction for so much longer than its deadline
+IDLE_GRACE_SECONDS = 1.0  # how long after its deadline the server ends an idle transaction
 _EXTERNAL, _CANDIDATES = "external", ("online", "degraded")
 _SETTLED = ("online", "removed", "paused", "hibernating", "hibernated", None)
 
 
 class Watch:
-    """Whoever looks on while a cycle uses the database, and may interfere. This one does not."""
+    """Watches a cycle use the database, and may interfere. This one does not."""
 
     def before(self, call: str) -> None:
-        """A call begins: nothing has come of it yet."""
+        """A call begins, and has had no effect yet."""
 
     def inside(self) -> None:
-        """A flip holds the row's lock, has judged it, and is about to write."""
+        """A flip has locked and judged the row, and is about to write."""
 
     def wrote(self, call: str, subject: object = None) -> None:
-        """A call is writing: its transaction is going to commit."""
+        """A call writes, and is going to commit."""
 
     def after(self, call: str) -> None:
         """A call has committed, and its answer is on its way."""
@@ -69,7 +71,7 @@ Method = Callable[Concatenate[Self, Deadline, P], R]
 
 
 def _transaction(method: Method[Self, P, R]) -> Method[Self, P, R]:
-    """Have a method begin in time, or fail, as a transaction does, and be watched."""
+    """Make a method a watched transaction, which fails without time left."""
     name = method.__name__
 
     def watched(self: Self, deadline: Deadline, /, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -89,7 +91,8 @@ class Lease(Part):
     @_transaction
     def acquire(self, _: Deadline, *, lasts_s: float) -> bool:
         held = self.tables.lease
-        if held is not None and held[1] > self.tables.now and held[0] != self.cycle_id:
+        ahead_s = 0.0 if held is None else held[1] - self.tables.now
+        if held is not None and held[0] != self.cycle_id and 0 < ahead_s <= LONGEST_SECONDS:
             return False
         self.watch.wrote("acquire")
         self.tables.lease = (self.cycle_id, self.tables.now + lasts_s + MARGIN_SECONDS)
@@ -108,19 +111,18 @@ class Candidates(Part):
     @_transaction
     def select(self, _: Deadline, *, limit: int, workspace_ids: Sequence[str] | None) -> Selection:
         tables, coverage = self.tables, self.tables.coverage
-        candidates = sorted(
-            (one not in coverage.brought_forward, one <= coverage.cursor, one)
-            for one, row in tables.workspaces.items()
-            if row.status in _CANDIDATES
+        candidates = {
+            one: self._workspace(one)
+            for one in sorted(tables.workspaces, key=coverage.place)
+            if (row := tables.workspaces[one]).status in _CANDIDATES
             and row.instance_id
             and row.runtime != _EXTERNAL
             and not tables.is_on_hold(one)
             and (workspace_ids is None or one in workspace_ids)
-        )
-        ids = [one for _, _, one in candidates]
-        left_out = ids[limit] if len(ids) > limit else None
-        selected = [self._workspace(one) for one in ids[:limit]]
-        return Selection(selected, repr(tables.now), left_out, coverage)
+        }
+        in_turn = dict(islice(candidates.items(), limit + 1))
+        brought_forward = {one: candidates[one] for one in coverage.brought_forward if one in candidates}
+        return selection(in_turn, brought_forward, limit, repr(tables.now), coverage)
 
     def _workspace(self, workspace_id: str) -> Workspace:
         row = self.tables.workspaces[workspace_id]
@@ -167,6 +169,14 @@ class CycleMemory(Part):
         tables.coverage = progress.coverage
         tables.first_cycle_at = tables.now if tables.first_cycle_at is None else tables.first_cycle_at
         tables.pass_completed_at = tables.now if progress.completed_pass else tables.pass_completed_at
+
+    @_transaction
+    def purge(self, _: Deadline) -> None:
+        """Purge the holds, and no restarts: nothing here lasts for 30 days."""
+        self.require_lease()
+        self.watch.wrote("purge")
+        tables, owed = self.tables, {one.workspace_id for one in self.tables.open_restarts()}
+        tables.holds = {one: tables.holds[one] for one in tables.holds if tables.is_on_hold(one) or one in owed}
 
 
 class GaugesOf(Part):
@@ -244,7 +254,7 @@ class Flips(Part):
         row.locked_by = self.cycle_id
 
     def _stop_and_go_on(self, deadline: Deadline) -> None:
-        """Let time pass between two statements, as much as the server's timeout of idle transactions allows."""
+        """Let others act between two statements. Fail if that takes longer than the server keeps idle transactions."""
         began_at, may_last_s = self.tables.now, deadline.remaining() + IDLE_GRACE_SECONDS
         self.watch.inside()
         if self.tables.now - began_at > may_last_s:
@@ -341,9 +351,9 @@ class Restarts(Part):
         return Claim.CLAIMED
 
     @_transaction
-    def cancel(self, _: Deadline, restart: Restart) -> None:
+    def cancel(self, _: Deadline, restart: Restart) -> bool:
         self.require_lease()
-        self._close(restart, "cancelled")
+        return self._close(restart, "cancelled")
 
     @_transaction
     def accepted(self, _: Deadline, restart: Restart) -> None:
@@ -369,14 +379,22 @@ class Restarts(Part):
             owed.refusals += 1
             owed.due_at = self.tables.now + wait_s
 
+    @_transaction
+    def stop(self, _: Deadline, *, lasts_s: float) -> None:
+        self.watch.wrote("stop")
+        tables = self.tables
+        tables.stops = [*filter(tables.is_on, tables.stops), StoredStop(tables.now + lasts_s)]
+
     def _find(self, restart: Restart) -> StoredRestart | None:
         return next((one for one in self.tables.restarts if one.id == restart.id), None)
 
-    def _close(self, restart: Restart, outcome: str) -> None:
+    def _close(self, restart: Restart, outcome: str) -> bool:
         owed = self._find(restart)
-        if owed is not None and owed.closed_at is None:
-            self.watch.wrote(outcome, restart)
-            owed.closed_at, owed.outcome = self.tables.now, outcome
+        if owed is None or owed.closed_at is not None:
+            return False
+        self.watch.wrote(outcome, restart)
+        owed.closed_at, owed.outcome = self.tables.now, outcome
+        return True
 
     def _may_be_looked_at(self, owed: StoredRestart, *, own_only: bool) -> bool:
         is_due = owed.closed_at is None and owed.due_at <= self.tables.now
@@ -384,7 +402,7 @@ class Restarts(Part):
 
     def _is_free(self, owed: StoredRestart) -> bool:
         is_backing_off = owed.backoff_until is not None and owed.backoff_until > self.tables.now
-        return not is_backing_off and not self.tables.is_on_hold(owed.workspace_id)
+        return not is_backing_off and not self.tables.is_on_hold(owed.workspace_id) and not self.tables.is_stopped()
 
 
 class Holds(Part):
@@ -408,7 +426,6 @@ class Holds(Part):
     @_transaction
     def release(self, _: Deadline, workspace_ids: Sequence[str]) -> list[Hold]:
         tables = self.tables
-        tables.holds = {one: tables.holds[one] for one in tables.holds if tables.is_on_hold(one)}
         for one in workspace_ids:
             tables.holds.pop(one, None)
         for owed in tables.restarts:
@@ -445,7 +462,7 @@ class FakeStore:
 
 
 def fake_store(tables: Tables, cycle_id: str, watch: Watch | None = None) -> Store:
-    """Return the store in memory, as a cycle takes it."""
+    """Return the store in memory for one cycle."""
     return cast("Store", FakeStore(tables, cycle_id, watch or Watch()))
 
 

@@ -1,13 +1,14 @@
-"""What the database holds, in memory: the platform's rows and the reconciler's own. Times are seconds of one clock."""
+"""The database in memory: the platform's rows and the reconciler's own. Times are seconds of one clock."""
 
 from dataclasses import dataclass, field
 
 from handler.domain.coverage import Coverage
+from handler.store.restarts import LATEST_END_OF_STOP_SECONDS
 
 
 @dataclass
 class Row:
-    """A workspace. `locked_by` is whoever's transaction holds the row."""
+    """A workspace. `locked_by` names whose transaction has locked the row."""
 
     instance_id: str | None
     status: str | None = "online"
@@ -49,6 +50,13 @@ class StoredRestart:
 
 
 @dataclass
+class StoredStop:
+    """A row of `reconciler.restart_stops`."""
+
+    ends_at: float
+
+
+@dataclass
 class StoredHold:
     """A row of `reconciler.holds`."""
 
@@ -69,12 +77,21 @@ class Tables:
     pass_completed_at: float | None = None
     absences: dict[str, StoredAbsence] = field(default_factory=dict)
     restarts: list[StoredRestart] = field(default_factory=list)
+    stops: list[StoredStop] = field(default_factory=list)
     holds: dict[str, StoredHold] = field(default_factory=dict)
 
     def is_on_hold(self, workspace_id: str) -> bool:
         """Tell whether the workspace is on hold now."""
         hold = self.holds.get(workspace_id)
         return hold is not None and hold.ends_at > self.now
+
+    def is_stopped(self) -> bool:
+        """Tell whether no restart may be asked for now."""
+        return any(map(self.is_on, self.stops))
+
+    def is_on(self, stop: StoredStop) -> bool:
+        """Tell whether a stop is on now, and not left by a clock that has jumped since."""
+        return self.now < stop.ends_at <= self.now + LATEST_END_OF_STOP_SECONDS
 
     def open_restarts(self) -> list[StoredRestart]:
         """Return the restarts that are neither accepted nor cancelled."""

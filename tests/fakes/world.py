@@ -13,13 +13,13 @@ from handler.restarts.worker import CALL_SECONDS
 from tests.fakes.tables import Row, StoredRestart, Tables
 
 DEAD = ("stopped", "terminated")
-# The cycle that did what a world begins with.
+# The id of the cycle that flipped and restarted before a world begins.
 BEFORE = "an earlier cycle"
 ERROR = "error"
 # How long the platform takes: to write (or even to read) the row when it is late, and to provision.
 LATE_SECONDS = 100.0
 BOOT_SECONDS = 90.0
-# Old enough not to veto a flip; and longer ago than what the breaker looks back on, but not so long as health takes.
+# A heartbeat too old to veto a flip; a restart before the breaker's window, but too recent for a healthy stretch.
 HEARTBEAT_AGE_SECONDS = 300.0
 RESTARTED_AGO_SECONDS = 700.0
 
@@ -37,7 +37,7 @@ _REFUSALS = {
 
 @dataclass
 class Instance:
-    """An instance, and what a stale answer says of it: the state that it had before."""
+    """An instance's state, and the one before it, which a stale answer still gives."""
 
     state: str
     before: str | None = None
@@ -49,7 +49,7 @@ class Instance:
 
 @dataclass
 class Lie:
-    """What EC2 says of an instance in the next `times` answers."""
+    """What EC2 says about an instance in the next `times` answers."""
 
     word: str
     times: int
@@ -57,7 +57,7 @@ class Lie:
 
 @dataclass
 class Asked:
-    """A restart that the platform was asked for; `is_refused` once it said that it does nothing."""
+    """A restart that the platform was asked for. `is_refused` tells that it refused and did nothing."""
 
     restart_id: int
     workspace_id: str
@@ -77,7 +77,7 @@ class Job:
 
 
 class Caller(Protocol):
-    """The function, as the probe and the platform know it."""
+    """The invocation that uses the probe and the platform."""
 
     cycle_id: str
 
@@ -89,7 +89,7 @@ class Caller(Protocol):
 
 @dataclass
 class World:
-    """Everything that outlives a cycle. It can be kept as bytes, and equal bytes are equal worlds."""
+    """Everything that outlives a cycle. Two worlds are equal if their snapshots are equal bytes."""
 
     tables: Tables = field(default_factory=Tables)
     instances: dict[str, Instance] = field(default_factory=dict)
@@ -100,10 +100,11 @@ class World:
     asked: list[Asked] = field(default_factory=list)
     platform_mood: str | None = None
     blocked: set[str] = field(default_factory=set)
-    # When, without a break, each recorded instance was not found by cycles that remembered it.
+    # For each workspace and its instance: the times of its remembered absences, as long as nothing resets them.
     unfound: dict[tuple[str, str], list[float]] = field(default_factory=dict)
-    # How many full cycles have been completed since a candidate was checked last.
+    # How many full cycles have been completed since a candidate was checked last; the least that one checked in turn.
     waited: dict[str, int] = field(default_factory=dict)
+    room: int = 1_000_000
     crowded: bool = False
     flips: list[tuple[float, str]] = field(default_factory=list)
     windows: int = 0
@@ -111,7 +112,7 @@ class World:
     cycles: int = 0
     flipped: int = 0
     population: int = 0
-    # For each cycle under way, the instances that were dead at some moment since its SELECT.
+    # For each running cycle: the instances that were dead at some moment since its SELECT.
     died: list[set[str]] = field(default_factory=list)
 
     def snapshot(self) -> bytes:
@@ -120,7 +121,7 @@ class World:
 
     @classmethod
     def restored(cls, snapshot: bytes) -> Self:
-        """Return the world that was kept."""
+        """Return the world of a snapshot."""
         world = pickle.loads(snapshot)  # noqa: S301 - bytes of our own making
         assert isinstance(world, cls)
         return world
@@ -128,7 +129,7 @@ class World:
     def add(self, workspace_id: str, state: str | None, *, streak: int | None = None) -> None:
         """Add a workspace whose instance is in a state, or not known to EC2 (None).
 
-        With `streak` it has just been restarted, as the last of so many without a stretch of health.
+        With `streak`, it was restarted some minutes ago, after that many restarts in a row.
         """
         instance_id = f"i-{len(self.tables.workspaces) + 1:017x}"
         if state is not None:
@@ -196,7 +197,7 @@ class World:
         return lie.word, lie.word != truth
 
     def read(self, asked: Asked, *, writes_at: float) -> None:
-        """Have the platform do a restart: it reads the row, and terminates whatever that records."""
+        """Let the platform begin a restart: it reads the row, and terminates the recorded instance."""
         row = self.tables.workspaces.get(asked.workspace_id)
         if row is None or row.status == "removed":
             asked.is_refused = True
@@ -207,7 +208,7 @@ class World:
         self.jobs.append(Job(writes_at, "write", asked.workspace_id))
 
     def work(self) -> None:
-        """Do the platform's jobs whose time has come; a row that is locked makes them wait."""
+        """Do the platform's due jobs. A job on a locked row waits."""
         while self.jobs:
             rows, now = self.tables.workspaces, self.tables.now
             due = [job for job in self.jobs if job.at <= now and not self._is_locked(job)]
@@ -230,7 +231,7 @@ class World:
 
 
 class Probe:
-    """A source of truth: EC2, which answers about many at once, or a control plane, one after the other."""
+    """A source of truth: EC2 answers about many instances at once, a control plane about one after the other."""
 
     def __init__(self, world: World, caller: Caller, *, in_bulk: bool, timeout_s: float) -> None:
         self._world, self._caller, self._in_bulk, self._timeout_s = world, caller, in_bulk, timeout_s

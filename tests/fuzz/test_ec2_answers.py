@@ -29,7 +29,7 @@ WORKSPACES = [
     for n, instance_id in enumerate([*STATES, "i-0000000000000000d"])
 ]
 # EC2's error codes are logged, whatever they are. All other reasons are the project's own words. None may be
-# `unexpected_…`, which stands for what nobody thought of.
+# `unexpected_…`, which stands for an error that nobody foresaw.
 REASON = re.compile(r"(?!unexpected)[a-z_]+|refused_[A-Za-z.]{1,60}|aws_[A-Za-z]+Error")
 
 WHOLE = ec2_xml.instances(

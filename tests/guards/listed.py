@@ -21,33 +21,51 @@ class Guard:
 
 
 _APP = "handler/app.py"
+_AWS_ERRORS = "handler/net/aws_errors.py"
 _BOUNDED = "handler/net/bounded.py"
+_CONNECT = "handler/net/connect.py"
+_CANDIDATES = "handler/store/candidates.py"
 _CONTROL_PLANE = "handler/probes/control_plane/probe.py"
+_COVERAGE = "handler/domain/coverage.py"
 _CYCLE = "handler/cycle.py"
 _DECIDE = "handler/domain/decide.py"
 _EC2 = "handler/probes/ec2/probe.py"
 _FLIP = "handler/store/flip.py"
 _FLIPS = "handler/flips.py"
 _HTTP = "handler/net/http.py"
+_LEASE = "handler/store/lease.py"
 _MEMORY = "handler/store/memory.py"
 _MODEL = "handler/domain/model.py"
 _PLATFORM = "handler/restarts/platform.py"
 _REQUEST = "handler/request.py"
 _RESTARTS = "handler/store/restarts.py"
+_ROW_SECURITY = "handler/store/row_security.py"
+_SECRETS = "handler/net/secrets.py"
 _SESSION = "handler/store/session.py"
+_SQLSTATE = "handler/store/sqlstate.py"
 _TELEMETRY = "handler/telemetry.py"
+_TLS = "handler/net/tls.py"
+_TRANSACTION = "handler/store/transaction.py"
 _WORKER = "handler/restarts/worker.py"
 
 _TEST_APP = "tests/unit/test_app.py::"
+_TEST_ANSWERS = "tests/integration/test_restart_answers.py::"
 _TEST_BREAKER = "tests/integration/test_absence_and_breaker.py::"
+_TEST_CACHES = "tests/integration/test_caches.py::"
+_TEST_COLLATION = "tests/integration/test_collation.py::"
 _TEST_CONCURRENCY = "tests/integration/test_concurrency.py::"
+_TEST_CONNECTIONS = "tests/integration/test_connections.py::"
 _TEST_CONTROL_PLANE = "tests/integration/test_control_plane.py::"
+_TEST_COVERAGE = "tests/unit/test_coverage.py::"
 _TEST_CRASHES = "tests/integration/test_crashes.py::"
+_TEST_GROWTH = "tests/integration/test_growth.py::"
+_TEST_LOCKED = "tests/integration/test_locked_state.py::"
 _TEST_NET = "tests/net/"
 _TEST_DEADLINE = "tests/integration/test_deadline.py::"
 _TEST_DECIDE = "tests/unit/test_decide.py::"
-_TEST_DOOR = "tests/integration/test_entry_point.py::"
+_TEST_ENTRY_POINT = "tests/integration/test_entry_point.py::"
 _TEST_EC2 = "tests/integration/test_ec2.py::"
+_TEST_FAILOVER = "tests/integration/test_failover.py::"
 _TEST_FIELD = "tests/integration/test_field_reports.py::"
 _TEST_FLIP_ERRORS = "tests/integration/test_flip_errors.py::"
 _TEST_HOLDS = "tests/integration/test_holds.py::"
@@ -57,6 +75,10 @@ _TEST_RACES = "tests/integration/test_races.py::"
 _TEST_REFUSALS = "tests/isolation/test_refusals.py::"
 _TEST_REQUEST = "tests/unit/test_request.py::"
 _TEST_RESTARTS = "tests/integration/test_restarts.py::"
+_TEST_ROW_SECURITY = "tests/integration/test_row_level_security.py::"
+_TEST_SEARCH_PATH = "tests/integration/test_search_path.py::"
+_TEST_SESSION = "tests/integration/test_session.py::"
+_TEST_SECRETS = "tests/unit/test_secrets.py::"
 _TEST_STORE = "tests/contract/test_store.py::"
 _TEST_TELEMETRY = "tests/integration/test_telemetry.py::"
 _TEST_TELEMETRY_UNIT = "tests/unit/test_telemetry.py::"
@@ -66,8 +88,33 @@ _BROKEN_ANSWER = f"{_TEST_CONTROL_PLANE}test_a_broken_answer_neither_raises_nor_
 _MOVES_ON = f"{_TEST_RACES}test_a_workspace_that_moves_on_before_the_flip_is_left_alone"
 _WITHOUT_LEASE = f"{_TEST_REFUSALS}test_a_cycle_whose_lease_has_expired_writes_nothing"
 
+_CHANGED_MEANWHILE = f"{_TEST_ROW_SECURITY}test_what_changes_right_before_restarts_are_cancelled_cancels_none"
+_LEFT_IN_SESSION = f"{_TEST_SEARCH_PATH}test_what_somebody_left_in_a_pooled_session_counts_for_nothing"
+_LOCKED_RESTART = f"{_TEST_LOCKED}test_a_locked_restart_that_is_not_to_be_asked_for_stays_as_it_is"
+_LOCKED_ANSWER = (
+    f"{_TEST_LOCKED}test_an_answer_that_a_lock_keeps_from_being_recorded_costs_no_other_and_is_not_asked_for_twice"
+)
+_MAY_HIDE = f"{_TEST_ROW_SECURITY}test_a_policy_that_may_hide_a_row_is_refused"
+
 GUARDS = (
     # --- observe ---
+    Guard(
+        "fairness: order of ids",
+        "where the database's language sorts text its own way, workspaces wait for three times as long",
+        _CANDIDATES,
+        "_CANDIDATES",
+        Sql("DESC, workspaces.id", "DESC, id"),
+        f"{_TEST_COLLATION}test_every_workspace_is_checked_in_its_turn",
+    ),
+    Guard(
+        "fairness: half of the checks in turn",
+        "dead workspaces without time to act on them take up all checks of a short cycle",
+        _COVERAGE,
+        "Queues.fair_order",
+        Code("zip_longest(self.in_turn, self.brought_forward)", "[[*self.brought_forward, *self.in_turn]]"),
+        f"{_TEST_COVERAGE}test_every_candidate_is_checked_in_turn_however_many_run_out_of_time"
+        "_and_however_far_a_cycle_gets",
+    ),
     Guard(
         "EC2: unknown state",
         "an instance in a state that EC2 adds later is taken for dead",
@@ -85,7 +132,15 @@ GUARDS = (
             "learnt | dict.fromkeys(missing, failure)",
             "learnt | dict.fromkeys(missing, NOT_FOUND)",
         ),
-        f"{_TEST_EC2}test_an_answer_that_is_none_makes_unknown_whom_it_is_about_and_nobody_else",
+        f"{_TEST_EC2}test_an_unusable_answer_makes_only_its_own_instances_unknown",
+    ),
+    Guard(
+        "EC2: throttling in any word",
+        "an account without calls left gets dozens more, because each batch is split until it works",
+        _AWS_ERRORS,
+        "is_throttling",
+        Code("_code(error) in THROTTLED_CODES", '_code(error) == "RequestLimitExceeded"'),
+        f"{_TEST_EC2}test_throttling_in_any_word_slows_the_pace_and_splits_no_batch",
     ),
     Guard(
         "EC2: contradiction",
@@ -101,7 +156,7 @@ GUARDS = (
         _EC2,
         "Ec2Probe.sightings",
         Code("_INSTANCE_ID.fullmatch(workspace.instance_id)", "workspace.instance_id"),
-        f"{_TEST_EC2}test_an_id_that_ec2_would_not_take_is_unknown_never_sent_and_costs_nobody_else_anything",
+        f"{_TEST_EC2}test_a_malformed_id_is_unknown_never_sent_and_affects_nobody_else",
     ),
     Guard(
         "EC2: status pages prove no death",
@@ -112,7 +167,7 @@ GUARDS = (
             "self._asked(recorded_by, deadline, fair_share(self._timeout_s, deadline))",
             '[(one, "terminated") for one in recorded_by]',
         ),
-        f"{_TEST_EC2}test_whom_a_listing_of_what_runs_does_not_name_is_asked_about_and_not_taken_for_dead",
+        f"{_TEST_EC2}test_instances_missing_from_a_listing_are_asked_about_and_not_taken_for_dead",
     ),
     Guard(
         "HTTP: status code",
@@ -169,12 +224,36 @@ GUARDS = (
         _BROKEN_ANSWER,
     ),
     Guard(
+        "cache: asked anew",
+        "a cache before the control plane answers what was true minutes ago",
+        _CONTROL_PLANE,
+        "_headers",
+        Code('{"Accept": "application/json", "Cache-Control": "no-cache"}', '{"Accept": "application/json"}'),
+        f"{_TEST_CACHES}test_a_cache_is_told_to_ask_anew",
+    ),
+    Guard(
+        "cache: an answer's age",
+        "a workspace is restarted because a cache still calls its instance terminated",
+        _CONTROL_PLANE,
+        "ControlPlaneProbe._state",
+        Code('not _AGE_OF_NOW.fullmatch(answer.headers.get("Age", "0"))', "False"),
+        f"{_TEST_CACHES}test_what_a_cache_says_of_nine_minutes_ago_is_no_answer",
+    ),
+    Guard(
+        "cache: another instance",
+        "a workspace is restarted for what is said of its old instance",
+        _CONTROL_PLANE,
+        "_parsed",
+        Code('answer.get("instance_id", instance_id) != instance_id', "False"),
+        f"{_TEST_CACHES}test_an_answer_about_another_instance_is_none",
+    ),
+    Guard(
         "HTTP: quoted instance id",
         "an instance id changes the path or the parameters of a request that carries tokens",
         _CONTROL_PLANE,
         "ControlPlaneProbe._get",
         Arguments('params={"instance_id": workspace.instance_id}', 'params=f"instance_id={workspace.instance_id}"'),
-        f"{_TEST_CONTROL_PLANE}test_an_instance_is_asked_about_under_the_very_name_that_the_row_records",
+        f"{_TEST_CONTROL_PLANE}test_an_instance_is_asked_about_by_exactly_the_recorded_id",
     ),
     # --- decide ---
     Guard(
@@ -241,7 +320,7 @@ GUARDS = (
         Code(
             "[one.workspace.id for one in seen if one.verdict in FOUND and one.workspace.id in memory.absences]", "[]"
         ),
-        f"{_TEST_BREAKER}test_one_sighting_of_life_and_the_count_begins_anew",
+        f"{_TEST_BREAKER}test_one_sighting_of_life_resets_the_count",
     ),
     Guard(
         "absence: reset by the second probe",
@@ -249,18 +328,15 @@ GUARDS = (
         _FLIPS,
         "FlipResults.found_again",
         Code("one.sighting.verdict in FOUND", "False"),
-        f"{_TEST_BREAKER}test_life_at_the_second_probe_makes_the_count_begin_anew",
+        f"{_TEST_BREAKER}test_life_at_the_second_probe_resets_the_count",
     ),
     Guard(
         "absence: reset by another instance",
         "old absences count again when a row goes back to its old instance",
         _DECIDE,
         "outdated_absences",
-        Code(
-            "recorded.get(one, None if all_selected else absence.instance_id) != absence.instance_id",
-            "recorded.get(one, None if all_selected else absence.instance_id) is None",
-        ),
-        f"{_TEST_BREAKER}test_a_row_that_recorded_another_instance_meanwhile_begins_anew",
+        Code("recorded.get(one) != absence.instance_id", "recorded.get(one) is None"),
+        f"{_TEST_BREAKER}test_recording_another_instance_meanwhile_resets_the_count",
     ),
     Guard(
         "absence: expiry",
@@ -271,7 +347,7 @@ GUARDS = (
             "WHERE last_seen_at > now() - make_interval(secs => :kept_s)",
             "WHERE CAST(:kept_s AS float) > 0",
         ),
-        f"{_TEST_BREAKER}test_sightings_of_more_than_an_hour_ago_are_not_added_to_the_next_one",
+        f"{_TEST_BREAKER}test_sightings_older_than_an_hour_do_not_count",
     ),
     Guard(
         "absence: expiry, as stored",
@@ -279,7 +355,7 @@ GUARDS = (
         _MEMORY,
         "_FORGET_ABSENCES",
         Sql("OR last_seen_at <= now() - make_interval(secs => :kept_s)", ""),
-        f"{_TEST_BREAKER}test_absences_that_lie_more_than_an_hour_apart_have_nothing_to_do_with_each_other",
+        f"{_TEST_BREAKER}test_absences_more_than_an_hour_apart_are_not_added_up",
     ),
     Guard(
         "absence: another instance is found",
@@ -287,14 +363,14 @@ GUARDS = (
         _DECIDE,
         "decide",
         Code("not seen or any(sighting.verdict in FOUND for sighting in seen)", "True"),
-        f"{_TEST_BREAKER}test_where_nothing_at_all_is_found_nobody_is_dead_however_often_one_looks",
+        f"{_TEST_BREAKER}test_when_nothing_at_all_is_found_no_absence_ever_counts",
     ),
     # --- flip ---
     Guard(
         "second probe",
         "one wrong answer, or an instance that just started, costs a workspace its machine",
         _FLIPS,
-        "Flipper._attempted",
+        "Flipper._attempts",
         Code("confirms(first, second)", "True"),
         f"{_TEST_RACES}test_a_control_plane_that_does_not_say_dead_again_saves_the_workspace",
     ),
@@ -400,7 +476,7 @@ GUARDS = (
         _FLIP,
         "_CURRENT_ROW",
         Sql("last_heartbeat_at > clock_timestamp() - make_interval(secs => :fresh_s)", "false"),
-        f"{_TEST_RACES}test_a_young_heartbeat_holds_a_flip_back_and_an_old_one_or_none_does_not",
+        f"{_TEST_RACES}test_a_young_heartbeat_prevents_a_flip_and_an_old_one_or_none_does_not",
     ),
     Guard(
         "lease: at the flip",
@@ -427,7 +503,7 @@ GUARDS = (
         _CYCLE,
         "_cycle",
         Code("flipper.rehearse(plan.to_flip, phases.flipping)", "flipper.flip(plan.to_flip, phases.flipping)"),
-        f"{_TEST_DOOR}test_a_dry_run_writes_nothing_anywhere_and_needs_no_right_to",
+        f"{_TEST_ENTRY_POINT}test_a_dry_run_writes_nothing_anywhere_and_needs_no_right_to",
     ),
     Guard(
         "dry run: the setting wins",
@@ -448,7 +524,7 @@ GUARDS = (
             " heartbeat_fresh_s=self._heartbeat_fresh_s)",
             "Claim.CLAIMED",
         ),
-        f"{_TEST_CRASHES}test_a_restart_that_the_platform_is_still_at_is_not_asked_for_again_after_a_crash",
+        f"{_TEST_CRASHES}test_a_restart_that_the_platform_still_works_on_is_not_asked_for_again_after_a_crash",
     ),
     Guard(
         "claim: row lock",
@@ -472,7 +548,7 @@ GUARDS = (
         _RESTARTS,
         "_LOCK",
         Sql("AND closed_at IS NULL", ""),
-        f"{_TEST_REFUSALS}test_a_restart_that_is_not_to_be_asked_for_any_more_is_not_claimed",
+        f"{_TEST_REFUSALS}test_a_restart_that_may_not_be_asked_for_is_not_claimed",
     ),
     Guard(
         "hold: at the claim",
@@ -496,7 +572,7 @@ GUARDS = (
         _RESTARTS,
         "_FREE",
         Sql("COALESCE(backoff_until <= now(), true)", "true"),
-        f"{_TEST_REFUSALS}test_a_restart_that_is_not_to_be_asked_for_any_more_is_not_claimed",
+        f"{_TEST_REFUSALS}test_a_restart_that_may_not_be_asked_for_is_not_claimed",
     ),
     Guard(
         "lease: at the claim",
@@ -511,7 +587,7 @@ GUARDS = (
         "a workspace that moved on is restarted, and its new instance is terminated",
         _RESTARTS,
         "Restarts.claim",
-        Code('[tuple(row[:2]) for row in rows] != [("offline", restart.instance_id)]', "False"),
+        Code("not any(is_owed for is_owed, _ in rows)", "False"),
         f"{_TEST_RESTARTS}test_a_workspace_that_moves_on_while_its_old_instance_is_looked_at_is_not_restarted",
     ),
     Guard(
@@ -539,7 +615,7 @@ GUARDS = (
         _WORKER,
         "RestartWorker._still_dead",
         Code("sighting.verdict is Verdict.ABSENT and absence_counts", "sighting.verdict is Verdict.ABSENT"),
-        f"{_TEST_RESTARTS}test_where_nothing_at_all_is_found_an_old_restart_waits",
+        f"{_TEST_RESTARTS}test_when_nothing_at_all_is_found_an_old_restart_waits",
     ),
     Guard(
         "heartbeat: at the claim",
@@ -563,7 +639,7 @@ GUARDS = (
         _RESTARTS,
         "_CLAIM",
         Sql("make_interval(secs => :uncertain_s)", "make_interval(secs => 0 * :uncertain_s)"),
-        f"{_TEST_RESTARTS}test_what_is_uncertain_is_left_alone_for_as_long_as_is_set",
+        f"{_TEST_RESTARTS}test_an_uncertain_restart_is_left_alone_for_the_configured_time",
     ),
     Guard(
         "uncertain: wait, after another flip",
@@ -586,12 +662,36 @@ GUARDS = (
         f"{_TEST_RESTARTS}test_one_cycle_asks_for_as_many_restarts_as_it_may_and_the_next_ones_for_the_rest",
     ),
     Guard(
-        "Retry-After",
-        "an overloaded platform gets more and more requests",
+        "uncertain: a gateway that gave up",
+        "a restart that the platform is working on is sent again because a gateway before it answered 502 or 504",
+        _PLATFORM,
+        "_reply",
+        Code("Reply(Answer.UNCERTAIN, _status(status))", "Reply(Answer.REFUSED, _status(status))"),
+        f"{_TEST_ANSWERS}test_a_gateway_that_gave_up_leaves_the_restart_uncertain",
+    ),
+    Guard(
+        "Retry-After: the next cycles",
+        "an overloaded platform gets eight requests a minute although it asked for none",
+        _RESTARTS,
+        "_FREE",
+        Sql("AND NOT EXISTS (SELECT FROM reconciler.restart_stops WHERE {_STOP_IS_ON})", ""),
+        f"{_TEST_ANSWERS}test_a_platform_that_asks_to_be_left_alone_is_left_alone_by_every_cycle",
+    ),
+    Guard(
+        "Retry-After: a jump of the clock",
+        "no restart is ever asked for again, because the database's clock was wrong for a moment",
+        _RESTARTS,
+        "_STOP_IS_ON",
+        Sql("AND ends_at <= now() + make_interval(secs => {LATEST_END_OF_STOP_SECONDS})", ""),
+        f"{_TEST_STORE}test_a_stop_that_lies_days_ahead_is_of_a_clock_that_has_jumped",
+    ),
+    Guard(
+        "Retry-After: this cycle",
+        "an overloaded platform gets more and more requests if the database cannot be told",
         _WORKER,
         "RestartWorker._claimed",
-        Code("self._told_to_wait_s is not None", "False"),
-        f"{_TEST_RESTARTS}test_once_the_platform_asks_to_wait_a_cycle_begins_no_further_call",
+        Code("self._stopped_s", "False"),
+        f"{_TEST_WORKER}test_a_stop_that_cannot_be_recorded_is_obeyed_by_this_cycle",
     ),
     Guard(
         "Retry-After: upper limit",
@@ -637,15 +737,15 @@ GUARDS = (
             "self._sock.settimeout(left_s)",
             "pass",
         ),
-        f"{_TEST_DEADLINE}test_a_database_that_drips_its_answers_holds_no_cycle",
+        f"{_TEST_DEADLINE}test_a_database_that_drips_its_answers_delays_no_cycle",
     ),
     Guard(
         "deadline: open transaction",
         "a row stays locked after the process or the network fails in the middle of a flip",
-        _SESSION,
-        "Session._begin",
+        _TRANSACTION,
+        "begin",
         Sql("SET LOCAL idle_in_transaction_session_timeout = {milliseconds + 1000};", ""),
-        f"{_TEST_DEADLINE}test_a_flip_that_the_network_lost_holds_its_row_for_a_moment_and_not_longer",
+        f"{_TEST_DEADLINE}test_a_flip_that_the_network_lost_locks_its_row_only_for_a_moment",
     ),
     Guard(
         "deadline: closed at the end",
@@ -663,7 +763,148 @@ GUARDS = (
         Code("deadline.remaining() < SHORTEST_CALL_SECONDS", "False"),
         f"{_TEST_WORKER}test_a_call_that_would_be_cut_off_at_once_does_not_begin",
     ),
+    # --- somebody else's lock on a row of our own ---
+    Guard(
+        "locked restart: cancelling",
+        "one locked restart keeps all others from being asked for",
+        _RESTARTS,
+        "_CANCEL_MOVED_ON",
+        Sql("FOR UPDATE SKIP LOCKED", ""),
+        _LOCKED_RESTART,
+    ),
+    Guard(
+        "locked restart: end of the watch",
+        "one locked restart keeps all others from being asked for",
+        _RESTARTS,
+        "_END_WATCH",
+        Sql("FOR UPDATE SKIP LOCKED", ""),
+        f"{_TEST_LOCKED}test_a_locked_accepted_restart_stays_watched_and_the_others_watch_ends",
+    ),
+    Guard(
+        "locked restart: instance that runs",
+        "one locked restart keeps all others from being asked for",
+        _RESTARTS,
+        "_LOCK_OPEN",
+        Sql("FOR UPDATE SKIP LOCKED", ""),
+        _LOCKED_RESTART,
+    ),
+    Guard(
+        "locked restart: put off",
+        "one locked restart keeps all others from being asked for",
+        _RESTARTS,
+        "_PUT_OFF",
+        Sql("FOR UPDATE SKIP LOCKED", ""),
+        _LOCKED_RESTART,
+    ),
+    Guard(
+        "locked restart: accepted",
+        "one locked restart keeps the platform's other answers from being recorded",
+        _RESTARTS,
+        "Restarts.accepted",
+        Arguments("lock_wait_s=LOCK_WAIT_SECONDS", ""),
+        _LOCKED_ANSWER,
+    ),
+    Guard(
+        "locked restart: answers",
+        "one locked restart keeps the platform's other answers from being recorded",
+        _RESTARTS,
+        "Restarts.record_answer",
+        Arguments("lock_wait_s=LOCK_WAIT_SECONDS", ""),
+        _LOCKED_ANSWER,
+    ),
+    Guard(
+        "locked restart: flip",
+        "a flip has the platform's row for seconds, and uses up the time of the others",
+        _FLIP,
+        "Flips.flip",
+        Arguments("lock_wait_s=LOCK_WAIT_SECONDS", ""),
+        f"{_TEST_LOCKED}test_an_older_restart_that_is_locked_costs_its_own_flip_alone",
+    ),
+    Guard(
+        "locked absence: forgotten",
+        "one locked absence uses up the cycle's time",
+        _MEMORY,
+        "_FORGET_ABSENCES",
+        Sql("FOR UPDATE SKIP LOCKED", ""),
+        f"{_TEST_LOCKED}test_a_locked_absence_of_an_instance_that_is_back_keeps_no_other_from_being_forgotten",
+    ),
+    Guard(
+        "locked absence: counted",
+        "one locked absence uses up the cycle's time, and no absence is counted",
+        _MEMORY,
+        "_COUNT_ABSENCES",
+        Sql("FOR UPDATE SKIP LOCKED", ""),
+        f"{_TEST_LOCKED}test_locked_absences_cost_their_own_counts_alone",
+    ),
+    Guard(
+        "locked absence: by halves",
+        "one absence that somebody is inserting keeps all others from being counted",
+        _MEMORY,
+        "CycleMemory._count",
+        Code("(absent[:half], absent[half:]) if half else ()", "()"),
+        f"{_TEST_LOCKED}test_an_absence_that_somebody_is_inserting_costs_its_own_count_alone",
+    ),
+    Guard(
+        "absences that cannot be saved",
+        "nothing is flipped or restarted because absences cannot be saved",
+        _CYCLE,
+        "_remember_absences",
+        Code('log.failure("absences not saved", error)', "raise"),
+        f"{_TEST_LOCKED}test_absences_that_cannot_be_saved_cost_no_flip_and_no_restart",
+    ),
+    Guard(
+        "locked coverage",
+        "the cycle waits for its whole time, and fails",
+        _MEMORY,
+        "CycleMemory.save_coverage",
+        Arguments("lock_wait_s=LOCK_WAIT_SECONDS", ""),
+        f"{_TEST_LOCKED}test_a_locked_coverage_costs_the_progress_alone",
+    ),
+    Guard(
+        "locked lease: taken",
+        "the cycle waits for its whole time, and fails",
+        _LEASE,
+        "Lease.acquire",
+        Arguments("lock_wait_s=LOCK_WAIT_SECONDS", ""),
+        f"{_TEST_LOCKED}test_a_lease_that_is_locked_when_a_cycle_begins_is_another_s",
+    ),
+    Guard(
+        "locked lease: given back",
+        "a cycle that is done waits for the rest of its time",
+        _LEASE,
+        "Lease.release",
+        Arguments("lock_wait_s=LOCK_WAIT_SECONDS", ""),
+        f"{_TEST_LOCKED}test_a_lease_that_is_locked_in_mid_cycle_costs_nothing_but_its_return",
+    ),
     # --- record ---
+    Guard(
+        "lease: far ahead",
+        "after the database's clock was wrong, no cycle runs for days",
+        _LEASE,
+        "_ACQUIRE",
+        Sql("OR current.expires_at > clock_timestamp() + make_interval(secs => :longest_s)", ""),
+        f"{_TEST_GROWTH}test_a_lease_that_lies_far_ahead_is_taken_for_free",
+    ),
+    Guard(
+        "purge: watched restarts",
+        "a restart that nobody came back from is forgotten after 30 days",
+        _MEMORY,
+        "_PURGE_RESTARTS",
+        Sql("AND (outcome <> 'accepted' OR watch_ended_at IS NOT NULL)", ""),
+        f"{_TEST_GROWTH}test_old_restarts_are_purged_in_small_steps_but_those_that_are_watched_or_locked",
+    ),
+    Guard(
+        "purge: holds that a restart waits for",
+        "the age of a restart that a hold kept back jumps when the hold has ended",
+        _MEMORY,
+        "_PURGE_HOLDS",
+        Sql(
+            "AND NOT EXISTS (SELECT FROM reconciler.restarts"
+            " WHERE restarts.workspace_id = holds.workspace_id AND closed_at IS NULL)",
+            "",
+        ),
+        f"{_TEST_GROWTH}test_a_cycle_deletes_holds_that_have_ended_unless_a_restart_waits_for_them",
+    ),
     Guard(
         "lease: when rows move on",
         "a process that was frozen wakes up, and cancels restarts on what it saw before",
@@ -704,6 +945,155 @@ GUARDS = (
         Code("self._lease.require(transaction)", "None"),
         _WITHOUT_LEASE,
     ),
+    # --- the database ---
+    Guard(
+        "session: left half begun",
+        "the next transaction finds itself inside an older one",
+        _SESSION,
+        "Session._begun",
+        Code("self.close()", "None"),
+        f"{_TEST_FAILOVER}test_a_connection_to_a_standby_is_made_anew_once",
+    ),
+    Guard(
+        "session: aborted transaction",
+        "one cancelled BEGIN fails every later cycle of a warm process",
+        _SQLSTATE,
+        "_ERROR_OF_SQLSTATE",
+        Code('"25P02"', '"-----"'),
+        f"{_TEST_SESSION}test_an_error_that_somebody_swallows_ends_the_session_and_commits_nothing",
+    ),
+    Guard(
+        "session: half an answer",
+        "a statement is taken to be answered by what an earlier one was answered",
+        _SESSION,
+        "Session._run",
+        Code("self.close()\nraise", "raise"),
+        f"{_TEST_SESSION}test_an_interrupt_in_the_middle_of_an_answer_leaves_nothing_behind_either",
+    ),
+    Guard(
+        "standby: its rows",
+        "rows from the past count as the present",
+        _TRANSACTION,
+        "begun",
+        Code("if in_recovery:\n    raise StandbyError(STANDBY)", "pass"),
+        f"{_TEST_FAILOVER}test_a_process_that_met_the_standby_goes_on_as_soon_as_the_name_leads_to_the_writer",
+    ),
+    Guard(
+        "standby: in mid-cycle",
+        "a cycle goes on after the writer has become a standby",
+        _FLIPS,
+        "Flipper._flip_one",
+        Code("raise", "return SkipReason.RECONFIRM_ERROR"),
+        f"{_TEST_FAILOVER}test_a_writer_that_becomes_a_standby_is_not_tried_again_for_every_row",
+    ),
+    Guard(
+        "read only: configured",
+        "an old primary is written after a switch, and its stale rows are flipped and restarted",
+        _TRANSACTION,
+        "begun",
+        Code('default_read_only == "on" and not read_only', "False"),
+        f"{_TEST_FAILOVER}test_what_is_configured_to_be_read_only_is_not_written_until_it_is_configured_otherwise",
+    ),
+    Guard(
+        "row-level security: enabled",
+        "a policy hides the fleet, which then looks empty, and every owed restart is cancelled",
+        _TRANSACTION,
+        "_SETTINGS",
+        Sql("SET LOCAL row_security = off;", ""),
+        _CHANGED_MEANWHILE,
+    ),
+    Guard(
+        "row-level security: a policy dropped",
+        "rows disappear between the check and the statement, and their restarts are cancelled",
+        _SESSION,
+        "Session.transaction",
+        Code(
+            "if beginning.row_security and every_row:\n    require_every_row(transaction, read_only=read_only)",
+            "pass",
+        ),
+        _CHANGED_MEANWHILE,
+    ),
+    Guard(
+        "row-level security: in triggers",
+        "a trigger that writes to a table with policies of its own fails every flip, and with it the cycle",
+        _FLIP,
+        "_FLIP",
+        Sql("AND set_config('row_security', 'on', true) = 'on'", ""),
+        f"{_TEST_FLIP_ERRORS}test_a_trigger_may_write_to_a_table_with_policies_of_its_own",
+    ),
+    Guard(
+        "row-level security: a condition",
+        "a policy that lets some rows through is taken for one that lets all through",
+        _ROW_SECURITY,
+        "_HIDDEN",
+        Sql("permissive AND reads = 'true'", "permissive"),
+        _MAY_HIDE,
+    ),
+    Guard(
+        "row-level security: a restrictive policy",
+        "a restrictive policy hides rows beside one that lets all through",
+        _ROW_SECURITY,
+        "_HIDDEN",
+        Sql("only_permissive AND", ""),
+        _MAY_HIDE,
+    ),
+    Guard(
+        "search_path: of our own",
+        "a function, an operator or a table that somebody planted is used in place of the real one",
+        _TRANSACTION,
+        "begin",
+        Sql("SET LOCAL search_path = pg_catalog, pg_temp;", ""),
+        f"{_TEST_SEARCH_PATH}test_no_trap_is_stepped_into_on_a_path_of_the_role_s_own",
+    ),
+    Guard(
+        "search_path: the role's own",
+        "a path that somebody left in a pooled session leads to other tables, or to none",
+        _TRANSACTION,
+        "_OWN_PATH",
+        Sql("SET LOCAL search_path TO DEFAULT;", ""),
+        _LEFT_IN_SESSION,
+    ),
+    Guard(
+        "search_path: temporary tables",
+        "a temporary table in a pooled session is taken for the platform's",
+        _TRANSACTION,
+        "_OWN_PATH",
+        Sql("', pg_temp'", "''"),
+        _LEFT_IN_SESSION,
+    ),
+    Guard(
+        "session: role",
+        "a pooled session acts as whatever role somebody took on in it",
+        _TRANSACTION,
+        "_SETTINGS",
+        Sql("SET LOCAL role TO DEFAULT;", ""),
+        _LEFT_IN_SESSION,
+    ),
+    Guard(
+        "session: durable commits",
+        "a crash of the database undoes a claim whose restart has been asked for",
+        _TRANSACTION,
+        "_SETTINGS",
+        Sql("SET LOCAL synchronous_commit TO DEFAULT;", ""),
+        f"{_TEST_SEARCH_PATH}test_every_setting_that_a_statement_may_rest_on_is_the_same_in_every_transaction",
+    ),
+    Guard(
+        "encoding: a broken value",
+        "one value that is not text fails every cycle",
+        _SESSION,
+        "_Connection.handle_DATA_ROW",
+        Code('"surrogateescape"', '"strict"'),
+        f"{_TEST_SESSION}test_an_instance_id_that_cannot_be_decoded_costs_its_row_alone",
+    ),
+    Guard(
+        "encoding: no conversion",
+        "one value without a counterpart in UTF-8 fails every cycle",
+        _CANDIDATES,
+        "_UNCONVERTED",
+        Sql("SET LOCAL client_encoding = 'SQL_ASCII';", ""),
+        f"{_TEST_SESSION}test_an_instance_id_that_cannot_be_decoded_costs_its_row_alone",
+    ),
+    # --- the log ---
     Guard(
         "log: length of an instance id",
         "the text of one row fills the log",
@@ -718,7 +1108,7 @@ GUARDS = (
         _TELEMETRY,
         "_printable",
         Code('text[:longest].encode("ascii", "backslashreplace").decode()', "text[:longest]"),
-        f"{_TEST_HOSTILE}test_whatever_a_row_records_is_data_in_every_request_statement_and_log_line",
+        f"{_TEST_HOSTILE}test_whatever_a_row_records_stays_data_in_requests_statements_and_log_lines",
     ),
     Guard(
         "log: lines of a kind",
@@ -726,7 +1116,7 @@ GUARDS = (
         _TELEMETRY,
         "CycleLog.sighting_capped",
         Code("self._lines[message] <= LINES_OF_A_KIND", "True"),
-        f"{_TEST_TELEMETRY}test_a_dead_control_plane_is_told_in_a_hundred_lines_and_then_in_one_for_each_cause",
+        f"{_TEST_TELEMETRY}test_a_dead_control_plane_gets_a_hundred_log_lines_and_then_one_for_each_cause",
     ),
     Guard(
         "log: the AWS SDK's own lines",
@@ -759,5 +1149,57 @@ GUARDS = (
         "CycleLog.flip_failed",
         Code("_printable(str(error), _LONGEST_ERROR)", "str(error)"),
         f"{_TEST_FLIP_ERRORS}test_a_trigger_s_long_message_is_cut_short_and_its_detail_left_out",
+    ),
+    # --- secrets ---
+    Guard(
+        "secrets: Secrets Manager is away",
+        "no cycle runs while Secrets Manager does not answer, although the last secret is good",
+        _SECRETS,
+        "Secrets._fetched",
+        Code("is_throttling(error) or is_server_error(error)", "False"),
+        f"{_TEST_SECRETS}test_while_secrets_manager_is_away_the_last_secret_serves_for_an_hour",
+    ),
+    Guard(
+        "secrets: denied or deleted",
+        "a secret that was taken from the function serves on for an hour",
+        _SECRETS,
+        "Secrets._fetched",
+        Code(
+            "self._cached.pop(arn, None)\nraise SecretError(refusal) from None", "raise SecretError(refusal) from None"
+        ),
+        f"{_TEST_SECRETS}test_a_secret_that_is_denied_or_deleted_serves_no_longer",
+    ),
+    Guard(
+        "secrets: time to ask again",
+        "while Secrets Manager swallows packets, every cycle spends its time on it",
+        _SECRETS,
+        "Secrets.read",
+        Code("now - cached.failed_at >= RETRY_SECONDS", "True"),
+        f"{_TEST_SECRETS}test_one_that_is_away_is_asked_once_a_minute_for_two_seconds",
+    ),
+    # --- connect ---
+    Guard(
+        "TLS: as libpq verifies",
+        "no cycle runs, because Python refuses a certificate of the database that every other client accepts",
+        _TLS,
+        "_trusting",
+        Code("context.verify_flags &= ~ssl.VERIFY_X509_STRICT", "pass"),
+        f"{_TEST_CONNECTIONS}test_a_database_s_certificate_needs_no_more_extensions_than_libpq_wants",
+    ),
+    Guard(
+        "TLS: the database's name",
+        "whoever has a certificate for any name passes for the database, and gets the password",
+        _TLS,
+        "_postgres_context",
+        Code('sslmode == "verify-full"', "False"),
+        f"{_TEST_CONNECTIONS}test_a_database_s_certificate_without_extensions_is_good_for_its_own_name_only",
+    ),
+    Guard(
+        "addresses: a share of the time",
+        "one dead address of two uses up every call's time, and all workspaces are unknown",
+        _CONNECT,
+        "connected",
+        Code("left_s / (len(addresses) - tried)", "left_s"),
+        f"{_TEST_NET}test_deadlines.py::test_dead_addresses_leave_time_for_one_that_lives",
     ),
 )

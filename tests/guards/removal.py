@@ -1,4 +1,4 @@
-"""Takes a guard out of its function. It looks for what the code says, so a reformat hides no guard."""
+"""Removes a guard from its function. It compares syntax trees, so a reformat hides no guard."""
 
 import ast
 import re
@@ -109,7 +109,7 @@ def _edits(scope: ast.AST, removal: Removal) -> list[partial[None]]:
 
 
 def _replaced(nodes: Nodes, old: Nodes, new: Nodes) -> Iterator[Nodes]:
-    """Yield the nodes once for each run of them that equals `old`, with `new` in its place."""
+    """Yield the nodes once for each run of them that equals `old`, replaced by `new`."""
     for start in range(len(nodes) - len(old) + 1):
         end = start + len(old)
         if type(nodes[start]) is type(old[0]) and _dumped(nodes[start:end]) == _dumped(old):
@@ -138,7 +138,7 @@ def _keywords(arguments: str) -> Nodes:
 
 
 def _shown(node: Any) -> str:
-    """Return the text of a string, placeholders included; nothing for any other node."""
+    """Return the text of a string with its placeholders; an empty text for any other node."""
     match node:
         case ast.Constant(value=str(text)):
             return text

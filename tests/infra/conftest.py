@@ -52,6 +52,7 @@ COMBINATIONS["everything"] = {
     "DatabaseHost": "db.example",
     "DatabaseName": "workspaces",
     "DatabaseCaFile": "infra/ca/global-bundle.pem",
+    "HttpsCaFile": "infra/ca/company.pem",
     "RunbookUrl": "https://wiki.example/runbook",
     "LogLevel": "DEBUG",
 }

@@ -19,7 +19,7 @@ TOPIC = "arn:aws:sns:eu-central-1:123456789012:ops"
 # Keys that Powertools and CloudWatch Logs add to the code's own.
 POWERTOOLS_KEYS = {"level", "location", "message", "timestamp", "service"}
 INSIGHTS_KEYS = {"@timestamp", "@message"}
-# Lambda's own, of an error that the function raised, and of an invocation that Lambda ended.
+# Lambda's own keys: for an error that the function raised, and for an invocation that Lambda ended.
 LAMBDA_KEYS = {"errorType", "errorMessage", "type", "record.status", "record.errorType"}
 INSIGHTS_WORDS = {
     *("SOURCE", "fields", "filter", "stats", "sort", "limit", "by", "as", "in", "or", "and", "asc", "desc"),
@@ -201,7 +201,7 @@ def test_every_alarm_points_to_its_section_of_the_runbook(name: str, page: str, 
 
 @pytest.mark.parametrize("name", COMBINATIONS)
 def test_every_alarm_that_exists_acts(name: str, stacks: dict[str, Stack]) -> None:
-    """CloudWatch acts on a change of state only: whatever changes while the actions are off is never told."""
+    """CloudWatch acts only on a change of state: what changes while the actions are off never notifies anybody."""
     for properties in stacks[name].of_type("AWS::CloudWatch::Alarm").values():
         assert properties.get("ActionsEnabled", True) is True
 

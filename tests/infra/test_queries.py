@@ -1,4 +1,4 @@
-"""The saved queries, run over lines that the code logs and over those that Lambda adds."""
+"""The saved queries, run over lines that the code logs and lines that Lambda adds."""
 
 import io
 import json

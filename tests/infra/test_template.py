@@ -404,7 +404,8 @@ def test_the_handler_accepts_the_environment(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "infra" / "ca").mkdir(parents=True)
-    (tmp_path / "infra" / "ca" / "global-bundle.pem").write_bytes(Authority().certificate)
+    for bundle in ("global-bundle.pem", "company.pem"):
+        (tmp_path / "infra" / "ca" / bundle).write_bytes(Authority().certificate)
     settings = Settings.from_env(stacks[name].environment("Reconciler"))
     assert settings.mode == COMBINATIONS[name].get("Mode", "dry-run")
     assert settings.probe == COMBINATIONS[name].get("Probe", "ec2")
@@ -459,6 +460,7 @@ def test_every_parameter_has_a_description_a_default_and_one_group(template: Any
         ("SecretsKmsKeyArns", ["", ",".join(KEYS)], ["alias/aws/secretsmanager", f"{KEYS[0]},"]),
         ("DatabaseResourceId", ["", "db-ABC", "cluster-ABC", "prx-0a1b"], ["database-1"]),
         ("DatabaseCaFile", ["", "infra/ca/global-bundle.pem"], ["/etc/ssl/cert.pem", "infra/ca/../../x.pem"]),
+        ("HttpsCaFile", ["", "infra/ca/company.pem"], ["/etc/ssl/cert.pem", "infra/ca/../../x.pem"]),
         ("CpBaseUrl", ["", "https://cp.example/base"], ["cp.example", "https://user@cp.example", "https://cp/?a=b"]),
         ("DatabaseRole", ["reconciler", "Rec-1"], ["", "rec oncil", 'a"b', "1st"]),
         ("ReservedConcurrency", ["", "2", "9", "10", "100"], ["-1", "0", "1", "01", "two"]),

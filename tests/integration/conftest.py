@@ -1,4 +1,4 @@
-"""What most integration tests begin with."""
+"""The stages that most integration tests use."""
 
 from collections.abc import Iterator
 
@@ -11,7 +11,7 @@ from tests.support.stage import Stage, Stages, opened
 
 @pytest.fixture(scope="session")
 def stages(postgres: PostgresServer) -> Iterator[Stages]:
-    """Stages that one test after the other uses."""
+    """Stages that tests reuse."""
     with Stages(postgres) as stages:
         yield stages
 

@@ -1,4 +1,4 @@
-"""Doubts about many cycles: instances that EC2 does not know, and too many that look dead."""
+"""Doubts that last several cycles: instances that EC2 does not know, and too many that look dead."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -52,7 +52,7 @@ def test_many_sightings_within_two_minutes_are_not_enough(stage: Stage) -> None:
     stage.cycle().assert_only_flipped({workspace: "not_found"})
 
 
-def test_life_at_the_second_probe_makes_the_count_begin_anew(stage: Stage) -> None:
+def test_life_at_the_second_probe_resets_the_count(stage: Stage) -> None:
     stage.add("running")
     workspace = stage.add(None)
     settings = stage.settings("control_plane")
@@ -69,7 +69,7 @@ def test_life_at_the_second_probe_makes_the_count_begin_anew(stage: Stage) -> No
 
 
 @pytest.mark.parametrize("status", ["online", "provisioning"], ids=["and nobody knew of it", "and was no candidate"])
-def test_a_row_that_recorded_another_instance_meanwhile_begins_anew(stage: Stage, status: str) -> None:
+def test_recording_another_instance_meanwhile_resets_the_count(stage: Stage, status: str) -> None:
     stage.add("running")
     workspace = stage.add(None)
     gone, (other,) = stage.instance_of(workspace), stage.instances(1, "running")
@@ -115,9 +115,9 @@ def test_how_many_sightings_over_how_long_it_takes_can_be_set(stage: Stage) -> N
 
 
 def flipped_at(stage: Stage, workspace: str, *words: str | None) -> int | None:
-    """Have the control plane say these words about a workspace's instance, each in a cycle of its own (None: it fails).
+    """Make the control plane give these states for a workspace's instance, one in each cycle (None: it fails).
 
-    Return after how many of them the workspace was flipped, if it was.
+    Return after how many of them the workspace was flipped, or None.
     """
     for number, word in enumerate(words, start=1):
         stage.control_plane.script.clear()
@@ -131,7 +131,7 @@ NOT_FOUND = "not_found"
 
 
 @pytest.mark.parametrize("found", ["running", "pending", "stopping", "shutting-down"])
-def test_one_sighting_of_life_and_the_count_begins_anew(stage: Stage, found: str) -> None:
+def test_one_sighting_of_life_resets_the_count(stage: Stage, found: str) -> None:
     stage.add("running")
     workspace = stage.add("running")
     assert flipped_at(stage, workspace, NOT_FOUND, NOT_FOUND, found) is None
@@ -139,7 +139,7 @@ def test_one_sighting_of_life_and_the_count_begins_anew(stage: Stage, found: str
     assert flipped_at(stage, workspace, NOT_FOUND, NOT_FOUND, NOT_FOUND) == SIGHTINGS
 
 
-def test_a_look_without_an_answer_neither_counts_nor_makes_the_count_begin_anew(stage: Stage) -> None:
+def test_a_probe_without_an_answer_neither_counts_nor_resets_the_count(stage: Stage) -> None:
     stage.add("running")
     workspace = stage.add("running")
     assert flipped_at(stage, workspace, NOT_FOUND, None, NOT_FOUND, None, None, NOT_FOUND) == 6
@@ -157,7 +157,7 @@ def test_another_instance_that_is_not_found_either_begins_at_one(stage: Stage) -
     stage.cycle(**SOON).assert_only_flipped({workspace: NOT_FOUND})
 
 
-def test_absences_that_lie_more_than_an_hour_apart_have_nothing_to_do_with_each_other(stage: Stage) -> None:
+def test_absences_more_than_an_hour_apart_are_not_added_up(stage: Stage) -> None:
     stage.add("running")
     workspace = stage.add(None)
     for _ in range(4):
@@ -166,7 +166,7 @@ def test_absences_that_lie_more_than_an_hour_apart_have_nothing_to_do_with_each_
         stage.fleet.age_everything(70 * A_MINUTE_S)
 
 
-def test_sightings_of_more_than_an_hour_ago_are_not_added_to_the_next_one(stage: Stage) -> None:
+def test_sightings_older_than_an_hour_do_not_count(stage: Stage) -> None:
     stage.add("running")
     workspace = stage.add(None)
     for _ in range(2):
@@ -178,7 +178,7 @@ def test_sightings_of_more_than_an_hour_ago_are_not_added_to_the_next_one(stage:
     assert sightings(stage) == {workspace: 1}
 
 
-def test_where_nothing_at_all_is_found_nobody_is_dead_however_often_one_looks(stage: Stage) -> None:
+def test_when_nothing_at_all_is_found_no_absence_ever_counts(stage: Stage) -> None:
     stage.add_all(2, None)
     stage.fleet.add("no id")
     stage.add("running", status="paused")
@@ -232,7 +232,7 @@ def test_an_instance_that_turns_up_at_the_last_moment_saves_its_workspace(stage:
 
 
 @pytest.mark.parametrize("second", ["stopped", "terminated"])
-def test_one_that_turns_up_dead_does_not(stage: Stage, second: str) -> None:
+def test_an_instance_that_turns_up_dead_does_not_save_its_workspace(stage: Stage, second: str) -> None:
     stage.add("running")
     workspace = stage.add(None)
     stage.control_plane.script.reply(state_answer(second), nth=2, workspace_id=workspace)
@@ -328,14 +328,14 @@ def test_an_open_breaker_asks_nobody_a_second_time_and_closes_by_itself(stage: S
     assert_closed(stage.cycle(), dict.fromkeys(dead, "stopped"))
 
 
-def test_the_override_lifts_it_for_one_cycle(stage: Stage) -> None:
+def test_the_override_lifts_the_breaker_for_one_cycle(stage: Stage) -> None:
     dead = populated(stage, running=2, stopped=3)
     assert_closed(stage.cycle(OVERRIDE), dict.fromkeys(dead, "stopped"))
     another = stage.add("stopped")
     assert_open(stage.cycle(), [another], dead=4, answered=6)
 
 
-def test_a_dry_run_says_that_it_is_open_and_with_the_override_whom_it_holds_back(stage: Stage) -> None:
+def test_a_dry_run_reports_an_open_breaker_and_with_the_override_whom_it_stops(stage: Stage) -> None:
     dead = populated(stage, running=2, stopped=3)
     rehearsal = stage.cycle(DRY_RUN)
     assert_open(rehearsal, dead, dead=3, answered=5)
@@ -349,7 +349,7 @@ def test_a_dry_run_says_that_it_is_open_and_with_the_override_whom_it_holds_back
 
 
 def wave_after(stage: Stage, seconds: float, **settings: str) -> tuple[Outcome, list[str]]:
-    """Have four of ten die, and later two of the rest; return what the cycle then does, and the latter."""
+    """Let four of ten die, and later two more; return what the next cycle does, and the ids of these two."""
     populated(stage, running=6)
     first = populated(stage, stopped=4)
     assert_closed(stage.cycle(**settings), dict.fromkeys(first, "stopped"))
@@ -373,7 +373,7 @@ def test_what_was_flipped_in_the_last_ten_minutes_counts_as_dead(stage: Stage) -
         pytest.param(70.0, {"BREAKER_WINDOW_SECONDS": "60"}, id="after a shorter window"),
     ],
 )
-def test_what_was_flipped_before_does_not(stage: Stage, after_s: float, settings: dict[str, str]) -> None:
+def test_older_flips_do_not_count_as_dead(stage: Stage, after_s: float, settings: dict[str, str]) -> None:
     outcome, second = wave_after(stage, after_s, **settings)
     assert_closed(outcome, dict.fromkeys(second, "stopped"))
 
@@ -388,7 +388,7 @@ def test_a_workspace_that_is_online_again_still_counts_as_flipped(stage: Stage) 
     assert_open(stage.cycle(), [another], dead=3, answered=5)
 
 
-def test_cycles_that_see_one_workspace_each_do_not_go_round_it(stage: Stage) -> None:
+def test_cycles_for_one_workspace_each_do_not_bypass_the_breaker(stage: Stage) -> None:
     first, second, third = stage.add_all(3, "stopped")
     stage.add("running")
     for one in (first, second):

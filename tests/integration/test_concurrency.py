@@ -30,9 +30,9 @@ def lease(stage: Stage) -> list[dict[str, Any]]:
 
 @contextmanager
 def another_cycle_under_way(stage: Stage) -> Iterator[Callable[[], dict[str, Any]]]:
-    """Have another process in the middle of its cycle, waiting for the control plane's first answer.
+    """Keep another process in the middle of its cycle, waiting for the control plane's first answer.
 
-    Yields what lets it go on to its end, and returns its report.
+    Yields a function that lets it finish, and returns its report.
     """
     waiting, go_on = threading.Event(), threading.Event()
 
@@ -136,7 +136,7 @@ CYCLES, DEAD, CHECKS_AT_ONCE = 4, 40, 8
 
 
 class Overlap:
-    """Cycles in processes of their own, each of which is given the lease again and again while all of them act."""
+    """Cycles in separate processes, which get the lease in turn, again and again, while all of them act."""
 
     def __init__(self, stage: Stage, running: str) -> None:
         self.arrived = threading.Semaphore(0)
@@ -151,7 +151,7 @@ class Overlap:
         self._counting = threading.Lock()
 
     def look(self, question: StatusRequest) -> None:
-        """Hold each cycle back at its question about the running workspace, and at its second looks at the dead."""
+        """Stop each cycle at its question about the running workspace, and at its second probes of the dead."""
         with self._counting:
             self._looks += 1
             first_looks = CYCLES * (DEAD + 1)
@@ -170,7 +170,7 @@ class Overlap:
             self.pass_on()
 
     def release(self, number: int) -> None:
-        """Let a cycle, which has the lease for this, go on until it is about to act."""
+        """Give a cycle the lease, and let it go on until it is about to act."""
         self._give(number)
         self._released[number].set()
         for _ in range(CHECKS_AT_ONCE):

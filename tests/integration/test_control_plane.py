@@ -1,15 +1,18 @@
-"""The control plane as the source of truth: what is an answer, what is none, how it is asked, and what it may cost."""
+"""The control plane as the source of truth: which answers are usable, how it is asked, and how it may fail."""
 
 import gzip
 import json
+import resource
 import threading
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 
 import pytest
 
 from handler.errors import SecretError
+from handler.settings import MOST_CHECKS_AT_ONCE
 from sandbox.control_plane import state_answer
 from sandbox.ec2 import MotoEc2
 from sandbox.http_server import Answer, Drip, Hang, HttpStandIn, Raw, Reply, Request, Reset, drip_body, drip_headers
@@ -40,7 +43,7 @@ def padded(size: int) -> bytes:
     return STOPPED + b" " * (size - len(STOPPED))
 
 
-# Whoever believes one of these says that a running instance has stopped.
+# Believing one of these would mean that a running instance has stopped.
 STATUSES: Mapping[str, Reply] = {
     "100 and then nothing": Raw(b"HTTP/1.1 100 Continue\r\n\r\n"),
     "204": Answer(204, STOPPED),
@@ -187,7 +190,7 @@ PROBES = {"first": 1, "second": 2}
 
 
 class Liar(HttpStandIn):
-    """Says of every instance that it has stopped, to whoever comes."""
+    """Tells everybody that every instance has stopped."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -270,11 +273,11 @@ def assert_served_all_the_others(cycle: Asked) -> None:
     assert (report["unknown"], skips) in [(cycle.broken, {}), (0, {"not_confirmed": cycle.broken})]
 
 
-def test_broken_answers_cost_nobody_else_anything(quick: Asked) -> None:
+def test_broken_answers_affect_nobody_else(quick: Asked) -> None:
     assert_served_all_the_others(quick)
 
 
-def test_slow_answers_cost_nobody_else_anything(slow: Asked) -> None:
+def test_slow_answers_affect_nobody_else(slow: Asked) -> None:
     assert_served_all_the_others(slow)
 
 
@@ -305,7 +308,7 @@ def test_each_credential_travels_in_its_header_and_an_empty_one_not_at_all(
         assert sent == {"authorization": bearer, "x-molecule-admin-token": admin_token or None}
 
 
-def test_an_instance_is_asked_about_under_the_very_name_that_the_row_records(stage: Stage) -> None:
+def test_an_instance_is_asked_about_by_exactly_the_recorded_id(stage: Stage) -> None:
     names = ["i-0a&instance_id=i-0b", "i-0a?state=stopped#", "../../cp", "i 0+1%2F", "i-\u00fc\u4e2d", "I-0A"]
     workspaces = stage.fleet.add_all(names)
     stage.cycle(**stage.settings("control_plane"))
@@ -324,6 +327,28 @@ def test_as_many_are_asked_about_at_once_as_set_over_as_many_connections_and_no_
     assert outcome.report["running"] == 3 * concurrency
     assert stage.control_plane.peak_in_flight == concurrency
     assert stage.control_plane.connections == concurrency
+
+
+@contextmanager
+def descriptors(count: int) -> Iterator[None]:
+    """Open so many at most, and have processes that are started inside do so, too."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_the_most_checks_at_once_leave_descriptors_for_the_rest(stage: Stage) -> None:
+    """Lambda gives a process 1,024. A check that gets none is an unknown workspace."""
+    stage.add_all(MOST_CHECKS_AT_ONCE, "running")
+    together = threading.Barrier(MOST_CHECKS_AT_ONCE)
+    stage.control_plane.script.before(lambda _: together.wait(20))
+    settings = stage.settings("control_plane") | {"PROBE_CONCURRENCY": str(MOST_CHECKS_AT_ONCE)}
+    with descriptors(4096):  # the control plane is in this process
+        with descriptors(1024):
+            invocation = stage.invoke.in_process(APPLY, **settings, PROBE_TIMEOUT_SECONDS="30")
+        report = invocation.wait(50)
+    assert (report["running"], report["unknown"]) == (MOST_CHECKS_AT_ONCE, 0)
 
 
 def test_an_answer_that_nobody_asked_for_is_not_taken_for_the_next_workspaces(stage: Stage) -> None:

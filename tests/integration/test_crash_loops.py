@@ -1,4 +1,4 @@
-"""A workspace that dies again and again is restarted ever more slowly, and a restart is watched until it worked."""
+"""A workspace that dies again and again is restarted at growing intervals; a restart is watched until it has worked."""
 
 import contextlib
 from collections.abc import Callable
@@ -16,7 +16,7 @@ SLACK_S = 10.0
 AN_HOUR_S = 3600.0
 # How long an accepted restart may take to bring its workspace back.
 RECOVERY_S = 900.0
-# Most of these fleets is dead, and not by a fault of the probe's.
+# Most of these fleets is dead, and the probe is right about it.
 NO_BREAKER = {"BREAKER_MAX_DEAD_FRACTION": "1"}
 IN_A_ROW = 3
 

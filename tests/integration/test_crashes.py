@@ -1,4 +1,4 @@
-"""The process dies in mid-cycle: each dead workspace still gets one event and one restart, never none and never two."""
+"""The process dies in mid-cycle: each dead workspace still gets exactly one event and one restart."""
 
 import itertools
 import random
@@ -25,10 +25,10 @@ from tests.support.killing import Ending, Invocations
 A_WHILE_S = 400.0
 # Long enough for a lease to expire, and too short for what is uncertain.
 A_LITTLE_S = 120.0
-# A cycle with three restarts takes more steps than this, or most of them were not counted.
+# A cycle with three restarts takes more steps than this, unless most steps are not counted.
 FEWEST_STEPS = 60
 RANDOM_KILLS = 15
-# Most of these fleets is dead, and not by a fault of the probe's.
+# Most of these fleets is dead, and the probe is right about it.
 NO_BREAKER = {"BREAKER_MAX_DEAD_FRACTION": "1"}
 
 
@@ -41,7 +41,7 @@ class Instances(Protocol):
 
 
 class Remembered:
-    """Instances of which only a control plane tells: made as quickly as hundreds of cycles need."""
+    """Instances that only a control plane knows. Hundreds of cycles need them made quickly."""
 
     def __init__(self) -> None:
         self._states: dict[str, str] = {}
@@ -98,14 +98,14 @@ class Scene:
         return report
 
     def doomed_cycle(self, **kill: Any) -> Ending:
-        """Run a cycle in a process of its own, and wait for what it leaves going on at the platform."""
+        """Run a cycle in a separate process, and wait until the platform has finished its work."""
         ending = self.start_doomed_cycle(**kill)
         self.platform.drain()
         self.platform.settle()
         return ending
 
     def start_doomed_cycle(self, **kill: Any) -> Ending:
-        """Run a cycle in a process of its own, and leave the platform to what it is doing."""
+        """Run a cycle in a separate process, and let the platform go on working."""
         return self._invocations.run(SCHEDULED, self.invoke.environment, **kill)
 
     def kill(self, _: RestartCall) -> None:
@@ -216,7 +216,7 @@ def test_a_process_that_dies_in_every_cycle_still_gets_every_workspace_restarted
     scene.assert_each_restarted_once()
 
 
-def test_a_restart_that_the_platform_is_still_at_is_not_asked_for_again_after_a_crash(scene: Scene) -> None:
+def test_a_restart_that_the_platform_still_works_on_is_not_asked_for_again_after_a_crash(scene: Scene) -> None:
     at_work = threading.Event()
 
     def kill_and_take_time(call: RestartCall) -> None:

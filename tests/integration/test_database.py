@@ -1,4 +1,4 @@
-"""The database goes, comes back, refuses, lacks something or is set up in another way."""
+"""The database goes away, comes back, refuses, lacks something, or is set up differently."""
 
 import contextlib
 import traceback
@@ -45,7 +45,7 @@ def stage(postgres: PostgresServer, status_type: StatusType) -> Iterator[Stage]:
 
 
 def failure(stage: Stage, kind: type[ReconcilerError], event: Any = APPLY, **settings: str | None) -> str:
-    """Run a cycle that cannot be run, and has to leave everything as it was; return what it says."""
+    """Run a cycle that cannot be run, and must leave everything as it was; return its error's message."""
     before = Snapshot.of(stage.database)
     with pytest.raises(kind) as raised:
         stage.invoke(event, **settings)
@@ -92,7 +92,7 @@ def at_once(_: Stage, then: Callable[..., object]) -> None:
 
 
 @pytest.mark.parametrize("moment", [at_once, at_the_first_look, at_the_second_look, at_a_restart])
-def test_sessions_that_are_killed_between_transactions_are_made_anew_and_nothing_is_missed(
+def test_sessions_that_are_killed_between_transactions_are_replaced_and_nothing_is_missed(
     stage: Stage, moment: Callable[..., object]
 ) -> None:
     """There is one dead workspace alone, so that no transaction is under way while somebody is asked something."""
@@ -108,7 +108,7 @@ def test_sessions_that_are_killed_between_transactions_are_made_anew_and_nothing
 
 @pytest.mark.parametrize(
     "words",
-    [b"FOR NO KEY UPDATE", b"UPDATE workspaces", b"INTO structure_events", b"INTO reconciler.restarts"],
+    [b"FOR NO KEY UPDATE", b"UPDATE public.workspaces", b"INTO public.structure_events", b"INTO reconciler.restarts"],
     ids=bytes.decode,
 )
 def test_a_session_that_is_killed_in_the_middle_of_a_flip_costs_that_flip_and_leaves_nothing_half_done(
@@ -354,7 +354,6 @@ def test_a_pooler_that_gives_each_transaction_another_session_finds_nothing_left
 
 ROLE_SETTINGS: Mapping[str, str] = {
     "default_transaction_isolation": "serializable",
-    "default_transaction_read_only": "on",
     "default_transaction_deferrable": "on",
     "timezone": "Pacific/Chatham",
     "datestyle": "German",

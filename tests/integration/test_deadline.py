@@ -1,4 +1,4 @@
-"""Whatever hangs, drips or is locked: the cycle ends in its time, and what it left behind never acts later."""
+"""Whatever hangs, drips or is locked, the cycle ends in time, and nothing that it left behind acts later."""
 
 import contextlib
 import os
@@ -36,7 +36,7 @@ DEAD_S_ANSWER = b'{"state": "terminated"}'
 
 @contextlib.contextmanager
 def ends_within(seconds: float) -> Iterator[None]:
-    """Fail unless what is done inside ends in that time, or in the second that a cycle may take more."""
+    """Fail unless the block ends in this time, plus the second that a cycle may take beyond its deadline."""
     began_at = time.monotonic()
     yield
     took_s = time.monotonic() - began_at
@@ -55,7 +55,7 @@ def timed_cycle(stage: Stage, deadline_s: float, event: Any = APPLY, **settings:
 def timed_failure(
     stage: Stage, deadline_s: float, error: type[ReconcilerError] = StoreError, **settings: str | None
 ) -> str:
-    """Run a cycle that cannot be run, which has to be known within its deadline; return what it says."""
+    """Run a cycle that cannot be run, and must say so within its deadline; return its error's message."""
     with ends_within(deadline_s), pytest.raises(error) as raised:
         stage.invoke(CYCLE_DEADLINE_SECONDS=str(deadline_s), **settings)
     return str(raised.value)
@@ -153,7 +153,7 @@ def test_an_ec2_call_that_never_ends_costs_only_its_own_instances(stage: Stage, 
 
 
 def lock_table(stage: Stage, table: str, locks: ExitStack) -> None:
-    """Lock a table as a migration of the platform's would, until `locks` is left."""
+    """Lock a table, as a migration of the platform would, until `locks` is left."""
     connection = locks.enter_context(contextlib.closing(stage.database.connect()))
     connection.run(f"BEGIN; LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
 
@@ -214,7 +214,9 @@ FREEZES = {
 
 
 @pytest.mark.parametrize("freeze", FREEZES.values(), ids=FREEZES.keys())
-def test_a_database_that_falls_silent_holds_no_cycle_and_leaves_nothing_half_done(stage: Stage, freeze: Freeze) -> None:
+def test_a_database_that_falls_silent_delays_no_cycle_and_leaves_nothing_half_done(
+    stage: Stage, freeze: Freeze
+) -> None:
     dead = stage.add_all(2, "terminated")
     with PostgresProxy(stage.database) as proxy:
         settings = stage.settings("control_plane") | MOSTLY_DEAD | {"DATABASE_URL": proxy.url}
@@ -229,7 +231,7 @@ def test_a_database_that_falls_silent_holds_no_cycle_and_leaves_nothing_half_don
     assert_each_once(stage, dead)
 
 
-def test_a_flip_that_the_network_lost_holds_its_row_for_a_moment_and_not_longer(stage: Stage) -> None:
+def test_a_flip_that_the_network_lost_locks_its_row_only_for_a_moment(stage: Stage) -> None:
     stage.add_all(2, "running")
     dead = stage.add("terminated")
     with PostgresProxy(stage.database) as proxy, contextlib.closing(stage.database.connect()) as platform:
@@ -244,7 +246,7 @@ def test_a_flip_that_the_network_lost_holds_its_row_for_a_moment_and_not_longer(
     assert (stage.fleet.statuses()[dead], stage.fleet.events(), stage.fleet.restarts()) == ("paused", [], [])
 
 
-def test_a_database_that_drips_its_answers_holds_no_cycle(stage: Stage) -> None:
+def test_a_database_that_drips_its_answers_delays_no_cycle(stage: Stage) -> None:
     dead = stage.add("terminated")
     with PostgresProxy(stage.database) as proxy:
         settings = {"DATABASE_URL": proxy.url, "CYCLE_DEADLINE_SECONDS": "1"}
@@ -258,7 +260,7 @@ def test_a_database_that_drips_its_answers_holds_no_cycle(stage: Stage) -> None:
 # --- the platform, and the secrets ---
 
 
-def test_a_platform_that_hangs_holds_no_cycle_and_is_not_asked_again_by_the_next(stage: Stage) -> None:
+def test_a_platform_that_hangs_delays_no_cycle_and_is_not_asked_again_by_the_next(stage: Stage) -> None:
     stage.add_all(3, "running")
     dead = stage.add_all(3, "terminated")
     stage.platform.instead.clear()
@@ -395,7 +397,7 @@ def test_a_process_that_was_frozen_among_its_restarts_leaves_the_rest_to_the_nex
     assert_each_once(stage, dead)
 
 
-def test_a_process_that_was_frozen_with_a_claim_in_its_hand_asks_for_no_restart_after_its_time(stage: Stage) -> None:
+def test_a_process_that_was_frozen_after_a_claim_asks_for_no_restart_after_its_deadline(stage: Stage) -> None:
     stage.add_all(2, "running")
     dead = stage.add("terminated")
     with PostgresProxy(stage.database) as proxy, ExitStack() as processes:

@@ -1,4 +1,4 @@
-"""Who goes offline: every status, instance state and kind of runtime at once, for both probes and both column types."""
+"""Which workspaces go offline: every status, state and runtime at once, with both probes and both column types."""
 
 from dataclasses import dataclass
 from itertools import product, repeat
@@ -40,7 +40,7 @@ class Run:
         return {self.case_of[one] for one in outcome.flipped}
 
     def all_in(self, *states: str | None) -> dict[str, str]:
-        """Return every candidate whose instance is in one of the states, and that state in the platform's words."""
+        """Return every candidate whose instance is in one of these states, with that state."""
         return {
             one: state or "not_found"
             for one, (status, state, runtime) in self.case_of.items()

@@ -1,4 +1,4 @@
-"""EC2's API as the source of truth: read whole and within its limits, and believed only where it is whole."""
+"""EC2's API as the source of truth: read to the end, within its limits, and believed only as far as it is complete."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -30,7 +30,7 @@ def stage(stage: Stage) -> Iterator[Stage]:
 
 
 def assert_within_limits(ec2: LimitedEc2) -> None:
-    """Fail if a call broke one of AWS's rules, or if there were more at once than an account should be asked for."""
+    """Fail if a call broke one of AWS's rules, or if there were too many calls at once."""
     assert ec2.peak_in_flight <= CALLS_AT_ONCE
     for call in ec2.calls:
         assert not call.instance_ids, "explicit ids fail all together"
@@ -50,7 +50,7 @@ def verdicts(outcome: Outcome) -> dict[str, int]:
 
 
 def stopped(instance_ids: list[str]) -> bytes:
-    """Return an answer that says of all these instances that they have stopped."""
+    """Return an answer that says that all these instances have stopped."""
     page = [Instance(one, "stopped", ZONES[0], number) for number, one in enumerate(instance_ids)]
     return ec2_xml.instances(page, None, request_id="r-1")
 
@@ -98,9 +98,7 @@ def test_an_instance_of_several_workspaces_is_asked_for_once(stage: Stage) -> No
     ],
     ids=ascii,
 )
-def test_an_id_that_ec2_would_not_take_is_unknown_never_sent_and_costs_nobody_else_anything(
-    stage: Stage, malformed: str
-) -> None:
+def test_a_malformed_id_is_unknown_never_sent_and_affects_nobody_else(stage: Stage, malformed: str) -> None:
     stage.add("running")
     dead = stage.add("stopped")
     workspace = stage.fleet.add(malformed)
@@ -110,7 +108,7 @@ def test_an_id_that_ec2_would_not_take_is_unknown_never_sent_and_costs_nobody_el
     assert malformed not in asked_for(stage.ec2)
 
 
-def test_ids_that_ec2_does_not_know_cost_nobody_else_anything(stage: Stage) -> None:
+def test_ids_that_ec2_does_not_know_affect_nobody_else(stage: Stage) -> None:
     stage.add_all(5, "running")
     stage.add_all(3, None)
     dead = stage.add("terminated")
@@ -134,7 +132,7 @@ def test_a_state_that_ec2_did_not_have_yesterday_is_unknown(stage: Stage) -> Non
 def paged(
     stage: Stage, *, fails_at: int | None = None, circles_at: int | None = None
 ) -> Callable[[DescribeCall], Reply]:
-    """Return an order for answers in pages of two, of which one fails, or names itself as the next one."""
+    """Return a reply that answers in pages of two, of which one fails, or names itself as the next page."""
 
     def page(call: DescribeCall) -> Reply:
         start = int(call.parameters.get("NextToken", "0"))
@@ -159,9 +157,7 @@ def test_an_answer_in_pages_is_read_to_its_last_one(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("trouble", [{"fails_at": 4}, {"circles_at": 4}], ids=["fails", "goes in circles"])
-def test_of_pages_that_come_to_no_end_the_ones_that_came_count_and_nobody_is_missed(
-    stage: Stage, trouble: Mapping[str, int]
-) -> None:
+def test_the_pages_of_a_broken_listing_count_and_nobody_is_missed(stage: Stage, trouble: Mapping[str, int]) -> None:
     instances = sorted(stage.instances(10, "running"))
     stage.ec2.set_state(instances[0], "stopped")
     dead = stage.fleet.add_all(instances)[0]
@@ -175,7 +171,7 @@ def test_of_pages_that_come_to_no_end_the_ones_that_came_count_and_nobody_is_mis
 
 # --- answers that are none ---
 
-# Each in place of the answer about 200 instances, and most of them saying that all these have stopped.
+# Each replaces the answer about 200 instances. Most of them say that all these instances have stopped.
 TROUBLES: Mapping[str, Callable[[list[str]], Reply]] = {
     "garbage": lambda _: Answer(body=b"\x00\xff stopped \x00"),
     "nothing": lambda _: Answer(),
@@ -202,7 +198,7 @@ TROUBLES: Mapping[str, Callable[[list[str]], Reply]] = {
 
 @dataclass(frozen=True, slots=True)
 class Troubled:
-    """A cycle over many workspaces, of whose instances each 200 were asked for in one call, with its own trouble."""
+    """A cycle over many workspaces. Each call asks for 200 of their instances, and meets its own trouble."""
 
     outcome: Outcome
     dead: Mapping[str | None, str]
@@ -217,7 +213,7 @@ def troubled(stages: Stages) -> Troubled:
         dead: dict[str | None, str] = {}
         rows: list[dict[str, str]] = []
         for name in (*TROUBLES, None, None):
-            # Nothing of it is running, so that a listing of what runs spares nobody the question.
+            # Nothing is running, so a listing of what runs answers for nobody.
             instances = [*stage.instances(1, "stopped"), *stage.instances(PER_FILTER - 1, "stopping")]
             if name:
                 poisons[instances[0]] = name
@@ -242,11 +238,11 @@ def troubled(stages: Stages) -> Troubled:
 
 
 @pytest.mark.parametrize("name", TROUBLES)
-def test_an_answer_that_is_none_takes_nobody_offline(troubled: Troubled, name: str) -> None:
+def test_an_unusable_answer_takes_nobody_offline(troubled: Troubled, name: str) -> None:
     troubled.outcome.assert_untouched(troubled.dead[name])
 
 
-def test_an_answer_that_is_none_makes_unknown_whom_it_is_about_and_nobody_else(troubled: Troubled) -> None:
+def test_an_unusable_answer_makes_only_its_own_instances_unknown(troubled: Troubled) -> None:
     report = troubled.outcome.report
     assert (report["unknown"], report["absent"]) == (troubled.touched, 0)
     assert report["dead"] + report["transition"] == troubled.reached
@@ -315,6 +311,24 @@ def test_an_account_that_throttles_without_end_takes_nobody_offline_and_holds_no
     assert 1 <= stage.ec2.throttled <= 10
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        ApiError("EC2ThrottledException", "too many", 503),
+        ApiError("RequestThrottledException", "too many", 400),
+        ApiError("Whatever", "too many", 429),
+    ],
+    ids=lambda error: f"{error.code} {error.status}",
+)
+def test_throttling_in_any_word_slows_the_pace_and_splits_no_batch(stage: Stage, error: ApiError) -> None:
+    """Taken for an error of one instance's, it would make more calls while the account has none left."""
+    stage.add_all(199, "running")
+    stage.ec2.script.reply(error.as_answer())
+    outcome = stage.cycle(CYCLE_DEADLINE_SECONDS="4")
+    assert outcome.report["unknown"] + outcome.report["deferred"] == 199
+    assert 1 <= len(stage.ec2.calls) <= 5
+
+
 # --- many instances ---
 
 MANY, VERY_MANY = 1_200, 5_100
@@ -336,7 +350,7 @@ class Crowd:
         return self.stage.glance(DRY_RUN)
 
     def again(self) -> None:
-        """Forget the orders and the calls."""
+        """Forget the rules and the calls."""
         self.stage.ec2.script.clear()
         self.stage.ec2.calls.clear()
         self.stage.ec2.bucket = TokenBucket(capacity=100, refill_per_s=20)
@@ -384,7 +398,7 @@ def assert_seen_rightly(crowd: Crowd, outcome: Outcome) -> None:
     assert {flip["workspace_id"]: flip["instance_state"] for flip in outcome.report["flips"]} == crowd.dead
 
 
-def test_of_a_large_fleet_what_runs_is_listed_and_only_the_rest_is_asked_for(many: Crowd) -> None:
+def test_in_a_large_fleet_what_runs_is_listed_and_only_the_rest_is_asked_for(many: Crowd) -> None:
     outcome = many.look()
     assert_seen_rightly(many, outcome)
     assert asked_for(many.stage.ec2).keys() == many.not_running
@@ -408,9 +422,7 @@ LISTING_TROUBLES: Mapping[str, Callable[[DescribeCall], Reply | None]] = {
 
 
 @pytest.mark.parametrize("name", LISTING_TROUBLES)
-def test_whom_a_listing_of_what_runs_does_not_name_is_asked_about_and_not_taken_for_dead(
-    many: Crowd, name: str
-) -> None:
+def test_instances_missing_from_a_listing_are_asked_about_and_not_taken_for_dead(many: Crowd, name: str) -> None:
     many.stage.ec2.script.reply(LISTING_TROUBLES[name], action=LIST)
     assert_seen_rightly(many, many.look())
 

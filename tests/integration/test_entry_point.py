@@ -1,4 +1,4 @@
-"""What the handler takes and what it refuses, what it answers, and what narrows or rehearses a cycle."""
+"""Which events the handler accepts or refuses, what it answers, and what a narrowed cycle or a dry run does."""
 
 import contextlib
 import io
@@ -35,7 +35,7 @@ SECRETS = {
 
 
 class World:
-    """All that the settings point to, in one listener: it hears whether anybody was contacted, and never answers."""
+    """Everything that the settings point to, as one listener. It notices any contact, and never answers."""
 
     def __init__(self, listener: socket.socket) -> None:
         self._listener = listener
@@ -53,7 +53,7 @@ class World:
         )
 
     def was_contacted(self) -> bool:
-        """Tell whether there was a connection since it was last asked."""
+        """Tell whether anybody has connected since the last call."""
         try:
             connection, _ = self._listener.accept()
         except BlockingIOError:
@@ -62,7 +62,7 @@ class World:
         return True
 
     def refusal(self, event: Any, **changes: str | None) -> str:
-        """Invoke the handler, and return the error; fail if there is none, or if anybody was contacted or betrayed."""
+        """Return the handler's error. Fail if there is none, if anybody was contacted, or if a secret shows."""
         with (
             recorded() as output,
             contextlib.redirect_stderr(io.StringIO()) as errors,
@@ -173,6 +173,7 @@ BAD_SETTINGS: Mapping[str, tuple[str, Mapping[str, str | None]]] = {
     "a port in words": ("DATABASE_PORT", SECRET_DATABASE | {"DATABASE_PORT": "postgres"}),
     "another sslmode": ("DATABASE_SSLMODE", SECRET_DATABASE | {"DATABASE_SSLMODE": "on"}),
     "certificates that are not there": ("DATABASE_CA_FILE", {"DATABASE_CA_FILE": "/no/such/file.pem"}),
+    "other certificates that are not there": ("HTTPS_CA_FILE", {"HTTPS_CA_FILE": "/no/such/file.pem"}),
     "another way to log in": ("DATABASE_AUTH", {"DATABASE_AUTH": "kerberos"}),
     "a token in the clear": ("DATABASE_SSLMODE", {"DATABASE_AUTH": "iam"}),
     "no control plane": ("CP_BASE_URL", CONTROL_PLANE | {"CP_BASE_URL": None}),
@@ -257,7 +258,8 @@ SELECT_ONLY = """
 
 
 MAY_WRITE = """
-    GRANT INSERT, UPDATE, DELETE ON reconciler.lease, reconciler.absences, reconciler.restarts, reconciler.holds
+    GRANT INSERT, UPDATE, DELETE
+    ON reconciler.lease, reconciler.absences, reconciler.restarts, reconciler.restart_stops, reconciler.holds
     TO reconciler;
     GRANT UPDATE ON reconciler.coverage TO reconciler;
     GRANT UPDATE (status, updated_at) ON workspaces TO reconciler;
@@ -266,13 +268,13 @@ MAY_WRITE = """
 
 
 def let_it_only_read(stage: Stage) -> None:
-    """Take the right to write from the reconciler's role until the next cycle has ended."""
+    """Take away the reconciler's right to write until the next cycle has ended."""
     stage.database.query(SELECT_ONLY)
     stage.meanwhile.callback(stage.database.query, MAY_WRITE)
 
 
 def a_busy_fleet(stage: Stage) -> dict[str, str]:
-    """Set up one of each that an applying cycle would write something for; return whom it would flip."""
+    """Set up a workspace for everything that an applied cycle would write; return the ones it would flip."""
     stage.add_all(6, "running")
     owed = stage.add("stopped")
     stage.add(None)

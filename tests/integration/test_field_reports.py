@@ -96,7 +96,9 @@ def test_a_date_in_retry_after_is_read_by_the_clock_of_whoever_wrote_it(stage: S
     dates = {"Date": format_datetime(its_now, usegmt=True), "Retry-After": format_datetime(later, usegmt=True)}
     stage.platform.instead.reply(Answer(429, headers=dates))
     assert stage.cycle(**ALL_MAY_BE_DEAD).report["restarts"]["refused"] == 1
-    ((waits_s,),) = _rows(stage, "SELECT CAST(extract(epoch FROM due_at - now()) AS float) FROM reconciler.restarts")
+    ((waits_s,),) = _rows(
+        stage, "SELECT CAST(extract(epoch FROM ends_at - now()) AS float) FROM reconciler.restart_stops"
+    )
     assert 600 - A_CYCLE_S < waits_s <= 600
 
 

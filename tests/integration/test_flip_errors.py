@@ -1,4 +1,4 @@
-"""When the database refuses every flip, somebody hears of it: by a metric with an alarm, and by a line in the log."""
+"""When the database refuses every flip, a metric raises an alarm, and a log line says why."""
 
 from collections.abc import Iterator
 
@@ -115,3 +115,56 @@ def test_a_trigger_s_long_message_is_cut_short_and_its_detail_left_out(own: Stag
     assert line["error"].startswith("the database refused: \\xfcxxx")
     assert len(line["error"]) < 600
     assert "a detail" not in outcome.output
+
+
+# --- triggers that keep an audit table ---
+
+AUDIT = """
+    CREATE TABLE audit (note text);
+    GRANT INSERT ON audit TO {role};
+    ALTER TABLE audit ENABLE ROW LEVEL SECURITY;
+    CREATE POLICY notes ON audit TO {role} WITH CHECK ({condition});
+    CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS
+        $$ BEGIN INSERT INTO public.audit VALUES (NEW.id::text); RETURN NEW; END $$;
+    CREATE TRIGGER note {time} UPDATE ON workspaces FOR EACH ROW EXECUTE FUNCTION note()
+"""
+
+
+def audited(stage: Stage, time: str, condition: str) -> None:
+    """Have every change of a workspace noted in a table with row-level security, under a condition."""
+    for statement in AUDIT.format(role=RECONCILER_ROLE, time=time, condition=condition).split(";\n    "):
+        stage.database.query(statement)
+
+
+@pytest.mark.parametrize("time", ["BEFORE", "AFTER"])
+def test_a_trigger_may_write_to_a_table_with_policies_of_its_own(own: Stage, time: str) -> None:
+    audited(own, time, "true")
+    dead = own.add("terminated")
+    own.cycle().assert_only_flipped({dead: "terminated"})
+    assert [row["note"] for row in own.database.query("SELECT note FROM audit")] == [dead]
+
+
+@pytest.mark.parametrize("time", ["BEFORE", "AFTER"])
+def test_a_policy_that_refuses_what_a_trigger_writes_costs_that_row_alone(own: Stage, time: str) -> None:
+    odd, dead = own.add_all(2, "terminated")
+    audited(own, time, f"note <> '{odd}'")
+    outcome = own.cycle()
+    outcome.assert_only_flipped({dead: "terminated"})
+    assert outcome.skips == {"reconfirm_error": 1}
+    (line,) = outcome.lines(FAILED)
+    assert (line["workspace_id"], line["reason"]) == (odd, "42501")
+    assert "run infra/grants.sql" not in line["error"]
+
+
+def test_a_trigger_that_meets_a_read_only_server_costs_its_row_alone(own: Stage) -> None:
+    """A trigger may write to another server (postgres_fdw), whose codes arrive here as if they were ours."""
+    odd, dead = own.add_all(2, "terminated")
+    refuses = f"IF NEW.id = '{odd}' THEN RAISE EXCEPTION 'read only' USING ERRCODE = '25006'; END IF; RETURN NEW"
+    own.database.query(f"CREATE FUNCTION refuse_one() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {refuses}; END $$")
+    own.database.query("CREATE TRIGGER refuse BEFORE UPDATE ON workspaces FOR EACH ROW EXECUTE FUNCTION refuse_one()")
+    outcome = own.cycle()
+    outcome.assert_only_flipped({dead: "terminated"})
+    assert outcome.skips == {"reconfirm_error": 1}
+    (line,) = outcome.lines(FAILED)
+    assert (line["workspace_id"], line["reason"]) == (odd, "25006")
+    assert "standby" not in line["error"]

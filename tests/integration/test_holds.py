@@ -24,7 +24,7 @@ A_WHILE_S = 600.0
 NO_BREAKER = {"BREAKER_MAX_DEAD_FRACTION": "1"}
 NO_PLATFORM: dict[str, str | None] = {"PLATFORM_BASE_URL": None}
 NOBODY = "00000000-0000-4000-8000-000000000001"
-# Whoever has not come by then never will.
+# Whatever has not happened by then never will.
 TIMEOUT_S = 30.0
 
 both_probes = pytest.mark.parametrize("probe", ["ec2", "control_plane"])
@@ -49,7 +49,7 @@ def on_hold(stage: Stage) -> dict[str, str]:
 
 
 def hold_meanwhile(stage: Stage, *workspaces: str) -> dict[str, Any]:
-    """Send the event to a process of its own, since this one may be in the middle of a cycle; return the answer."""
+    """Send the event to a separate process, because this one may be in the middle of a cycle; return the answer."""
     with stage.invoke.in_process(order(*workspaces)) as invocation:
         return invocation.wait(TIMEOUT_S)
 
@@ -69,7 +69,7 @@ def test_a_workspace_on_hold_is_not_looked_at_flipped_or_restarted(stage: Stage,
 
 
 @both_status_types
-def test_a_dry_run_would_not_flip_it_either(stage: Stage) -> None:
+def test_a_dry_run_would_not_flip_a_workspace_on_hold(stage: Stage) -> None:
     workspace, other = stage.add_all(2, "terminated")
     hold(stage, workspace)
     report = stage.cycle(DRY_RUN, **NO_BREAKER).report
@@ -194,7 +194,7 @@ def test_a_hold_that_is_placed_while_old_instances_are_looked_at_prevents_the_re
 
 
 def wait_for_a_lock(database: Database, kind: str) -> None:
-    """Return once a session waits for a lock of a kind: `transactionid` is what it waits for where a row is locked."""
+    """Return once a session waits for this kind of lock. For a locked row, that is `transactionid`."""
     for _ in range(int(TIMEOUT_S / 0.05)):
         if database.query("SELECT FROM pg_locks WHERE locktype = :kind AND NOT granted", kind=kind):
             return
@@ -220,22 +220,28 @@ def test_a_hold_waits_for_a_flip_that_is_under_way(stage: Stage) -> None:
     assert on_hold(stage).keys() == {workspace}
 
 
-# What a policy does at each row that a session reads: after the statement's snapshot, and before the row's lock.
+# A view in the table's place runs this for each row that a session reads: after the statement's snapshot, before the
+# row's lock.
 STOP = """
     CREATE FUNCTION stop() RETURNS boolean LANGUAGE plpgsql AS $$
     BEGIN
         IF pg_backend_pid() IN ({sessions}) THEN PERFORM pg_advisory_xact_lock_shared(1); END IF;
         RETURN true;
     END $$;
-    ALTER TABLE {table} ENABLE ROW LEVEL SECURITY;
-    CREATE POLICY stop ON {table} TO reconciler USING (stop());
+    ALTER TABLE {schema}.{table} RENAME TO behind_the_view;
+    CREATE VIEW {schema}.{table} AS SELECT xmin, * FROM {schema}.behind_the_view WHERE stop();
+    GRANT ALL ON {schema}.{table} TO reconciler
 """
-GO_ON = "ALTER TABLE {table} DISABLE ROW LEVEL SECURITY; DROP FUNCTION stop CASCADE"
+GO_ON = """
+    DROP VIEW {schema}.{table};
+    ALTER TABLE {schema}.behind_the_view RENAME TO {table};
+    DROP FUNCTION stop
+"""
 SESSIONS = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND usename = 'reconciler'"
 
 
-def cycle_stopped_at_a_lock(stage: Stage, look: int, table: str, workspace: str) -> Outcome:
-    """Run a cycle whose first statement after a look at EC2 has its snapshot, but no lock, when a hold is placed."""
+def cycle_stopped_at_a_lock(stage: Stage, look: int, schema: str, table: str, workspace: str) -> Outcome:
+    """Run a cycle. Place a hold when its first statement after a probe has its snapshot, but no lock yet."""
 
     def place(owner: Any) -> None:
         wait_for_a_lock(stage.database, "advisory")
@@ -245,7 +251,7 @@ def cycle_stopped_at_a_lock(stage: Stage, look: int, table: str, workspace: str)
     def stop(_: object) -> None:
         sessions = ", ".join(str(row["pid"]) for row in stage.database.query(SESSIONS))
         owner.run("SELECT pg_advisory_lock(1)")
-        owner.run(STOP.format(table=table, sessions=sessions))
+        owner.run(STOP.format(schema=schema, table=table, sessions=sessions))
         placed.append(hands.submit(place, owner))
 
     placed: list[Future[None]] = []
@@ -255,14 +261,14 @@ def cycle_stopped_at_a_lock(stage: Stage, look: int, table: str, workspace: str)
             outcome = stage.cycle(RECONFIRM_TIMEOUT_SECONDS=str(TIMEOUT_S))
             placed[0].result(TIMEOUT_S)
         finally:
-            owner.run(GO_ON.format(table=table))
+            owner.run(GO_ON.format(schema=schema, table=table))
     return outcome
 
 
 def test_no_flip_begins_after_a_hold_was_placed_however_close(stage: Stage) -> None:
     stage.add_all(2, "running")
     workspace = stage.add("terminated")
-    outcome = cycle_stopped_at_a_lock(stage, 2, "workspaces", workspace)
+    outcome = cycle_stopped_at_a_lock(stage, 2, "public", "workspaces", workspace)
     outcome.assert_untouched(workspace)
     assert outcome.reasons == {workspace: "on_hold"}
 
@@ -270,7 +276,7 @@ def test_no_flip_begins_after_a_hold_was_placed_however_close(stage: Stage) -> N
 def test_no_restart_is_claimed_after_a_hold_was_placed_however_close(stage: Stage) -> None:
     workspace = stage.add("terminated")
     stage.cycle(**NO_PLATFORM, **NO_BREAKER).assert_only_owed(workspace)
-    outcome = cycle_stopped_at_a_lock(stage, 1, "reconciler.restarts", workspace)
+    outcome = cycle_stopped_at_a_lock(stage, 1, "reconciler", "restarts", workspace)
     assert (outcome.calls, outcome.report["restarts"]["pending"]) == ([], 1)
     assert stage.fleet.restarts(workspace)[0]["attempts"] == 0
 
@@ -321,7 +327,7 @@ def test_the_number_on_hold_is_in_the_report_and_the_metrics_of_each_cycle(stage
     assert outcome.lines("cycle finished")[0]["on_hold"] == 2
 
 
-def test_neither_event_is_a_cycle(stage: Stage) -> None:
+def test_a_hold_or_release_is_no_cycle(stage: Stage) -> None:
     workspace = stage.add("terminated")
     stage.cycle(**NO_PLATFORM, **NO_BREAKER)
     stage.ec2.calls.clear()

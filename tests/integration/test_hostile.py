@@ -1,6 +1,6 @@
-"""What a row, a control plane, a platform or a role that has fallen into the wrong hands can make the function do.
+"""What an attacker who controls a row, a control plane, a platform or a role can make the function do.
 
-docs/safety.md says it in words. Some of these tests show what is *not* prevented: the page must not promise more.
+docs/safety.md describes it. Some of these tests show what is *not* prevented: the page must not promise more.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from tests.support.stage import Stage
 ALIVE_S, SILENT_S = 5.0, 300.0
 OUR_HEADERS = {
     *("host", "content-length", "accept-encoding", "user-agent", "accept", "content-type", "connection"),
-    *("authorization", "x-molecule-admin-token"),
+    *("authorization", "x-molecule-admin-token", "cache-control"),
 }
 
 # --- a row ---
@@ -42,7 +42,7 @@ RECORDED = {
 }
 
 
-def test_whatever_a_row_records_is_data_in_every_request_statement_and_log_line(stage: Stage) -> None:
+def test_whatever_a_row_records_stays_data_in_requests_statements_and_log_lines(stage: Stage) -> None:
     stage.add_all(len(RECORDED) + 1, "running")
     workspaces = stage.fleet.add_all(RECORDED.values())
     for workspace in workspaces:
@@ -60,7 +60,7 @@ def test_whatever_a_row_records_is_data_in_every_request_statement_and_log_line(
     assert outcome.lines("breaker open") == []
 
 
-def test_the_same_rows_are_never_sent_to_ec2_and_stay(stage: Stage) -> None:
+def test_hostile_rows_are_never_sent_to_ec2_and_stay(stage: Stage) -> None:
     stage.add("running")
     workspaces = stage.fleet.add_all(RECORDED.values())
     outcome = stage.cycle()
@@ -68,7 +68,7 @@ def test_the_same_rows_are_never_sent_to_ec2_and_stay(stage: Stage) -> None:
     assert outcome.causes == dict.fromkeys(workspaces, "malformed_instance_id")
 
 
-def test_a_row_that_records_the_stopped_instance_of_a_paused_workspace_has_that_one_restarted_away(
+def test_a_row_can_have_the_stopped_instance_of_a_paused_workspace_terminated(
     stage: Stage,
 ) -> None:
     """What is not prevented: only the platform, which terminates what a row records, can know whose it is."""
@@ -109,7 +109,9 @@ def test_a_control_plane_that_calls_the_living_dead_takes_down_nobody_who_sends_
     assert outcome.reasons == dict.fromkeys(victims, "fresh_heartbeat")
 
 
-def test_of_the_silent_it_takes_down_up_to_half_in_ten_minutes_and_no_more(stage: Stage) -> None:
+def test_a_control_plane_that_calls_the_living_dead_takes_down_at_most_half_of_the_silent_in_ten_minutes(
+    stage: Stage,
+) -> None:
     """What is not prevented: nobody else can tell that such an instance lives."""
     workspaces = stage.add_all(12, "running", heartbeat_age_s=SILENT_S)
     for victim in workspaces[:6]:
@@ -127,7 +129,7 @@ def test_of_the_silent_it_takes_down_up_to_half_in_ten_minutes_and_no_more(stage
 
 
 class _Endless(HttpStandIn):
-    """A platform whose answer is a body that nobody could keep."""
+    """A platform that answers with an endless body."""
 
     def handle(self, _: Request) -> Reply:
         return Answer(body=b"x" * 10_000_000)
@@ -162,7 +164,7 @@ def test_a_platform_can_put_restarts_off_for_a_day_and_no_longer(stage: Stage) -
 
 @pytest.fixture
 def trap() -> Iterator[HttpStandIn]:
-    """A proxy that nobody is to use."""
+    """A proxy that nobody may use."""
 
     class Trap(HttpStandIn):
         def __init__(self) -> None:
@@ -216,7 +218,7 @@ FORBIDDEN = {
 
 
 @pytest.mark.parametrize("name", FORBIDDEN)
-def test_whoever_has_the_functions_database_login_cannot_do_that(stage: Stage, name: str) -> None:
+def test_the_functions_database_login_cannot_do_that(stage: Stage, name: str) -> None:
     with contextlib.closing(_as_reconciler(stage)) as connection:
         with pytest.raises(pg8000.exceptions.DatabaseError) as error:
             connection.run(FORBIDDEN[name])
@@ -225,7 +227,7 @@ def test_whoever_has_the_functions_database_login_cannot_do_that(stage: Stage, n
     assert code in ("42501", "0LP01")
 
 
-def test_whoever_has_it_can_take_any_workspace_offline_but_a_forged_restart_of_the_living_is_not_asked_for(
+def test_the_functions_database_login_can_take_any_workspace_offline_but_not_restart_the_living(
     stage: Stage,
 ) -> None:
     """What is not prevented, and what is: the flip needs the right, and each restart is preceded by a probe."""

@@ -223,3 +223,18 @@ def test_the_sql_has_no_command_of_psql_but_the_role() -> None:
         ]
         assert not [line for line in statements if line.lstrip().startswith("\\")]
         assert not [line for line in statements if ":'" in line or ':"' in line.replace(':"role"', "")]
+
+
+def test_a_role_that_may_not_use_the_platform_s_schema_is_named_and_nothing_is_installed(
+    environment: pytest.MonkeyPatch, empty: Database, server: PostgresServer
+) -> None:
+    """Its cycles would find no tables, as if this were another database."""
+    empty.query("CREATE SCHEMA plat")
+    for table in ("workspaces", "structure_events"):
+        empty.query(f"ALTER TABLE {table} SET SCHEMA plat")
+    server.execute(f'ALTER ROLE {OWNER_ROLE} IN DATABASE "{empty.name}" SET search_path = plat')
+    with pytest.raises(RightsMissingError, match=f"the role {RECONCILER_ROLE} lacks USAGE on schema plat, "):
+        installed(environment, empty.owner_url)
+    assert "reconciler" not in schemas(empty)
+    empty.query(f"GRANT USAGE ON SCHEMA plat TO {RECONCILER_ROLE}")
+    assert "UPDATE (status) on workspaces" in installed(environment, empty.owner_url)["granted"]

@@ -1,4 +1,4 @@
-"""What Debian packages and PyPI does not: an older PostgreSQL, and PgBouncer."""
+"""An older PostgreSQL and PgBouncer, which come from Debian because PyPI does not have them."""
 
 import contextlib
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from tests.support.stage import Stage, opened
 POSTGRES_15 = Path("/usr/lib/postgresql/15/bin")
 MOSTLY_DEAD = {"BREAKER_MAX_DEAD_FRACTION": "1"}
 
-# What a session keeps beyond a transaction, but for the five settings that PgBouncer itself keeps per client.
+# What a session keeps beyond a transaction, except the five settings that PgBouncer keeps per client.
 LEFT_OVER = """
     SELECT name, setting FROM pg_settings WHERE source = 'session' AND name NOT IN
         ('application_name', 'client_encoding', 'DateStyle', 'standard_conforming_strings', 'TimeZone')

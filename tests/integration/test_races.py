@@ -1,4 +1,4 @@
-"""What happens to a workspace between the look at its row and the flip, and what the second look makes of it."""
+"""What may happen to a workspace between the SELECT and the flip, and what the re-read does about it."""
 
 import contextlib
 from collections import Counter
@@ -18,10 +18,10 @@ from tests.support.postgres_proxy import PostgresProxy
 from tests.support.stage import Outcome, Stage, Stages, from_question
 
 OVERRIDE = {"override_breaker": True}
-# Only a heartbeat in between holds a flip back.
+# Only a heartbeat in between prevents a flip.
 FIRST_HALF_ONLY = {"HEARTBEAT_FRESH_SECONDS": "0"}
 LONG_AGO_S, LESS_LONG_AGO_S = 300.0, 200.0
-# Whoever waits for a lock waits this long, which a test would notice.
+# Waiting for a lock would take this long, which a test would notice.
 RECONFIRM_TIMEOUT_S = 30
 
 
@@ -29,7 +29,7 @@ RECONFIRM_TIMEOUT_S = 30
 
 
 class Bystander:
-    """Whoever else works on the platform's rows while a cycle is under way."""
+    """Somebody else who works on the platform's rows during a cycle."""
 
     def __init__(self, stage: Stage) -> None:
         self.fleet = stage.fleet
@@ -43,7 +43,7 @@ class Bystander:
         self._stage.meanwhile.enter_context(self.fleet.locked(workspace))
 
     def begin_heartbeat(self, workspace: str) -> None:
-        """Begin a heartbeat that takes its time to commit; its stamp is that of its beginning."""
+        """Begin a heartbeat that commits later. Its time is the beginning of its transaction."""
         self._late = self._stage.meanwhile.enter_context(contextlib.closing(self._stage.database.connect()))
         self._late.run("BEGIN")
         self._late.run(
@@ -58,7 +58,7 @@ class Bystander:
 
 @dataclass(frozen=True, slots=True)
 class Race:
-    """What somebody does to a workspace, and the reason for which it is then left alone (None: it is flipped)."""
+    """What somebody does to a workspace, and the reason why it is then not flipped (None: it is flipped)."""
 
     reason: str | None
     act: Callable[[Bystander, str], object]
@@ -103,7 +103,7 @@ HARMLESS = [name for name, race in RACES.items() if not race.reason]
 
 @dataclass(frozen=True, slots=True)
 class Raced:
-    """A cycle in which all of that happened, each to a workspace of its own."""
+    """A cycle in which all races happened, each to its own workspace."""
 
     outcome: Outcome
     workspaces: Mapping[str, str]
@@ -200,7 +200,7 @@ def test_a_row_that_was_locked_is_flipped_by_the_next_cycle(stage: Stage) -> Non
         pytest.param("0", {-3600.0}, id="0 leaves only a heartbeat later than the look at the row"),
     ],
 )
-def test_a_young_heartbeat_holds_a_flip_back_and_an_old_one_or_none_does_not(
+def test_a_young_heartbeat_prevents_a_flip_and_an_old_one_or_none_does_not(
     stage: Stage, probe: str, fresh_s: str | None, spared: set[float]
 ) -> None:
     stage.add_all(6, "running")
@@ -266,7 +266,7 @@ def execute(database: Database, statements: str) -> None:
 
 
 @pytest.mark.parametrize("name", FAILURES)
-def test_what_fails_at_the_flip_leaves_no_trace_and_the_next_cycle_does_it_all(stage: Stage, name: str) -> None:
+def test_a_failure_at_the_flip_leaves_no_trace_and_the_next_cycle_does_everything(stage: Stage, name: str) -> None:
     breaks, mends = FAILURES[name]
     stage.add_all(3, "running")
     workspaces = stage.add_all(2, "stopped")
@@ -327,7 +327,7 @@ ALL_ANSWERS = {**SECOND_ANSWERS, **CONFIRMING}
 
 @pytest.fixture(scope="module")
 def seconded(stages: Stages) -> Raced:
-    """A cycle in which every instance is stopped at the first look, and each something else at the second."""
+    """A cycle in which every instance is stopped at the first probe, and each gets another answer at the second."""
     with stages.borrowed() as stage:
         stage.add("running")
         workspaces = {name: stage.add("stopped") for name in ALL_ANSWERS}
@@ -345,7 +345,7 @@ def test_a_control_plane_that_does_not_say_dead_again_saves_the_workspace(second
 
 
 @pytest.mark.parametrize("name", CONFIRMING)
-def test_a_control_plane_that_says_dead_again_does_not(seconded: Raced, name: str) -> None:
+def test_a_control_plane_that_says_dead_again_does_not_save_the_workspace(seconded: Raced, name: str) -> None:
     seconded.outcome.assert_flipped(seconded.workspaces[name], name)
 
 
@@ -376,7 +376,7 @@ def test_an_instance_that_ec2_no_longer_calls_dead_at_the_second_look_saves_the_
         pytest.param(Hang(), id="silence"),
     ],
 )
-def test_ec2_not_answering_the_second_question_saves_all_that_were_in_it(stage: Stage, reply: Reply) -> None:
+def test_a_second_call_to_ec2_without_an_answer_saves_all_workspaces_in_it(stage: Stage, reply: Reply) -> None:
     stage.add_all(3, "running")
     workspaces = stage.add_all(2, "stopped")
     stage.ec2.script.reply(reply, nth=2)

@@ -1,4 +1,4 @@
-"""What becomes of a restart that is owed: accepted, refused, blocked, uncertain or cancelled, and asked for when."""
+"""What becomes of an owed restart (accepted, refused, blocked, uncertain, cancelled), and when it is asked for."""
 
 import contextlib
 import itertools
@@ -31,11 +31,11 @@ CLOCK_SLACK_S = 10.0
 CALLS_AT_ONCE = 8
 MANY = 20
 MORE_THAN_AT_ONCE = CALLS_AT_ONCE + 2
-# More than a cycle looks at that may ask for one restart.
+# More than a cycle probes that may ask for one restart.
 MORE_THAN_LOOKED_AT = 102
 # So long that other calls are refused meanwhile.
 SLOW_SECRET_S = 0.3
-# Most of some fleets is dead here, and not by a fault of the probe's.
+# Most of some fleets is dead here, and the probe is right about it.
 NO_BREAKER = {"BREAKER_MAX_DEAD_FRACTION": "1"}
 NO_PLATFORM: dict[str, str | None] = {"PLATFORM_BASE_URL": None}
 
@@ -54,7 +54,7 @@ def used_stage(postgres: PostgresServer) -> Iterator[Stage]:
 
 @pytest.fixture
 def stage(used_stage: Stage) -> Iterator[Stage]:
-    """An empty stage whose platform answers as the test orders."""
+    """An empty stage whose platform answers as the test says."""
     platform = used_stage.platform
     token = platform.token
     platform.instead.clear()
@@ -63,11 +63,13 @@ def stage(used_stage: Stage) -> Iterator[Stage]:
     platform.token, platform.org_id, platform.peak_in_flight = token, None, 0
     used_stage.ec2.script.clear()
     used_stage.control_plane.script.clear()
-    used_stage.database.query("TRUNCATE workspaces, structure_events, reconciler.restarts, reconciler.lease")
+    used_stage.database.query(
+        "TRUNCATE workspaces, structure_events, reconciler.restarts, reconciler.restart_stops, reconciler.lease"
+    )
 
 
 def order(stage: Stage, *replies: Reply) -> None:
-    """Have the platform give these replies in turn, and take no further call."""
+    """Make the platform give these replies in turn, and expect no further call."""
     for nth, reply in enumerate(replies, start=1):
         stage.platform.instead.reply(reply, nth=nth)
 
@@ -98,12 +100,12 @@ def about(seconds: float) -> Any:
 
 
 def script_of(stage: Stage, probe: str) -> Script[Any]:
-    """Return where hooks and faults of a source of truth are ordered."""
+    """Return the script for hooks and faults of a source of truth."""
     return stage.control_plane.script if probe == "control_plane" else stage.ec2.script
 
 
 class Recorder(HttpStandIn):
-    """A server that keeps every request as it came, and answers all of them alike."""
+    """A server that records every request, and gives all of them the same answer."""
 
     def __init__(self, reply: Reply) -> None:
         super().__init__()
@@ -280,10 +282,9 @@ def too_many(retry_after: str) -> Answer:
 
 @pytest.mark.parametrize("said", [seconds, a_date])
 def test_the_platform_is_left_alone_for_as_long_as_it_asks_to_be(stage: Stage, said: Callable[[int], str]) -> None:
-    workspace = stage.add("terminated")
+    stage.add("terminated")
     order(stage, too_many(said(600)), ACCEPTED)
     assert restarts(stage.cycle()) == {"refused": 1, "pending": 1}
-    assert due_in_s(stage, workspace) == about(600)
     stage.fleet.age_everything(600 - 2 * CLOCK_SLACK_S)
     assert stage.cycle().calls == []
     stage.fleet.age_everything(3 * CLOCK_SLACK_S)
@@ -354,7 +355,7 @@ UNANSWERED = {
     [({}, 300), ({"RESTART_UNCERTAIN_SECONDS": "100"}, 100)],
     ids=["as set by default", "as set to 100 seconds"],
 )
-def test_what_is_uncertain_is_left_alone_for_as_long_as_is_set(
+def test_an_uncertain_restart_is_left_alone_for_the_configured_time(
     stage: Stage, settings: dict[str, str], uncertain_s: float
 ) -> None:
     workspace = stage.add("terminated")
@@ -540,7 +541,7 @@ def test_a_restart_is_asked_for_again_when_the_instance_is_still_dead(
 
 
 def flipped_again(stage: Stage, **columns: Any) -> tuple[str, Outcome]:
-    """Let a restart be uncertain, and the workspace come online a minute later, and be found dead in a next cycle."""
+    """Make a restart uncertain; let the workspace come online a minute later, and a next cycle find it dead."""
     workspace = stage.add("terminated")
     order(stage, Reset(), ACCEPTED)
     assert restarts(stage.cycle()) == {"uncertain": 1, "pending": 1}
@@ -553,7 +554,7 @@ def flipped_again(stage: Stage, **columns: Any) -> tuple[str, Outcome]:
     return workspace, outcome
 
 
-def test_where_nothing_at_all_is_found_an_old_restart_waits(stage: Stage) -> None:
+def test_when_nothing_at_all_is_found_an_old_restart_waits(stage: Stage) -> None:
     stage.add("running")
     stage.add("stopped")
     settings = stage.settings("control_plane")
@@ -567,7 +568,7 @@ def test_where_nothing_at_all_is_found_an_old_restart_waits(stage: Stage) -> Non
     assert restarts(stage.cycle(**settings)) == {"accepted": 1}
 
 
-def test_where_there_is_nobody_to_compare_with_an_instance_that_is_gone_is_restarted(stage: Stage) -> None:
+def test_without_other_candidates_the_restart_of_an_absent_instance_does_not_wait(stage: Stage) -> None:
     workspace = stage.add("terminated")
     order(stage, REFUSED, ACCEPTED)
     stage.cycle(**NO_BREAKER)
@@ -713,18 +714,20 @@ def test_answers_count_though_the_table_is_locked_before_every_restart_was_asked
 
 
 @pytest.mark.parametrize("kept_days", [29, 31])
-def test_what_was_settled_is_kept_for_thirty_days_and_what_is_owed_for_ever(stage: Stage, kept_days: int) -> None:
-    accepted, cancelled, owed = stage.add_all(3, "terminated")
-    stage.platform.instead.reply(ACCEPTED, workspace_id=accepted)
+def test_settled_restarts_are_kept_for_thirty_days_and_watched_ones_for_ever(stage: Stage, kept_days: int) -> None:
+    accepted, watched, cancelled, owed = stage.add_all(4, "terminated")
+    for one in (accepted, watched):
+        stage.platform.instead.reply(ACCEPTED, workspace_id=one)
     always(stage, REFUSED)
     stage.cycle(**NO_BREAKER)
+    stage.fleet.update(accepted, status="hibernated")
     stage.fleet.update(cancelled, status="removed")
     stage.fleet.age_everything(A_MINUTE_S)
     stage.cycle(**NO_BREAKER)
     stage.fleet.age_everything(kept_days * A_DAY_S)
     stage.cycle(**NO_BREAKER)
     kept = {one["workspace_id"] for one in stage.fleet.restarts()}
-    assert kept == ({accepted, cancelled, owed} if kept_days < 30 else {owed})
+    assert kept == ({accepted, watched, cancelled, owed} if kept_days < 30 else {watched, owed})
 
 
 # --- the platform's token ---

@@ -1,4 +1,4 @@
-"""infra/schema.sql and infra/grants.sql on a real PostgreSQL: install, upgrade, and keep out of everybody's way."""
+"""infra/schema.sql and infra/grants.sql on a real PostgreSQL: they install and upgrade, and block nobody."""
 
 import threading
 import time
@@ -27,18 +27,18 @@ SCHEMA, GRANTS, PLATFORM = (
 )
 # The last schema without a version number.
 SCHEMA_0 = ROOT / "tests" / "support" / "schema_0.sql"
-# Before that, restarts were not watched, did not back off, and nothing could be put on hold.
+# An older one: no restart is watched or backs off, and there are no holds.
 OLDEST = """
     DROP TABLE reconciler.holds;
     ALTER TABLE reconciler.restarts DROP COLUMN streak, DROP COLUMN paused_until, DROP COLUMN watched_until
 """
 
-# What nothing that the schema file does may take longer than. The file itself gives up after 2 seconds.
+# Nothing that the schema file does may take longer. The file itself gives up after 2 seconds.
 SECONDS = 10.0
 NOTHING_CHANGED = "nothing was changed: for 2 seconds other sessions"
 TRY_AGAIN = "Run infra/schema.sql again"
 
-OWN_TABLES = {"absences", "coverage", "holds", "lease", "restarts", "schema_version"}
+OWN_TABLES = {"absences", "coverage", "holds", "lease", "restart_stops", "restarts", "schema_version"}
 
 Apply = Callable[[Database], None]
 
@@ -49,7 +49,7 @@ def _never(*_: object) -> NoReturn:
 
 @contextmanager
 def session(url: str) -> Iterator[Session]:
-    """The handler's own connection."""
+    """The handler's own session."""
     opened = Session(database_from({"DATABASE_URL": url}), Secrets(_never), _never)
     try:
         yield opened
@@ -59,7 +59,7 @@ def session(url: str) -> Iterator[Session]:
 
 @contextmanager
 def connection(database: Database) -> Iterator[Any]:
-    """A connection of the owner's, which is closed at the end whatever state it is in."""
+    """A connection as the owner, closed at the end in whatever state it is."""
     opened = database.connect()
     try:
         yield opened
@@ -92,7 +92,7 @@ def old(postgres: PostgresServer, bare: Database) -> Database:
 
 @pytest.fixture(params=["psql", "installer"])
 def apply(request: pytest.FixtureRequest, postgres: PostgresServer) -> Apply:
-    """Apply the files, in each of the two ways that there are."""
+    """Apply the files: by psql, and by the installer."""
 
     def by_psql(database: Database) -> None:
         postgres.psql(database.owner_url, SCHEMA)
@@ -261,7 +261,7 @@ def test_an_old_schema_becomes_the_same_as_a_new_one_and_keeps_its_data(
         "i-refused": ("2026-01-03", "refused", None, None),
         "i-blocked": ("2026-01-03", "blocked", None, None),
         "i-uncertain": ("2026-01-03", "uncertain", None, None),
-        # The oldest schemas knew no watch: what they closed is not watched now.
+        # The oldest schemas watched nothing: what they closed stays unwatched.
         "i-paid": ("2026-01-03", "claimed", "accepted", "2026-01-04" if oldest else None),
         "i-void": ("2026-01-03", None, "cancelled", "2026-01-04" if oldest else None),
     }
@@ -347,7 +347,7 @@ ON_THE_PLATFORM_S = (
 
 @contextmanager
 def backup(database: Database) -> Iterator[Any]:
-    """Hold the locks that pg_dump holds on every table until it is done."""
+    """Keep the locks that pg_dump has on every table until it is done."""
     tables = database.query(
         "SELECT string_agg(format('%I.%I', schemaname, tablename), ', ') AS names FROM pg_tables"
         " WHERE schemaname IN ('public', 'reconciler')"
@@ -366,7 +366,7 @@ def run_statements(database: Database, statements: tuple[str, ...], *, lock_time
 
 
 def locks_of(opened: Any) -> set[tuple[str, str]]:
-    """Return the locks that a connection holds on tables and indexes of ours and of the platform's."""
+    """Return a connection's locks on our tables and indexes and on the platform's."""
     return {
         (relation, mode)
         for relation, mode in opened.run(
@@ -387,7 +387,7 @@ def wait_until(database: Database, condition: str) -> None:
 
 @contextmanager
 def begun(work: Callable[[], Any]) -> Iterator[Future[Any]]:
-    """Start something on a thread of its own; it is over when this ends."""
+    """Run something on another thread, which has ended when the block ends."""
     with ThreadPoolExecutor(1) as pool:
         yield pool.submit(work)
 
@@ -430,7 +430,7 @@ def test_an_upgrade_during_a_backup_gives_up_says_so_and_changes_nothing(old: Da
 def test_no_cycle_waits_in_line_behind_an_upgrade_that_waits_for_a_backup(
     old: Database, postgres: PostgresServer
 ) -> None:
-    """An upgrade that queued for a lock would keep everybody waiting who comes after it."""
+    """An upgrade that queued for a lock would make everybody behind it wait."""
     over = threading.Event()
 
     def upgrade() -> None:

@@ -1,4 +1,4 @@
-"""What a cycle tells: a line for each decision that matters, every metric every time, and nothing secret."""
+"""What a cycle logs: a line for each decision that matters, every metric every time, and no secret."""
 
 import json
 import os
@@ -44,7 +44,7 @@ METRICS = {
 
 
 def eventful_cycles(stage: Stage) -> Iterator[Outcome]:
-    """Run cycles in which, together, everything happens that a cycle may have to tell."""
+    """Run cycles in which everything happens that a cycle may log."""
     script, platform = stage.control_plane.script, stage.platform.instead
     stage.add_all(5, "running")
     _, refused, blocked, uncertain = stage.add_all(4, "terminated")
@@ -68,7 +68,7 @@ def eventful_cycles(stage: Stage) -> Iterator[Outcome]:
     yield stage.cycle(**settings | {"BREAKER_MAX_DEAD_FRACTION": "0", "BREAKER_MIN_DEAD": "1"})
     stage.database.query(
         "INSERT INTO reconciler.lease (scope, holder, expires_at)"
-        " VALUES ('fleet', gen_random_uuid(), now() + interval '1 hour')"
+        " VALUES ('fleet', gen_random_uuid(), now() + interval '10 minutes')"
     )
     yield stage.cycle(**settings)
 
@@ -116,7 +116,7 @@ def test_the_lines_of_a_cycle_can_be_found_by_its_id_and_say_which_invocation_it
     assert first.after.events[0]["payload"]["cycle_id"] == first.lines("workspace flipped")[0]["cycle_id"]
 
 
-def test_a_dead_control_plane_is_told_in_a_hundred_lines_and_then_in_one_for_each_cause(stage: Stage) -> None:
+def test_a_dead_control_plane_gets_a_hundred_log_lines_and_then_one_for_each_cause(stage: Stage) -> None:
     causes = {"http_404": Answer(404), "not_json": Answer(body=b"<html>")}
     expected: Counter[str] = Counter()
     for number, one in enumerate(stage.add_all(300, "running")):
@@ -138,7 +138,7 @@ def test_a_dead_control_plane_is_told_in_a_hundred_lines_and_then_in_one_for_eac
 
 
 def metrics_of(outcome: Outcome) -> dict[str, float]:
-    """Return the values of the one line of metrics, once its form is what CloudWatch takes."""
+    """Return the values of the only line of metrics, after checking its format."""
     (line,) = outcome.metrics()
     (directive,) = line["_aws"]["CloudWatchMetrics"]
     assert directive["Dimensions"] == [["service"]]
@@ -274,7 +274,7 @@ def assert_secret_free(text: str) -> None:
 
 @pytest.fixture
 def secretive(postgres: PostgresServer) -> Iterator[Stage]:
-    """A stage of its own, whose systems take the secrets above, and whose database's errors carry data."""
+    """A separate stage. Its systems use the secrets above, and its database's errors contain data."""
     with opened(postgres) as stage:
         stage.control_plane.shared_secret = SECRETS["CP_SHARED_SECRET"]
         stage.control_plane.admin_token = SECRETS["CP_ADMIN_TOKEN"]
@@ -285,7 +285,7 @@ def secretive(postgres: PostgresServer) -> Iterator[Stage]:
 
 
 def refuse_events(stage: Stage) -> None:
-    """Have the database refuse every event, with a detail and a hint that are nobody's business."""
+    """Make the database refuse every event, with a detail and a hint that must not be logged."""
     stage.database.query(
         "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
         " RAISE EXCEPTION 'no events today' USING DETAIL = 'canary-detail', HINT = 'canary-hint'; END $$"

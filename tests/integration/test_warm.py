@@ -1,4 +1,4 @@
-"""A process that Lambda keeps: nothing piles up, and nothing that has changed meanwhile is missed."""
+"""A warm process: nothing piles up, and it notices every change between invocations."""
 
 import itertools
 import time
@@ -38,7 +38,7 @@ def sessions(stage: Stage) -> int:
 
 
 def in_turn(replies: list[Reply | None]) -> Callable[[Any], Reply | None]:
-    """Return what answers with these replies in turn (None: as usual), whoever asks."""
+    """Return a function that gives these replies in turn (None: the usual one) to every caller."""
     turn = itertools.cycle(replies)
     return lambda _: next(turn)
 

@@ -1,4 +1,4 @@
-"""One database, and who meets in it: two sessions of the handler's, the platform, and one who looks on."""
+"""One database and its users: two sessions of the handler, the platform, and an observer."""
 
 import json
 from collections.abc import Callable
@@ -23,7 +23,7 @@ SCOPES = {OURS: "ours", THEIRS: "theirs"}
 RESTART = Restart(1, WORKSPACE, OLD, 0, 0, of_this_cycle=False)
 HEARTBEAT = "2026-01-01 00:00:00+00"
 
-# Everything that either side could have changed. A time is told only as far as it matters.
+# Everything that either side could have changed. Times are compared only where they matter.
 _STATE = """
 SELECT json_build_object(
     'rows', (SELECT json_agg(json_build_array(
@@ -36,7 +36,7 @@ SELECT json_build_object(
         ORDER BY id) FROM reconciler.restarts),
     'holds', (SELECT json_agg(json_build_array(workspace_id, reason)) FROM reconciler.holds),
     'absences', (SELECT json_agg(json_build_array(workspace_id, instance_id, sightings)) FROM reconciler.absences),
-    'sweep', (SELECT json_agg(json_build_array(cursor, pass_completed_at)) FROM reconciler.coverage)
+    'coverage', (SELECT json_agg(json_build_array(cursor, pass_completed_at)) FROM reconciler.coverage)
 )::text
 """
 

@@ -1,4 +1,4 @@
-"""What the tests on a bare database begin with."""
+"""The arenas that these tests use."""
 
 import contextlib
 from collections.abc import Callable, Iterator

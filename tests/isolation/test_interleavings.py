@@ -1,8 +1,8 @@
-"""A flip or a claim beside everybody else who writes: in whatever order the statements come, one of both went first.
+"""A flip or a claim beside any other writer: every interleaving ends as if one side had gone first.
 
 Two connections to a real PostgreSQL at READ COMMITTED. The reconciler's side is the handler's own code, stopped before
-each statement. What may come out is not written here: both sides do everything one after the other, in either order,
-and every interleaving has to end like one of the two, in all tables and in what each side was told.
+each statement. The expected outcomes are not written down here: both sides run one after the other, in both orders, and
+every interleaving has to end like one of the two, in all tables and in the answers that each side gets.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,7 +24,7 @@ STATUS_TYPES: tuple[StatusType, ...] = ("enum", "text")
 
 
 def told(answer: object) -> object:
-    """Return what an answer says was done. A flip that a lock or the row prevented counts as left alone.
+    """Return what an answer says. A flip that a lock or the row prevented counts as left alone.
 
     Raises the errors that nobody expects.
     """
@@ -51,7 +51,7 @@ WRITES: Mapping[str, str] = {
     "it is made external": "UPDATE workspaces SET runtime = 'external' WHERE name = 'one'",
 }
 SETTLING_WRITES = ("it is paused", "its row is deleted", "it is reprovisioned", "its instance is cleared")
-# They hold the row's lock for a while, and leave a candidate behind whose instance is dead.
+# They lock the row for a while, and leave behind a candidate whose instance is dead.
 HARMLESS_WRITES: Mapping[str, str] = {
     "it degrades": "UPDATE workspaces SET status = 'degraded' WHERE name = 'one' AND status = 'online'",
     "it is renamed": "UPDATE workspaces SET name = 'another' WHERE name = 'one'",
@@ -61,7 +61,7 @@ HARMLESS_WRITES: Mapping[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Encounter:
-    """Two sides that meet, in a row with that status, with or without a restart that is owed to it."""
+    """Two sides that use the same row, which has this status, and an owed restart or none."""
 
     ours: Callable[[Arena, str], object]
     theirs: Callable[[Arena, str], object] | str
@@ -84,7 +84,7 @@ FLIPS = {
     "another cycle flips it": Encounter(flip, flip, "online", owed=False, interleavings=44),
     "it is put on hold": Encounter(flip, hold, "online", owed=False, interleavings=77),
     "an older restart of its is claimed": Encounter(flip, claim, "online", owed=True, interleavings=109),
-    "restarts that moved on are cancelled": Encounter(flip, cancel_moved_on, "online", owed=True, interleavings=91),
+    "restarts that moved on are cancelled": Encounter(flip, cancel_moved_on, "online", owed=True, interleavings=111),
 }
 HARMLESS = {
     name: Encounter(flip, write, "online", owed=False, interleavings=22) for name, write in HARMLESS_WRITES.items()
@@ -93,11 +93,11 @@ CLAIMS = {
     **{name: Encounter(claim, WRITES[name], "offline", owed=True, interleavings=84) for name in SETTLING_WRITES},
     "another cycle claims it": Encounter(claim, claim, "offline", owed=True, interleavings=310),
     "another cycle finds that the row has moved on": Encounter(claim, claim, "paused", owed=True, interleavings=310),
-    "another cycle puts it off": Encounter(claim, put_off, "offline", owed=True, interleavings=109),
+    "another cycle puts it off": Encounter(claim, put_off, "offline", owed=True, interleavings=190),
     "the workspace is put on hold": Encounter(claim, hold, "offline", owed=True, interleavings=229),
     "restarts that moved on are cancelled": Encounter(claim, cancel_moved_on, "offline", owed=True, interleavings=462),
     "restarts that moved on are cancelled, this one as well": Encounter(
-        claim, cancel_moved_on, "paused", owed=True, interleavings=246
+        claim, cancel_moved_on, "paused", owed=True, interleavings=432
     ),
 }
 CANCELLED = {
@@ -110,7 +110,7 @@ def outcome(arena: Arena, answers: Mapping[str, Any]) -> Any:
 
 
 def serial_outcomes(arena: Arena, encounter: Encounter) -> list[Any]:
-    """Return what comes out when our side goes first, and when the other does."""
+    """Return the outcomes when our side goes first, and when the other side does."""
     outcomes = []
     for order in (1, -1):
         arena.reset(encounter.before)
@@ -119,7 +119,7 @@ def serial_outcomes(arena: Arena, encounter: Encounter) -> list[Any]:
 
 
 def assert_serial(arena: Arena, encounter: Encounter, *besides: Any) -> None:
-    """Fail unless every interleaving ends like one of the two orders, and there are as many as were counted.
+    """Fail unless every interleaving ends like one of the two orders, and their number is the expected one.
 
     `besides` are outcomes that are allowed, too.
     """

@@ -1,4 +1,4 @@
-"""What the last look at a row or a restart refuses, though everything before it went well."""
+"""What the last check of a row or a restart refuses, although everything before it went well."""
 
 from collections.abc import Callable, Iterator
 
@@ -59,7 +59,7 @@ OBSTACLES = {
 
 
 @pytest.mark.parametrize("name", OBSTACLES)
-def test_a_restart_that_is_not_to_be_asked_for_any_more_is_not_claimed(arena: Arena, name: str) -> None:
+def test_a_restart_that_may_not_be_asked_for_is_not_claimed(arena: Arena, name: str) -> None:
     arena.reset(BEFORE.format(status="offline") + OWED)
     arena.reset(OBSTACLES[name])
     left = arena.state()

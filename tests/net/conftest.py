@@ -1,4 +1,4 @@
-"""A world of one server whose certificate is trusted, and the three ways in which a request goes out to it."""
+"""One server whose certificate is trusted, and the three ways to send it a request: GET, POST, AWS."""
 
 import contextlib
 import threading
@@ -10,21 +10,22 @@ from botocore.exceptions import ClientError
 
 from handler import process
 from handler.deadline import Deadline
-from handler.net import aws
+from handler.net import aws, tls
 from handler.net.aws import Aws
-from handler.net.bounded import BoundedPools, CallError, tls_context
+from handler.net.bounded import BoundedPools, CallError
 from handler.net.http import HttpClient
 from sandbox import ec2_xml
 from sandbox.certificates import Authority
 from tests.net.server import Script, Server, server_context
+from tests.support.strict_tls import strict_contexts
 
 BODY_LIMIT = 64 * 1024
-# Bodies that EC2's client can read, and that mean nothing to the others.
+# Bodies that EC2's client can read. The other clients ignore them.
 NO_ZONES = ec2_xml.zones([], request_id="r-1")
 AN_ERROR = ec2_xml.error("NoAnswer", "an error", request_id="r-1")
 
 
-# Sends one request by a client of its own, and closes it; returns the status.
+# Sends one request with a new client, and closes the client; returns the status.
 Call = Callable[[str, Deadline], int]
 
 
@@ -36,16 +37,22 @@ class Serve(Protocol):
 
 @pytest.fixture(scope="package")
 def authority() -> Authority:
-    """The only one that this process trusts."""
+    """An authority that this process trusts."""
     return Authority()
 
 
+@pytest.fixture(scope="package")
+def plain_authority() -> Authority:
+    """Another one that is trusted, whose certificates have no more extensions than a chain needs."""
+    return Authority("Plain authority", plain=True)
+
+
 @pytest.fixture(scope="package", autouse=True)
-def trust(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Trust one authority, and have no variables of the developer's own."""
+def trust(authority: Authority, plain_authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Trust two authorities, and hide the developer's own variables."""
     directory = tmp_path_factory.mktemp("net")
     bundle = directory / "authority.pem"
-    bundle.write_bytes(authority.certificate)
+    bundle.write_bytes(authority.certificate + plain_authority.certificate)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SSL_CERT_FILE", str(bundle))
         patch.setenv("SSL_CERT_DIR", str(directory))
@@ -57,10 +64,9 @@ def trust(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> Ite
         patch.setenv("AWS_ACCESS_KEY_ID", "AKIAEXAMPLE")
         patch.setenv("AWS_SECRET_ACCESS_KEY", "example")
         patch.setenv("AWS_SESSION_TOKEN", "example")
-        tls_context.cache_clear()
-        tls_context()
-        yield
-    tls_context.cache_clear()
+        with strict_contexts():
+            tls.https_context()
+            yield
 
 
 @pytest.fixture(autouse=True)
@@ -79,7 +85,7 @@ def scheme(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def serve(scheme: str, authority: Authority) -> Iterator[Serve]:
-    """Servers that speak `scheme`. In the end no client may have left a connection open."""
+    """Servers that speak `scheme`. At the end, no client may have left a connection open."""
     tls = server_context(authority.issue(["127.0.0.1"])) if scheme == "https" else None
     with contextlib.ExitStack() as stack:
         yield lambda *scripts, greeting=(): stack.enter_context(Server(*scripts, greeting=greeting, tls=tls))
@@ -103,7 +109,7 @@ def failure(call: Call, url: str, deadline: Deadline) -> CallError:
 
 
 class Ec2:
-    """An EC2 client that is made once, which takes a tenth of a second, and that asks each test's own server."""
+    """An EC2 client that asks each test's own server. It is made only once, which takes a tenth of a second."""
 
     def __init__(self) -> None:
         self._url = threading.local()

@@ -1,4 +1,4 @@
-"""A server that plays scripts on raw sockets: bytes well or badly framed, in drips, without end, or cut off."""
+"""A server that plays scripts on raw sockets: well-framed or broken bytes, dripping, endless, or cut off."""
 
 import contextlib
 import enum
@@ -23,7 +23,7 @@ _LENGTH = re.compile(rb"(?i)\ncontent-length: *(\d+)")
 
 
 class End(enum.Enum):
-    """How the server leaves: a FIN, or a TCP reset."""
+    """How the server ends a connection: with a FIN or a TCP reset."""
 
     CLOSE = enum.auto()
     RESET = enum.auto()
@@ -43,7 +43,7 @@ class Flood:
     data: bytes
 
 
-# What the server does in turn: send bytes, once or without end, leave, or whatever a function does, such as to wait.
+# What the server does in turn: send bytes, once or endlessly, end the connection, or call a function, such as a wait.
 Step = bytes | Drip | Flood | End | Callable[[], object]
 Script = Iterable[Step]
 

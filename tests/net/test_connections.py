@@ -1,4 +1,4 @@
-"""Connections are kept for the next request, given up when in doubt, and closed in the end."""
+"""Connections are kept for the next request, dropped when in doubt, and closed at the end."""
 
 import contextlib
 

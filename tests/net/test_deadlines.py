@@ -1,4 +1,4 @@
-"""Every call ends by its deadline, however slowly the other side goes about it."""
+"""Every call ends by its deadline, however slow the other side is."""
 
 import contextlib
 import itertools
@@ -16,12 +16,14 @@ from handler.deadline import Deadline
 from handler.domain.model import Cause
 from handler.net.bounded import BoundedPools, BoundedReader, CallError
 from handler.net.http import HttpClient
+from sandbox.certificates import Authority
 from tests.net.conftest import NO_ZONES, Call, Ec2, Serve, failure, get, post
-from tests.net.server import Drip, Script, answer, head
+from tests.net.server import Drip, Script, Server, answer, head, server_context
+from tests.support.addresses import resolve, unreachable_port
 
 SHORT_S = 0.2
 LONG_S = 10.0
-# An overrun by less than this is the machine's. Where nothing bounds the call, it takes far longer.
+# A smaller overrun is the machine's fault. A call that nothing bounds takes far longer.
 SLACK_S = 1.0
 
 HEADS: dict[str, Script] = {
@@ -38,13 +40,13 @@ BODIES: dict[str, Script] = {
     "trailer": (head("Transfer-Encoding: chunked"), b"0\r\n", Drip(b"X-Padding: 0123456789\r\n")),
 }
 TRICKLES = HEADS | BODIES
-# More than the two ends of a connection hold.
+# More than the buffers of both ends of a connection can take.
 LARGE = b"x" * 16_000_000
 
 # A ServerHello that says it is 16 kB long.
 HANDSHAKE = (Drip(b"\x16\x03\x03\x3f\xff\x02\x00\x3f\xfb" + bytes(16_000)),)
 
-# Has something happen while a name is looked up, such as that time passes.
+# Makes something happen while a name is looked up; for example, time passes.
 LookupTakes = Callable[[Callable[[], None]], None]
 
 
@@ -71,14 +73,8 @@ def lookup_takes(monkeypatch: pytest.MonkeyPatch) -> LookupTakes:
 
 @pytest.fixture
 def unreachable() -> Iterator[int]:
-    """A port on which every attempt to connect waits for ever: nobody accepts those that fill its queue."""
-    with contextlib.ExitStack() as stack:
-        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
-        for _ in range(4):
-            waiting = stack.enter_context(socket.socket())
-            waiting.settimeout(0)
-            waiting.connect_ex(listener.getsockname())
-        yield listener.getsockname()[1]
+    with unreachable_port() as port:
+        yield port
 
 
 @pytest.mark.parametrize(
@@ -119,7 +115,7 @@ def test_a_handshake_that_drips_in_ends_the_call(serve: Serve, call: Call) -> No
 
 
 @pytest.mark.parametrize("scheme", ["https"], indirect=True)
-def test_a_handshake_is_not_given_the_time_again_that_the_lookup_took(serve: Serve, lookup_takes: LookupTakes) -> None:
+def test_a_handshake_gets_only_the_time_that_the_lookup_left(serve: Serve, lookup_takes: LookupTakes) -> None:
     deadline = Deadline(LONG_S)
     lookup_takes(lambda: deadline.shorten(SHORT_S))
     with ending_in_time():
@@ -171,6 +167,16 @@ def test_all_addresses_of_a_name_share_one_deadline(
     assert (error.cause, error.sent) == (Cause.TIMEOUT, False)
 
 
+@pytest.mark.parametrize(("call", "dead"), [("get", 1), ("post", 1), ("aws", 1), ("get", 2)], indirect=["call"])
+def test_dead_addresses_leave_time_for_one_that_lives(
+    call: Call, dead: int, authority: Authority, unreachable: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time to connect is shared among them. The certificate is for the name, whatever the address."""
+    resolve(monkeypatch, "several.example", [unreachable] * dead)
+    with Server((answer(NO_ZONES),), tls=server_context(authority.issue(["several.example"]))) as server:
+        assert call(f"https://several.example:{server.port}", Deadline(1.2)) == 200
+
+
 def test_a_call_whose_time_is_over_does_not_begin(serve: Serve, call: Call, lookup_takes: LookupTakes) -> None:
     server = serve((answer(),))
     lookups: list[str] = []
@@ -192,7 +198,7 @@ def test_a_call_whose_name_lookup_took_too_long_does_not_go_on(
     assert (server.connections, server.requests) == (0, [])
 
 
-def test_a_kept_connection_is_not_used_either_when_the_time_is_over(serve: Serve) -> None:
+def test_a_kept_connection_is_not_used_when_the_time_is_over(serve: Serve) -> None:
     server = serve((answer(),))
     with contextlib.closing(HttpClient(connections=1)) as client:
 
@@ -236,10 +242,10 @@ def test_calls_at_the_same_time_have_deadlines_of_their_own(serve: Serve, call: 
 
 @pytest.mark.parametrize("call", ["get", "post", "aws"], indirect=True)
 @pytest.mark.parametrize("scheme", ["http"], indirect=True)
-def test_what_one_thread_is_doing_is_not_held_against_another(
+def test_a_slow_lookup_on_one_thread_does_not_affect_another(
     serve: Serve, call: Call, lookup_takes: LookupTakes
 ) -> None:
-    """A call comes to its end, in time or not, while the name of another one is looked up."""
+    """A call ends, in time or not, while another one still looks up a name."""
     server = serve((answer(NO_ZONES),))
     nested = threading.Lock()
     outcomes: list[object] = []

@@ -1,4 +1,4 @@
-"""What goes wrong has its cause, tells whether the request may have left, and never is requests' or urllib3's error."""
+"""Every failure is a CallError with its cause, which tells whether the request may have been sent."""
 
 import contextlib
 import errno
@@ -62,7 +62,7 @@ AMBIGUOUS = [
 
 
 def soon() -> Deadline:
-    """A deadline that nothing here needs: what fails does so at once."""
+    """A deadline that is never reached here: everything fails at once."""
     return Deadline(20)
 
 
@@ -119,7 +119,7 @@ def test_the_next_address_of_a_name_is_tried_when_one_refuses(
 
 
 @pytest.mark.parametrize("url", ["http://", "ftp://cp.example/", "http://[::1", f"http://{'a' * 64}.example/"])
-def test_an_address_that_is_none_is_a_failed_call(url: str) -> None:
+def test_a_malformed_address_is_a_failed_call(url: str) -> None:
     def by_the_pools(url: str, deadline: Deadline) -> int:
         with BoundedPools(connections=1) as pools:
             return pools.call("GET", url, headers={}, deadline=deadline, body_limit=0).status
@@ -142,7 +142,7 @@ def test_a_request_that_is_not_answered_may_have_had_its_effect(serve: Serve, ca
 
 @pytest.mark.parametrize("headers", AMBIGUOUS, ids=repr)
 @pytest.mark.parametrize("scheme", ["http"], indirect=True)
-def test_an_answer_whose_end_is_anybodys_guess_is_none(serve: Serve, call: Call, headers: tuple[str, ...]) -> None:
+def test_an_answer_of_unclear_length_is_a_broken_connection(serve: Serve, call: Call, headers: tuple[str, ...]) -> None:
     server = serve((head(*headers) + b"{}", End.CLOSE))
     error = failure(call, server.url, soon())
     assert (error.cause, error.sent) == (Cause.BROKEN_CONNECTION, True)
@@ -150,7 +150,7 @@ def test_an_answer_whose_end_is_anybodys_guess_is_none(serve: Serve, call: Call,
 
 @pytest.mark.parametrize("headers", [["Content-Length: 2"] * 2, ["transfer-encoding: Chunked"]], ids=repr)
 @pytest.mark.parametrize("scheme", ["http"], indirect=True)
-def test_an_answer_that_says_the_same_twice_or_in_capitals_is_one(serve: Serve, headers: list[str]) -> None:
+def test_a_repeated_or_capitalised_header_is_accepted(serve: Serve, headers: list[str]) -> None:
     body = b"{}" if len(headers) == 2 else b"2\r\n{}\r\n0\r\n\r\n"
     server = serve((head(*headers) + body,))
     with contextlib.closing(HttpClient(connections=1)) as client:
@@ -168,13 +168,13 @@ def test_interim_answers_are_passed_over(serve: Serve, call: Call) -> None:
 
 @pytest.mark.parametrize("call", ["get", "aws"], indirect=True)
 @pytest.mark.parametrize("script", CUT_SHORT)
-def test_a_body_that_is_cut_short_is_none(serve: Serve, call: Call, script: str) -> None:
+def test_a_body_that_is_cut_short_is_no_answer(serve: Serve, call: Call, script: str) -> None:
     error = failure(call, serve(CUT_SHORT[script]).url, soon())
     assert (error.cause, error.sent, error.stale) == (Cause.BROKEN_CONNECTION, True, False)
 
 
 @pytest.mark.parametrize("call", ["get", "aws"], indirect=True)
-def test_a_body_that_is_reset_is_none(serve: Serve, call: Call) -> None:
+def test_a_body_that_is_reset_is_no_answer(serve: Serve, call: Call) -> None:
     error = failure(call, serve((head("Content-Length: 10") + b"short", End.RESET)).url, soon())
     assert (error.cause, error.sent, error.stale) == (Cause.BROKEN_CONNECTION, True, False)
 

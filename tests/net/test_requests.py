@@ -1,4 +1,4 @@
-"""What goes out is what was asked for, once, to that host, and with nothing of requests' or the environment's own."""
+"""Exactly the requested call goes out, once, to that host; requests and the environment add nothing."""
 
 import contextlib
 import json
@@ -51,7 +51,7 @@ def headers(request: bytes) -> dict[str, str]:
 
 @pytest.fixture
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """Have no proxies of the developer's own, and none left out."""
+    """Hide the developer's own proxies and exceptions from them."""
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.lower(), raising=False)
@@ -139,7 +139,7 @@ def test_whatever_is_recorded_for_an_instance_arrives_as_one_value(serve: Serve,
 @pytest.mark.parametrize("value", ["a\r\nX-Other: b", "a\nX-Other: b", "a\r\n folded", "a\n", "a\r", "\r\n\r\nGET /"])
 @pytest.mark.parametrize("scheme", ["http"], indirect=True)
 def test_a_header_cannot_bring_another_one(serve: Serve, value: str) -> None:
-    """Settings and secrets refuse such values before; this is the second line of defence."""
+    """Settings and secrets already refuse such values; this is the second line of defence."""
     server = serve((answer(),))
     with contextlib.closing(HttpClient(connections=1)) as client:
         with pytest.raises(CallError) as got:

@@ -1,4 +1,4 @@
-"""Run random schedules by the million, and all of the smallest world's."""
+"""Runs random schedules by the million, or all schedules of the smallest world."""
 
 import argparse
 import os
@@ -37,7 +37,7 @@ def main() -> int:
 
 
 def _report(searches: list[partial[tuple[int, str]]]) -> int:
-    """Run the searches on all processors; print how far they are, and a schedule that breaks something."""
+    """Run the searches on all processors; print their progress, and any schedule that breaks an invariant."""
     began_at = told_at = time.monotonic()
     schedules = 0
     with ProcessPoolExecutor(os.cpu_count()) as pool:
@@ -61,7 +61,7 @@ def _run(search: partial[tuple[int, str]]) -> tuple[int, str]:
 
 
 def _all(state: str, actions: tuple[int, int]) -> tuple[int, str]:
-    """Return how many schedules there are with these actions, and what breaks one."""
+    """Return how many schedules there are with these actions, and the one that breaks an invariant, if any."""
     try:
         return Exhaustive(smallest_world(state)).schedules(*actions), ""
     except ViolationError as error:
@@ -69,7 +69,7 @@ def _all(state: str, actions: tuple[int, int]) -> tuple[int, str]:
 
 
 def _random(first: int, end: int) -> tuple[int, str]:
-    """Return how many schedules were run, and what breaks one."""
+    """Return how many schedules were run, and the one that breaks an invariant, if any."""
     for seed in range(first, end):
         try:
             walk(seed)

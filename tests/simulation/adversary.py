@@ -17,7 +17,7 @@ HOLD_SECONDS = 600.0
 NOT_FOUND_ANSWERS = 2
 DEEPEST = 2  # one cycle within another
 
-# What is offered at which call. The database is asked at each call that is neither of the two below.
+# What can happen at which call. Every call that is not one of the two below goes to the database.
 PROBE, RESTART, INSIDE = "probe", "restart", "inside flip"
 _NO_DATABASE = (PROBE, RESTART, INSIDE)
 
@@ -54,7 +54,7 @@ def _clear(_: Simulation, row: Row) -> bool:
 
 
 def _reprovision(simulation: Simulation, row: Row) -> bool:
-    """Do as the platform does when a person has it restart a workspace: the new one is up at once, or later."""
+    """Restart a workspace as the platform does at a person's request. The new instance is up at once, or later."""
     simulation.world.become(row.instance_id, "terminated")
     row.instance_id, row.status, row.heartbeat_at = (
         simulation.world.launch(),
@@ -85,7 +85,7 @@ def _external(_: Simulation, row: Row) -> bool:
 
 
 def _hold(simulation: Simulation, _: Actor, workspace_id: str) -> bool:
-    """Place a hold, which waits for the row's lock, too."""
+    """Place a hold, which also waits for the row's lock."""
     tables = simulation.world.tables
 
     def place(_: Row) -> bool:
@@ -113,7 +113,7 @@ def _instance(state: str) -> Act:
 
 
 def _lie(word: str | None, times: int) -> Act:
-    """Have EC2 say a word of the recorded instance, or (None) what was true before."""
+    """Make EC2 give this state for the recorded instance, or (None) its previous state."""
 
     def act(simulation: Simulation, _: Actor, workspace_id: str) -> bool:
         row, instance = simulation.world.tables.workspaces.get(workspace_id), simulation.world.instance_of(workspace_id)
@@ -166,7 +166,7 @@ def _crash(_: Simulation, actor: Actor, __: str) -> bool:
 
 
 def _second(order: Request, *, freeze: bool = False) -> Act:
-    """Have another invocation run meanwhile; with `freeze`, long enough later for it to get the lease."""
+    """Run another invocation meanwhile; with `freeze`, so much later that it gets the lease."""
 
     def act(simulation: Simulation, actor: Actor, _: str) -> bool:
         if simulation.depth >= DEEPEST:
@@ -236,5 +236,5 @@ ACTIONS = (
 
 
 def narrowed(workspace_id: str) -> Request:
-    """Return the order for one workspace."""
+    """Return the request for one workspace."""
     return Request(APPLY, workspace_ids=(workspace_id,))

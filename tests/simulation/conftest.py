@@ -1,4 +1,4 @@
-"""The handler in the simulation's hands, for every test here."""
+"""Every test here runs the handler inside the simulation."""
 
 from collections.abc import Iterator
 

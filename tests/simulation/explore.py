@@ -15,6 +15,8 @@ Script = tuple[tuple[int, Action], ...]
 _SPECIAL = {call: tuple(one for one in ACTIONS if one.offered(call)) for call in ("probe", "restart", "inside flip")}
 _USUAL = tuple(one for one in ACTIONS if one.offered("any other"))
 
+# So slow that the deadline cuts off what one cycle cannot reach.
+SLOW_PROBE_SECONDS = 9.0
 MOST_WORKSPACES, MOST_CYCLES, MOST_ACTIONS = 5, 4, 6
 _LIKELY = {
     "probe": 0.2,
@@ -34,11 +36,11 @@ def offered(call: str) -> tuple[Action, ...]:
 
 
 class _NoEffectError(BaseException):
-    """An action changes nothing: the schedule is the same as one without it."""
+    """An action has no effect, so the schedule is the same as one without it."""
 
 
 class Scripted:
-    """Does what a script says to the one workspace there is, and notes at which call each point was."""
+    """Plays a script on the only workspace, and notes at which call each point was."""
 
     def __init__(self, script: Script, workspace_id: str) -> None:
         self._script, self._workspace_id = script, workspace_id
@@ -56,10 +58,10 @@ class Scripted:
 
 @dataclass(slots=True)
 class Exhaustive:
-    """Every schedule of a world with one workspace, with so many actions in each cycle, at any points.
+    """Every schedule of a world with one workspace, with a number of actions in each cycle, at any points.
 
     A cycle keeps nothing in memory for the next one, so worlds that are equal between two cycles have the same future:
-    it is run once, and counted as often as it is reached.
+    that future is run once, and counted as often as it is reached.
     """
 
     world: bytes
@@ -68,7 +70,7 @@ class Exhaustive:
     _known: dict[tuple[bytes, tuple[int, ...]], int] = field(default_factory=dict)
 
     def schedules(self, *actions: int) -> int:
-        """Run them all, and all with fewer actions in a cycle; return how many of the first kind there are.
+        """Run all schedules, also those with fewer actions in a cycle; return how many have all actions.
 
         Raises ViolationError, with what happens in the schedule, line by line.
         """
@@ -103,7 +105,7 @@ class Exhaustive:
                     scripts += [(*script, (point, action)) for action in offered(call)]
 
     def _run(self, start: bytes, adversary: Scripted | None, scripts: tuple[Script, ...]) -> bytes | None:
-        """Run a cycle, or without an adversary as many as it takes to settle; return the world if all had an effect."""
+        """Run a cycle (without an adversary: until all is settled); return the world if every action had an effect."""
         simulation = Simulation(World.restored(start), self.setup, adversary)
         try:
             if adversary is None:
@@ -117,7 +119,7 @@ class Exhaustive:
         return simulation.world.snapshot()
 
     def tell(self, scripts: tuple[Script, ...]) -> list[str]:
-        """Run one schedule from the beginning, and return what happened, up to the violation if there is one."""
+        """Run one schedule; return what happened, up to the violation if there is one."""
         trace: list[str] = []
         simulation = Simulation(World.restored(self.world), self.setup, None, trace)
         try:
@@ -138,7 +140,7 @@ def smallest_world(state: str) -> bytes:
 
 
 class Random:
-    """Acts now and then, so many times at most, and more often where a moment matters most."""
+    """Acts at random a limited number of times, more often where it matters most."""
 
     def __init__(self, chance: random.Random, *, actions: int) -> None:
         self._chance, self._left = chance, actions
@@ -160,6 +162,7 @@ def walk(seed: int, trace: list[str] | None = None) -> World:
     for number in range(1, count + 1):
         state = chance.choice(("running", "running", "stopped", "terminated", None))
         world.add(f"workspace {number}", state, streak=chance.choice((None, None, 0, 2, 3)))
+    world.probe_takes_s = chance.choice((0.0, 0.0, 0.0, SLOW_PROBE_SECONDS))
     settings = replace(
         SETTINGS,
         candidate_limit=chance.choice((2, 100)),
@@ -180,7 +183,7 @@ def walk(seed: int, trace: list[str] | None = None) -> World:
 
 
 def tell(seed: int) -> list[str]:
-    """Return what happens in the schedule of that seed, line by line, to the violation if there is one."""
+    """Return what happens in the schedule of that seed, line by line, up to the violation if there is one."""
     trace: list[str] = []
     try:
         walk(seed, trace)

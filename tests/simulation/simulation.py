@@ -28,20 +28,20 @@ from tests.fakes.world import DEAD, ERROR, Asked, Platform, Probe, World
 FULL = Request(APPLY)
 SETTINGS = Settings.from_env({"DATABASE_URL": "postgresql://role:word@simulated/platform?sslmode=disable"})
 PERIOD_SECONDS = 60.0
-OTHERS = "others"  # who holds a row's lock, when it is no cycle
-# So many quiet cycles, each past every wait there is, have to settle every restart, even if one is accepted in each.
+OTHERS = "others"  # who has locked a row, if no cycle has
+# This many quiet cycles, each after the longest wait, have to close every restart, even if each accepts only one.
 QUIET_CYCLES = 8
 QUIET_SECONDS = LONGEST_CRASH_LOOP_BACKOFF_S + 60.0
 
-# Writes that say what has happened, or end what is the cycle's own: true with or without the lease.
-_WITHOUT_LEASE = ("acquire", "release", "accepted", "record_answer")
+# Writes that need no lease: they record what happened, or concern the lease itself.
+_WITHOUT_LEASE = ("acquire", "release", "accepted", "record_answer", "stop")
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 class CrashError(BaseException):
-    """The function is killed. Nothing that it does after this reaches anybody."""
+    """The function is killed. Nothing that it does afterwards has an effect."""
 
 
 class ViolationError(BaseException):
@@ -50,7 +50,10 @@ class ViolationError(BaseException):
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What a schedule is run with. `in_bulk`: the probe answers about all at once. `claims_ahead`: before each call."""
+    """What a schedule is run with.
+
+    With `in_bulk`, the probe answers about all instances at once. `claims_ahead` is the number of claims before a call.
+    """
 
     settings: Settings = SETTINGS
     in_bulk: bool = False
@@ -58,7 +61,7 @@ class Setup:
 
 
 class Actor(Watch):
-    """One invocation of the function: it may be frozen, crash, and lose its connection to the database."""
+    """One invocation of the function. It may be frozen, killed, or lose its connection to the database."""
 
     def __init__(self, simulation: "Simulation", order: Request) -> None:
         self.simulation, self.world, self.order = simulation, simulation.world, order
@@ -66,7 +69,7 @@ class Actor(Watch):
         self.world.cycles += 1
         self.cycle_id = f"cycle {self.world.cycles}"
         self.frozen_s = 0.0
-        self.crashed = False
+        self.crashed = self.remembered = False
         self.fault: str | None = None
         self.closes_at = self.clock() + simulation.setup.settings.cycle_deadline_seconds + cycle.CLOSING_SECONDS
         self.selected: dict[str, tuple[str | None, float | None]] = {}
@@ -112,7 +115,7 @@ class Actor(Watch):
         if self.crashed:
             raise CrashError
 
-    # what it does, and whether it may
+    # what it does, checked against the invariants
 
     def require(self, condition: object, what: str) -> None:
         if not condition:
@@ -135,6 +138,7 @@ class Actor(Watch):
             self.require(
                 not self.tables.is_on_hold(subject.workspace_id), "the restart of a workspace on hold is claimed"
             )
+            self.require(not self.tables.is_stopped(), "a restart is claimed though the platform asked for none")
             self.claims[subject.id] = self.tables.now
         elif isinstance(subject, Restart) and call == "accepted":
             asked = self.asked.get(subject.id)
@@ -165,16 +169,18 @@ class Actor(Watch):
         return self.simulation.setup.settings.breaker.window_s
 
     def _was_dead(self, workspace: Workspace) -> None:
-        """Judge the flip by the truth; and where EC2 does not know the instance, by how often it said so."""
+        """Require that the instance was dead, or was absent for as often and as long as the policy asks."""
         settings, answers = self.simulation.setup.settings, self.answers.get(workspace.instance_id, [])
         seen_dead = [word in (NOT_FOUND, *DEAD) for word, _ in answers[-2:]]
         self.require(seen_dead == [True, True], "a workspace is flipped whose instance was not seen dead twice")
         if workspace.instance_id in self.died:
             return
         times = self.world.unfound.get((workspace.id, workspace.instance_id), [])
+        if not self.remembered:  # this cycle's own sighting counts, even if it could not be saved
+            times = [*times, self.tables.now]
         if len(times) >= settings.absence.sightings and self.tables.now - times[0] >= settings.absence.min_age_s:
             return
-        # EC2 is eventually consistent: what it calls dead both times cannot be told from the dead.
+        # EC2 is eventually consistent: nobody can detect that both of its answers were stale.
         stale = all(lied and word in DEAD for word, lied in answers[-2:])
         self.require(stale, "a workspace is flipped whose instance was never dead")
         self.world.stale_flips += 1
@@ -187,6 +193,7 @@ class Actor(Watch):
 
     def _remembers(self) -> None:
         unfound = self.world.unfound
+        self.remembered = True
         found = any(word not in (NOT_FOUND, ERROR) for _, word in self.first.values())
         for workspace_id, (instance_id, word) in self.first.items():
             if word == ERROR or not found:
@@ -221,7 +228,7 @@ class Actor(Watch):
 # The invocations under way, the innermost last.
 _running: list[Actor] = []
 
-# Does what it likes at a point: before a call, or inside a flip.
+# May do anything at a point: before a call, or inside a flip.
 Adversary = Callable[["Simulation", Actor, str], None]
 
 
@@ -234,11 +241,11 @@ class Simulation:
 
     @property
     def depth(self) -> int:
-        """How many invocations are under way."""
+        """How many invocations are running."""
         return len(_running)
 
     def note(self, *words: str) -> None:
-        """Tell what happens, if anybody wants to know."""
+        """Record what happens, if anybody wants to know."""
         if self.trace is not None:
             self.trace.append("    " * (len(_running) - 1) + " ".join(words))
 
@@ -251,7 +258,7 @@ class Simulation:
             self._catch_up()
 
     def on_row(self, workspace_id: str, write: Callable[[Row], bool]) -> bool:
-        """Write to a row, or, when a flip has its lock, as soon as that has ended; tell whether it does anything."""
+        """Write to a row, or, if a flip has locked it, right after the flip; tell whether that has an effect."""
         row = self.world.tables.workspaces.get(workspace_id)
         if row is None or row.locked_by == OTHERS:
             return False
@@ -270,7 +277,7 @@ class Simulation:
             self.world.work()
 
     def cycle(self, order: Request = FULL) -> Report | None:
-        """Run one invocation to its end, whatever that is; return its report if it has one."""
+        """Run one invocation to its end, however it ends; return its report if there is one."""
         actor = Actor(self, order)
         _running.append(actor)
         self.world.died.append(actor.died)
@@ -299,7 +306,7 @@ class Simulation:
         return report
 
     def minute(self, order: Request = FULL) -> None:
-        """Run a cycle, and let the rest of its minute go by."""
+        """Run a cycle, and let the rest of its minute pass."""
         tables = self.world.tables
         ends_at = tables.now + PERIOD_SECONDS
         self.cycle(order)
@@ -309,14 +316,15 @@ class Simulation:
         self._catch_up()
 
     def settle(self) -> None:
-        """Be quiet until every restart is accepted, cancelled or blocked. Raises ViolationError if one stays owed.
+        """Run quiet cycles until no restart is owed, or only blocked ones are. Raises ViolationError if one stays owed.
 
-        Where none of the candidates' instances is found at all, "not found" proves nothing, and a restart of such an
+        If none of the candidates' instances is found at all, "not found" proves nothing, and the restart of an absent
         instance may wait.
         """
         world, self.adversary = self.world, None
         world.lies.clear()
         world.platform_mood = None
+        world.probe_takes_s = 0.0
         for _ in range(QUIET_CYCLES):
             if not self._unsettled():
                 return
@@ -354,22 +362,23 @@ class Simulation:
             raise ViolationError("two open restarts for one workspace")
 
     def _check_fairness(self, actor: Actor, report: Report) -> None:
-        if actor.order != FULL or report.outcome != "completed" or report.deferred:
+        """Check that nobody waits longer than it takes to go round, however little each cycle got done."""
+        if actor.order != FULL or report.outcome != "completed" or (report.deferred and not report.checked):
             return
-        limit, waited = self.setup.settings.candidate_limit, self.world.waited
-        self.world.crowded |= bool(
-            self.world.tables.coverage.brought_forward
-        )  # they may have half of the room to themselves
-        bound = ceil(self.world.population / (limit - limit // 2 if self.world.crowded else limit))
+        world = self.world
+        world.crowded |= bool(world.tables.coverage.brought_forward)  # at most half of the room is theirs
+        room = report.checked if report.deferred else self.setup.settings.candidate_limit
+        world.room = min(world.room, room - room // 2 if world.crowded else room)
+        bound = ceil(world.population / world.room)
         unchecked = actor.selected.keys() - actor.first.keys()
-        self.world.waited = {one: waited.get(one, 0) + 1 for one in unchecked}
-        if max(self.world.waited.values(), default=0) > bound:
-            raise ViolationError(f"not everybody was checked within {bound} cycles: {self.world.waited}")
+        world.waited = {one: world.waited.get(one, 0) + 1 for one in unchecked}
+        if max(world.waited.values(), default=0) > bound:
+            raise ViolationError(f"not everybody was checked within {bound} cycles: {world.waited}")
 
 
 @contextlib.contextmanager
 def simulated() -> Iterator[None]:
-    """Put the handler's one thread pool in the simulation's hands, and silence its log."""
+    """Replace the handler's thread pool by simulated calls, and silence its log."""
     level = logger.log_level
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(worker, "in_parallel", _one_after_another)

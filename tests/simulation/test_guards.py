@@ -1,4 +1,4 @@
-"""The simulation can fail: with any one guard taken away, it finds a schedule that does harm."""
+"""The simulation can fail: without any one guard, it finds a schedule that does harm."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -26,7 +26,7 @@ Patch = pytest.MonkeyPatch
 
 
 def _blind(see: Callable[[CurrentRow, Workspace], CurrentRow]) -> Callable[[Patch], None]:
-    """Have the flip's judgement not see something of the row."""
+    """Hide something in the row from the flip's judgement."""
 
     def judge(row: CurrentRow | None, workspace: Workspace) -> SkipReason | None:
         return objection(None if row is None else see(row, workspace), workspace)
@@ -49,7 +49,7 @@ def _claims_nothing(restarts: store.Restarts, *args: Any, _claim: Any = store.Re
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """How to take it away, and what the simulation then says; `start`: its state, where the smallest world will do."""
+    """How to remove a guard, and what the simulation then says. `start`: the state, if the smallest world is enough."""
 
     remove: Callable[[Patch], None]
     violation: str

@@ -1,4 +1,4 @@
-"""What cannot be promised: the schedules that do harm, shown, so that it is known how narrow they are."""
+"""What cannot be promised: the schedules that do harm, and how narrow they are."""
 
 import pytest
 
@@ -12,7 +12,7 @@ _NAMED = {action.name: action for action in ACTIONS}
 
 
 def after(state: str, *happenings: tuple[str, int, str]) -> World:
-    """Run one cycle in which, before the nth call of a kind, something happens; return the world."""
+    """Run one cycle in which something happens before the nth call of a kind; return the world."""
     seen: dict[str, int] = {}
 
     def adversary(simulation: Simulation, actor: Actor, call: str) -> None:
@@ -27,7 +27,7 @@ def after(state: str, *happenings: tuple[str, int, str]) -> World:
 
 
 @pytest.mark.parametrize("change", ["records another instance", "reprovisions it"])
-def test_a_row_that_changes_between_the_claim_and_the_platforms_own_look_loses_its_new_instance(change: str) -> None:
+def test_a_row_that_changes_between_the_claim_and_the_platforms_own_read_loses_its_new_instance(change: str) -> None:
     world = after("stopped", ("restart", 1, change))
     assert world.windows == 1
     assert [one.state for one in world.instances.values() if one.before == "running"] == ["terminated"]
@@ -41,18 +41,18 @@ def test_a_row_that_changes_any_earlier_keeps_its_new_instance(change: str) -> N
         assert not any(one.before == "running" for one in world.instances.values()), when
 
 
-def test_a_function_that_is_frozen_within_that_window_asks_once_more_when_it_thaws() -> None:
+def test_a_function_that_is_frozen_in_that_window_asks_again_when_it_thaws() -> None:
     world = after("stopped", ("restart", 1, "frozen, a second cycle"))
     assert len(world.asked) == 2
 
 
-def test_an_instance_that_ec2_twice_calls_stopped_though_it_was_started_before_is_flipped() -> None:
+def test_a_workspace_whose_running_instance_ec2_twice_calls_stopped_is_flipped() -> None:
     stale = [("probe", number, "EC2 is stale") for number in (1, 2)]
     assert after("stopped", ("check_rights", 1, "starts the instance"), *stale).stale_flips == 1
     assert after("stopped", ("check_rights", 1, "starts the instance"), stale[0]).flipped == 0
 
 
-def test_a_heartbeat_is_what_then_saves_it() -> None:
+def test_a_heartbeat_saves_a_workspace_whose_running_instance_ec2_twice_calls_stopped() -> None:
     stale = [("probe", number, "EC2 is stale") for number in (1, 2)]
     beats = ("recall", 1, "records a heartbeat")
     assert after("stopped", ("check_rights", 1, "starts the instance"), *stale, beats).flipped == 0

@@ -1,4 +1,4 @@
-"""No schedule breaks an invariant: all of the smallest world's, and random ones of larger worlds."""
+"""No schedule breaks an invariant: all schedules of the smallest world, and random ones of larger worlds."""
 
 import pytest
 
@@ -34,7 +34,7 @@ def test_no_random_schedule_of_a_larger_world_breaks_anything(chunk: int) -> Non
             pytest.fail("\n".join([*tell(seed), f'run it again: make simulate ARGS="--replay {seed}"']))
 
 
-def test_the_random_schedules_reach_what_there_is_to_reach() -> None:
+def test_the_random_schedules_reach_every_kind_of_outcome() -> None:
     worlds = [walk(seed) for seed in range(600)]
     restarts = [restart for world in worlds for restart in world.tables.restarts if restart.cycle_id != BEFORE]
     assert len(restarts) > 200

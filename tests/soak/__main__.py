@@ -1,4 +1,4 @@
-"""Runs the soak, prints what was done, and exits with 1 if anything went wrong. `--help` lists what can be chosen."""
+"""Runs the soak, prints what it did, and exits with 1 if anything went wrong. `--help` lists the options."""
 
 import argparse
 import random
@@ -19,12 +19,12 @@ KILLED_SHARE = 0.5
 # The contract allows one second over the deadline; an answer has to come back through a pipe, too.
 LONGEST_CYCLE_S = DEADLINE_S + 1.5
 SETTLING_S = 120.0
-# What a process may hold more at the end than after its first cycles.
+# How much more a process may use at the end than after its first cycles.
 MORE_MIB = 12.0
 
 
 class Soak:
-    """One run: what was invoked, and what is wrong with what came of it."""
+    """One run: what was invoked, and what went wrong."""
 
     def __init__(self, world: World, seed: int) -> None:
         self.world = world
@@ -36,7 +36,7 @@ class Soak:
         self._over = threading.Event()
 
     def run(self, minutes: float, adversary_seed: int) -> None:
-        """Let everything happen for so long, then let it settle, and see what is wrong."""
+        """Let everything happen for this long, then let it settle, and check what is wrong."""
         ends_at = time.monotonic() + minutes * 60
         with ExitStack() as parts:
             warm = {probe: parts.enter_context(WarmProcess(self.world.environment(probe))) for probe in PROBES}
@@ -124,7 +124,7 @@ class Soak:
             yield f"{sessions} sessions are open for {len(PROBES)} processes"
 
     def _not_right(self) -> Iterator[str]:
-        """Yield what contradicts the guarantees, as it can be seen from outside."""
+        """Yield every visible violation of the guarantees."""
         ledger, witness = self.world.ledger, self.world.database.query("SELECT * FROM witness")
         for flip in witness:
             instance = flip["instance_id"]

@@ -1,4 +1,4 @@
-"""The world of the soak: real PostgreSQL, EC2, control plane and platform, and an adversary who uses them all."""
+"""The world of the soak: PostgreSQL, stand-ins for EC2, control plane and platform, and an adversary."""
 
 import random
 import threading
@@ -21,7 +21,7 @@ from tests.support.kept_connections import kept_connections
 WORKSPACES = 100
 HEARTBEAT_FRESH_S = 1.0
 DEADLINE_S = 2.0
-# Longer than the platform takes, as the README asks for.
+# Longer than the platform takes, as docs/decisions/0003-owed-restarts.md asks.
 UNCERTAIN_S = 4.0
 # Between the reconciler's last look at a row and the platform's own, the row can change: the platform's API leaves this
 # window open. On a busy machine it lasts so long at most.
@@ -40,7 +40,7 @@ SETTINGS = {
     "CRASH_LOOP_RESET_SECONDS": "20",
 }
 
-# Every flip as the database sees it, whoever claims what: the row as it was, and the instant.
+# Records every flip as the database sees it: the row before it, and the time.
 _WITNESS = """
     CREATE TABLE witness (
         workspace_id uuid, status text, instance_id text, runtime text,
@@ -59,7 +59,7 @@ _WITNESS = """
 
 @dataclass(slots=True)
 class Ledger:
-    """What truly happened to instances: when each died, and when the row that recorded it last changed (UNIX time)."""
+    """The truth about instances: when each died, and when the row that recorded it last changed (UNIX time)."""
 
     died_at: dict[str, float] = field(default_factory=dict)
     changed_at: dict[str, float] = field(default_factory=dict)
@@ -97,7 +97,7 @@ class World:
         return self.ec2.add()[0]
 
     def kill(self, instance_id: str, state: str | None) -> None:
-        """Have an instance die: `stopped`, `terminated`, or (None) so that EC2 does not know it any more."""
+        """Kill an instance: `stopped`, `terminated`, or (None) unknown to EC2."""
         self.ledger.died_at.setdefault(instance_id, time.time())  # before it is true, so that nobody can know sooner
         if state is None:
             self.ec2.forget(instance_id)
@@ -105,7 +105,7 @@ class World:
             self.ec2.set_state(instance_id, state)
 
     def _terminate(self, instance_id: str) -> None:
-        """Do what the platform does first: a living instance that it destroys is what must not happen."""
+        """Terminate an instance for the platform, and record it if it was alive, which must not happen."""
         if instance_id not in self.ledger.died_at:
             changed_ago_s = time.time() - self.ledger.changed_at.get(instance_id, 0.0)
             inside = changed_ago_s < WINDOW_S

@@ -1,4 +1,4 @@
-"""What tests share."""
+"""Helpers that the test suites share."""
 
 import pytest
 

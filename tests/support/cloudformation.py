@@ -1,7 +1,7 @@
-"""What CloudFormation makes of a template and its parameters: conditions decided, functions resolved.
+"""Resolves a template as CloudFormation does: decides its conditions and resolves its functions.
 
 A resource's `Ref` and `GetAtt` become the words `<Name>` and `<Name.Attribute>`, so that tests can tell what refers to
-what. Only the functions that the template uses are known; another one fails by name.
+what. Only the functions that the template uses are known; any other one is an error with its name.
 """
 
 import re
@@ -67,7 +67,7 @@ class Stack:
         return variables
 
     def refusals(self) -> list[str]:
-        """Return what the template's rules have against the parameters."""
+        """Return the messages of the template's rules that refuse the parameters."""
         return [
             assertion["AssertDescription"]
             for rule in self._template["Rules"].values()

@@ -1,4 +1,4 @@
-"""The events that tests send; those that a person may send are the files of events/."""
+"""The events in events/, which a person may also send."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Ids of workspaces whose order is known."""
+"""Workspace ids in a known order."""
 
 
 def in_order(count: int, *, beginning: int = 1) -> list[str]:

@@ -1,6 +1,6 @@
 """CloudWatch Logs Insights, as far as the saved queries use it: `filter`, and `stats` over plain fields.
 
-What is not known here fails by name. A function inside another one is not known on purpose: AWS documents it nowhere.
+Anything else is an error with its name. That includes a function inside another one, which AWS documents nowhere.
 """
 
 import re

@@ -1,7 +1,7 @@
-"""Two sides that work on one database, stopped before each of their statements and let go in every possible order.
+"""Runs two sides on one database in every interleaving: each side stops before each of its statements.
 
-What a side does is ordinary code on a thread of its own. A statement that has to wait for a lock of the other side's
-is noticed by asking PostgreSQL (`pg_blocking_pids`), and the other side goes on until it has come through.
+Each side is ordinary code on its own thread. PostgreSQL tells (`pg_blocking_pids`) when a statement waits for a lock of
+the other side; then the other side goes on until the statement gets through.
 """
 
 import threading
@@ -14,21 +14,21 @@ from handler.net.secrets import Secrets
 from handler.settings import database_from
 from handler.store.session import Session
 
-# Nothing here takes as long; it is what a defect costs before it fails by name.
+# Nothing here takes this long, except a defect, which then fails by name.
 TIMEOUT_S = 30.0
 # How long a statement is waited for before PostgreSQL is asked whether it is blocked. No outcome depends on it.
 _ASKED_AFTER_S = 0.002
 
 
 class Turnstile:
-    """Stops whoever comes to it until it is let go."""
+    """Stops a thread until it is let go."""
 
     def __init__(self) -> None:
         self.arrived = threading.Semaphore(0)
         self.go = threading.Semaphore(0)
 
     def stop(self) -> None:
-        """Say that somebody is here, and wait."""
+        """Report an arrival, and wait."""
         self.arrived.release()
         if not self.go.acquire(timeout=TIMEOUT_S):
             raise TimeoutError("nobody lets this side go on")
@@ -53,7 +53,7 @@ class SteppedSession(Session):
 
 
 class SteppedStatements:
-    """Plain SQL on a connection of its own, likewise: what the platform does."""
+    """Plain SQL on its own connection, stopped in the same way: what the platform does."""
 
     turnstile: Turnstile | None = None
 
@@ -72,7 +72,7 @@ Stepped = SteppedSession | SteppedStatements
 
 
 def stepped_session(url: str) -> SteppedSession:
-    """Return a session of the handler's for that database."""
+    """Return a session of the handler for that database."""
     return SteppedSession(database_from({"DATABASE_URL": url}), Secrets(_nothing), _nothing)
 
 
@@ -82,7 +82,7 @@ def _nothing(*_: object) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """Who does what: a name, the statements' place, the PostgreSQL process that runs them, and the code."""
+    """One side: its name, where its statements stop, the PostgreSQL process that runs them, and its code."""
 
     name: str
     stepped: Stepped
@@ -92,7 +92,7 @@ class Side:
 
 @dataclass(slots=True)
 class Interleaving:
-    """One interleaving: whose statement came at each step, of whom one could choose, and what each side got."""
+    """One interleaving: who moved at each step, who could have moved, and what each side returned."""
 
     steps: list[str] = field(default_factory=list)
     choices: list[tuple[str, ...]] = field(default_factory=list)
@@ -100,7 +100,7 @@ class Interleaving:
 
 
 class _Actor:
-    """A side under way."""
+    """A running side."""
 
     def __init__(self, side: Side) -> None:
         self.side = side
@@ -137,7 +137,7 @@ class _Actor:
 
 
 def in_order(sides: Sequence[Side]) -> dict[str, Any]:
-    """Let one side do everything and then the next; return what each got."""
+    """Let one side do everything, and then the next; return what each returned."""
     answers: dict[str, Any] = {}
     for side in sides:
         try:
@@ -150,7 +150,7 @@ def in_order(sides: Sequence[Side]) -> dict[str, Any]:
 def all_interleavings(
     sides: Sequence[Side], blocked: Callable[[int], bool], reset: Callable[[], None]
 ) -> Iterator[Interleaving]:
-    """Yield every interleaving that the sides' statements can take, each from a database that was `reset`.
+    """Yield every interleaving of the sides' statements, each on a database that was `reset`.
 
     `blocked(pid)` tells whether that PostgreSQL process waits for a lock. Raises AssertionError when
     all wait for each other.
@@ -172,7 +172,7 @@ def all_interleavings(
 
 
 def _run(sides: Sequence[Side], blocked: Callable[[int], bool], chosen: Sequence[str]) -> Interleaving:
-    """Let the sides go step by step: as `chosen`, and from there on always the first that can."""
+    """Move the sides step by step: first as `chosen`, then always the first side that can move."""
     actors = {side.name: _Actor(side) for side in sides}
     interleaving = Interleaving()
     for actor in actors.values():
@@ -185,7 +185,7 @@ def _run(sides: Sequence[Side], blocked: Callable[[int], bool], chosen: Sequence
         interleaving.steps.append(name)
         interleaving.choices.append(possible)
         actors[name].let_go()
-        # The one that moved first: what it did may have let the other's statement through.
+        # First the side that moved: its step may have let the other's statement through.
         for actor in sorted(actors.values(), key=lambda one: one.name != name):
             _settle(actor, blocked)
     interleaving.answers = {name: actor.answer for name, actor in actors.items()}

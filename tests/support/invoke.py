@@ -1,4 +1,4 @@
-"""Invoking the handler: in this process, warm or cold, or in one of its own."""
+"""Invokes the handler: in this process, warm or cold, or in a separate one."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -18,8 +18,8 @@ _KEPT = ("PATH", "HOME", "TMPDIR", "LANG")
 class Invoke:
     """`invoke(event, NAME="value")` calls the handler and returns its report.
 
-    The environment is complete and clean: `environment`, the call's own variables (None takes one away), and nothing of
-    the machine's. Calls with the same variables find the process warm, as in Lambda; `cold` makes a fresh start.
+    The environment is complete and clean: `environment` and the call's own variables (None removes one), and nothing
+    from the machine. Calls with the same variables find the process warm, as in Lambda; `cold` starts afresh.
     """
 
     def __init__(self, environment: Mapping[str, str], *, remaining_s: float = 55.0) -> None:
@@ -31,15 +31,15 @@ class Invoke:
             return app.lambda_handler(event, LambdaContext(self._remaining_s))
 
     def with_remaining(self, seconds: float) -> "Invoke":
-        """Return the same, with that many seconds left at its beginning until Lambda would end it."""
+        """Return the same, with this many seconds left until Lambda's timeout."""
         return Invoke(self.environment, remaining_s=seconds)
 
     def in_process(self, event: Any = APPLY, /, **changes: str | None) -> Invocation:
-        """Start the same in a process of its own, that can be killed or run beside others."""
+        """Start the same in a separate process, which can be killed or run beside others."""
         return Invocation(event, self._changed(changes), remaining_s=self._remaining_s)
 
     def cold(self) -> None:
-        """Forget what stays from one invocation to the next."""
+        """Forget everything that stays warm between invocations."""
         process.forget()
 
     def _changed(self, changes: Mapping[str, str | None]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""A database whose connections are kept: for tests that ask it for little, thousands of times."""
+"""A database whose connections are reused: for tests that run thousands of small queries."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from sandbox.postgres import OWNER_ROLE, Database
 
 
 class _Kept:
-    """A connection that is put aside instead of being closed."""
+    """A connection that is kept for reuse instead of being closed."""
 
     def __init__(self, connection: Any, idle: "list[_Kept]") -> None:
         self.run = connection.run
@@ -45,7 +45,7 @@ class _KeepingDatabase(Database):
 
 @contextmanager
 def kept_connections(database: Database) -> Iterator[Database]:
-    """Yield the same database, whose owner logs in no more often than it has statements under way at once."""
+    """Yield the same database, whose owner opens no more connections than it uses at once."""
     keeping = _KeepingDatabase(database.name, database.url, database.owner_url, database._server)  # noqa: SLF001 - it stays the same
     try:
         yield keeping

@@ -22,9 +22,9 @@ _START_TIMEOUT_S = 10.0
 
 
 class PgBouncer:
-    """Listens on 127.0.0.1, within its `with` block, for clients that it takes without a password.
+    """Listens on 127.0.0.1 within its `with` block, and needs no password.
 
-    Each transaction gets another one of two sessions, in turn. `url` is the database's, by way of the pooler.
+    Transactions alternate between two sessions. `url` leads to the database through the pooler.
     """
 
     def __init__(self, server: PostgresServer, database: Database) -> None:
@@ -68,7 +68,7 @@ class PgBouncer:
         )
 
     def _open_both_sessions(self) -> None:
-        """Have two transactions at once, for it opens a session only when none is idle."""
+        """Run two transactions at once, because it opens a session only when none is idle."""
         with contextlib.closing(self.connect()) as one, contextlib.closing(self.connect()) as other:
             for statement in ("BEGIN", "COMMIT"):
                 for client in (one, other):

@@ -1,4 +1,4 @@
-"""A pooler as PgBouncer and RDS Proxy are: each transaction gets another one of a few sessions, in turn.
+"""A pooler like PgBouncer and RDS Proxy: transactions take turns on a few sessions.
 
 https://www.postgresql.org/docs/current/protocol-flow.html
 """
@@ -21,9 +21,9 @@ _TERMINATE = b"X"
 
 
 class TransactionPooler:
-    """Listens on 127.0.0.1, within its `with` block, for clients that it takes without a password, one at a time.
+    """Listens on 127.0.0.1 within its `with` block, needs no password, and serves one client at a time.
 
-    `sessions` are the server's (pg8000.native), and `turns` tells how many transactions each of them has had.
+    `sessions` are the server's (pg8000.native); `turns` counts the transactions of each.
     """
 
     def __init__(self, server: PostgresServer, database: Database, size: int = 2) -> None:
@@ -80,7 +80,7 @@ def _message(kind: bytes, content: bytes) -> bytes:
 
 
 def _body(connection: socket.socket) -> bytes:
-    """Read the rest of a message, after its kind: its length, and what it says."""
+    """Read the rest of a message after its type: its length and content."""
     length = _exactly(connection, 4)
     return length + _exactly(connection, struct.unpack("!i", length)[0] - 4)
 

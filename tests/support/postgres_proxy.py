@@ -1,4 +1,4 @@
-"""A stretch of network between a client and PostgreSQL, that can go silent, drip, or stop at a statement."""
+"""A network between a client and PostgreSQL that can go silent, drip, or stop at a statement."""
 
 import contextlib
 import socket
@@ -29,10 +29,10 @@ class _Order:
 
 
 class PostgresProxy:
-    """Listens on 127.0.0.1, within its `with` block, and passes on to a database's server.
+    """Listens on 127.0.0.1 within its `with` block, and passes everything on to a database server.
 
-    While it is frozen it takes connections and bytes, and passes nothing on, as a network that loses every packet.
-    Leaving the block cuts every connection.
+    While it is frozen, it accepts connections and bytes but passes nothing on, like a network that loses every packet.
+    Leaving the block cuts every connection. `connections` counts them all.
     """
 
     def __init__(self, database: Database) -> None:
@@ -43,6 +43,7 @@ class PostgresProxy:
         self._flowing = threading.Event()
         self._flowing.set()
         self._interval_s = 0.0
+        self.connections = 0
         self._orders: list[_Order] = []
         self._live: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
@@ -66,19 +67,28 @@ class PostgresProxy:
         return not self._flowing.is_set()
 
     def freeze(self) -> None:
-        """Pass nothing on any more, in either direction, on any connection."""
+        """Stop passing bytes on, in both directions, on every connection."""
         self._flowing.clear()
 
     def thaw(self) -> None:
-        """Pass on what came meanwhile, and what comes."""
+        """Pass on what came meanwhile, and go on."""
         self._flowing.set()
 
+    def lead_to(self, database: Database) -> None:
+        """Lead new connections to another server, as a changed DNS name does."""
+        self._behind = ("127.0.0.1", urlsplit(database.url).port or 0)
+
+    def cut(self) -> None:
+        """Cut every open connection."""
+        for connection in list(self._live):
+            _cut(connection)
+
     def drip(self, interval_s: float) -> None:
-        """Pass the server's bytes on one by one, each so many seconds after the last (0: as they come)."""
+        """Pass the server's bytes on one by one, this many seconds apart (0: as they come)."""
         self._interval_s = interval_s
 
     def before(self, words: bytes, hook: Callable[[], object], *, nth: int = 1) -> None:
-        """Run `hook` before the nth piece with these words, of all that clients send, is passed on."""
+        """Run `hook` before the nth piece of the clients' data that contains these words is passed on."""
         self._orders.append(_Order(words, nth, hook))
 
     def _accept(self) -> None:
@@ -86,6 +96,7 @@ class PostgresProxy:
             while True:
                 client, _ = self._listener.accept()
                 self._live.append(client)
+                self.connections += 1
                 self._start(self._serve, client)
 
     def _serve(self, client: socket.socket) -> None:

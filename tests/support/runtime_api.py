@@ -27,7 +27,7 @@ _ARN = "arn:aws:lambda:eu-central-1:123456789012:function:reconciler"
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What the function made of an invocation: its answer, or the error that it raised."""
+    """The result of an invocation: the function's answer, or the error that it raised."""
 
     request_id: str
     value: Any
@@ -35,11 +35,11 @@ class Outcome:
 
 
 class InitError(Exception):
-    """The function's process could not begin; the message is what it told the Runtime API."""
+    """The function's process could not start. The message is what it told the Runtime API."""
 
 
 class RuntimeApi:
-    """The HTTP server that a function's process asks for events, and tells the outcomes."""
+    """The HTTP server from which a function's process gets events, and to which it reports outcomes."""
 
     def __init__(self) -> None:
         self.events: queue.Queue[tuple[str, bytes, float] | None] = queue.Queue()
@@ -50,11 +50,11 @@ class RuntimeApi:
 
     @property
     def address(self) -> str:
-        """Return host and port, as AWS_LAMBDA_RUNTIME_API has them."""
+        """Return host and port, as in AWS_LAMBDA_RUNTIME_API."""
         return f"127.0.0.1:{self._server.server_port}"
 
     def stop(self) -> None:
-        """End whoever waits for an event, and stop listening."""
+        """End the clients that wait for an event, and stop listening."""
         self.events.put(None)
         self._server.shutdown()
         self._thread.join()
@@ -65,7 +65,7 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, *_: object) -> None:
-        """Say nothing: a process that is killed hangs up, whatever it was at."""
+        """Print nothing: a killed process hangs up at any moment."""
 
 
 def _handler(api: RuntimeApi) -> type[BaseHTTPRequestHandler]:
@@ -114,9 +114,9 @@ def _handler(api: RuntimeApi) -> type[BaseHTTPRequestHandler]:
 
 
 class LambdaFunction:
-    """One process of a deployed function, from its cold start until it is left.
+    """One process of a deployed function, from its cold start to the end of its `with` block.
 
-    It has the artifact as its directory and on its path, and nothing of this project or of the tests' packages.
+    The artifact is its directory and on its path; this project and the tests' packages are not.
     """
 
     def __init__(  # what Lambda is told about a function
@@ -165,7 +165,7 @@ class LambdaFunction:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._process.poll() is None:
-            self._process.send_signal(signal.SIGKILL)  # as Lambda does, without a word
+            self._process.send_signal(signal.SIGKILL)  # without notice, as in Lambda
         self._process.wait()
         self._api.stop()
 
@@ -175,7 +175,7 @@ class LambdaFunction:
         return self._process.pid
 
     def invoke(self, event: Any) -> Outcome:
-        """Return what the function makes of an event; the process is frozen before and after, as Lambda does.
+        """Send an event; return the outcome. The process is frozen before and after, as in Lambda.
 
         Raises InitError when the process ended without taking the event, TimeoutError when the function's time is up.
         """
@@ -204,5 +204,5 @@ class LambdaFunction:
         return self._log_path.read_text(errors="replace")
 
     def log_lines(self) -> list[dict[str, Any]]:
-        """Return what it has written, line by line. Fails on a line that is not JSON, which Lambda could not filter."""
+        """Return the log line by line. Fails on a line that is not JSON, which Lambda could not filter."""
         return [json.loads(line) for line in self.log().splitlines() if line]

@@ -1,4 +1,4 @@
-"""A skipped test fails in CI, which installs whatever a test needs. Elsewhere a machine may lack it.
+"""A skipped test fails in CI, which installs whatever tests need. Other machines may lack something.
 
 Two of pytest's hooks; tests/conftest.py imports them.
 """
@@ -11,7 +11,7 @@ import pytest
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Judge each part of a test: its fixtures, itself, and what it tidies up."""
+    """Check each part of a test: setup, call and teardown."""
     report = yield
     fail_if_skipped(report)
     return report
@@ -19,7 +19,7 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
-    """Judge each module, which can skip all of its tests at once."""
+    """Check each module, which can skip all of its tests at once."""
     report = yield
     fail_if_skipped(report)
     return report

@@ -1,4 +1,4 @@
-"""A fleet with everything around it, and what a cycle did to it: rows, events, owed restarts, calls and words."""
+"""A fleet with everything around it, and what a cycle did to it: rows, events, owed restarts, calls, output."""
 
 import contextlib
 import io
@@ -44,7 +44,7 @@ class Snapshot:
 
     @classmethod
     def of(cls, database: Database) -> "Snapshot":
-        """Take one."""
+        """Return a snapshot of the database."""
         with contextlib.closing(database.connect()) as connection:
             rows, events, restarts = (_selected(connection, query) for query in (_ROWS, _EVENTS, _RESTARTS))
         return cls({row["id"]: row for row in rows}, events, restarts)
@@ -55,14 +55,14 @@ NOTHING = Snapshot({}, [], [])
 _EMPTY = """
     TRUNCATE workspaces, structure_events,
              reconciler.lease, reconciler.coverage, reconciler.absences, reconciler.restarts,
-             reconciler.holds RESTART IDENTITY;
+             reconciler.restart_stops, reconciler.holds RESTART IDENTITY;
     INSERT INTO reconciler.coverage DEFAULT VALUES
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What one cycle did. `calls` are the restarts that it asked for, `output` is all that it printed."""
+    """What one cycle did. `calls` are the restarts that it asked for; `output` is everything it printed."""
 
     report: dict[str, Any]
     before: Snapshot
@@ -108,7 +108,7 @@ class Outcome:
         return [*events, *own, *(call for call in self.calls if call.workspace_id == workspace_id)]
 
     def assert_flipped(self, workspace_id: str, state: str) -> None:
-        """Fail unless exactly that became of a workspace which a flip is to do, once, and nothing else."""
+        """Fail unless the workspace was flipped once, with everything that belongs to a flip and nothing else."""
         before, after = self.before.rows[workspace_id], self.after.rows[workspace_id]
         written = {"status": "offline", "updated_at": after["updated_at"], "xmin": after["xmin"]}
         assert after == before | written
@@ -146,10 +146,10 @@ class Outcome:
 
 
 class Stage:
-    """A database with its fleet, EC2 behind its limits, a control plane that answers from it, and a platform.
+    """A database with a fleet, EC2 with its limits, a control plane that answers from it, and a platform.
 
-    The platform takes every restart and does nothing, so that a row stays as the reconciler left it. With `moto` the
-    instances are launched there, and the EC2 probe asks it. What enters `meanwhile` is left when a cycle ends.
+    The platform accepts every restart and does nothing, so that a row stays as the reconciler left it. With `moto`,
+    instances are launched there, and the EC2 probe asks it. Contexts entered in `meanwhile` are left when a cycle ends.
     """
 
     def __init__(
@@ -178,7 +178,7 @@ class Stage:
         self.invoke = Invoke(environment)
 
     def clear(self) -> None:
-        """Leave nothing of what a test has done, and be ready for the next one. Raises what failed in a stand-in."""
+        """Undo everything that a test has done. Raises what failed in a stand-in."""
         for stand_in in (self.ec2, self.control_plane, self.platform):
             stand_in.check()
             if not stand_in.running:
@@ -223,7 +223,7 @@ class Stage:
         return str(self.fleet.row(workspace_id)["instance_id"])
 
     def mark(self, *workspace_ids: str) -> None:
-        """Have the cycle under way compared with these rows as they are now, since something else changed them."""
+        """Compare the running cycle with these rows as they are now, because something else changed them."""
         now = Snapshot.of(self.database)
         for one in workspace_ids:
             self._before.rows.pop(one, None)
@@ -231,13 +231,13 @@ class Stage:
                 self._before.rows[one] = now.rows[one]
 
     def cycle(self, event: Any = APPLY, **settings: str | None) -> Outcome:
-        """Run one cycle and return what it did. Whatever the cycle raises passes, too."""
+        """Run one cycle and return what it did. Raises what the cycle raises."""
         self._before = Snapshot.of(self.database)
         outcome = self.glance(event, **settings)
         return replace(outcome, before=self._before, after=Snapshot.of(self.database))
 
     def glance(self, event: Any = APPLY, **settings: str | None) -> Outcome:
-        """Do the same without a look at the database before and after, which takes its time with many rows."""
+        """Do the same without the snapshots before and after, which are slow with many rows."""
         calls = len(self.platform.calls)
         with recorded() as output, self.meanwhile:
             report = self.invoke(event, **settings)
@@ -247,10 +247,18 @@ class Stage:
 
 @contextmanager
 def opened(
-    postgres: PostgresServer, status_type: StatusType = "enum", *, moto: MotoEc2 | None = None
+    postgres: PostgresServer,
+    status_type: StatusType = "enum",
+    *,
+    moto: MotoEc2 | None = None,
+    options: str | None = None,
 ) -> Iterator[Stage]:
-    """Set a stage, for a test or for all of a module."""
-    database = postgres.create_database(status_type)
+    """Set a stage, for a test or for all of a module; with `options`, on a database made with them."""
+    database = (
+        postgres.create_database(status_type)
+        if options is None
+        else postgres.create_database_with(options, status_type)
+    )
     with ExitStack() as parts:
         parts.callback(database.drop)
         database = parts.enter_context(kept_connections(database))
@@ -265,7 +273,7 @@ def opened(
 
 
 class Stages:
-    """Stages that one test after the other uses: setting one takes longer than most tests."""
+    """Stages that tests reuse, because setting one up takes longer than most tests."""
 
     def __init__(self, postgres: PostgresServer) -> None:
         self._postgres = postgres
@@ -280,7 +288,7 @@ class Stages:
 
     @contextmanager
     def borrowed(self, status_type: StatusType = "enum") -> Iterator[Stage]:
-        """Lend an empty stage; one in which something failed is not lent again."""
+        """Lend an empty stage. One in which something failed is not lent again."""
         idle = self._idle[status_type]
         stage = idle.pop() if idle else self._parts.enter_context(opened(self._postgres, status_type))
         yield stage
@@ -289,14 +297,14 @@ class Stages:
 
 
 def from_question(number: int, answer: Reply) -> Callable[[object], Reply | None]:
-    """Return an order for that answer to each question from that one on."""
+    """Return a reply for a script: this answer to each question from number `number` on."""
     questions = count(1)
     return lambda _: answer if next(questions) >= number else None
 
 
 @contextmanager
 def recorded() -> Iterator[io.StringIO]:
-    """Catch what the handler writes to stdout, where its logs and metrics go."""
+    """Capture the handler's logs and metrics, which it writes to stdout."""
     output = io.StringIO()
     handler = logger.registered_handler
     stream = handler.stream  # type: ignore[attr-defined]  # Powertools declares the handler as the plain kind
@@ -315,7 +323,7 @@ def _selected(connection: Any, query: str) -> list[Row]:
 
 
 def _parsed(text: str) -> Iterator[dict[str, Any]]:
-    """Yield the lines; one that is not JSON, which CloudWatch could not filter, is an error."""
+    """Yield the lines. A line that is not JSON is an error, because CloudWatch could not filter it."""
     for line in text.splitlines():
         yield json.loads(line)
 

@@ -1,7 +1,7 @@
-"""A PostgreSQL with TLS: a front that speaks it, before a server that does not.
+"""A server with TLS: a proxy that speaks TLS, in front of PostgreSQL or a web server, which do not.
 
-The embedded server is built without OpenSSL. To a client the front is what PostgreSQL is: it agrees to the request for
-TLS, shows a certificate, and what follows is the server's own.
+The embedded server is built without OpenSSL. To a client, the front looks like PostgreSQL: it agrees to the request for
+TLS, shows a certificate, and passes on everything else.
 https://www.postgresql.org/docs/current/protocol-flow.html#PROTOCOL-FLOW-SSL
 """
 
@@ -20,10 +20,14 @@ _CHUNK = 65536
 
 
 class TlsFront:
-    """Listens on 127.0.0.1 and `port`, within its `with` block, and passes on to the server on `behind`."""
+    """Listens on 127.0.0.1 and `port` within its `with` block, and passes on to the server on port `behind`.
 
-    def __init__(self, certificate: Certificate, behind: int) -> None:
+    That is a PostgreSQL, or with `https` a web server.
+    """
+
+    def __init__(self, certificate: Certificate, behind: int, *, https: bool = False) -> None:
         self._behind = behind
+        self._https = https
         self._context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         with tempfile.NamedTemporaryFile() as file:  # the ssl module reads from files only
             Path(file.name).write_bytes(certificate.certificate + certificate.key)
@@ -47,9 +51,10 @@ class TlsFront:
 
     def _serve(self, plain: socket.socket) -> None:
         with contextlib.suppress(OSError), plain:  # a client that refuses the certificate hangs up
-            if plain.recv(len(_SSL_REQUEST), socket.MSG_WAITALL) != _SSL_REQUEST:
-                return
-            plain.sendall(b"S")
+            if not self._https:
+                if plain.recv(len(_SSL_REQUEST), socket.MSG_WAITALL) != _SSL_REQUEST:
+                    return
+                plain.sendall(b"S")
             with (
                 self._context.wrap_socket(plain, server_side=True) as client,
                 socket.create_connection(("127.0.0.1", self._behind)) as server,
@@ -61,7 +66,7 @@ class TlsFront:
 
 
 def _pass_on(source: socket.socket, target: socket.socket) -> None:
-    """Pass bytes on until one side hangs up, and then let the other know."""
+    """Pass bytes on until one side hangs up, and then hang up on the other."""
     with contextlib.suppress(OSError):
         while data := source.recv(_CHUNK):
             target.sendall(data)

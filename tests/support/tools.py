@@ -1,4 +1,4 @@
-"""The tools that have an environment of their own, which `make test` sets up."""
+"""The tools in environments of their own, which `make test` sets up."""
 
 import os
 import subprocess
@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 
-# No account of the developer's: nothing here may reach AWS.
+# Without the developer's account: nothing here may reach AWS.
 _ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": "none",
     "AWS_SECRET_ACCESS_KEY": "none",
@@ -26,7 +26,7 @@ def tool(environment: str, name: str) -> str:
 
 
 def run(command: Sequence[str], *, stdin: str = "") -> str:
-    """Run a tool from the project's root; return what it printed. Fails with all it said when it fails."""
+    """Run a tool from the project's root; return its output. If it fails, the failure shows all output."""
     done = subprocess.run(
         command,
         input=stdin,

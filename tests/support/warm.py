@@ -1,4 +1,4 @@
-"""A warm process of its own, that is invoked many times and counts what it holds."""
+"""A separate warm process, which is invoked many times and counts its open resources."""
 
 import json
 import os
@@ -20,7 +20,7 @@ _LET_END_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Holdings:
-    """What a process holds between two invocations, and how many of those before ended in which way."""
+    """A process's open resources between two invocations, and how many earlier invocations ended in which way."""
 
     threads: int
     descriptors: int
@@ -49,7 +49,7 @@ class WarmProcess:
         self._process.communicate()  # closes its stdin, whereupon it ends
 
     def invoke(self, event: Any, times: int) -> Holdings:
-        """Invoke the handler so many times; return what the process holds then."""
+        """Invoke the handler this many times; return the process's open resources afterwards."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps({"event": event, "times": times}) + "\n")
@@ -88,7 +88,7 @@ def _peak_mib() -> float:
 
 
 def _serve() -> None:
-    """Run what each line of stdin orders, until its end; logs and metrics go nowhere."""
+    """Run what each line of stdin asks for, until stdin ends. Logs and metrics are dropped."""
     answering = os.dup(sys.stdout.fileno())
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     with os.fdopen(answering, "w") as pipe:

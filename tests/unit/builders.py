@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
-from handler.domain.coverage import Coverage
+from handler.domain.coverage import Coverage, Queues
 from handler.domain.model import Restart, Sighting, Workspace, sighting_of
 
 
@@ -45,9 +45,10 @@ def restart(number: int = 1, *, attempts: int = 0, refusals: int = 0, of_this_cy
     return Restart(number, uuid(number), instance(number), attempts, refusals, of_this_cycle)
 
 
-def in_fair_order(ids: Iterable[str], coverage: Coverage) -> list[str]:
-    """Return the candidates' ids in the order in which a cycle selects them."""
-    return sorted(ids, key=lambda one: (one not in coverage.brought_forward, one <= coverage.cursor, one))
+def queues(ids: Iterable[str], coverage: Coverage) -> Queues:
+    """Return who may be checked, of the candidates with these ids."""
+    in_turn = sorted(ids, key=coverage.place)
+    return Queues(in_turn, [one for one in coverage.brought_forward if one in in_turn])
 
 
 def lambda_context(seconds_left: float = 60, request_id: str = "r-1") -> Any:

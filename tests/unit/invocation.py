@@ -1,4 +1,4 @@
-"""One cycle of the function over tests/fakes, and what happens meanwhile."""
+"""Runs one cycle over tests/fakes, and lets things happen meanwhile."""
 
 import threading
 from collections.abc import Callable, Mapping
@@ -27,9 +27,9 @@ LONG_AGO_S = 1000.0
 
 
 def fleet(count: int, **states: str | None) -> World:
-    """Return a world of so many workspaces, whose instances run unless `states` say otherwise, like `_3="stopped"`.
+    """Return a world of this many workspaces. Their instances run, unless `states` says otherwise: `_3="stopped"`.
 
-    EC2 does not know the instance with None.
+    With None, EC2 does not know the instance.
     """
     world = World()
     for number in range(1, count + 1):
@@ -50,7 +50,7 @@ def owe(
     attempts: int = 0,
     refusals: int = 0,
 ) -> None:
-    """Add a workspace that is owed a restart, and that the cycle `by` flipped long ago. Its instance is in `state`."""
+    """Add a workspace with an owed restart, which the cycle `by` flipped long ago. Its instance is in `state`."""
     tables, at = world.tables, world.tables.now - LONG_AGO_S
     tables.workspaces[uuid(number)] = Row(instance(number), status="offline", heartbeat_at=at - LONG_AGO_S)
     if state is not None:
@@ -62,7 +62,7 @@ def owe(
 
 
 def fails(error: Exception) -> Callable[[], NoReturn]:
-    """Return what happens when a call fails."""
+    """Return a happening: the call fails."""
 
     def fail() -> NoReturn:
         raise error
@@ -71,14 +71,14 @@ def fails(error: Exception) -> Callable[[], NoReturn]:
 
 
 def nothing() -> None:
-    """Happen not."""
+    """Do nothing."""
 
 
 class Invocation(Watch):
     """One invocation of the function. It sees how the store is called, and asks the probe and the platform.
 
-    `first` is what happens at the first calls of a name, in turn, before anything comes of them; `each` is what happens
-    at every call; `answers_take_s` is how long an answer is on its way.
+    `first` is what happens before the first calls of a name take effect, one after the other; `each` is what happens at
+    every call. `answers_take_s` is how many seconds each answer takes.
     """
 
     def __init__(
@@ -160,7 +160,7 @@ class Invocation(Watch):
 
 
 class _OneByOne:
-    """A platform that answers one request at a time: the world in memory is not made for several at once."""
+    """A platform that answers one request at a time, because the world in memory is not thread-safe."""
 
     def __init__(self, platform: Platform) -> None:
         self._platform = platform

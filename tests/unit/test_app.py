@@ -127,7 +127,7 @@ def test_a_bad_event_is_refused_before_the_cycle(cycles: Cycles, event: Any) -> 
 )
 def test_a_bad_environment_is_refused_before_the_cycle(cycles: Cycles, name: str, value: str) -> None:
     os.environ[name] = value
-    for _ in range(2):  # and nothing half made is kept
+    for _ in range(2):  # and no half-made process stays warm
         with pytest.raises(SettingsError, match=rf"^{name}"):
             app.lambda_handler({}, lambda_context())
     assert cycles.requests == []

@@ -1,4 +1,4 @@
-"""AWS calls go where botocore sends them with its own data, are signed likewise, and obey their deadline."""
+"""AWS calls have the same endpoints and signatures as with plain botocore, and obey their deadline."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -53,7 +53,8 @@ class Wire:
         self.in_flight = self.most_in_flight = self.closed = 0
         self._lock = threading.Lock()
 
-    def connect(self, *, connections: int) -> "Wire":
+    def connect(self, *, connections: int, ca_file: str | None = None) -> "Wire":
+        assert ca_file is None
         self.connections.append(connections)
         return self
 
@@ -233,7 +234,22 @@ def test_a_sighting_tells_how_long_it_took(connect: Connect, clock: Clock) -> No
     assert [one.took_s for one in look(clock, some(1))] == [3]
 
 
+@pytest.mark.parametrize("age", [None, "0", "00"])
+def test_an_answer_of_now_about_the_instance_is_believed(connect: Connect, clock: Clock, age: str | None) -> None:
+    body = json.dumps({"state": "terminated", "instance_id": instance(1)}).encode()
+    wire = connect(lambda *_: Answer(200, {} if age is None else {"Age": age}, body))
+    (sighting,) = look(clock, some(1))
+    assert sighting.verdict is Verdict.DEAD
+    assert wire.calls[0]["headers"]["Cache-Control"] == "no-cache"
+
+
 # --- no answer ---
+
+
+@pytest.mark.parametrize("age", ["1", "540", "0, 540", "-1", "0.5", "", "a day"])
+def test_an_answer_from_a_cache_is_none(connect: Connect, clock: Clock, age: str) -> None:
+    connect(lambda *_: Answer(200, {"Age": age}, b'{"state": "terminated"}'))
+    assert learnt(look(clock, some(1))) == ["cached"]
 
 
 @pytest.mark.parametrize("status", [100, 199, 300, 301, 302, 304, 307, 400, 403, 404, 429, 500, 502, 503, 599])
@@ -273,6 +289,10 @@ def test_any_other_status_is_no_answer(connect: Connect, clock: Clock, status: i
         pytest.param('{"state": "Terminated"}', "unrecognised_state", id="a capital"),
         pytest.param('{"state": "terminated\\n"}', "unrecognised_state", id="a line break"),
         pytest.param('{"state": "\\ud800"}', "unrecognised_state", id="half a character"),
+        *(
+            pytest.param(f'{{"state": "terminated", "instance_id": {other}}}', "other_instance", id=f"about {other}")
+            for other in (f'"{instance(2)}"', '""', "null", "1", "[]")
+        ),
     ],
 )
 def test_a_broken_body_is_no_answer(connect: Connect, clock: Clock, body: str | bytes, cause: str) -> None:
@@ -296,7 +316,7 @@ def test_any_body_is_a_word_or_no_answer(body: bytes) -> None:
     # The whole probe would start a thread for each example.
     state: object = None
     with contextlib.suppress(control_plane_probe._NoAnswerError):  # noqa: SLF001
-        state = control_plane_probe._parsed(body)  # noqa: SLF001
+        state = control_plane_probe._parsed(body, instance(1))  # noqa: SLF001
     if state is not None:
         assert isinstance(state, str)
         assert json.loads(body)["state"] == state

@@ -41,7 +41,8 @@ def test_a_cycle_flips_and_restarts_the_dead_and_leaves_the_rest() -> None:
     report = invocation.run()
     assert invocation.rights == [True]
     assert invocation.wrote_by == [
-        *("acquire", "remember_absences", "flip", "cancel_moved_on", "claim", "accepted", "save_coverage", "release"),
+        *("acquire", "remember_absences", "flip", "cancel_moved_on", "claim", "accepted", "save_coverage", "purge"),
+        "release",
     ]
     figures = (report.candidates, report.checked, report.running, report.transition, report.dead)
     assert figures == (6, 6, 2, 1, 1)
@@ -245,7 +246,7 @@ def test_slow_answers_end_the_probing_in_time_for_a_second_probe() -> None:
     assert world.tables.now - began_at <= 45
 
 
-def test_dead_workspaces_without_time_left_come_first_in_the_next_cycle() -> None:
+def test_dead_workspaces_without_time_left_are_brought_forward() -> None:
     world = fleet(50, **dict.fromkeys((f"_{number}" for number in range(1, 21)), "stopped"))
     report = Invocation(world, answers_take_s={"flip": 3}).run(seconds=40)
     assert report.flipped == 13
@@ -261,7 +262,7 @@ def test_dead_workspaces_without_time_left_come_first_in_the_next_cycle() -> Non
         pytest.param(2500, 1000, id="a thousand"),
     ],
 )
-def test_only_so_many_come_first(dead: int, brought_forward: int) -> None:
+def test_a_limited_number_comes_first(dead: int, brought_forward: int) -> None:
     world = fleet(dead, **dict.fromkeys((f"_{number}" for number in range(1, dead + 1)), "stopped"))
     report = Invocation(world, answers_take_s={"flip": 44}).run(OVERRIDE)
     assert skipped(report) == {"out_of_time": dead - 1}
@@ -284,7 +285,7 @@ def test_rows_that_always_run_out_of_time_never_starve_the_rest() -> None:
     assert probed == set(range(1, 101))
 
 
-def test_a_flip_that_failed_for_lack_of_time_comes_first_in_the_next_cycle() -> None:
+def test_a_flip_that_failed_for_lack_of_time_is_brought_forward() -> None:
     world = fleet(6, _2="stopped")
 
     def take_long() -> None:

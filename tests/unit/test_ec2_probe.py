@@ -67,7 +67,7 @@ class Within:
 
 
 class Account:
-    """An EC2 client that answers for its instances, in pages, and fails as it is told to."""
+    """An EC2 client that answers for its instances, in pages, with scripted failures."""
 
     def __init__(self, states: dict[str, str], *, page: int = 1000, clock: Clock | None = None) -> None:
         self.states = states
@@ -364,7 +364,7 @@ def test_a_passing_failure_is_retried_after_a_back_off(clock: Clock, failure: Fa
     assert 0.5 <= first <= 1 <= second <= 2
 
 
-@pytest.mark.parametrize("code", ["RequestLimitExceeded", "Throttling", "ThrottlingException", "RequestThrottled"])
+@pytest.mark.parametrize("code", ["RequestLimitExceeded", "EC2ThrottledException", "ThrottlingException"])
 def test_each_of_awss_words_for_throttling_is_waited_out(clock: Clock, code: str) -> None:
     account = Account(all_of(3), clock=clock)
     account.failures = [refusal(code)] * (ATTEMPTS + 1)

@@ -46,3 +46,9 @@ def test_every_error_is_in_the_tree_and_in_its_drawing() -> None:
     for name, kind in inspect.getmembers(errors, inspect.isclass):
         assert issubclass(kind, errors.ReconcilerError)
         assert name in errors.__doc__
+
+
+def test_an_error_of_the_database_carries_what_the_server_said() -> None:
+    error = errors.RightsMissingError("for the log", server_message="permission denied", sqlstate="42501")
+    assert (str(error), error.server_message, error.sqlstate) == ("for the log", "permission denied", "42501")
+    assert (errors.StoreError("no answer").server_message, errors.StoreError("no answer").sqlstate) == (None, None)

@@ -6,9 +6,9 @@ from collections.abc import Callable
 import pytest
 
 from handler.deadline import Deadline
-from handler.domain.model import Restart
+from handler.domain.model import Cause, Failure, Restart
 from handler.errors import ConnectionLostError, SecretError
-from handler.restarts import Answer, Platform
+from handler.restarts import Answer, Platform, Reply
 from handler.restarts.worker import CALLS_AT_ONCE, RestartResults, RestartWorker
 from handler.telemetry import CycleLog
 from tests.fakes.tables import StoredRestart
@@ -257,7 +257,7 @@ def test_a_narrowed_cycle_leaves_the_restarts_of_others_alone() -> None:
     ("mood", "answer", "due_in_s", "refusals"),
     [
         pytest.param("refuse", Answer.REFUSED, 60, 1, id="refused"),
-        pytest.param("throttle", Answer.REFUSED, 120, 1, id="told to wait"),
+        pytest.param("throttle", Answer.REFUSED, 60, 1, id="told to wait"),
         pytest.param("lose", Answer.UNCERTAIN, 290, 0, id="no answer for ten seconds"),
         pytest.param("blocked", Answer.BLOCKED, 60, 1, id="an ancestor is paused"),
     ],
@@ -291,14 +291,56 @@ def test_once_told_to_wait_the_cycle_asks_for_no_more() -> None:
     assert len(invocation.asked) <= 2 * CALLS_AT_ONCE
 
 
-def test_once_told_to_wait_all_restarts_wait() -> None:
+def test_once_told_to_wait_all_restarts_wait_in_every_cycle() -> None:
     world = owing(100)
     invocation = throttled(world)
     work(invocation)
-    assert put_off(world) == dict.fromkeys(range(1, 101), 120)
-    assert {one.last_answer for one in world.tables.restarts} == {"refused", None}
     refused = [number_of(one.workspace_id) for one in world.tables.restarts if one.last_answer == "refused"]
-    assert refused == sorted(invocation.asked)
+    assert sorted(refused) == sorted(invocation.asked)
+    assert put_off(world) == dict.fromkeys(refused, 60)
+    world.tables.now += 110
+    later = Invocation(world)
+    assert work(later).answers == {}
+    world.tables.now += 20
+    work(later)
+    assert len(later.asked) > 0
+
+
+class Waits:
+    """A platform that refuses everything, and asks to wait for these seconds in turn."""
+
+    def __init__(self, *seconds: float | None) -> None:
+        self._seconds = iter(seconds)
+
+    def restart(self, *_: object) -> Reply:
+        return Reply(Answer.REFUSED, Failure(Cause.HTTP_STATUS, "503"), next(self._seconds))
+
+
+def test_the_longest_wait_that_the_platform_asks_for_counts(log: Log) -> None:
+    world = owing(CALLS_AT_ONCE)
+    platform = Waits(None, 0.0, 5.0, 120.0, 60.0, 120.0, 1.0, 2.0)
+    work(Invocation(world), platform=lambda _: platform)
+    stops = [one.ends_at - world.tables.now for one in world.tables.stops]
+    assert stops == sorted(set(stops))
+    assert stops[-1] == 120
+    assert len(log.lines("restarts stopped")) == len(stops)
+
+
+def test_a_wait_of_no_time_stops_nothing() -> None:
+    world = owing(2 * CALLS_AT_ONCE)
+    platform = Waits(*[0.0] * 2 * CALLS_AT_ONCE)
+    assert work(Invocation(world), platform=lambda _: platform).answers == {Answer.REFUSED: 2 * CALLS_AT_ONCE}
+    assert put_off(world) == dict.fromkeys(range(1, 2 * CALLS_AT_ONCE + 1), 60)
+
+
+def test_a_stop_that_cannot_be_recorded_is_obeyed_by_this_cycle(log: Log) -> None:
+    world = owing(100)
+    broken = {"stop": fails(ConnectionLostError("gone"))}
+    platform = Waits(*[600.0] * 100)
+    results = work(Invocation(world, each=broken), platform=lambda _: platform)
+    assert results.answers[Answer.REFUSED] <= 2 * CALLS_AT_ONCE
+    assert len(put_off(world)) == results.answers[Answer.REFUSED]
+    assert len(log.lines("stop not recorded")) == 1
 
 
 @pytest.mark.parametrize("call", ["cancel_moved_on", "due", "claim"])

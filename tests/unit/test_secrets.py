@@ -13,9 +13,9 @@ from handler.deadline import Deadline
 from handler.domain.model import Cause
 from handler.errors import SecretError
 from handler.net.bounded import CallError
-from handler.net.secrets import CACHED_SECONDS, Secrets, Tokens, text_field
+from handler.net.secrets import CACHED_SECONDS, KEPT_SECONDS, Secrets, Tokens, text_field
 from handler.settings import Remote
-from tests.unit.builders import Clock
+from tests.unit.builders import Clock, Log
 
 ARN, OTHER = "arn:of-one", "arn:of-another"
 SOON = Deadline(10, clock=Clock())
@@ -26,10 +26,10 @@ class Vault:
 
     def __init__(self, **texts: object) -> None:
         self.texts: dict[str, object] = {ARN: '{"token": "first"}', OTHER: '{"token": "another"}', **texts}
-        self.fetched: list[tuple[str, Deadline]] = []
+        self.fetched: list[tuple[str, float]] = []  # and how many seconds it may take
 
     def fetch(self, arn: str, deadline: Deadline) -> str:
-        self.fetched.append((arn, deadline))
+        self.fetched.append((arn, deadline.remaining()))
         text = self.texts[arn]
         if isinstance(text, Exception):
             raise text
@@ -61,7 +61,7 @@ def token(secrets: Secrets, arn: str = ARN, *, fresh: bool = False) -> Any:
 def test_a_secret_is_fetched_when_first_needed(secrets: Secrets, vault: Vault) -> None:
     assert vault.fetched == []
     assert token(secrets) == "first"
-    assert vault.fetched == [(ARN, SOON)]
+    assert vault.fetched == [(ARN, 10)]
 
 
 def test_a_secret_is_cached_for_five_minutes(secrets: Secrets, vault: Vault, clock: Clock) -> None:
@@ -111,11 +111,131 @@ def test_the_cached_secret_survives_a_failed_fresh_fetch(secrets: Secrets, vault
     assert token(secrets) == "first"
 
 
+# --- Secrets Manager is away ---
+
+
+def refusal_of_aws(code: object, status: int = 400) -> botocore.exceptions.ClientError:
+    response = {"Error": {"Code": code, "Message": "s3cret"}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    return botocore.exceptions.ClientError(response, "GetSecretValue")  # type: ignore[arg-type]
+
+
+AWAY = {
+    "no answer": CallError(Cause.TIMEOUT, sent=True),
+    "no way there": CallError(Cause.NAME_LOOKUP_FAILED, sent=False),
+    "throttled": refusal_of_aws("ThrottlingException"),
+    "429": refusal_of_aws("whatever", 429),
+    "a fault of its own": refusal_of_aws("InternalServiceError", 500),
+    "503": refusal_of_aws("503", 503),
+    "no credentials": botocore.exceptions.NoCredentialsError(),
+}
+DENIED = {
+    "access denied": refusal_of_aws("AccessDeniedException"),
+    "deleted": refusal_of_aws("ResourceNotFoundException"),
+    "about to be deleted": refusal_of_aws("InvalidRequestException"),
+    "its key refused": refusal_of_aws("DecryptionFailure"),
+    "a secret that is none": "no object",
+}
+
+
+@pytest.mark.parametrize("why", AWAY)
+def test_while_secrets_manager_is_away_the_last_secret_serves_for_an_hour(
+    secrets: Secrets, vault: Vault, clock: Clock, why: str
+) -> None:
+    assert KEPT_SECONDS == 3600
+    token(secrets)
+    vault.texts[ARN] = AWAY[why]
+    clock.sleep(3599)
+    assert token(secrets) == "first"
+    clock.sleep(1)
+    with pytest.raises(SecretError, match="CP_SECRET_ARN: the secret cannot be fetched"):
+        token(secrets)
+    vault.texts[ARN] = '{"token": "back"}'
+    assert token(secrets) == "back"
+
+
+def test_an_hour_counts_from_the_last_fetch(secrets: Secrets, vault: Vault, clock: Clock) -> None:
+    token(secrets)
+    clock.sleep(3000)
+    token(secrets)
+    vault.texts[ARN] = AWAY["no answer"]
+    clock.sleep(3000)
+    assert token(secrets) == "first"
+
+
+def test_one_that_is_away_is_asked_once_a_minute_for_two_seconds(secrets: Secrets, vault: Vault, clock: Clock) -> None:
+    token(secrets)
+    vault.texts[ARN] = AWAY["no answer"]
+    clock.sleep(CACHED_SECONDS)
+    for _ in range(180):
+        token(secrets)
+        clock.sleep(1)
+    tries = vault.fetched[1:]
+    assert len(tries) == 3
+    assert [seconds for _, seconds in tries] == [2, 2, 2]
+
+
+def test_one_that_is_back_is_noticed_within_a_minute(secrets: Secrets, vault: Vault, clock: Clock) -> None:
+    token(secrets)
+    vault.texts[ARN] = AWAY["503"]
+    clock.sleep(CACHED_SECONDS)
+    token(secrets)
+    vault.texts[ARN] = '{"token": "back"}'
+    clock.sleep(59)
+    assert token(secrets) == "first"
+    clock.sleep(1)
+    assert token(secrets) == "back"
+
+
+def test_a_login_that_is_refused_meanwhile_is_an_error(secrets: Secrets, vault: Vault, clock: Clock) -> None:
+    """The last secret is the one that was refused."""
+    token(secrets)
+    vault.texts[ARN] = AWAY["no answer"]
+    clock.sleep(10)
+    for _ in range(2):
+        with pytest.raises(SecretError, match="CP_SECRET_ARN: the secret cannot be fetched: timeout"):
+            token(secrets, fresh=True)
+    assert len(vault.fetched) == 2
+    vault.texts[ARN] = '{"token": "rotated"}'
+    clock.sleep(60)
+    assert token(secrets, fresh=True) == "rotated"
+
+
+@pytest.mark.parametrize("why", DENIED)
+@pytest.mark.parametrize("away_before", [False, True])
+def test_a_secret_that_is_denied_or_deleted_serves_no_longer(
+    secrets: Secrets, vault: Vault, clock: Clock, why: str, away_before: bool
+) -> None:
+    token(secrets)
+    clock.sleep(CACHED_SECONDS)
+    if away_before:
+        vault.texts[ARN] = AWAY["no answer"]
+        token(secrets)
+        clock.sleep(60)
+    vault.texts[ARN] = DENIED[why]
+    with pytest.raises(SecretError):
+        token(secrets)
+    vault.texts[ARN] = AWAY["no answer"]
+    with pytest.raises(SecretError):
+        token(secrets)
+
+
+def test_the_first_fetch_has_all_the_time_there_is(secrets: Secrets, vault: Vault) -> None:
+    token(secrets)
+    assert vault.fetched == [(ARN, 10)]
+
+
+def test_each_attempt_that_fails_is_logged(secrets: Secrets, vault: Vault, clock: Clock, log: Log) -> None:
+    token(secrets)
+    vault.texts[ARN] = AWAY["503"]
+    clock.sleep(CACHED_SECONDS)
+    for _ in range(90):
+        token(secrets)
+        clock.sleep(1)
+    errors = [line["error"] for line in log.lines("secret not renewed")]
+    assert errors == ["CP_SECRET_ARN: the secret cannot be fetched: an error without a proper code"] * 2
+
+
 # --- errors ---
-
-
-def refusal_of_aws(code: object) -> botocore.exceptions.ClientError:
-    return botocore.exceptions.ClientError({"Error": {"Code": code, "Message": "s3cret"}}, "GetSecretValue")  # type: ignore[typeddict-item]
 
 
 @pytest.mark.parametrize(

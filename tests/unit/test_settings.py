@@ -43,7 +43,7 @@ NUMBERS = {
     "CRASH_LOOP_RESET_SECONDS": (3600, 0, 86_400),
 }
 WHOLE_NUMBERS = {
-    "PROBE_CONCURRENCY": (64, 1, 1024),
+    "PROBE_CONCURRENCY": (64, 1, 900),
     "CANDIDATE_LIMIT": (100_000, 1, 10_000_000),
     "BREAKER_MIN_DEAD": (3, 1, 10_000_000),
     "ABSENT_SIGHTINGS": (3, 1, 1000),
@@ -113,7 +113,7 @@ def test_an_empty_variable_counts_as_unset() -> None:
         "PLATFORM_TOKEN",
         "PLATFORM_ORG_ID",
     )
-    assert read(**dict.fromkeys((*empty, *remotes, "DATABASE_CA_FILE", "DATABASE_NAME"), "")) == read()
+    assert read(**dict.fromkeys((*empty, *remotes, "DATABASE_CA_FILE", "HTTPS_CA_FILE", "DATABASE_NAME"), "")) == read()
 
 
 def test_other_variables_are_ignored() -> None:
@@ -226,6 +226,8 @@ def test_a_file_of_authorities_is_accepted(tmp_path: Path) -> None:
     file = tmp_path / "authorities.pem"
     file.write_text(CERTIFICATE)
     assert read(DATABASE_CA_FILE=str(file)).database.ca_file == str(file)
+    assert read(HTTPS_CA_FILE=str(file)).https_ca_file == str(file)
+    assert read().https_ca_file is None
 
 
 @pytest.mark.parametrize("level", ["debug", "INFO", "Warning", "ERROR", "CRITICAL", ""])
@@ -291,6 +293,7 @@ def test_a_very_long_number_is_refused_in_few_words(name: str) -> None:
         pytest.param(
             {"DATABASE_CA_FILE": traceback.__file__}, "DATABASE_CA_FILE: found", "a file", id="a file of something else"
         ),
+        pytest.param({"HTTPS_CA_FILE": "/nowhere/ca.pem"}, "HTTPS_CA_FILE: found", "a file", id="no file for HTTPS"),
         pytest.param(
             {"POWERTOOLS_LOG_LEVEL": "loud"}, "POWERTOOLS_LOG_LEVEL: found 'loud'", "DEBUG, INFO", id="a level"
         ),
@@ -415,8 +418,8 @@ def test_a_bad_database_url_is_refused_and_not_shown(url: str, why: str) -> None
 TOKENS = ("CP_SHARED_SECRET", "CP_ADMIN_TOKEN", "PLATFORM_TOKEN", "PLATFORM_ORG_ID")
 ADDRESSES = ("CP_BASE_URL", "PLATFORM_BASE_URL")
 ARNS = ("DATABASE_SECRET_ARN", "CP_SECRET_ARN", "PLATFORM_SECRET_ARN")
-WORDS = ("PROBE", "MODE", "DATABASE_SSLMODE", "DATABASE_AUTH", "DATABASE_PORT", "DATABASE_CA_FILE", "DATABASE_HOST")
-EVERY_VARIABLE = (*ALL_NUMBERS, *WORDS, *ARNS, *ADDRESSES, *TOKENS, "DATABASE_URL", "DATABASE_NAME")
+WORDS = ("PROBE", "MODE", "DATABASE_SSLMODE", "DATABASE_AUTH", "DATABASE_PORT", "DATABASE_CA_FILE", "HTTPS_CA_FILE")
+EVERY_VARIABLE = (*ALL_NUMBERS, *WORDS, *ARNS, *ADDRESSES, *TOKENS, "DATABASE_URL", "DATABASE_HOST", "DATABASE_NAME")
 SECRET = "Zq7Wx9"
 
 texts = st.text() | st.sampled_from(

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from handler.deadline import Deadline
 from handler.telemetry import logger
 
-# Between two checks of a remote that fails even when it gets one at a time.
+# Between two checks, while the remote fails even with one at a time.
 PAUSE_S = 0.05
-# A remote slows down when its answers take this many times as long as usual, and are not quick all the same.
+# Answers are slow if they take SLOWER times as long as usual, and longer than QUICK_S.
 SLOWER = 2.0
 QUICK_S = 0.5
-# A remote that is only slow keeps at least this share of its checks: it may be slow for other reasons.
+# A remote that is only slow gets at least this share of all checks: it may be slow for other reasons.
 LEAST_SHARE = 0.25
 _LONGEST_WAIT_S = 1.0
 
@@ -23,14 +23,14 @@ _RECOVERED = "the checks succeed again, no slower than before"
 
 
 class ConcurrencyLimiter:
-    """Lets checks through. After a round that fails or is slow, it lets half as many through.
+    """Limits the checks in flight. After a round that fails or is slow, it allows half as many.
 
-    A round is as many checks as may be in flight. It fails if more than half of them do, and its time is the median of
-    theirs, so that no single bad row slows the others down.
+    A round is as many checks as may be in flight. It fails if more than half of its checks fail. Its time is the median
+    of theirs, so that no single bad row slows the others down.
     """
 
     def __init__(self, most: int, *, sleep: Callable[[float], None] = time.sleep) -> None:
-        """Let at most `most` checks through at once."""
+        """Allow at most `most` checks at once. `sleep` takes seconds."""
         self._most = most
         self._allowed = most
         self._in_flight = 0
@@ -43,7 +43,7 @@ class ConcurrencyLimiter:
         self._changed = threading.Condition()
 
     def enter(self, deadline: Deadline) -> bool:
-        """Wait for a place; return False if the deadline comes first."""
+        """Wait until a check may begin; return False if the deadline comes first."""
         with self._changed:
             while self._in_flight >= self._allowed and not deadline.over():
                 self._changed.wait(min(deadline.remaining(), _LONGEST_WAIT_S))
@@ -58,9 +58,9 @@ class ConcurrencyLimiter:
             self._sleep(min(PAUSE_S, deadline.remaining()))
 
     def leave(self, *, overloaded: bool | None, took_s: float = 0.0) -> None:
-        """Give the place back, and say whether the remote seems overloaded; None if the check tells nothing.
+        """End a check, and say whether the remote seems overloaded; None if the check does not tell.
 
-        `took_s` is how many seconds the answer took, 0 if there was none.
+        `took_s` is how many seconds the answer took; 0 if there was none.
         """
         with self._changed:
             self._in_flight -= 1
@@ -83,13 +83,13 @@ class ConcurrencyLimiter:
         self._ended, self._failed, self._took_s = 0, 0, []
 
     def _slows_down(self, took_s: float) -> bool:
-        """Tell whether half of the answers took much longer than usual. If that goes on, it becomes the usual."""
+        """Tell whether the median took much longer than usual. If it stays that slow, that becomes the usual."""
         slower = self._usual_s is not None and took_s > max(QUICK_S, SLOWER * self._usual_s)
         self._usual_s = took_s if slower or self._usual_s is None else min(self._usual_s, took_s)
         return slower
 
     def _allow(self, allowed: int, reason: str) -> None:
         if allowed != self._allowed and reason not in self._logged:
-            self._logged.add(reason)  # once each: a remote at its limit goes up and down all the time
+            self._logged.add(reason)  # once each: at a remote's limit, concurrency goes up and down all the time
             logger.warning("concurrency changed", count=allowed, reason=reason)
         self._allowed = allowed

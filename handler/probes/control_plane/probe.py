@@ -1,7 +1,8 @@
-"""Asks the platform's control plane (CP) about one workspace at a time, many at once."""
+"""Asks the platform's control plane (CP): one request for each workspace, many at once."""
 
 import json
 import queue
+import re
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,12 +18,14 @@ from handler.probes import fair_share
 from handler.probes.control_plane.limiter import ConcurrencyLimiter
 
 BODY_LIMIT = 64 * 1024
+# Only caches send an Age: for how many seconds an answer has lain in them (RFC 9111, 5.1).
+_AGE_OF_NOW = re.compile("0+")
 _REFUSED = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
 # An overloaded control plane fails in these ways, or answers 429 or 5xx.
 _OVERLOAD = (Cause.TIMEOUT, Cause.BROKEN_CONNECTION, Cause.CONNECTION_REFUSED)
 _OVERLOAD_STATUS = (str(HTTPStatus.TOO_MANY_REQUESTS.value), *map(str, range(500, 600)))
 _CLOCKS_DIFFER = 0.95  # a wait of ten seconds may end a little early
-# How long after the deadline a sighting that came in time may still take to be handed over.
+# A sighting that came in time may take this much longer to be handed over.
 _GRACE_S = 0.2
 
 
@@ -30,15 +33,23 @@ class ControlPlaneProbe:
     """Asks `GET /cp/workspaces/{id}/status`; anything but a clean answer is UNKNOWN."""
 
     def __init__(
-        self, base_url: str, tokens: Tokens, deadline: Deadline, *, concurrency: int, timeout_s: float
+        self,
+        base_url: str,
+        tokens: Tokens,
+        deadline: Deadline,
+        *,
+        concurrency: int,
+        timeout_s: float,
+        ca_file: str | None = None,
     ) -> None:
-        """Ask the CP at `base_url`, at most `concurrency` checks at once, each `timeout_s` seconds in all.
+        """Ask the CP at `base_url`, with at most `concurrency` checks at once and `timeout_s` seconds for each.
 
-        Fetches the tokens by the deadline; raises SecretError.
+        Fetches the tokens by the deadline; raises SecretError. The authorities in `ca_file` are trusted, too.
         """
         self._base_url = base_url
         self._concurrency = concurrency
         self._timeout_s = timeout_s
+        self._ca_file = ca_file
         self._tokens = tokens
         self._used = tokens.read(deadline)
         self._limiter = ConcurrencyLimiter(concurrency)
@@ -50,7 +61,7 @@ class ControlPlaneProbe:
         done: queue.SimpleQueue[Sighting | None] = queue.SimpleQueue()
         enough_s = fair_share(self._timeout_s, deadline)
         workers = min(self._concurrency, len(workspaces))
-        client = HttpClient(connections=workers)
+        client = HttpClient(connections=workers, ca_file=self._ca_file)
 
         def work() -> None:
             while self._limiter.enter(deadline):
@@ -85,7 +96,7 @@ class ControlPlaneProbe:
             had_s = time.monotonic() - started
             begun_too_late = error.failure.cause is Cause.TIMEOUT and had_s < enough_s * _CLOCKS_DIFFER
             return None if begun_too_late else unknown(workspace, error.failure)
-        except Exception as error:  # noqa: BLE001 - one check's surprise must not cost the others
+        except Exception as error:  # noqa: BLE001 - an unexpected error must cost only its own check
             return unknown(workspace, Failure(Cause.UNEXPECTED, type(error).__name__))
         return sighting_of(workspace, state, time.monotonic() - started)
 
@@ -97,7 +108,9 @@ class ControlPlaneProbe:
             answer = self._get(client, workspace, renewed, check)
         if answer.status not in SUCCESS or answer.status == HTTPStatus.PARTIAL_CONTENT:
             raise _NoAnswerError(Failure(Cause.HTTP_STATUS, str(answer.status)))
-        return _parsed(answer.body)
+        if not _AGE_OF_NOW.fullmatch(answer.headers.get("Age", "0")):
+            raise _NoAnswerError(Failure(Cause.CACHED))
+        return _parsed(answer.body, workspace.instance_id)
 
     def _get(self, client: HttpClient, workspace: Workspace, tokens: Mapping[str, str], check: Deadline) -> Answer:
         try:
@@ -110,7 +123,7 @@ class ControlPlaneProbe:
             )
         except CallError as error:
             raise _NoAnswerError(Failure(error.cause)) from error
-        if answer.headers.get("Content-Encoding", "identity") != "identity":  # which nobody asked for
+        if answer.headers.get("Content-Encoding", "identity") != "identity":  # we asked for identity
             raise _NoAnswerError(Failure(Cause.ENCODED))
         return answer
 
@@ -130,7 +143,7 @@ def _overloaded(failure: Failure | None) -> bool:
 
 
 def _headers(tokens: Mapping[str, str]) -> dict[str, str]:
-    headers = {"Accept": "application/json"}
+    headers = {"Accept": "application/json", "Cache-Control": "no-cache"}
     if shared_secret := tokens.get("shared_secret"):
         headers["Authorization"] = f"Bearer {shared_secret}"
     if admin_token := tokens.get("admin_token"):
@@ -139,10 +152,10 @@ def _headers(tokens: Mapping[str, str]) -> dict[str, str]:
 
 
 def _until_all_end(done: "queue.SimpleQueue[Sighting | None]", workers: int, deadline: Deadline) -> Iterator[Sighting]:
-    """Yield what the workers put, until each has put its None, or until a moment after the deadline.
+    """Yield the workers' sightings until each has put its None, or until a moment after the deadline.
 
     Workers end by the deadline on their own, except during a name lookup, which nothing can cut short. Such a worker
-    is left behind; it can neither send nor report anything any more.
+    is left behind: it can no longer send or report anything.
     """
     while workers:
         try:
@@ -155,7 +168,7 @@ def _until_all_end(done: "queue.SimpleQueue[Sighting | None]", workers: int, dea
             yield sighting
 
 
-def _parsed(body: bytes) -> str:
+def _parsed(body: bytes, instance_id: str) -> str:
     try:
         answer = json.loads(body.decode("utf-8"), object_pairs_hook=_without_duplicates, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
@@ -163,6 +176,8 @@ def _parsed(body: bytes) -> str:
     state = answer.get("state") if isinstance(answer, dict) else None
     if not isinstance(state, str):
         raise _NoAnswerError(Failure(Cause.NO_STATE))
+    if answer.get("instance_id", instance_id) != instance_id:
+        raise _NoAnswerError(Failure(Cause.OTHER_INSTANCE))
     return state
 
 

@@ -1,4 +1,4 @@
-"""EC2's describe calls as a probe needs them: whole listings, paced, retried, and with a cause for each failure."""
+"""EC2's describe calls as the probe needs them: paced, retried, read to the last page, failing with a cause."""
 
 import itertools
 import random
@@ -12,8 +12,8 @@ import botocore.exceptions
 
 from handler.deadline import Deadline
 from handler.domain.model import Cause, Failure
+from handler.net.aws_errors import code_of, is_server_error, is_throttling
 from handler.net.bounded import CallError
-from handler.net.secrets import ERROR_CODE
 
 if TYPE_CHECKING:
     from types_boto3_ec2 import EC2Client
@@ -28,9 +28,6 @@ LONGEST_BACKOFF_S = 4.0
 BURST_CALLS = 50
 CALLS_PER_SECOND = 10.0
 
-# https://docs.aws.amazon.com/AWSEC2/latest/APIReference/errors-overview.html
-_THROTTLED_CODES = ("RequestLimitExceeded", "Throttling", "ThrottlingException", "RequestThrottled")
-_SERVER_ERROR = 500
 _WORTH_RETRYING = (
     *(Cause.SERVER_ERROR, Cause.BROKEN_CONNECTION, Cause.CONNECTION_REFUSED),
     Cause.NAME_LOOKUP_FAILED,  # a resolver often fails for a moment, and rarely for long
@@ -43,10 +40,10 @@ _Call = Callable[["EC2Client"], Callable[..., Any]]
 
 
 class Ec2Error(Exception):
-    """A call failed for good. `cut_off` tells that the deadline kept it from succeeding."""
+    """A call failed for good. `cut_off` tells whether the deadline ended it."""
 
     def __init__(self, failure: Failure, *, cut_off: bool = False) -> None:
-        """Take the reason, and whether the deadline is to blame."""
+        """Take the reason, and whether the deadline ended the call."""
         super().__init__(str(failure))
         self.failure = failure
         self.cut_off = cut_off
@@ -64,7 +61,7 @@ class Ec2Api:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        """Call by what `client` returns, inside `within(deadline)`, which bounds each call to `timeout_s` seconds.
+        """Call with the client from `client()`, inside `within(deadline)`. Each call may take `timeout_s` seconds.
 
         A client that cannot be made (no credentials, a malformed Region) is a failed call.
         """
@@ -75,9 +72,9 @@ class Ec2Api:
         self._pace = _Pace(clock)
 
     def states(self, ids: Sequence[str], deadline: Deadline, *, attempts: int = ATTEMPTS) -> Iterator[tuple[str, str]]:
-        """Yield id and state of each of the ids that EC2 knows. Raises Ec2Error.
+        """Yield id and state of each instance that EC2 knows. Raises Ec2Error.
 
-        After any error, what was yielded is true, and nothing is known of the rest.
+        After an error, what was yielded is still true, and nothing is known about the rest.
         """
         by_id: FilterTypeDef = {"Name": "instance-id", "Values": ids}
         for page in self._pages(
@@ -101,7 +98,7 @@ class Ec2Api:
         return [zone["ZoneName"] for page in pages for zone in page["AvailabilityZones"]]
 
     def _pages(self, call: _Call, deadline: Deadline, attempts: int, **query: Any) -> Iterator[Any]:
-        """Yield the pages of a listing to its end. Raises Ec2Error: what was not yielded is not known."""
+        """Yield all pages of a listing. Raises Ec2Error: nothing is known about pages that were not yielded."""
         token: dict[str, str] = {}
         followed: set[str] = set()
         while True:
@@ -124,7 +121,7 @@ class Ec2Api:
                     return call(self._client())(**parameters)
             except Exception as error:
                 failure = _failure(error)
-                if failure.cause is Cause.THROTTLED:  # not this call's fault: wait as long as there is time
+                if failure.cause is Cause.THROTTLED:  # not this call's fault: retry while there is time
                     self._pace.slow_down()
                 elif failure.cause not in _WORTH_RETRYING or attempt >= attempts:
                     raise Ec2Error(failure, cut_off=deadline.over()) from error
@@ -140,7 +137,7 @@ class Ec2Api:
 
 
 class _Pace:
-    """A token bucket of the cycle's own, so that it leaves the account's other tools their share."""
+    """The cycle's own token bucket. It leaves the account's other tools their share."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -149,7 +146,7 @@ class _Pace:
         self._counted_at = clock()
 
     def turn(self) -> float:
-        """Take a token; return in how many seconds it may be used."""
+        """Take a token; return how many seconds to wait before it may be used."""
         with self._taking:
             now = self._clock()
             self._tokens = min(BURST_CALLS, self._tokens + (now - self._counted_at) * CALLS_PER_SECOND) - 1
@@ -165,13 +162,11 @@ class _Pace:
 def _failure(error: Exception) -> Failure:
     match error:
         case botocore.exceptions.ClientError():
-            code = str(error.response.get("Error", {}).get("Code", ""))
-            status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-            if code in _THROTTLED_CODES:
+            if is_throttling(error):
                 return Failure(Cause.THROTTLED)
-            if status >= _SERVER_ERROR:
+            if is_server_error(error):
                 return Failure(Cause.SERVER_ERROR)
-            return Failure(Cause.REFUSED, code if ERROR_CODE.fullmatch(code) else "")
+            return Failure(Cause.REFUSED, code_of(error))
         case CallError():
             return Failure(error.cause)
         case botocore.exceptions.BotoCoreError():

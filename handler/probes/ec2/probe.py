@@ -14,36 +14,36 @@ from handler.probes import fair_share
 from handler.probes.ec2.api import ATTEMPTS, PAGE, Ec2Api, Ec2Error
 from handler.telemetry import logger
 
-# Filters take 200 values. They pass over an id that EC2 does not know, where a call by explicit ids
-# fails for all of them: https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_DescribeInstances.html
+# A filter takes 200 values. It ignores an id that EC2 does not know; a call with explicit ids would fail
+# as a whole: https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_DescribeInstances.html
 IDS_PER_CALL = 200
 CALLS_AT_ONCE = 8
-# Up to here one call asks for the instances by their ids. Beyond, listing what runs takes a fifth of the
-# calls and a tenth of the traffic and the CPU, unless most of the account is foreign.
+# Up to this many instances, one call asks for their ids. Above, listing what runs takes a fifth of the calls,
+# and a tenth of traffic and CPU, unless most of the account's instances are not ours.
 LIST_ABOVE = IDS_PER_CALL
-# Up to here one listing has so few pages that reading the zones side by side gains nothing.
+# Up to this many instances, a listing has too few pages for reading the zones in parallel to gain anything.
 ZONES_ABOVE = 5 * PAGE
 LISTING_TIME_SHARE = 0.6
-# A listing may waste one call for this many ids before it is given up.
+# A listing may waste one call per this many ids. Then it is given up.
 IDS_PER_WASTED_PAGE = 2 * PAGE
-# How many calls a cycle may spend on finding out which instances make a batch fail.
+# How many calls a cycle may spend on finding the ids that make a batch fail.
 BISECTING_CALLS = 64
 
 # https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/resource-ids.html
-# A filter takes * and ? for wildcards, so nothing else may get into one.
+# A filter treats * and ? as wildcards, so only well-formed ids may get into one.
 _INSTANCE_ID = re.compile(r"i-(?:[0-9a-f]{8}|[0-9a-f]{17})")
 _RUNNING = "running"
 
-# What EC2 says of one instance: its state, or why there is no answer.
+# What EC2 says about one instance: its state, or why there is no answer.
 _Learnt = str | Failure
 _CONTRADICTION = Failure(Cause.GARBLED_ANSWER)
 
 
 class Ec2Probe:
-    """Asks for the recorded ids in batches; for very many, first lists everything that runs."""
+    """Asks for the recorded ids in batches. In a large fleet, it first lists everything that runs."""
 
     def __init__(self, api: Ec2Api, *, timeout_s: float) -> None:
-        """Ask by `api`; one call may take `timeout_s` seconds."""
+        """Ask through `api`; one call may take `timeout_s` seconds."""
         self._api = api
         self._timeout_s = timeout_s
         self._bisecting_calls = BISECTING_CALLS
@@ -69,17 +69,17 @@ class Ec2Probe:
                 yield unknown(workspace, learnt) if isinstance(learnt, Failure) else sighting_of(workspace, learnt)
 
     def _running(self, wanted: Collection[str], deadline: Deadline) -> Iterator[str]:
-        """Yield those of the wanted ids whose instances run, each once.
+        """Yield the wanted ids whose instances run, each once.
 
-        The listing need not be complete: an id that it does not name is not dead, it is only asked about later. So a
-        listing that fails, or that names too few of them, is simply given up.
+        The listing need not be complete: an id that is missing from it is not dead, only asked about later. So a
+        listing that fails, or that contains too few wanted ids, is simply given up.
         """
         budget = _ListingBudget(wanted)
 
         def list_zone(zone: str | None) -> list[str]:
             pages = self._api.running(zone, deadline)
             running: list[str] = []
-            with contextlib.suppress(Exception):  # whatever went wrong, the rest is asked about
+            with contextlib.suppress(Exception):  # whatever fails here, the rest is asked about by id
                 while budget.pays() and (page := next(pages, None)) is not None:
                     running += budget.found(page)
             return running
@@ -95,7 +95,7 @@ class Ec2Probe:
         return [None]
 
     def _asked(self, ids: Collection[str], deadline: Deadline, enough_s: float) -> Iterator[tuple[str, _Learnt]]:
-        """Yield what EC2 says of each id; nothing for an id that was not reached by the deadline."""
+        """Yield what EC2 says about each id; nothing for an id that was not reached by the deadline."""
         every = iter(tuple(ids))
         batches = iter(lambda: list(islice(every, IDS_PER_CALL)), [])
 
@@ -109,9 +109,9 @@ class Ec2Probe:
         learnt: dict[str, _Learnt] = {}
         try:
             for one, state in self._api.states(ids, deadline, attempts=attempts):
-                # "not_found" is the project's own word: from EC2 it would be an unknown one.
+                # "not_found" is our own word. From EC2 it would be an unknown state.
                 word = "" if state == NOT_FOUND else state
-                # What moves during a listing is on two of its pages, and one of them may be out of date.
+                # An instance that moves during a listing is on two pages, and one of them may be out of date.
                 learnt[one] = word if learnt.get(one, word) == word else _CONTRADICTION
         except Ec2Error as error:
             failure, cut_off = error.failure, error.cut_off
@@ -119,7 +119,7 @@ class Ec2Probe:
             failure, cut_off = Failure(Cause.GARBLED_ANSWER), False
         else:
             return {one: learnt.get(one, NOT_FOUND) for one in ids}
-        # What came before the failure is proof for the ids that it names, and for no other.
+        # What came before the failure is proof, but only for the ids that it names.
         missing = [one for one in ids if one not in learnt]
         learnt = {one: learnt[one] for one in ids if one in learnt}
         if cut_off and time.monotonic() < enough_at:
@@ -132,7 +132,7 @@ class Ec2Probe:
         return learnt | dict.fromkeys(missing, failure)
 
     def _log_plan(self, count: int, *, list_first: bool) -> None:
-        """Log the plan for the first question of a cycle. The second probes are always few."""
+        """Log how the cycle's first probe asks. The second probe is always for a few."""
         if not self._plan_logged:
             self._plan_logged = True
             reason = "list what runs, ask for the rest" if list_first else "ask for each id"
@@ -144,7 +144,7 @@ class Ec2Probe:
 
 
 class _ListingBudget:
-    """Whether a listing pays: a page costs one call, and saves one for each IDS_PER_CALL wanted ids on it."""
+    """Tells whether a listing is worth it: a page costs one call, and saves one per IDS_PER_CALL wanted ids on it."""
 
     def __init__(self, wanted: Collection[str]) -> None:
         self._missing = set(wanted)
@@ -153,14 +153,14 @@ class _ListingBudget:
         self._counting = threading.Lock()
 
     def pays(self) -> bool:
-        """Tell whether to read another page: no, if all ids are found or only foreign instances seem to come."""
+        """Tell whether to read another page: not if all ids are found, or if most instances are not ours."""
         return bool(self._missing) and self._wasted < self._most_wasted
 
     def found(self, running: Iterable[str]) -> set[str]:
-        """Take the ids on a page; return those that were still wanted."""
+        """Take the ids on a page; return those that were still missing."""
         with self._counting:
             found = self._missing.intersection(running)
             self._missing -= found
-            # What earlier pages saved is no reason to waste more on later ones.
+            # Savings from earlier pages must not allow more waste on later ones.
             self._wasted = max(0.0, self._wasted + 1 - len(found) / IDS_PER_CALL)
             return found

@@ -1,29 +1,29 @@
-"""Reads the pages of a listing of what runs by one pattern, in a fifth of the time that botocore's XML tree takes.
+"""Reads pages of `DescribeInstanceStatus` with regular expressions, in a fifth of the time of botocore's XML parser.
 
-A page of `DescribeInstanceStatus` is 430 KB, and only ids and states are wanted. It is read here only if all of it is
-of the plain kind that EC2 writes. Anything else is left to botocore, which reads or refuses it.
+A page is 430 KB long, and only ids and states are wanted. It is read here only if all of it has the plain form that EC2
+writes. Any other page is left to botocore, which reads or refuses it.
 https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_DescribeInstanceStatus.html
 
-It earns its place at 0.29 of a CPU, which 512 MB of memory buy: a cycle over 100,000 workspaces with 0.2 s a call takes
-13 s and 1.8 s of CPU there; with botocore's reader it takes 22 s and 5.1 s (medians of eight runs each, 29 ms of CPU in
-every 100 ms).
+It earns its place at 0.29 of a CPU, which is what 512 MB of memory buy. There, a cycle over 100,000 workspaces with
+0.2 s a call takes 13 s and 1.8 s of CPU. With botocore's parser it takes 22 s and 5.1 s (medians of eight runs each,
+29 ms of CPU in every 100 ms).
 """
 
 import re
 from http import HTTPStatus
 from typing import Any
 
-# botocore's own handlers use this event in the same way. Without it botocore would read every page: slower, and just
-# as well.
+# botocore's own handlers use this event in the same way. Without it, botocore would read every page: slower, with the
+# same result.
 EVENT = "before-parse.ec2.DescribeInstanceStatus"
 
-# XML without anything that a parser could read differently: attributes, prefixes, references, comments, CDATA,
-# instructions, control characters, and bytes beyond ASCII. The next byte always decides how to go on, so a page
-# that does not fit is found out in one reading.
+# Only XML that every parser reads alike: no attributes, prefixes, references, comments, CDATA, processing
+# instructions, control characters, or bytes beyond ASCII. The next byte always decides how to go on, so the pattern
+# never backtracks, and a page that does not fit is rejected in one reading.
 _TEXT = r"[\t\n\r !-%'-;=?-~]*+"
 _SPACE = r"[\t\n\r ]*+"
 _NAME = r"[A-Za-z][0-9A-Za-z]*+"
-_DEPTH = 3  # systemStatus holds details, which hold items, which hold a name and a status
+_DEPTH = 3  # systemStatus has details, which have items, which have a name and a status
 _SIBLINGS = 50
 
 

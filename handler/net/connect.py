@@ -1,0 +1,37 @@
+"""Connections to a name, by whichever of its addresses answers."""
+
+import socket
+
+from handler.deadline import Deadline
+
+
+def connected(host: str, port: int, deadline: Deadline) -> socket.socket:
+    """Return a socket that is connected to the first address of the name that answers; its timeout is the caller's.
+
+    What is left of the time is shared among the addresses that have not been tried, so that one which swallows packets
+    leaves some to the others. A lookup obeys no timeout: nothing follows one that took too long.
+
+    Raises OSError: gaierror if the name has no address, TimeoutError, or how the last address refused.
+    """
+    if deadline.over():
+        raise TimeoutError("no time is left to connect")
+    addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    refusal = OSError("the name has no address")
+    for tried, (family, kind, protocol, _, address) in enumerate(addresses):
+        left_s = deadline.remaining()
+        if left_s <= 0.0:
+            raise TimeoutError("no time is left to connect") from refusal
+        sock = socket.socket(family, kind, protocol)
+        try:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.settimeout(left_s / (len(addresses) - tried))
+            sock.connect(address)
+        except OSError as error:
+            sock.close()
+            refusal = error
+        except BaseException:
+            sock.close()
+            raise
+        else:
+            return sock
+    raise refusal

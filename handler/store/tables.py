@@ -1,0 +1,29 @@
+"""The tables, and the rights that the role needs on them."""
+
+from collections.abc import Sequence
+
+# Table, column (None for the whole table) and right.
+Rights = Sequence[tuple[str, str | None, str]]
+
+# The platform's tables. The role's own search_path says where they are: see transaction.py.
+PLATFORM_TABLES = ("workspaces", "structure_events")
+OWN_TABLES = tuple(
+    f"reconciler.{name}"
+    for name in ("schema_version", "lease", "coverage", "absences", "restarts", "restart_stops", "holds")
+)
+
+RIGHTS_TO_READ: Rights = (
+    *(("workspaces", one, "SELECT") for one in ("id", "status", "runtime", "instance_id", "last_heartbeat_at")),
+    *((table, None, "SELECT") for table in OWN_TABLES),
+)
+RIGHTS_TO_APPLY: Rights = (
+    *RIGHTS_TO_READ,
+    *(("workspaces", one, "UPDATE") for one in ("status", "updated_at")),
+    *(("structure_events", one, "INSERT") for one in ("event_type", "workspace_id", "payload")),
+    ("reconciler.coverage", None, "UPDATE"),
+    *(
+        (f"reconciler.{table}", None, right)
+        for table in ("lease", "absences", "restarts", "restart_stops", "holds")
+        for right in ("INSERT", "UPDATE", "DELETE")
+    ),
+)

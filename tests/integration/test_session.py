@@ -1,0 +1,178 @@
+"""A session with an error is never used again; a value that cannot be read affects only its own row."""
+
+import contextlib
+import itertools
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from handler import process
+from handler.deadline import Deadline
+from handler.errors import ConnectionLostError, ReconcilerError, StoreError
+from handler.net.secrets import Secrets
+from handler.settings import database_from
+from handler.store.session import Session, Transaction
+from sandbox.control_plane import ControlPlane
+from sandbox.fleet import Fleet
+from sandbox.limited_ec2 import LimitedEc2
+from sandbox.postgres import OWNER_ROLE, RECONCILER_ROLE, Database, PostgresServer
+from tests.support.events import DRY_RUN
+from tests.support.invoke import Invoke
+
+ROOT = Path(__file__).parents[2]
+LONG_S = 30.0
+MOSTLY_DEAD = {"BREAKER_MAX_DEAD_FRACTION": "1"}
+
+
+class SlowToBegin(Session):
+    """Makes the server slow at beginning a transaction, for a given number of times."""
+
+    slow = 0
+
+    def _run(self, deadline: Deadline, sql: str, **parameters: Any) -> list[Any]:
+        if self.slow and sql.lstrip().startswith("BEGIN"):
+            self.slow -= 1
+            sql += "; SELECT pg_catalog.pg_sleep(60)"
+        return super()._run(deadline, sql, **parameters)
+
+
+@pytest.fixture
+def session(database: Database) -> Iterator[SlowToBegin]:
+    """A warm session."""
+    session = SlowToBegin(database_from({"DATABASE_URL": database.url}), Secrets(_nothing), _nothing)
+    assert_works(session)
+    yield session
+    session.close()
+
+
+def _nothing(*_: object) -> str:
+    raise AssertionError("nothing is fetched here")
+
+
+def assert_works(session: Session) -> None:
+    """Fail unless each statement gets its own answer."""
+    for number in range(3):
+        with session.transaction(Deadline(LONG_S)) as transaction:
+            assert transaction.run("SELECT CAST(:number AS int)", number=number) == [[number]]
+            assert transaction.run("SELECT 'a'") == [["a"]]
+
+
+def by_its_timeout(database: Database) -> float:  # noqa: ARG001 - the other one needs it
+    return 0.1
+
+
+def by_somebody(database: Database) -> float:
+    """Cancel the statement as soon as the server runs it."""
+    cancel = f"""
+        SELECT pg_cancel_backend(pid) FROM pg_stat_activity
+        WHERE datname = '{database.name}' AND wait_event = 'PgSleep'
+    """  # noqa: S608 - a name from the sandbox
+
+    def until_it_is_there() -> None:
+        while not database._server.execute(cancel):  # noqa: SLF001 - the owner may not
+            pass
+
+    threading.Thread(target=until_it_is_there, daemon=True).start()
+    return LONG_S
+
+
+@pytest.mark.parametrize("cancelled", [by_its_timeout, by_somebody])
+def test_a_begin_that_was_cancelled_costs_its_transaction_and_no_later_one(
+    session: SlowToBegin, database: Database, cancelled: Callable[[Database], float]
+) -> None:
+    session.slow = 1
+    with pytest.raises(StoreError), session.transaction(Deadline(cancelled(database))):
+        pytest.fail("it has begun")
+    assert_works(session)
+
+
+def test_a_cycle_whose_begin_was_cancelled_costs_the_warm_process_no_later_cycle(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with LimitedEc2() as ec2:
+        fleet = Fleet(database)
+        (dead,) = fleet.add_all(ec2.add(1))
+        ec2.set_state(str(fleet.row(dead)["instance_id"]), "terminated")
+        invoke = Invoke({**ec2.environment, **MOSTLY_DEAD, "DATABASE_URL": database.url})
+        monkeypatch.setattr(process, "Session", SlowToBegin)
+        invoke(DRY_RUN)
+        monkeypatch.setattr(SlowToBegin, "slow", 1)
+        with pytest.raises(ReconcilerError):
+            invoke.with_remaining(process.LAMBDA_RESERVE_SECONDS + 0.2)()
+        assert invoke()["flipped"] == 1
+        invoke.cold()
+
+
+def test_an_error_that_somebody_swallows_ends_the_session_and_commits_nothing(session: SlowToBegin) -> None:
+    with pytest.raises(ConnectionLostError), session.transaction(Deadline(LONG_S)) as transaction:
+        _go_on_after_an_error(transaction)
+    assert_works(session)
+
+
+def _go_on_after_an_error(transaction: Transaction) -> None:
+    with contextlib.suppress(StoreError):
+        transaction.run("SELECT 1 / 0")
+    transaction.run("SELECT 1")
+
+
+def test_a_value_that_is_no_text_leaves_no_answer_behind_that_the_next_question_would_get(session: SlowToBegin) -> None:
+    with pytest.raises(StoreError, match="no text"), session.transaction(Deadline(LONG_S)) as transaction:
+        transaction.run("SELECT CAST(:text AS text)", text="\ud800")
+    assert_works(session)
+
+
+def test_an_interrupt_in_the_middle_of_an_answer_leaves_nothing_behind_either(
+    session: SlowToBegin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session._connection, "send_BIND", _interrupt)  # noqa: SLF001 - at that very moment
+    with pytest.raises(KeyboardInterrupt), session.transaction(Deadline(LONG_S)) as transaction:
+        transaction.run("SELECT CAST(:number AS int)", number=7)
+    assert_works(session)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+# --- encodings ---
+
+NUMBERS = itertools.count(1)
+# A byte that is no text in UTF-8, and one that WIN1252 has no character for.
+UNDECODABLE = {"SQL_ASCII": r"E'i-\xff'", "WIN1252": r"E'i-\x81'"}
+
+
+@pytest.fixture
+def encoded(postgres: PostgresServer, request: pytest.FixtureRequest) -> Iterator[Database]:
+    """A database in the given encoding."""
+    name = f"encoded_{next(NUMBERS)}"
+    postgres.execute(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING '{request.param}' OWNER {OWNER_ROLE}")
+    database = Database(name, postgres.url(name), postgres.url(name, user=OWNER_ROLE), postgres)
+    postgres.psql(database.owner_url, ROOT / "sandbox" / "platform.sql", status_type="text")
+    postgres.psql(database.owner_url, ROOT / "infra" / "schema.sql")
+    postgres.psql(database.owner_url, ROOT / "infra" / "grants.sql", role=RECONCILER_ROLE)
+    yield database
+    database.drop()
+
+
+@pytest.mark.parametrize("probe", ["ec2", "control_plane"])
+@pytest.mark.parametrize("encoded", UNDECODABLE, indirect=True)
+def test_an_instance_id_that_cannot_be_decoded_costs_its_row_alone(
+    encoded: Database, probe: str, request: pytest.FixtureRequest
+) -> None:
+    unreadable = UNDECODABLE[request.node.callspec.params["encoded"]]
+    with LimitedEc2() as ec2, ControlPlane(ec2.state_of) as control_plane:
+        fleet = Fleet(encoded)
+        running, dead, broken = fleet.add_all([*ec2.add(2), "i-00000000000000bad"])
+        ec2.set_state(str(fleet.row(dead)["instance_id"]), "terminated")
+        with contextlib.closing(encoded.connect()) as owner:
+            owner.run("SET client_encoding = 'SQL_ASCII'")
+            owner.run(f"UPDATE workspaces SET instance_id = {unreadable} WHERE id = '{broken}'")  # noqa: S608
+        settings = control_plane.environment if probe == "control_plane" else {}
+        invoke = Invoke({**ec2.environment, **settings, **MOSTLY_DEAD, "DATABASE_URL": encoded.url})
+        report = invoke()
+        assert (report["candidates"], report["unknown"], report["flipped"]) == (3, 1, 1)
+        assert fleet.statuses() == {running: "online", dead: "offline", broken: "online"}
+        invoke.cold()
