@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from handler.errors import RequestError, RightsMissingError
+from handler.store import flip
 from sandbox.postgres import Database
 from tests.integration.test_entry_point import everything, let_it_only_read
 from tests.support.events import DRY_RUN
@@ -265,7 +266,8 @@ def cycle_stopped_at_a_lock(stage: Stage, look: int, schema: str, table: str, wo
     return outcome
 
 
-def test_no_flip_begins_after_a_hold_was_placed_however_close(stage: Stage) -> None:
+def test_no_flip_begins_after_a_hold_was_placed_however_close(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flip, "LOCK_WAIT_SECONDS", TIMEOUT_S)  # the hold is placed by a process that has to start
     stage.add_all(2, "running")
     workspace = stage.add("terminated")
     outcome = cycle_stopped_at_a_lock(stage, 2, "public", "workspaces", workspace)

@@ -5,8 +5,18 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from handler.store import flip
 from sandbox.postgres import PostgresServer, StatusType
 from tests.isolation.arena import Arena
+from tests.support.interleaving import TIMEOUT_S
+
+
+@pytest.fixture(scope="session", autouse=True)
+def locks_are_waited_for() -> Iterator[None]:
+    """Have a flip wait for an older restart's lock as long as the other side takes, however slow the machine is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(flip, "LOCK_WAIT_SECONDS", TIMEOUT_S)
+        yield
 
 
 @pytest.fixture(scope="session")

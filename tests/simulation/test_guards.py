@@ -20,8 +20,6 @@ from tests.simulation.simulation import ViolationError
 
 MOST_WALKS = 20_000
 
-pytestmark = pytest.mark.no_cover
-
 Patch = pytest.MonkeyPatch
 
 
