@@ -65,6 +65,7 @@ class Arena:
         self._onlooker = database.connect()
         self.statements = SteppedStatements(self._platform)
         self._onlooker.run(_ONCE)
+        self._state = self._onlooker.prepare(_STATE)
         self._pids = {cycle: _pid_of(session) for cycle, session in self.sessions.items()}
         self._platform_pid = int(self._platform.run("SELECT pg_backend_pid()")[0][0])
 
@@ -96,7 +97,7 @@ class Arena:
         self._onlooker.run(statements)
 
     def state(self) -> Any:
-        return json.loads(self._onlooker.run(_STATE, heartbeat=HEARTBEAT)[0][0])
+        return json.loads(self._state.run(heartbeat=HEARTBEAT)[0][0])
 
 
 def _pid_of(session: SteppedSession) -> int:
