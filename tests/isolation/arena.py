@@ -16,6 +16,7 @@ from tests.support.interleaving import TIMEOUT_S, Side, SteppedSession, SteppedS
 
 WORKSPACE = "00000000-0000-4000-8000-000000000001"
 OLD = "i-00000000000000001"
+FORGOTTEN = "00000000-0000-4000-8000-000000000002"
 OURS, THEIRS = "00000000-0000-4000-8000-00000000000a", "00000000-0000-4000-8000-00000000000b"
 EARLIER = "00000000-0000-4000-8000-00000000000c"
 # As with shards, so that what is tested is not the lease: "Nothing is doubled without it".
@@ -134,8 +135,9 @@ def cancel(arena: Arena, cycle: str) -> None:
 
 
 def remember_absences(arena: Arena, cycle: str) -> None:
+    """Count the absence of the one workspace, and forget another's."""
     absent = [Workspace(WORKSPACE, OLD, None)]
-    CycleMemory(arena.sessions[cycle], arena.lease(cycle)).remember_absences(Deadline(TIMEOUT_S), absent, [])
+    CycleMemory(arena.sessions[cycle], arena.lease(cycle)).remember_absences(Deadline(TIMEOUT_S), absent, [FORGOTTEN])
 
 
 def save_coverage(arena: Arena, cycle: str) -> None:
