@@ -24,15 +24,26 @@ class Gauges:
     oldest_restart_age_s: float
     coverage_age_s: float
     on_hold: int
+    oldest_doubt_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class FleetGauges:
+    """Rows that are up without an instance, and rows that have been offline for long without anybody at it."""
+
+    unrecorded: int = 0
+    offline_unowed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Flip:
-    """A workspace that was flipped, or that a dry run would flip."""
+    """A workspace that was flipped, or that a dry run would flip or adopt, or that the open breaker `blocked`."""
 
     workspace_id: str
     instance_id: str
     instance_state: str
+    adopted: bool = False
+    blocked: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +79,9 @@ class Report:
     dead: int = 0
     absent: int = 0
     unknown: int = 0
+    impaired: int = 0
     flipped: int = 0
+    adopted: int = 0
     completed_pass: bool = False
     skipped: dict[str, int] = field(default_factory=no_skips)
     deferred: int = 0
@@ -76,5 +89,10 @@ class Report:
     breaker_open: bool = False
     restarts: RestartCounts = field(default_factory=RestartCounts)
     on_hold: int = 0
+    oldest_doubt_seconds: int = 0
+    unrecorded: int = 0
+    offline_unowed: int = 0
+    targets_failed: tuple[str, ...] = ()
+    targets_empty: tuple[str, ...] = ()
     duration_ms: int = 0
     flips: tuple[Flip, ...] = ()

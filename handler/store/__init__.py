@@ -4,18 +4,19 @@ The flip, in `store.flip`, is the one place that writes to the platform's tables
 """
 
 from handler.deadline import Deadline
-from handler.domain.report import Gauges
+from handler.domain.report import FleetGauges, Gauges
 from handler.store.candidates import Candidates, Selection
-from handler.store.flip import Flipped, FlipPolicy, Flips
-from handler.store.gauges import read_gauges
+from handler.store.doubts import Doubts
+from handler.store.flip import Flipped, FlipOutcomes, FlipPolicy, Flips
+from handler.store.gauges import read_fleet_gauges, read_gauges
 from handler.store.holds import Holds
 from handler.store.lease import Lease
 from handler.store.memory import CycleMemory
-from handler.store.restarts import Claim, Restarts
+from handler.store.restarts import Restarts
 from handler.store.rights import check_rights
 from handler.store.session import Session
 
-__all__ = ["Claim", "FlipPolicy", "Flipped", "Flips", "Holds", "Restarts", "Selection", "Store"]
+__all__ = ["Doubts", "FlipOutcomes", "FlipPolicy", "Flipped", "Flips", "Holds", "Restarts", "Selection", "Store"]
 
 
 class Store:
@@ -26,6 +27,7 @@ class Store:
         self._session = session
         self.lease = Lease(session, cycle_id)
         self.candidates = Candidates(session)
+        self.doubts = Doubts(session, self.lease)
         self.memory = CycleMemory(session, self.lease)
         self.flips = Flips(session, cycle_id, self.lease)
         self.restarts = Restarts(session, cycle_id, self.lease)
@@ -38,3 +40,7 @@ class Store:
     def gauges(self, deadline: Deadline) -> Gauges:
         """Return what is open at the end of a cycle, and how old it is."""
         return read_gauges(self._session, deadline)
+
+    def fleet_gauges(self, deadline: Deadline) -> FleetGauges:
+        """Return what is wrong with the platform's rows beside dead instances."""
+        return read_fleet_gauges(self._session, deadline)

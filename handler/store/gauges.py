@@ -1,40 +1,51 @@
-"""The figures at the end of a cycle. Reads only our own tables, because the platform's may be locked."""
+"""The figures at the end of a cycle."""
 
 from handler.deadline import Deadline
-from handler.domain.report import Gauges
+from handler.domain.report import FleetGauges, Gauges
+from handler.domain.restarts import RECOVERY_SECONDS
+from handler.store.candidates import RESTARTING, UNOWED_SECONDS
+from handler.store.holds import hold_ended_at, on_hold
 from handler.store.session import Session
 
-# Provisioning takes minutes. If a workspace is not back after this time, somebody has to look.
-RECOVERY_SECONDS = 900
-
-_GAUGES = """
-WITH on_hold AS (SELECT workspace_id FROM reconciler.holds WHERE ends_at > now()),
-owed AS (
-    SELECT GREATEST(flipped_at, backoff_until, holds.ends_at) AS wanted_since,
+# Reads only our own tables, because the platform's may be locked.
+_GAUGES = f"""
+WITH owed AS (
+    SELECT GREATEST(COALESCE(first_due_at, flipped_at), backoff_until, {hold_ended_at("restarts.workspace_id")})
+               AS wanted_since,
            last_answer = 'blocked' AS blocked, backoff_until > now() AS backing_off
-    FROM reconciler.restarts LEFT JOIN reconciler.holds USING (workspace_id) WHERE closed_at IS NULL
+    FROM reconciler.restarts WHERE closed_at IS NULL
 )
 SELECT count(*), count(*) FILTER (WHERE blocked), count(*) FILTER (WHERE backing_off),
-       (SELECT count(*) FROM reconciler.restarts AS accepted
-        WHERE outcome = 'accepted' AND watch_ended_at IS NULL
-          AND closed_at < now() - make_interval(secs => :recovery_s)
-          AND workspace_id NOT IN (SELECT workspace_id FROM on_hold)
-          AND NOT EXISTS (SELECT FROM reconciler.restarts AS later
-                          WHERE later.workspace_id = accepted.workspace_id AND later.id > accepted.id)),
+       (SELECT count(*) FROM reconciler.restarts
+        WHERE watched_since < now() - make_interval(secs => :recovery_s) AND watch_ended_at IS NULL
+          AND up_since IS NULL AND NOT {on_hold("restarts.workspace_id")}),
        CAST(COALESCE(extract(epoch FROM now() - min(wanted_since)
             FILTER (WHERE blocked IS NOT TRUE AND isfinite(wanted_since))), 0) AS double precision),
        (SELECT CAST(COALESCE(extract(epoch FROM now() - COALESCE(pass_completed_at, first_cycle_at)), 0)
                     AS double precision) FROM reconciler.coverage),
-       (SELECT count(*) FROM on_hold)
+       (SELECT count(*) FROM reconciler.holds WHERE ends_at > now()),
+       CAST(GREATEST(
+           (SELECT extract(epoch FROM now() - min(GREATEST(since, {hold_ended_at("doubts.workspace_id")})))
+            FROM reconciler.doubts WHERE isfinite(since) AND NOT {on_hold("doubts.workspace_id")}),
+           (SELECT extract(epoch FROM now() - min(since)) FROM reconciler.source_doubts WHERE isfinite(since)),
+           0) AS double precision)
 FROM owed
-"""
+"""  # noqa: S608 - put together from constants
+_FLEET = f"""
+SELECT count(*) FILTER (WHERE status <> 'offline' AND COALESCE(instance_id, '') = ''),
+       count(*) FILTER (WHERE status = 'offline' AND instance_id <> ''
+           AND COALESCE(updated_at, '-infinity') < now() - make_interval(secs => {UNOWED_SECONDS})
+           AND NOT {RESTARTING.format(by_hand="false")})
+FROM platform.workspaces
+WHERE status IN ('online', 'degraded', 'offline') AND COALESCE(runtime, '') <> 'external'
+"""  # noqa: S608 - put together from constants
 
 
 def read_gauges(session: Session, deadline: Deadline) -> Gauges:
     """Return what is open, and how old it is in seconds. Raises StoreError."""
     with session.transaction(deadline, read_only=True) as transaction:
         (figures,) = transaction.run(_GAUGES, recovery_s=RECOVERY_SECONDS)
-    pending, blocked, backing_off, unrecovered, oldest_s, coverage_s, on_hold = figures
+    pending, blocked, backing_off, unrecovered, oldest_s, coverage_s, held, doubt_s = figures
     return Gauges(
         restarts_pending=pending,
         restarts_blocked=blocked,
@@ -42,5 +53,13 @@ def read_gauges(session: Session, deadline: Deadline) -> Gauges:
         restarts_unrecovered=unrecovered,
         oldest_restart_age_s=max(0.0, oldest_s),
         coverage_age_s=max(0.0, coverage_s),
-        on_hold=on_hold,
+        on_hold=held,
+        oldest_doubt_s=max(0.0, doubt_s),
     )
+
+
+def read_fleet_gauges(session: Session, deadline: Deadline) -> FleetGauges:
+    """Return what the platform's rows say that nobody else watches. Raises StoreError."""
+    with session.transaction(deadline, read_only=True) as transaction:
+        ((unrecorded, offline_unowed),) = transaction.run(_FLEET)
+    return FleetGauges(unrecorded, offline_unowed)

@@ -35,7 +35,14 @@ ORDER BY id FOR UPDATE
 
 def on_hold(workspace_id: str) -> str:
     """Return the SQL condition that a workspace is on hold now; `workspace_id` is an SQL expression."""
-    return f"EXISTS (SELECT FROM reconciler.holds WHERE holds.workspace_id = {workspace_id} AND ends_at > now())"
+    return f"""(EXISTS (SELECT FROM reconciler.holds WHERE holds.workspace_id = {workspace_id} AND ends_at > now())
+        OR EXISTS (SELECT FROM reconciler.fleet_hold WHERE ends_at > now()))"""
+
+
+def hold_ended_at(workspace_id: str) -> str:
+    """Return the SQL expression for the time at which the latest hold ends or ended; NULL if there was none."""
+    return f"""GREATEST((SELECT max(ends_at) FROM reconciler.holds WHERE holds.workspace_id = {workspace_id}),
+        (SELECT ends_at FROM reconciler.fleet_hold))"""
 
 
 class Holds:
