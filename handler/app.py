@@ -9,7 +9,7 @@ from handler import cycle, holds, process, request
 from handler.deadline import Deadline
 from handler.telemetry import cycle_finished, emit_metrics, logger
 
-FLIPS_REPORTED = 100
+_ONLY_IF_TRUE = ("adopted", "blocked")
 
 
 @logger.inject_lambda_context(clear_state=True)
@@ -36,6 +36,10 @@ def lambda_handler(event: Any, context: Any) -> dict[str, Any]:
     if asked.applies and not asked.narrowed:
         emit_metrics(report, gauges)
     answer = dataclasses.asdict(report)
-    answer["flips"] = list(answer["flips"][:FLIPS_REPORTED])
+    answer["flips"] = [_shown(flip) for flip in answer["flips"][: cycle.FLIPS_REPORTED]]
     cycle_finished(answer)
     return answer
+
+
+def _shown(flip: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in flip.items() if value or name not in _ONLY_IF_TRUE}

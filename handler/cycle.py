@@ -1,22 +1,25 @@
 """One cycle: observe → decide → act → report. Start reading here."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from handler.deadline import Deadline
 from handler.domain.coverage import Progress, advance
-from handler.domain.decide import Action, Plan, decide, outdated_absences
-from handler.domain.model import Sighting, SkipReason, Verdict, Workspace
-from handler.domain.report import Gauges, Outcome, Report, RestartCounts, no_skips
-from handler.errors import LeaseLostError, ReconcilerError, RowLockedError, UnfitDatabaseError
+from handler.domain.decide import Action, Plan, decide
+from handler.domain.doubts import doubt_changes
+from handler.domain.model import Sighting, SkipReason, Verdict
+from handler.domain.report import FleetGauges, Flip, Gauges, Outcome, Report, RestartCounts, no_skips
+from handler.domain.restarts import Circumstances
+from handler.errors import ReconcilerError
 from handler.flips import Flipper, FlipResults
 from handler.probes import Probe
+from handler.remembering import SAVING_SECONDS, Remembering
 from handler.request import Request
 from handler.restarts import Answer, Platform
 from handler.restarts.worker import RestartResults, RestartWorker
 from handler.settings import Settings
-from handler.store import Selection, Store
+from handler.store import FlipPolicy, Selection, Store
 from handler.telemetry import CycleLog, logger
 
 # Phase deadlines, as fractions of the cycle. A phase may also use the time that earlier ones left. The only purpose:
@@ -24,6 +27,10 @@ from handler.telemetry import CycleLog, logger
 PROBING_ENDS = 0.75
 FLIPPING_ENDS = 0.95
 RESTARTS_END = 0.98
+# Due restarts have this much time reserved: to ask for eight of them while control plane and platform take 8 s for an
+# answer each. But at most this fraction of the cycle.
+RESTARTS_RESERVE_SECONDS = 18.0
+LONGEST_RESTARTS_RESERVE = 0.4
 # A dead instance is probed twice. The slower the answers, the earlier the first probe ends: it leaves this many times
 # the slowest answer for the second probe, but at most this fraction of the cycle.
 SECOND_PROBE_FACTOR = 1.25
@@ -32,9 +39,8 @@ LONGEST_RESERVE = 0.5
 MOST_FIRST = 1000
 # The closing writes are short, and happen even if the cycle's time is over.
 CLOSING_SECONDS = 0.5
-# What a cycle can do without must not take long.
-SAVING_SECONDS = 1.0
-PURGE_SECONDS = 1.0
+# A report lists no more flips.
+FLIPS_REPORTED = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +68,14 @@ class Phases:
     closing: Deadline
 
     @staticmethod
-    def of(deadline: Deadline) -> "Phases":
-        """Divide a cycle's time."""
+    def of(deadline: Deadline, *, restarts_due: bool) -> "Phases":
+        """Divide a cycle's time. With `restarts_due`, enough of it is left to ask for some."""
         whole_s = deadline.remaining()
+        reserve_s = min(RESTARTS_RESERVE_SECONDS, LONGEST_RESTARTS_RESERVE * whole_s) if restarts_due else 0.0
+        flipping_s = min(FLIPPING_ENDS * whole_s, RESTARTS_END * whole_s - reserve_s)
         return Phases(
-            probing=deadline.within(PROBING_ENDS * whole_s),
-            flipping=deadline.within(FLIPPING_ENDS * whole_s),
+            probing=deadline.within(PROBING_ENDS / FLIPPING_ENDS * flipping_s),
+            flipping=deadline.within(flipping_s),
             restarts=deadline.within(RESTARTS_END * whole_s),
             whole=deadline,
             closing=deadline.extended(CLOSING_SECONDS),
@@ -76,10 +84,14 @@ class Phases:
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """What a cycle saw: the candidates, a sighting for each that it reached, and whether time cut probing short."""
+    """What a cycle saw: the candidates, a sighting for each that it reached, and whether time cut probing short.
+
+    `impaired` instances run, but fail EC2's system status check.
+    """
 
     selection: Selection
     sightings: list[Sighting]
+    impaired: int
     cut_short: bool
 
     @property
@@ -87,13 +99,19 @@ class Observed:
         """How many candidates were not reached."""
         return len(self.selection.workspaces) - len(self.sightings)
 
+    @property
+    def in_turn(self) -> set[str]:
+        """The ids of the candidates in turn, without those that were brought forward."""
+        return set(self.selection.queues.in_turn).difference(self.selection.queues.brought_forward)
+
 
 @dataclass(frozen=True, slots=True)
 class Acted:
-    """What a cycle did, or what a dry run would do."""
+    """What a cycle did, or what a dry run would do; and what the open breaker kept it from."""
 
     flips: FlipResults
     restarts: RestartResults
+    blocked: tuple[Flip, ...] = ()
 
 
 def run(request: Request, settings: Settings, parts: Parts, deadline: Deadline) -> tuple[Report, Gauges]:
@@ -101,67 +119,83 @@ def run(request: Request, settings: Settings, parts: Parts, deadline: Deadline) 
 
     Raises ReconcilerError if a cycle cannot be run. A failure that concerns one workspace costs only that workspace.
     """
-    store, phases = parts.store, Phases.of(deadline)
+    store, closing = parts.store, deadline.extended(CLOSING_SECONDS)
     store.check_rights(deadline, to_apply=request.applies)
     if not request.applies:
-        return _cycle(request, settings, parts, phases)
-    if not store.lease.acquire(deadline, lasts_s=phases.closing.remaining()):
-        gauges = store.gauges(phases.closing)
+        return _cycle(request, settings, parts, Phases.of(deadline, restarts_due=False))
+    if not store.lease.acquire(deadline, lasts_s=closing.remaining()):
+        gauges = store.gauges(closing)
         counts = _restart_counts(RestartResults(), gauges)
         report = Report(request.mode, settings.probe, Outcome.ALREADY_RUNNING, restarts=counts, on_hold=gauges.on_hold)
         return report, gauges
     try:
-        return _cycle(request, settings, parts, phases)
+        restarts_due = parts.platform is not None and _restarts_are_due(request, settings, store, deadline)
+        return _cycle(request, settings, parts, Phases.of(deadline, restarts_due=restarts_due))
     finally:
         try:
-            store.lease.release(phases.closing)
+            store.lease.release(closing)
         except ReconcilerError as error:
             logger.warning("lease not released", reason="it expires by itself", error=str(error))
 
 
+def _restarts_are_due(request: Request, settings: Settings, store: Store, deadline: Deadline) -> bool:
+    grace_s, ids = settings.restarts.grace_s, request.workspace_ids
+    return store.restarts.count_due(deadline, most=1, grace_s=grace_s, workspace_ids=ids) > 0
+
+
 def _cycle(request: Request, settings: Settings, parts: Parts, phases: Phases) -> tuple[Report, Gauges]:
-    store, log = parts.store, CycleLog()
+    store, log, full = parts.store, CycleLog(), not request.narrowed
+    memory = Remembering(store, phases.closing, log)
 
     # Observe.
     probe = parts.probe(phases.probing)
-    limit = min(request.limit or settings.candidate_limit, settings.candidate_limit)
-    selection = store.candidates.select(phases.probing, limit=limit, workspace_ids=request.workspace_ids)
+    if request.applies and full:
+        memory.tend()
+    selection = store.candidates.select(
+        phases.probing,
+        limit=min(request.limit or settings.candidate_limit, settings.candidate_limit),
+        workspace_ids=request.workspace_ids,
+        adopt=settings.adopt_offline,
+        by_hand=request.adopt,
+    )
     observed = _observe(probe, selection, phases, log)
 
     # Decide. Reading and writing memory has until `closing`: even a cycle that is too late to act remembers what it
     # saw, and the next one begins with the dead.
-    memory = store.memory.recall(phases.closing, breaker_window_s=settings.breaker.window_s)
+    known = store.doubts.recall(phases.closing, breaker_window_s=settings.breaker.window_s)
     plan = decide(
-        observed.sightings, memory, settings.breaker, settings.absence, override_breaker=request.override_breaker
+        observed.sightings,
+        known,
+        settings.breaker,
+        settings.absence,
+        in_turn=observed.in_turn if full else None,
+        override_breaker=request.override_breaker,
     )
     _log_plan(plan, log)
 
-    # Act.
-    flipper = Flipper(store.flips, probe, settings, selection.selected_at, log)
+    # Act. What was seen is saved first, so that the next cycle knows it, however this one ends.
+    flipper = Flipper(store.flips, probe, _policy(request, settings, selection), settings, log)
     if request.applies:
-        all_selected = not request.narrowed and selection.all_selected
-        outdated = outdated_absences(memory.absences, selection.workspaces, all_selected=all_selected)
-        _remember_absences(store, phases, log, plan.absent, [*plan.found_again, *outdated])
-        flips = flipper.flip(plan.to_flip, phases.flipping)
-        if flips.found_again:
-            _remember_absences(store, phases, log, (), flips.found_again)
-        worker = RestartWorker(store.restarts, probe, settings, log)
-        restarts = worker.run(
-            parts.platform,
-            phases.restarts,
-            phases.closing,
-            own_only=request.narrowed,
-            absence_counts=plan.absence_counts,
+        changes = doubt_changes(
+            observed.sightings, known.doubts, absence_counts=plan.absence_counts, full=full, by_hand=request.adopt
         )
+        if full:
+            memory.save_coverage(_progress(observed, [one.workspace.id for one in plan.to_flip]))
+        memory.save_doubts(changes, seconds=phases.flipping.remaining() if plan.breaker.open else SAVING_SECONDS)
+        flips = flipper.flip(plan.to_flip, phases.flipping)
+        memory.note_outcomes(plan, changes, flips)
+        blocked = flipper.rehearse(plan.stopped[:FLIPS_REPORTED], phases.flipping, logged=False)
+        acted = Acted(flips, _restarts(request, settings, parts, phases, probe, selection, plan, log), blocked.flips)
     else:
-        flips, restarts = flipper.rehearse(plan.to_flip, phases.flipping), RestartResults()
+        acted = Acted(flipper.rehearse(plan.to_flip, phases.flipping), RestartResults())
 
     # Report.
-    progress = _progress(observed, flips)
-    if request.applies and not request.narrowed:
-        progress = _saved(store, phases, log, progress)
+    progress = _progress(observed, acted.flips.out_of_time)
+    if request.applies and full:
+        progress = memory.save_coverage(progress)
+        memory.purge(phases.whole)
     gauges = store.gauges(phases.closing)
-    return _report(request, settings, observed, plan, Acted(flips, restarts), progress, gauges), gauges
+    return _report(request, settings, observed, plan, acted, progress, gauges, _fleet(store, phases, log)), gauges
 
 
 def _observe(probe: Probe, selection: Selection, phases: Phases, log: CycleLog) -> Observed:
@@ -175,56 +209,86 @@ def _observe(probe: Probe, selection: Selection, phases: Phases, log: CycleLog) 
         if sighting.took_s > slowest_s:
             slowest_s = sighting.took_s
             reserve_s = min(slowest_s * SECOND_PROBE_FACTOR, longest_reserve_s)
-            phases.probing.shorten(phases.whole.remaining() - reserve_s)
-    return Observed(selection, sightings, cut_short=phases.probing.over())
+            phases.probing.shorten(phases.flipping.remaining() - reserve_s)
+    cut_short = phases.probing.over()
+    impaired = 0 if cut_short else probe.impaired(selection.workspaces, phases.probing)
+    return Observed(selection, sightings, impaired, cut_short)
 
 
-def _remember_absences(
-    store: Store, phases: Phases, log: CycleLog, absent: Sequence[Workspace], forgotten: Sequence[str]
-) -> None:
-    """Save what was seen of absences; a failure costs a sighting each, and no flip."""
+def _policy(request: Request, settings: Settings, selection: Selection) -> FlipPolicy:
+    return FlipPolicy(
+        selected_at=selection.selected_at,
+        clock=selection.clock,
+        probe=settings.probe,
+        heartbeat_fresh_s=settings.heartbeat_fresh_seconds,
+        crash_loop=settings.crash_loop,
+        restarts=settings.restarts,
+        released=request.override_breaker,
+    )
+
+
+def _restarts(
+    request: Request,
+    settings: Settings,
+    parts: Parts,
+    phases: Phases,
+    probe: Probe,
+    selection: Selection,
+    plan: Plan,
+    log: CycleLog,
+) -> RestartResults:
+    """Ask for the restarts that are due: in a full cycle everybody's, else those of the workspaces named."""
+    if request.narrowed and request.workspace_ids is None:
+        return RestartResults()
+    now = Circumstances(
+        full=not request.narrowed,
+        breaker_open=plan.breaker.open,
+        absence_counts=plan.absence_counts,
+        absence=settings.absence,
+    )
+    worker = RestartWorker(
+        parts.store.restarts,
+        probe,
+        settings,
+        clock=selection.clock,
+        now=now,
+        workspace_ids=request.workspace_ids,
+        log=log,
+    )
+    return worker.run(parts.platform, phases.restarts, phases.closing, release=request.override_breaker)
+
+
+def _fleet(store: Store, phases: Phases, log: CycleLog) -> FleetGauges:
+    """Return what else is wrong with the platform's rows; zeros if they cannot be read now."""
     try:
-        store.memory.remember_absences(phases.closing.within(SAVING_SECONDS), absent, forgotten)
-    except (UnfitDatabaseError, LeaseLostError):
-        raise
+        return store.fleet_gauges(phases.closing)
     except ReconcilerError as error:
-        log.failure("absences not saved", error)
-
-
-def _saved(store: Store, phases: Phases, log: CycleLog, progress: Progress) -> Progress:
-    """Save where the next cycle begins, and return how far this one got; purge a little if there is time."""
-    try:
-        store.memory.save_coverage(phases.closing, progress)
-    except RowLockedError as error:
-        log.failure("coverage not saved", error)
-        progress = replace(progress, completed_pass=False)
-    if not phases.whole.over():
-        try:
-            store.memory.purge(phases.whole.within(PURGE_SECONDS))
-        except ReconcilerError as error:
-            log.failure("nothing purged", error)
-    return progress
+        log.failure("platform's rows not counted", error)
+        return FleetGauges()
 
 
 def _log_plan(plan: Plan, log: CycleLog) -> None:
     """Log which workspaces look dead but are not going to be flipped, and why."""
     if plan.breaker.open:
-        log.breaker_open(plan.breaker.dead, plan.breaker.answered)
+        log.breaker_open(plan.breaker.dead, plan.breaker.of)
     for decision in plan.decisions:
         if decision.action is Action.STOP:
             log.sighting_capped("flip skipped", decision.sighting, SkipReason.BREAKER_OPEN)
+        elif decision.action is Action.HOLD:
+            log.sighting_capped("flip skipped", decision.sighting, SkipReason.ON_HOLD)
         elif decision.action is Action.WAIT:
-            log.sighting_capped("instance absent", decision.sighting, decision.reason)
+            message = "instance absent" if decision.sighting.verdict is Verdict.ABSENT else "adoption waits"
+            log.sighting_capped(message, decision.sighting, decision.reason)
     log.the_rest()
 
 
-def _progress(observed: Observed, flips: FlipResults) -> Progress:
+def _progress(observed: Observed, out_of_time: list[str]) -> Progress:
     selection, sightings = observed.selection, observed.sightings
     return advance(
         selection.coverage,
         selection.queues,
         checked={sighting.workspace.id for sighting in sightings},
-        out_of_time=flips.out_of_time,
+        out_of_time=out_of_time,
         most_first=min(len(sightings) // 2, MOST_FIRST),
     )
 
@@ -237,10 +301,15 @@ def _report(
     acted: Acted,
     progress: Progress,
     gauges: Gauges,
+    fleet: FleetGauges,
 ) -> Report:
     verdicts = Counter(sighting.verdict for sighting in observed.sightings)
-    stopped = sum(decision.action is Action.STOP for decision in plan.decisions)
-    skipped = acted.flips.skipped + Counter({SkipReason.BREAKER_OPEN: stopped})
+    actions = Counter(decision.action for decision in plan.decisions)
+    skipped = acted.flips.skipped + Counter(
+        {SkipReason.BREAKER_OPEN: actions[Action.STOP], SkipReason.ON_HOLD: actions[Action.HOLD]}
+    )
+    done = Counter(flip.adopted for flip in acted.flips.flips) if request.applies else Counter()
+    blocked = tuple(replace(flip, blocked=True) for flip in acted.blocked)
     return Report(
         mode=request.mode,
         probe=settings.probe,
@@ -251,15 +320,20 @@ def _report(
         dead=verdicts[Verdict.DEAD],
         absent=verdicts[Verdict.ABSENT],
         unknown=verdicts[Verdict.UNKNOWN],
-        flipped=len(acted.flips.flips) if request.applies else 0,
+        impaired=observed.impaired,
+        flipped=done[False],
+        adopted=done[True],
         completed_pass=progress.completed_pass and not request.narrowed,
         skipped=no_skips() | {str(reason): count for reason, count in skipped.items()},
         deferred=observed.deferred,
         deadline_hit=observed.cut_short or observed.deferred > 0 or bool(acted.flips.out_of_time),
         breaker_open=plan.breaker.open,
-        restarts=_restart_counts(acted.restarts, gauges, superseded=len(acted.flips.superseded)),
+        restarts=_restart_counts(acted.restarts, gauges, superseded=acted.flips.cancelled if request.applies else 0),
         on_hold=gauges.on_hold,
-        flips=acted.flips.flips,
+        oldest_doubt_seconds=round(gauges.oldest_doubt_s),
+        unrecorded=fleet.unrecorded,
+        offline_unowed=fleet.offline_unowed,
+        flips=acted.flips.flips + blocked,
     )
 
 

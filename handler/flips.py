@@ -1,4 +1,4 @@
-"""Act, first half: probe again what looks dead, and flip at once what still does."""
+"""Act, first half: probe again what looks dead, and flip or adopt at once what still does."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -7,19 +7,28 @@ from itertools import islice
 
 from handler.deadline import Deadline
 from handler.domain.decide import confirms
-from handler.domain.model import FOUND, Restart, Sighting, SkipReason
+from handler.domain.evidence import Confirmed
+from handler.domain.model import Sighting, SkipReason, Verdict
 from handler.domain.report import Flip
-from handler.errors import LeaseLostError, ReconcilerError, RowLockedError, UnfitDatabaseError
+from handler.errors import LeaseLostError, ReconcilerError, RowLockedError, StoreError, UnfitDatabaseError
+from handler.parallel import gathered
 from handler.probes import Probe
 from handler.settings import Settings
-from handler.store import Flipped, FlipPolicy, Flips
+from handler.store import FlipOutcomes, Flipped, FlipPolicy, Flips
+from handler.store.sqlstate import concerns_a_row
 from handler.telemetry import CycleLog
 
-# Small batches, so each flip closely follows its second probe.
-BATCH = 200
+# Workspaces that are probed and flipped together. Small, so that each flip closely follows its second probe.
+SET = 200
+# A set closes when its oldest evidence is so old, in seconds, however few there are.
+OLDEST_IN_SET_SECONDS = 2.0
+# The platform's rows are locked for no longer than this: it may want them.
+LONGEST_LOCK_SECONDS = 1.0
+# After so many single rows in a row that failed alike, the others would, too.
+MOST_FAILURES_ALIKE = 5
 
-# `Flips.flip` or `Flips.would_flip`. A SkipReason says why the workspace is not flipped.
-Attempt = Callable[[Deadline, Sighting, FlipPolicy], Flipped | SkipReason]
+# `Flips.flip` or `Flips.would_flip`. A SkipReason says why a workspace is not flipped.
+Attempt = Callable[[Deadline, Sequence[Confirmed], FlipPolicy], FlipOutcomes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,107 +41,161 @@ class Attempted:
 
 @dataclass(frozen=True, slots=True)
 class FlipResults:
-    """The outcome for every workspace that was to be flipped."""
+    """The outcome for every workspace that was to be flipped or adopted."""
 
     attempts: tuple[Attempted, ...] = ()
 
     @property
     def flips(self) -> tuple[Flip, ...]:
-        """The workspaces that were flipped, or that a dry run would flip."""
+        """The workspaces that were flipped or adopted, or that a dry run would flip or adopt."""
         return tuple(
-            Flip(one.sighting.workspace.id, one.sighting.workspace.instance_id, one.sighting.state)
+            Flip(workspace.id, workspace.instance_id, one.sighting.state, adopted=workspace.offline)
             for one in self.attempts
             if isinstance(one.outcome, Flipped)
+            for workspace in [one.sighting.workspace]
         )
 
     @property
     def skipped(self) -> Counter[SkipReason]:
         """How many workspaces were not flipped, by reason."""
-        return Counter(one.outcome for one in self.attempts if isinstance(one.outcome, SkipReason))
+        return Counter(self.reasons.values())
+
+    @property
+    def reasons(self) -> dict[str, SkipReason]:
+        """Why workspaces, by id, were not flipped."""
+        return {one.sighting.workspace.id: one.outcome for one in self.attempts if isinstance(one.outcome, SkipReason)}
 
     @property
     def out_of_time(self) -> list[str]:
         """The ids of the workspaces for which no time was left."""
-        return [one.sighting.workspace.id for one in self.attempts if one.outcome is SkipReason.OUT_OF_TIME]
+        return [one for one, reason in self.reasons.items() if reason is SkipReason.OUT_OF_TIME]
 
     @property
-    def found_again(self) -> list[str]:
-        """The ids of the workspaces whose instance the second probe found: their absences are to be forgotten."""
+    def cancelled(self) -> int:
+        """How many older restarts the flips cancelled."""
+        return sum(isinstance(one.outcome, Flipped) and one.outcome.superseded is not None for one in self.attempts)
+
+    def seen_again(self, *verdicts: Verdict) -> list[str]:
+        """Return the ids of the workspaces that the second probe saw with such a verdict, so that they were skipped."""
         return [
             one.sighting.workspace.id
             for one in self.attempts
-            if one.outcome is SkipReason.NOT_CONFIRMED and one.sighting.verdict in FOUND
-        ]
-
-    @property
-    def superseded(self) -> list[Restart]:
-        """The older restarts that the flips cancelled."""
-        return [
-            restart for one in self.attempts if isinstance(one.outcome, Flipped) for restart in one.outcome.superseded
+            if one.outcome is SkipReason.NOT_CONFIRMED and one.sighting.verdict in verdicts
         ]
 
 
 class Flipper:
-    """Flips the workspaces of one cycle."""
+    """Flips and adopts the workspaces of one cycle."""
 
-    def __init__(self, store: Flips, probe: Probe, settings: Settings, selected_at: str, log: CycleLog) -> None:
-        """Flip candidates that were selected at `selected_at`, a time in the database's own text."""
+    def __init__(self, store: Flips, probe: Probe, policy: FlipPolicy, settings: Settings, log: CycleLog) -> None:
+        """Judge the rows by `policy`. A set's transaction may take a second at most."""
         self._store = store
         self._probe = probe
-        self._policy = FlipPolicy(selected_at, settings.heartbeat_fresh_seconds, settings.crash_loop)
-        self._timeout_s = settings.reconfirm_timeout_seconds
+        self._policy = policy
+        self._timeout_s = min(settings.reconfirm_timeout_seconds, LONGEST_LOCK_SECONDS)
         self._log = log
+        self._set = SET
+        self._failed_alike = ("", 0)
 
     def flip(self, sightings: Sequence[Sighting], deadline: Deadline) -> FlipResults:
-        """Flip the workspaces whose death a second probe confirms, as far as time allows."""
-        return self._run(sightings, self._store.flip, "workspace flipped", deadline)
+        """Flip or adopt the workspaces whose death a second probe confirms, as far as time allows."""
+        return self._run(
+            sightings, self._store.flip, deadline, flipped="workspace flipped", adopted="workspace adopted"
+        )
 
-    def rehearse(self, sightings: Sequence[Sighting], deadline: Deadline) -> FlipResults:
+    def rehearse(self, sightings: Sequence[Sighting], deadline: Deadline, *, logged: bool = True) -> FlipResults:
         """Return what `flip` would do, and write nothing."""
-        return self._run(sightings, self._store.would_flip, "would flip", deadline)
+        if not logged:
+            return FlipResults(tuple(self._attempts(sightings, self._store.would_flip, deadline)))
+        return self._run(sightings, self._store.would_flip, deadline, flipped="would flip", adopted="would adopt")
 
-    def _run(self, sightings: Sequence[Sighting], attempt: Attempt, message: str, deadline: Deadline) -> FlipResults:
+    def _run(
+        self, sightings: Sequence[Sighting], attempt: Attempt, deadline: Deadline, *, flipped: str, adopted: str
+    ) -> FlipResults:
         attempts = []
         for attempted in self._attempts(sightings, attempt, deadline):
-            self._log_outcome(attempted, message)
+            self._log_outcome(attempted, adopted if attempted.sighting.workspace.offline else flipped)
             attempts.append(attempted)
         self._log.the_rest()
         return FlipResults(tuple(attempts))
 
     def _attempts(self, sightings: Sequence[Sighting], attempt: Attempt, deadline: Deadline) -> Iterator[Attempted]:
+        """Attempt every flip; and once more those whose evidence was too old by the time the database had it."""
+        too_late = []
+        first_of = {one.workspace.id: one for one in sightings}
+        for one in self._attempts_once(sightings, attempt, deadline):
+            if one.outcome is SkipReason.OUT_OF_TIME and not deadline.over():
+                too_late.append(first_of[one.sighting.workspace.id])
+            else:
+                yield one
+        yield from self._attempts_once(too_late, attempt, deadline)
+
+    def _attempts_once(
+        self, sightings: Sequence[Sighting], attempt: Attempt, deadline: Deadline
+    ) -> Iterator[Attempted]:
         remaining = iter(sightings)
-        while batch := {one.workspace.id: one for one in islice(remaining, BATCH)}:
-            for second in self._probe.sightings([one.workspace for one in batch.values()], deadline):
-                first = batch.pop(second.workspace.id)
-                if confirms(first, second):
-                    yield Attempted(second, self._flip_one(attempt, second, deadline))
-                else:
-                    yield Attempted(second, SkipReason.NOT_CONFIRMED)
+        while batch := {one.workspace.id: one for one in islice(remaining, SET)}:
+            seconds = self._probe.sightings([one.workspace for one in batch.values()], deadline)
+            for together in gathered(seconds, deadline, most=SET, longest_s=OLDEST_IN_SET_SECONDS):
+                confirmed = []
+                for second in together:
+                    first = batch.pop(second.workspace.id)
+                    if confirms(first, second):
+                        confirmed.append(Confirmed(first, second))
+                    else:
+                        yield Attempted(second, SkipReason.NOT_CONFIRMED)
+                while confirmed:
+                    part, confirmed = confirmed[: self._set], confirmed[self._set :]
+                    for one, outcome in zip(part, self._outcomes(part, attempt, deadline), strict=True):
+                        yield Attempted(one.second, outcome)
             for first in batch.values():
                 yield Attempted(first, SkipReason.OUT_OF_TIME)
 
-    def _flip_one(self, attempt: Attempt, sighting: Sighting, deadline: Deadline) -> Flipped | SkipReason:
-        if deadline.over():
-            return SkipReason.OUT_OF_TIME
+    def _outcomes(
+        self, confirmed: Sequence[Confirmed], attempt: Attempt, deadline: Deadline
+    ) -> list[Flipped | SkipReason]:
+        """Flip a set, and return the outcomes in its order. An error of a single row splits it."""
+        evidence_s = min(one.expires_at for one in confirmed) - deadline.now()
+        if deadline.over() or evidence_s <= 0.0:
+            return [SkipReason.OUT_OF_TIME] * len(confirmed)
+        if self._failed_alike[1] >= MOST_FAILURES_ALIKE:
+            return [SkipReason.RECONFIRM_ERROR] * len(confirmed)
         try:
-            return attempt(deadline.within(self._timeout_s), sighting, self._policy)
+            outcomes = attempt(deadline.within(min(self._timeout_s, evidence_s)), confirmed, self._policy)
         except RowLockedError:
-            return SkipReason.ROW_LOCKED
+            return [SkipReason.ROW_LOCKED] * len(confirmed)
         except LeaseLostError:  # it outlasts the cycle, so the time is over
-            return SkipReason.OUT_OF_TIME
+            return [SkipReason.OUT_OF_TIME] * len(confirmed)
         except UnfitDatabaseError:
             raise
         except ReconcilerError as error:
-            self._log.flip_failed(sighting, error)
-            return SkipReason.OUT_OF_TIME if deadline.over() else SkipReason.RECONFIRM_ERROR
+            return self._failed(error, confirmed, attempt, deadline)
+        self._failed_alike = ("", 0)
+        return [outcomes[one.second.workspace.id] for one in confirmed]
+
+    def _failed(
+        self, error: ReconcilerError, confirmed: Sequence[Confirmed], attempt: Attempt, deadline: Deadline
+    ) -> list[Flipped | SkipReason]:
+        half = len(confirmed) // 2
+        if half and isinstance(error, StoreError) and concerns_a_row(error):
+            parts = (confirmed[:half], confirmed[half:])
+            return [outcome for part in parts for outcome in self._outcomes(part, attempt, deadline)]
+        self._log.flip_failed(confirmed[0].second, error)
+        if half:  # it took too long, or the connection broke: the next set is smaller
+            self._set = half
+        else:
+            kind, count = self._failed_alike
+            same = self._log.kind_of(error)
+            self._failed_alike = (same, count + 1 if same == kind else 1)
+        return [SkipReason.OUT_OF_TIME if deadline.over() else SkipReason.RECONFIRM_ERROR] * len(confirmed)
 
     def _log_outcome(self, attempted: Attempted, message: str) -> None:
         sighting, outcome = attempted.sighting, attempted.outcome
         if isinstance(outcome, SkipReason):
             self._log.sighting_capped("flip skipped", sighting, outcome)
             return
-        self._log.sighting(message, sighting, f"{sighting.state}, confirmed by a second probe")
+        self._log.sighting_capped(message, sighting, f"{sighting.state}, confirmed by a second probe")
         if outcome.crash_loop.backoff_s:
             self._log.backing_off(sighting, outcome.crash_loop)
-        for restart in outcome.superseded:
-            self._log.restart("restart cancelled", restart, "the workspace was online again", attempt=restart.attempts)
+        if outcome.superseded is not None:
+            self._log.restart("restart cancelled", outcome.superseded, "the workspace was online again")

@@ -1,5 +1,8 @@
-"""Runs calls to a remote in parallel, a few at a time, until a deadline."""
+"""Runs calls to a remote in parallel, a few at a time, until a deadline; and gathers what comes in, without delay."""
 
+import queue
+import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from itertools import islice
@@ -34,3 +37,49 @@ def in_parallel(
             yield from (future.result() for future in ended)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def gathered(items: Iterator[Item], deadline: Deadline, *, most: int, longest_s: float) -> Iterator[list[Item]]:
+    """Yield the items in lists: up to `most` of those that come within `longest_s` seconds of a list's first one.
+
+    Items that are waited for delay no list. The last list comes by the deadline. Raises what `items` raises.
+    """
+    arrived: queue.SimpleQueue[Item | _End] = queue.SimpleQueue()
+
+    def take() -> None:
+        try:
+            for item in items:
+                arrived.put(item)
+        except BaseException as error:  # noqa: BLE001 - it is raised where the items are used
+            arrived.put(_End(error))
+        else:
+            arrived.put(_End())
+
+    threading.Thread(target=take, daemon=True).start()
+    end: _End | None = None
+    while end is None:
+        together: list[Item] = []
+        wait_until = time.monotonic() + deadline.remaining() + HANDOVER_SECONDS
+        while len(together) < most:
+            try:
+                item = arrived.get(timeout=max(0.0, wait_until - time.monotonic()))
+            except queue.Empty:
+                end = None if together and not deadline.over() else _End()
+                break
+            if isinstance(item, _End):
+                end = item
+                break
+            if not together:
+                wait_until = min(wait_until, time.monotonic() + longest_s)
+            together.append(item)
+        if together:
+            yield together
+    if end.error is not None:
+        raise end.error
+
+
+class _End:
+    """The end of the items, and the error that ended them."""
+
+    def __init__(self, error: BaseException | None = None) -> None:
+        self.error = error

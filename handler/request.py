@@ -42,6 +42,7 @@ class Request:
     workspace_ids: tuple[str, ...] | None = None
     limit: int | None = None
     override_breaker: bool = False
+    adopt: bool = False
     hold: HoldRequest | None = None
     release: tuple[str, ...] | None = None
 

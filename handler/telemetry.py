@@ -33,7 +33,9 @@ METRIC_UNITS = {
     "Checked": MetricUnit.Count,
     "Dead": MetricUnit.Count,
     "Unknown": MetricUnit.Count,
+    "Impaired": MetricUnit.Count,
     "Flipped": MetricUnit.Count,
+    "Adopted": MetricUnit.Count,
     "SkippedFlips": MetricUnit.Count,
     "FlipErrors": MetricUnit.Count,
     "Deferred": MetricUnit.Count,
@@ -41,6 +43,9 @@ METRIC_UNITS = {
     "DeadlineHit": MetricUnit.Count,
     "CycleDuration": MetricUnit.Milliseconds,
     "CoverageAge": MetricUnit.Seconds,
+    "OldestDoubtAge": MetricUnit.Seconds,
+    "Unrecorded": MetricUnit.Count,
+    "OfflineUnowed": MetricUnit.Count,
     "RestartsAccepted": MetricUnit.Count,
     "RestartsPending": MetricUnit.Count,
     "RestartsBlocked": MetricUnit.Count,
@@ -57,8 +62,9 @@ LOG_KEYS = (
     *("function_name", "function_memory_size", "function_arn", "function_request_id", "cold_start"),
     *("workspace_id", "instance_id", "instance_state", "verdict", "attempt"),
     *("what", "count", "dead", "answered"),
-    *("probe", "outcome", "candidates", "checked", "running", "transition", "absent", "unknown"),
-    *("flipped", "completed_pass", "skipped", "deferred", "deadline_hit", "breaker_open", "restarts"),
+    *("probe", "outcome", "candidates", "checked", "running", "transition", "absent", "unknown", "impaired"),
+    *("oldest_doubt_seconds", "unrecorded", "offline_unowed", "targets_failed", "targets_empty"),
+    *("flipped", "adopted", "completed_pass", "skipped", "deferred", "deadline_hit", "breaker_open", "restarts"),
     *("on_hold", "duration_ms", "report"),
 )
 
@@ -114,13 +120,20 @@ class CycleLog:
             logger.warning("more of the same", what=message, reason=reason, count=count)
         self._unlogged.clear()
 
-    def restart(self, message: str, restart: Restart, reason: str, *, attempt: int) -> None:
-        """Log what became of an owed restart."""
+    def restart(self, message: str, restart: Restart, reason: str, *, attempt: int | None = None) -> None:
+        """Log what became of an owed restart: the first ones of each kind get a line, the rest are counted.
+
+        `attempt` is how often it was claimed, this time included; by default, as often as before.
+        """
+        self._lines[message] += 1
+        if self._lines[message] > LINES_OF_A_KIND:
+            self._unlogged[message, reason] += 1
+            return
         logger.info(
             message,
             workspace_id=restart.workspace_id,
             instance_id=_printable(restart.instance_id),
-            attempt=attempt,
+            attempt=restart.attempts if attempt is None else attempt,
             reason=reason,
         )
 
@@ -131,9 +144,13 @@ class CycleLog:
 
     def backing_off(self, sighting: Sighting, loop: CrashLoop) -> None:
         """Log that a workspace which dies again and again has to wait for its restart."""
-        restart = loop.streak + 1
+        restart, message = loop.streak + 1, "restart backing off"
+        self._lines[message] += 1
+        if self._lines[message] > LINES_OF_A_KIND:
+            self._unlogged[message, "crash loop"] += 1
+            return
         logger.warning(
-            "restart backing off",
+            message,
             workspace_id=sighting.workspace.id,
             instance_id=_printable(sighting.workspace.instance_id),
             attempt=restart,
@@ -146,8 +163,7 @@ class CycleLog:
 
     def flip_failed(self, sighting: Sighting, error: ReconcilerError) -> None:
         """Log an error that prevented a flip: the first one of each kind gets a line, the rest are counted."""
-        code = error.sqlstate if isinstance(error, StoreError) else None
-        message, kind = "re-read or flip failed", _printable(code or type(error).__name__)
+        message, kind = "re-read or flip failed", self.kind_of(error)
         self._lines[f"{message}: {kind}"] += 1
         if self._lines[f"{message}: {kind}"] > 1:
             self._unlogged[message, kind] += 1
@@ -159,6 +175,12 @@ class CycleLog:
             reason=kind,
             error=_printable(str(error), _LONGEST_ERROR),
         )
+
+    @staticmethod
+    def kind_of(error: ReconcilerError) -> str:
+        """Return the server's code for an error, or our own name for it."""
+        code = error.sqlstate if isinstance(error, StoreError) else None
+        return _printable(code or type(error).__name__)
 
     def breaker_open(self, dead: int, answered: int) -> None:
         """Log that too much looks dead, so that nothing is flipped."""
@@ -186,7 +208,9 @@ def emit_metrics(report: Report, gauges: Gauges) -> None:
         "Checked": report.checked,
         "Dead": report.dead,
         "Unknown": report.unknown,
+        "Impaired": report.impaired,
         "Flipped": report.flipped,
+        "Adopted": report.adopted,
         "SkippedFlips": sum(report.skipped.values()),
         "FlipErrors": report.skipped[SkipReason.RECONFIRM_ERROR],
         "Deferred": report.deferred,
@@ -194,6 +218,9 @@ def emit_metrics(report: Report, gauges: Gauges) -> None:
         "DeadlineHit": int(report.deadline_hit),
         "CycleDuration": report.duration_ms,
         "CoverageAge": gauges.coverage_age_s,
+        "OldestDoubtAge": report.oldest_doubt_seconds,
+        "Unrecorded": report.unrecorded,
+        "OfflineUnowed": report.offline_unowed,
         "RestartsAccepted": report.restarts.accepted,
         "RestartsPending": gauges.restarts_pending,
         "RestartsBlocked": gauges.restarts_blocked,

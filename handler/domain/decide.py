@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from handler.domain.doubts import Known, KnownDoubts, absences
+from handler.domain.doubts import KnownDoubts, absences
 from handler.domain.model import FOUND, CurrentRow, Sighting, SkipReason, Verdict, Workspace
 from handler.domain.policy import AbsencePolicy, BreakerPolicy
 
@@ -117,9 +117,14 @@ def decide(
         if sighting.verdict is Verdict.DEAD:
             action, reason = Action.FLIP, f"its instance is {sighting.state}"
         elif sighting.verdict is Verdict.ABSENT:
-            action, reason = _absent(absences(memory.doubts, sighting.workspace), absence_policy, counts=absence_counts)
+            earlier = absences(memory.doubts, sighting.workspace)
+            sighted = earlier.sightings + (in_turn is not None)  # a narrowed cycle counts no absence
+            dead, reason = gone_for_good(sighted, earlier.age_s, absence_policy, counts=absence_counts)
+            action = Action.FLIP if dead else Action.WAIT
         else:
             continue
+        if action is Action.FLIP and sighting.workspace.offline and not _was_seen_dead(sighting, memory.doubts):
+            action, reason = Action.WAIT, "offline, and not seen dead while it was up: it is remembered first"
         if action is Action.FLIP and sighting.workspace.on_hold:
             action = Action.HOLD
         elif action is Action.FLIP and breaker.open:
@@ -129,9 +134,13 @@ def decide(
     return Plan(tuple(decisions), breaker, absence_counts)
 
 
-def _breaker(
-    seen: Iterable[Sighting], fleet: Fleet, policy: BreakerPolicy, in_turn: Collection[str] | None
-) -> Breaker:
+def _was_seen_dead(sighting: Sighting, doubts: KnownDoubts) -> bool:
+    """Tell whether an earlier cycle remembers the very instance as dead or absent, as an adoption needs it."""
+    earlier = [doubts.get((sighting.workspace.id, kind)) for kind in _LOOKS_DEAD]
+    return any(one is not None and one.instance_id == sighting.workspace.instance_id for one in earlier)
+
+
+def _breaker(seen: Iterable[Sighting], fleet: Fleet, policy: BreakerPolicy, in_turn: Collection[str] | None) -> Breaker:
     """Return the breaker: of the rule that is broken, or else of the second one."""
     counted = [one for one in seen if not one.workspace.on_hold]
     dead_now = {one.workspace.id: not one.workspace.offline for one in counted if one.verdict in _LOOKS_DEAD}
@@ -150,22 +159,15 @@ def _rule(dead: int, of: int, policy: BreakerPolicy) -> Breaker:
     return Breaker(too_many, dead, of)
 
 
-def _absent(earlier: Known, policy: AbsencePolicy, *, counts: bool) -> tuple[Action, str]:
-    """Decide about an instance that was not found. EC2 is eventually consistent, so once proves nothing."""
-    dead, reason = gone_for_good(earlier.sightings, earlier.age_s, policy, counts=counts)
-    return (Action.FLIP if dead else Action.WAIT), reason
+def gone_for_good(sightings: int, age_s: float, policy: AbsencePolicy, *, counts: bool) -> tuple[bool, str]:
+    """Tell whether an instance that is not found is dead, after so many `sightings` over `age_s` seconds; and why.
 
-
-def gone_for_good(earlier: int, age_s: float, policy: AbsencePolicy, *, counts: bool) -> tuple[bool, str]:
-    """Tell whether an instance that is not found now is dead, after `earlier` sightings over `age_s` seconds; and why.
-
-    `counts` tells whether "not found" proves anything in this cycle.
+    EC2 is eventually consistent, so once proves nothing. `counts` tells whether "not found" does in this cycle.
     """
     if not counts:
         return False, "no instance at all was found in this cycle: account, Region or credentials?"
-    count = earlier + 1
-    history = f"not found: sighting {count} of {policy.sightings}, over {age_s:.0f} of {policy.min_age_s:.0f} s"
-    return count >= policy.sightings and age_s >= policy.min_age_s, history
+    history = f"not found: sighting {sightings} of {policy.sightings}, over {age_s:.0f} of {policy.min_age_s:.0f} s"
+    return sightings >= policy.sightings and age_s >= policy.min_age_s, history
 
 
 def confirms(first: Sighting, second: Sighting) -> bool:

@@ -33,11 +33,16 @@ KnownDoubts = Mapping[tuple[str, Verdict], Known]
 
 @dataclass(frozen=True, slots=True)
 class Doubt:
-    """What is to be remembered of a workspace, and why, as text for the log. An absence that was counted `adds_up`."""
+    """What is to be remembered of a workspace, and why, as text for the log.
+
+    `counts`: it is one more sighting. `by_hand`: an event with "adopt" asks to remember it.
+    """
 
     workspace: Workspace
     kind: Verdict
     reason: str
+    counts: bool = True
+    by_hand: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,28 +74,29 @@ def doubt_changes(
     """Return what to write about the first sightings of a cycle.
 
     `absence_counts` tells whether "not found" proves anything in this cycle. A narrowed cycle (not `full`) counts no
-    absence, and says nothing about sources. An event `by_hand` has absences remembered, once.
+    absence, and says nothing about sources. An event `by_hand` has offline rows remembered, too.
     """
-    new: list[Doubt] = []
-    again: list[Doubt] = []
     seen = list(sightings)
-    doubts = [doubt for one in seen if (doubt := _doubt(one, absence_counts=absence_counts)) is not None]
+    doubts = [
+        doubt
+        for one in seen
+        if (doubt := _doubt(one, absence_counts=absence_counts, full=full, by_hand=by_hand)) is not None
+    ]
     causes = Counter(doubt.reason for doubt in doubts if doubt.kind is Verdict.UNKNOWN)
     sources = {cause: count for cause, count in causes.items() if count > MOST_OF_ONE_CAUSE} if full else {}
+    new: list[Doubt] = []
+    again: list[Doubt] = []
     for doubt in doubts:
+        earlier = known.get((doubt.workspace.id, doubt.kind))
         if doubt.kind is Verdict.UNKNOWN and doubt.reason in sources:
             continue
-        earlier = known.get((doubt.workspace.id, doubt.kind))
-        is_new = earlier is None or earlier.instance_id != doubt.workspace.instance_id
-        if doubt.kind is Verdict.ABSENT and not full and not (by_hand and is_new):
-            continue
-        if is_new:
-            new.append(doubt)
-        elif doubt.kind is Verdict.ABSENT or (earlier is not None and earlier.seen_s >= REFRESH_SECONDS):
+        if earlier is None or earlier.instance_id != doubt.workspace.instance_id:
+            if doubt.counts or doubt.by_hand:
+                new.append(doubt)
+        elif doubt.by_hand or (doubt.counts and (doubt.kind is Verdict.ABSENT or earlier.seen_s >= REFRESH_SECONDS)):
             again.append(doubt)
-    looks_gone = (Verdict.DEAD, Verdict.ABSENT)
-    new.sort(key=lambda doubt: doubt.kind not in looks_gone)
-    again.sort(key=lambda doubt: doubt.kind not in looks_gone)
+    for written in (new, again):
+        written.sort(key=lambda doubt: doubt.kind not in (Verdict.DEAD, Verdict.ABSENT))
     doubted = {workspace_id for workspace_id, _ in known}
     return DoubtChanges(
         tuple(new),
@@ -101,12 +107,20 @@ def doubt_changes(
     )
 
 
-def _doubt(sighting: Sighting, *, absence_counts: bool) -> Doubt | None:
-    if sighting.verdict is Verdict.RUNNING:
+def _doubt(sighting: Sighting, *, absence_counts: bool, full: bool, by_hand: bool) -> Doubt | None:
+    workspace, verdict = sighting.workspace, sighting.verdict
+    if verdict is Verdict.RUNNING:
         return None
-    if sighting.verdict is Verdict.ABSENT and not absence_counts:
-        return Doubt(sighting.workspace, Verdict.UNKNOWN, NOTHING_FOUND)
-    return Doubt(sighting.workspace, sighting.verdict, sighting.reason or sighting.state)
+    if verdict is Verdict.ABSENT and not absence_counts:
+        return Doubt(workspace, Verdict.UNKNOWN, NOTHING_FOUND)
+    gone = verdict in (Verdict.DEAD, Verdict.ABSENT)
+    return Doubt(
+        workspace,
+        verdict,
+        sighting.reason or sighting.state,
+        counts=full or verdict is not Verdict.ABSENT,
+        by_hand=by_hand and gone and workspace.offline,
+    )
 
 
 def _was_not_absent(sighting: Sighting, known: KnownDoubts) -> bool:

@@ -44,8 +44,12 @@ class Owed:
 
 @dataclass(frozen=True, slots=True)
 class Circumstances:
-    """What holds for every restart of a cycle. `absence_counts`: "not found" proves something in this cycle."""
+    """What holds for every restart of a cycle, be it a `full` one or not.
 
+    `absence_counts`: "not found" proves something in this cycle.
+    """
+
+    full: bool
     breaker_open: bool
     absence_counts: bool
     absence: AbsencePolicy
@@ -102,7 +106,8 @@ def before_asking(owed: Owed, sighting: Sighting, now: Circumstances) -> Restart
             dead, reason = _gone(restart, now)
             if dead:
                 return RestartDecision(restart, Step.ASK, reason)
-            return RestartDecision(restart, Step.NEXT_CYCLE if now.absence_counts else Step.PUT_OFF, reason)
+            counted = now.full and now.absence_counts
+            return RestartDecision(restart, Step.NEXT_CYCLE if counted else Step.PUT_OFF, reason)
         case Verdict.RUNNING:
             return RestartDecision(restart, Step.CANCEL_AND_WATCH, "the instance is running")
         case Verdict.TRANSITION | Verdict.UNKNOWN:
@@ -153,4 +158,5 @@ def owed_again(restart: Restart, sighting: Sighting, now: Circumstances) -> bool
 
 
 def _gone(restart: Restart, now: Circumstances) -> tuple[bool, str]:
-    return gone_for_good(restart.absent_sightings, restart.absent_s, now.absence, counts=now.absence_counts)
+    sightings = restart.absent_sightings + now.full  # a narrowed cycle counts no absence
+    return gone_for_good(sightings, restart.absent_s, now.absence, counts=now.absence_counts)

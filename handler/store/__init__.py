@@ -7,7 +7,7 @@ from handler.deadline import Deadline
 from handler.domain.report import FleetGauges, Gauges
 from handler.store.candidates import Candidates, Selection
 from handler.store.doubts import Doubts
-from handler.store.flip import Flipped, FlipOutcomes, FlipPolicy, Flips
+from handler.store.flip import FlipOutcomes, Flipped, FlipPolicy, Flips
 from handler.store.gauges import read_fleet_gauges, read_gauges
 from handler.store.holds import Holds
 from handler.store.lease import Lease

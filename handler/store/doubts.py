@@ -101,7 +101,7 @@ ON CONFLICT DO NOTHING
 _SAVE = f"""
 WITH seen AS (
     SELECT * FROM jsonb_to_recordset(CAST(:doubts AS jsonb))
-                  AS seen (workspace_id uuid, kind text, instance_id text, reason text)
+                  AS seen (workspace_id uuid, kind text, instance_id text, reason text, counts boolean, by_hand boolean)
 ), known AS (
     SELECT doubts.workspace_id, doubts.kind,
            doubts.instance_id = seen.instance_id AS same_instance,
@@ -111,15 +111,16 @@ WITH seen AS (
 ), updated AS (
     UPDATE reconciler.doubts SET
         instance_id = seen.instance_id, reason = seen.reason, last_seen_at = now(),
-        sightings = CASE WHEN adds_up THEN LEAST(doubts.sightings, 1000000) + 1 ELSE 1 END,
+        sightings = CASE WHEN adds_up THEN LEAST(doubts.sightings, 1000000) ELSE 0 END
+                    + CASE WHEN counts THEN 1 ELSE 0 END,
         since = CASE WHEN adds_up THEN doubts.since ELSE now() END,
-        by_hand = :by_hand OR same_instance AND doubts.by_hand,
+        by_hand = seen.by_hand OR same_instance AND doubts.by_hand,
         offline_since = CASE WHEN same_instance THEN doubts.offline_since END
     FROM seen JOIN known USING (workspace_id, kind)
     WHERE doubts.workspace_id = seen.workspace_id AND doubts.kind = seen.kind
 )
 INSERT INTO reconciler.doubts (workspace_id, kind, instance_id, reason, by_hand)
-SELECT workspace_id, kind, instance_id, reason, :by_hand FROM seen
+SELECT workspace_id, kind, instance_id, reason, by_hand FROM seen
 WHERE NOT EXISTS (SELECT FROM reconciler.doubts
                   WHERE doubts.workspace_id = seen.workspace_id AND doubts.kind = seen.kind)
 ON CONFLICT DO NOTHING
@@ -160,8 +161,8 @@ class Doubts:
         known = {(row[0], Verdict(row[1])): Known(*row[2:]) for row in doubts}
         return Memory(known, Fleet(up, {one: is_up for one, is_up in dead}))  # noqa: C416 - rows are lists
 
-    def save(self, deadline: Deadline, changes: DoubtChanges, *, by_hand: bool = False) -> None:
-        """Write what has changed, new doubts first, as far as time allows; with `by_hand`, as an event's adoptions."""
+    def save(self, deadline: Deadline, changes: DoubtChanges) -> None:
+        """Write what has changed, new doubts first, as far as time allows."""
         with self._session.transaction(deadline) as transaction:
             self._lease.require(transaction)
             if changes.alive:
@@ -171,7 +172,7 @@ class Doubts:
             if changes.sources is not None:
                 _save_sources(transaction, changes.sources)
         for doubts in _chunks((*changes.new, *changes.again), ROWS_AT_ONCE):
-            self._save(deadline, doubts, by_hand=by_hand)
+            self._save(deadline, doubts)
 
     def set_reasons(self, deadline: Deadline, reasons: Mapping[str, str]) -> None:
         """Note why workspaces that look dead, by id, were not flipped."""
@@ -181,13 +182,7 @@ class Doubts:
                 self._lease.require(transaction)
                 transaction.run(_SET_REASONS, reasons=json.dumps(rows), ids=[one for one, _ in some])
 
-    def forget(self, deadline: Deadline, alive: Sequence[str]) -> None:
-        """Forget the doubts about workspaces whose instance runs after all."""
-        with self._session.transaction(deadline) as transaction:
-            self._lease.require(transaction)
-            transaction.run(_FORGET, ids=list(alive))
-
-    def _save(self, deadline: Deadline, doubts: Sequence[Doubt], *, by_hand: bool) -> None:
+    def _save(self, deadline: Deadline, doubts: Sequence[Doubt]) -> None:
         """Save doubts, but for one that somebody else is inserting."""
         # As JSON: in an array's elements pg8000 lets PostgreSQL take the text "null" for NULL.
         rows = [
@@ -196,17 +191,19 @@ class Doubts:
                 "kind": str(one.kind),
                 "instance_id": one.workspace.instance_id,
                 "reason": one.reason,
+                "counts": one.counts,
+                "by_hand": one.by_hand,
             }
             for one in doubts
         ]
         try:
             with self._session.transaction(deadline, lock_wait_s=INSERT_WAIT_SECONDS) as transaction:
                 self._lease.require(transaction)
-                transaction.run(_SAVE, doubts=json.dumps(rows), by_hand=by_hand)
+                transaction.run(_SAVE, doubts=json.dumps(rows))
         except RowLockedError:
             half = len(doubts) // 2
             for part in (doubts[:half], doubts[half:]) if half else ():
-                self._save(deadline, part, by_hand=by_hand)
+                self._save(deadline, part)
 
 
 def _save_sources(transaction: Transaction, sources: Mapping[str, int]) -> None:

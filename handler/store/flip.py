@@ -44,8 +44,9 @@ ORDER BY id FOR UPDATE SKIP LOCKED
 _OWN = f"""
 SELECT asked.id::text, EXISTS (SELECT FROM platform.workspaces WHERE workspaces.id = asked.id),
        {on_hold("asked.id")}, last_restart.restarts, last_restart.up_s, last_restart.is_open,
-       EXISTS (SELECT FROM platform.workspaces WHERE workspaces.id = asked.id AND {RESTARTING.format(
-           by_hand="COALESCE(doubt.by_hand, false)")}),
+       EXISTS (SELECT FROM platform.workspaces WHERE workspaces.id = asked.id AND {
+    RESTARTING.format(by_hand="COALESCE(doubt.by_hand, false)")
+}),
        COALESCE(doubt.sightings, 0), COALESCE(doubt.absent_s, 0), COALESCE(doubt.offline_s, 0)
 FROM unnest(CAST(:ids AS uuid[])) AS asked (id)
 LEFT JOIN LATERAL (
@@ -217,9 +218,7 @@ class Flips:
         ids = list(captured)
         rows = {
             row[0]: row[1:]
-            for row in transaction.run(
-                query, ids=ids, selected_at=policy.selected_at, fresh_s=policy.heartbeat_fresh_s
-            )
+            for row in transaction.run(query, ids=ids, selected_at=policy.selected_at, fresh_s=policy.heartbeat_fresh_s)
         }
         takes_locks = query is _LOCKED_ROWS
         ours = {one for (one,) in transaction.run(_LOCK_RESTARTS, ids=ids)} if takes_locks else set()
@@ -289,9 +288,7 @@ class Flips:
         return outcomes
 
 
-def _current(
-    captured: Workspace, row: Sequence[Any] | None, own: Sequence[Any], *, ours: set[str] | None
-) -> _Current:
+def _current(captured: Workspace, row: Sequence[Any] | None, own: Sequence[Any], *, ours: set[str] | None) -> _Current:
     """Put together what the database says. `ours`: the workspaces whose open restarts we have locked; None: none."""
     exists, is_on_hold, restarts, up_s, is_open, restarting, sightings, absent_s, offline_s = own
     if row is None:

@@ -20,7 +20,7 @@ LATEST_END_OF_STOP_SECONDS = 90_000
 MOST_KEPT_BACK = 5000
 
 _STOP_IS_ON = f"(ends_at > now() AND ends_at <= now() + make_interval(secs => {LATEST_END_OF_STOP_SECONDS}))"
-_STOPPED = f"EXISTS (SELECT FROM reconciler.restart_stops WHERE {_STOP_IS_ON})"  # noqa: S608 - constants
+_STOPPED = f"EXISTS (SELECT FROM reconciler.restart_stops WHERE {_STOP_IS_ON})"
 # One that was never asked for has its grace after a hold, too.
 _DUE = f"""(due_at <= now() AND (attempts > 0
     OR COALESCE({hold_ended_at("owed.workspace_id")} + make_interval(secs => :grace_s) <= now(), true)))"""
@@ -41,7 +41,7 @@ _MAY_BE_ASKED = f"""{_DUE} AND COALESCE(backoff_until <= now(), true) AND NOT {o
   AND NOT {_STOPPED} AND (released OR NOT :released_only)
   AND (CAST(:workspace_ids AS uuid[]) IS NULL OR owed.workspace_id = ANY (CAST(:workspace_ids AS uuid[])))"""
 _DUE_LIST = f"""{_OWED} AND {_MAY_BE_ASKED} AND (refusals > 0) = :refused
-ORDER BY due_at, owed.id LIMIT :most"""  # noqa: S608 - put together from constants
+ORDER BY due_at, owed.id LIMIT :most"""
 _ANY_DUE = f"""
 SELECT count(*) FROM (
     SELECT FROM reconciler.restarts AS owed WHERE closed_at IS NULL AND {_MAY_BE_ASKED} LIMIT :most
@@ -158,7 +158,8 @@ SET last_answer = :answer,
     refusals = refusals + CASE WHEN CAST(:wait_s AS double precision) IS NULL THEN 0 ELSE 1 END,
     watched_since = CASE WHEN :watched THEN watched_since END,
     due_at = COALESCE(now() + make_interval(secs => CAST(:wait_s AS double precision)), due_at)
-WHERE id = :id AND closed_at IS NULL AND claimed_by = CAST(:cycle_id AS uuid)
+WHERE id = :id AND closed_at IS NULL
+  AND (claimed_by = CAST(:cycle_id AS uuid) OR NOT :claimed AND last_answer IS DISTINCT FROM 'claimed')
 """
 _ACCEPT = """
 UPDATE reconciler.restarts SET closed_at = now(), outcome = 'accepted'
@@ -214,9 +215,7 @@ class Restarts:
             rows = transaction.run(_WATCHED)
         return [Watched(Restart(*row[:10]), *row[10:]) for row in rows]
 
-    def note_watch(
-        self, deadline: Deadline, *, ended: Sequence[int], up: Sequence[int], not_up: Sequence[int]
-    ) -> None:
+    def note_watch(self, deadline: Deadline, *, ended: Sequence[int], up: Sequence[int], not_up: Sequence[int]) -> None:
         """Note which watches are over, and which watched workspaces are up and not up, by their restarts' ids."""
         with self._session.transaction(deadline) as transaction:
             self._lease.require(transaction)
@@ -319,10 +318,12 @@ class Restarts:
         with self._session.transaction(deadline, lock_wait_s=LOCK_WAIT_SECONDS) as transaction:
             transaction.run(_ACCEPT, id=restart.id)
 
-    def record_answer(self, deadline: Deadline, restart: Restart, answer: str, *, wait_s: float | None) -> None:
+    def record_answer(
+        self, deadline: Deadline, restart: Restart, answer: str, *, wait_s: float | None, claimed: bool = True
+    ) -> None:
         """Record an answer that leaves the restart open: it is due again in `wait_s` seconds.
 
-        None keeps the time that the claim set, as after an uncertain answer.
+        None keeps the time that the claim set, as after an uncertain answer. Not `claimed`: it could not be asked for.
         """
         with self._session.transaction(deadline, lock_wait_s=LOCK_WAIT_SECONDS) as transaction:
             transaction.run(
@@ -331,6 +332,7 @@ class Restarts:
                 answer=str(answer),
                 wait_s=wait_s,
                 watched=restart.watched or wait_s is None,
+                claimed=claimed,
                 cycle_id=self._cycle_id,
             )
 
@@ -370,7 +372,10 @@ class Restarts:
 
     @staticmethod
     def _carry_out(
-        transaction: Transaction, decisions: Iterable[RestartDecision], sightings: Mapping[int, Sighting], retry_s: float
+        transaction: Transaction,
+        decisions: Iterable[RestartDecision],
+        sightings: Mapping[int, Sighting],
+        retry_s: float,
     ) -> None:
         ids: dict[Step, list[int]] = {}
         for one in decisions:

@@ -5,6 +5,7 @@ import pg8000.exceptions
 from handler.errors import (
     ConnectionLostError,
     LoginRefusedError,
+    NotWrittenError,
     RightsMissingError,
     RowLockedError,
     RowSecurityError,
@@ -60,3 +61,14 @@ def explained(error: pg8000.exceptions.DatabaseError) -> StoreError:
         kind, remedy = RowSecurityError, REMEDIES
     text = f"the database refused: {message} ({code})" + (f": {remedy}" if remedy else "")
     return kind(text, server_message=message, sqlstate=code)
+
+
+# Time-outs and cancellations, locks, lost connections, and a server without resources: none is a row's own fault.
+_NOT_A_ROWS = ("08", "25", "28", "40", "53", "55", "57", "58", "XX")
+
+
+def concerns_a_row(error: StoreError) -> bool:
+    """Tell whether one row may be to blame for an error, through a trigger or a constraint, and not a whole set."""
+    if error.sqlstate is None:
+        return isinstance(error, NotWrittenError)
+    return not error.sqlstate.startswith(_NOT_A_ROWS)
