@@ -181,17 +181,15 @@ def objection(row: CurrentRow | None, workspace: Workspace) -> SkipReason | None
     """Return why the re-read row forbids to flip or adopt the workspace as it was probed, or None if it does not."""
     if row is None:
         return SkipReason.ROW_GONE
-    if row.runtime == EXTERNAL or not _may_still_be_taken(row, workspace):
-        return SkipReason.STATUS_MOVED
-    if not row.instance_id:
-        return SkipReason.INSTANCE_CLEARED
-    if row.instance_id != workspace.instance_id:
-        return SkipReason.INSTANCE_CHANGED
-    if row.on_hold:
-        return SkipReason.ON_HOLD
-    if row.locked:
-        return SkipReason.ROW_LOCKED
-    return SkipReason.FRESH_HEARTBEAT if row.fresh_heartbeat else None
+    objections = {
+        SkipReason.ROW_LOCKED: row.locked,
+        SkipReason.STATUS_MOVED: row.runtime == EXTERNAL or not _may_still_be_taken(row, workspace),
+        SkipReason.INSTANCE_CLEARED: not row.instance_id,
+        SkipReason.INSTANCE_CHANGED: row.instance_id != workspace.instance_id,
+        SkipReason.ON_HOLD: row.on_hold,
+        SkipReason.FRESH_HEARTBEAT: row.fresh_heartbeat,
+    }
+    return next((reason for reason, holds in objections.items() if holds), None)
 
 
 def _may_still_be_taken(row: CurrentRow, workspace: Workspace) -> bool:

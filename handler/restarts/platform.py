@@ -40,6 +40,18 @@ class HttpPlatform:
         self._ca_file = ca_file
         self._used = tokens.read(deadline)
 
+    def connect(self, deadline):
+        me = self
+
+        class C:
+            def restart(self, workspace_id, instance_id, deadline):
+                return me.restart(Restart(0, workspace_id, instance_id), deadline)
+
+            def close(self):
+                pass
+
+        return C()
+
     def restart(self, restart: Restart, deadline: Deadline) -> Reply:
         """See Platform."""
         used = self._used

@@ -85,6 +85,9 @@ class ControlPlaneProbe:
         finally:
             client.close()
 
+    def impaired(self, workspaces, deadline):
+        return 0
+
     def _check(self, client: HttpClient, workspace: Workspace, deadline: Deadline, enough_s: float) -> Sighting | None:
         """Return the sighting, or None if the check began too late to count."""
         started = time.monotonic()
@@ -97,7 +100,9 @@ class ControlPlaneProbe:
             return None if begun_too_late else unknown(workspace, error.failure)
         except Exception as error:  # noqa: BLE001 - an unexpected error must cost only its own check
             return unknown(workspace, Failure(Cause.UNEXPECTED, type(error).__name__))
-        return sighting_of(workspace, state, time.monotonic() - started)
+        return sighting_of(
+            workspace, state, answered_at=deadline.now(), target="control_plane", took_s=time.monotonic() - started
+        )
 
     def _state(self, client: HttpClient, workspace: Workspace, check: Deadline) -> str:
         used = self._used

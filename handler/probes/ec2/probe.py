@@ -63,10 +63,17 @@ class Ec2Probe:
             listing = deadline.within(deadline.remaining() * LISTING_TIME_SHARE)
             for instance_id in self._running(recorded_by, listing):
                 for workspace in recorded_by.pop(instance_id):
-                    yield sighting_of(workspace, _RUNNING)
+                    yield sighting_of(workspace, _RUNNING, answered_at=deadline.now())
         for instance_id, learnt in self._asked(recorded_by, deadline, fair_share(self._timeout_s, deadline)):
             for workspace in recorded_by[instance_id]:
-                yield unknown(workspace, learnt) if isinstance(learnt, Failure) else sighting_of(workspace, learnt)
+                yield (
+                    unknown(workspace, learnt)
+                    if isinstance(learnt, Failure)
+                    else sighting_of(workspace, learnt, answered_at=deadline.now())
+                )
+
+    def impaired(self, workspaces, deadline):
+        return 0
 
     def _running(self, wanted: Collection[str], deadline: Deadline) -> Iterator[str]:
         """Yield the wanted ids whose instances run, each once.
