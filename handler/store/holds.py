@@ -32,17 +32,34 @@ SELECT FROM reconciler.restarts WHERE workspace_id = ANY (CAST(:ids AS uuid[])) 
 ORDER BY id FOR UPDATE
 """
 
+# A row without a workspace is a hold on everything.
+ALL_ON_HOLD = "EXISTS (SELECT FROM reconciler.holds WHERE holds.workspace_id IS NULL AND holds.ends_at > now())"
+# How many workspaces are on hold singly.
+COUNT_ON_HOLD_SINGLY = "(SELECT count(DISTINCT workspace_id) FROM reconciler.holds WHERE ends_at > now())"
+# Ages count from a hold's end, so holds are kept for some time. Parameters: `days`, and `most` rows.
+PURGE_HOLDS = """
+DELETE FROM reconciler.holds
+WHERE id = ANY (ARRAY(
+    SELECT id FROM reconciler.holds
+    WHERE ends_at < now() - make_interval(days => :days) ORDER BY ends_at LIMIT :most FOR UPDATE SKIP LOCKED
+))
+"""
+
 
 def on_hold(workspace_id: str) -> str:
-    """Return the SQL condition that a workspace is on hold now; `workspace_id` is an SQL expression."""
-    return f"""(EXISTS (SELECT FROM reconciler.holds WHERE holds.workspace_id = {workspace_id} AND ends_at > now())
-        OR EXISTS (SELECT FROM reconciler.fleet_hold WHERE ends_at > now()))"""
+    """Return the SQL condition that a workspace is on hold now, singly or with everything.
+
+    `workspace_id` is an SQL expression.
+    """
+    return f"""(EXISTS (SELECT FROM reconciler.holds WHERE holds.workspace_id = {workspace_id} AND holds.ends_at > now())
+        OR {ALL_ON_HOLD})"""
 
 
 def hold_ended_at(workspace_id: str) -> str:
     """Return the SQL expression for the time at which the latest hold ends or ended; NULL if there was none."""
-    return f"""GREATEST((SELECT max(ends_at) FROM reconciler.holds WHERE holds.workspace_id = {workspace_id}),
-        (SELECT ends_at FROM reconciler.fleet_hold))"""
+    return f"""GREATEST(
+        (SELECT max(holds.ends_at) FROM reconciler.holds WHERE holds.workspace_id = {workspace_id}),
+        (SELECT max(holds.ends_at) FROM reconciler.holds WHERE holds.workspace_id IS NULL))"""
 
 
 class Holds:

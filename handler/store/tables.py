@@ -9,10 +9,7 @@ Rights = Sequence[tuple[str, str | None, str]]
 PLATFORM_TABLES = ("workspaces", "structure_events")
 OWN_TABLES = tuple(
     f"reconciler.{name}"
-    for name in (
-        *("schema_version", "lease", "coverage", "doubts", "source_doubts"),
-        *("restarts", "restart_stops", "holds", "fleet_hold"),
-    )
+    for name in ("schema_version", "lease", "coverage", "doubts", "source_doubts", "restarts", "restart_stops", "holds")
 )
 
 RIGHTS_TO_READ: Rights = (
@@ -29,7 +26,7 @@ RIGHTS_TO_APPLY: Rights = (
     ("reconciler.coverage", None, "UPDATE"),
     *(
         (f"reconciler.{table}", None, right)
-        for table in ("lease", "doubts", "source_doubts", "restarts", "restart_stops", "holds", "fleet_hold")
+        for table in ("lease", "doubts", "source_doubts", "restarts", "restart_stops", "holds")
         for right in ("INSERT", "UPDATE", "DELETE")
     ),
 )
