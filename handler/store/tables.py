@@ -12,6 +12,10 @@ OWN_TABLES = tuple(
     for name in ("schema_version", "lease", "coverage", "doubts", "source_doubts", "restarts", "restart_stops", "holds")
 )
 
+# What makes a row a candidate, beside the adopted ones.
+IS_UP = """(workspaces.status IN ('online', 'degraded') AND workspaces.instance_id <> ''
+    AND COALESCE(workspaces.runtime, '') <> 'external')"""
+
 RIGHTS_TO_READ: Rights = (
     *(
         ("workspaces", one, "SELECT")
@@ -29,4 +33,10 @@ RIGHTS_TO_APPLY: Rights = (
         for table in ("lease", "doubts", "source_doubts", "restarts", "restart_stops", "holds")
         for right in ("INSERT", "UPDATE", "DELETE")
     ),
+)
+# What a hold or a release uses. The platform's tables are not among them: somebody may have locked those.
+RIGHTS_TO_HOLD: Rights = tuple(
+    (f"reconciler.{table}", None, right)
+    for table in ("restarts", "restart_stops", "holds")
+    for right in ("SELECT", "INSERT", "UPDATE", "DELETE")
 )
