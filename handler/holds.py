@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from handler.deadline import Deadline
-from handler.errors import RightsMissingError, SchemaMissingError, StoreError
+from handler.errors import RequestError, RightsMissingError, SchemaMissingError, StoreError
 from handler.request import HoldRequest, Request
 from handler.store import ActiveHolds, Store
 from handler.telemetry import hold_changed, hold_trouble
@@ -40,8 +40,8 @@ def carry_out(request: Request, store: Store, deadline: Deadline, in_time: Deadl
         else:
             outcome, active = "released", store.holds.release(in_time, ids, most=HOLDS_REPORTED)
             hold_changed("released", ids, "by hand")
-    except (RightsMissingError, SchemaMissingError):
-        store.check_rights(in_time, to_apply=request.applies)  # it names all that is missing
+    except (RequestError, RightsMissingError, SchemaMissingError):
+        store.check_rights(in_time, to_apply=request.applies)  # it names all that is missing, and matters more
         raise
     rest = in_time if in_time.remaining() > _LEAST_SECONDS else deadline.within(_LEAST_SECONDS)
     answer = {
