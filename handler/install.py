@@ -94,12 +94,15 @@ def install(session: Session, role: str, deadline: Deadline) -> dict[str, Any]:
     with session.transaction(deadline, every_row=False) as transaction:
         if not transaction.run("SELECT FROM pg_roles WHERE rolname = :role", role=role):
             raise StoreError(f"the database has no role {role}: create it, with LOGIN")
-        relations, lacking = _own_relations(transaction), lacking_rights(transaction, RIGHTS_TO_APPLY, role=role)
+        relations = _own_relations(transaction)
         with _naming(SCHEMA):
             transaction.run((_ROOT / SCHEMA).read_text())
+        # Before this point, the schema and the functions in it may be anybody's.
+        lacking = lacking_rights(transaction, RIGHTS_TO_APPLY, role=role)
         with _naming(GRANTS):
             _find_by_plain_names(transaction)
             transaction.run((_ROOT / GRANTS).read_text().replace(':"role"', _quoted(role)))
+            transaction.run("SET LOCAL search_path = pg_catalog, pg_temp")
         closed = _closed_schemas(transaction, role)
         if closed:
             raise RightsMissingError(
