@@ -229,3 +229,118 @@ def test_a_type_that_a_session_was_left_with_is_not_used(database: Database) -> 
         SCHEMA.read_text(),
         GRANTS.read_text().replace(':"role"', RECONCILER_ROLE),
     )
+
+
+# --- the platform's tables, as grants.sql finds them ---
+
+
+def may_read(database: Database, role: str = RECONCILER_ROLE) -> set[str]:
+    """Return the relations on whose ids the role has a right."""
+    rows = database.query(
+        "SELECT attrelid::regclass::text AS relation FROM pg_attribute, aclexplode(attacl)"
+        " WHERE attname = 'id' AND grantee = CAST(CAST(:role AS text) AS regrole)",
+        role=f'"{role}"',
+    )
+    return {row["relation"] for row in rows}
+
+
+def test_a_temporary_table_is_not_taken_for_the_platform_s(database: Database) -> None:
+    revoke = f"REVOKE ALL (id) ON workspaces FROM {RECONCILER_ROLE}"
+    for path in ("public", "pg_temp, public", "public, pg_temp"):
+        prepare(
+            database,
+            revoke,
+            f"SET search_path = {path}",
+            "CREATE TEMPORARY TABLE workspaces (LIKE public.workspaces)",
+            "CREATE TEMPORARY TABLE structure_events (LIKE public.structure_events)",
+            GRANTS.read_text().replace(':"role"', RECONCILER_ROLE),
+        )
+        assert may_read(database) == {"workspaces"}, path
+
+
+def test_the_first_schema_of_the_path_counts_whatever_its_name(database: Database) -> None:
+    prepare(
+        database,
+        """CREATE SCHEMA "it's; ""plat"" %I :x" """,
+        """CREATE TABLE "it's; ""plat"" %I :x".workspaces (LIKE public.workspaces)""",
+        f"REVOKE ALL (id) ON workspaces FROM {RECONCILER_ROLE}",
+        """SET search_path = "it's; ""plat"" %I :x", public""",
+        GRANTS.read_text().replace(':"role"', RECONCILER_ROLE),
+    )
+    assert may_read(database) == {'"it\'s; ""plat"" %I :x".workspaces'}
+
+
+@pytest.mark.parametrize("role", ["public", "none", "nobody"])
+def test_psql_grants_nothing_to_everybody_or_nobody(postgres: PostgresServer, database: Database, role: str) -> None:
+    with pytest.raises(PostgresServerError, match=f'role "?{role}"? does not exist'):
+        postgres.psql(database.owner_url, GRANTS, role=role)
+
+
+# --- what else the role may do ---
+
+
+def warnings(database: Database, role: str = "hers") -> list[str]:
+    """Return what the installer warns about, which is what the file says to psql, too."""
+    session = Session(database_from({"DATABASE_URL": database.owner_url}), Secrets(_never), _never)
+    with contextlib.closing(session):
+        said = install(session, role, Deadline(30.0))["warnings"]
+    with contextlib.closing(database.connect()) as connection:
+        connection.run(GRANTS.read_text().replace(':"role"', role))
+        assert [notice[b"M"].decode() for notice in connection.notices if notice[b"S"] == b"WARNING"] == said
+    return [warning.removeprefix(f"the role {role} ") for warning in said]
+
+
+@pytest.fixture
+def hers(postgres: PostgresServer, database: Database) -> Iterator[Database]:
+    """A database with a role `hers`, which has what the reconciler's role has, and a role `group`."""
+    postgres.execute("CREATE ROLE hers LOGIN")
+    postgres.execute('CREATE ROLE "group"')
+    yield database
+    database.drop()
+    for role in ("hers", '"group"'):
+        postgres.execute(f"DROP ROLE {role}")
+
+
+def test_nothing_is_warned_about_after_a_deployment_by_the_book(hers: Database) -> None:
+    assert warnings(hers) == []
+
+
+@pytest.mark.parametrize(
+    ("grant", "warning"),
+    [
+        ("GRANT CREATE ON SCHEMA public TO PUBLIC", ["may create in schema public"]),
+        ("CREATE SCHEMA app; GRANT CREATE ON SCHEMA app TO hers", ["may create in schema app"]),
+        (
+            'CREATE SCHEMA app; GRANT CREATE ON SCHEMA app TO "group"; GRANT "group" TO hers',
+            ["may create in schema app"],
+        ),
+        ("GRANT TRIGGER ON workspaces TO hers", ["may create triggers on public.workspaces"]),
+        ("ALTER ROLE hers SUPERUSER", ["is a superuser"]),
+        ("ALTER ROLE hers BYPASSRLS", ["may bypass row-level security"]),
+        ("ALTER ROLE hers CREATEROLE CREATEDB", ["may create databases", "may create roles"]),
+        (
+            'ALTER ROLE "group" BYPASSRLS; GRANT "group" TO hers',
+            ["may bypass row-level security as group, of which it is a member"],
+        ),
+        (
+            "GRANT pg_write_all_data TO hers",
+            ["is a member of pg_write_all_data"],
+        ),
+    ],
+)
+def test_what_the_role_may_do_besides_is_named(
+    postgres: PostgresServer, hers: Database, grant: str, warning: list[str]
+) -> None:
+    for statement in grant.split("; "):
+        if " ON " in statement or "SCHEMA" in statement:
+            prepare(hers, statement)
+        else:  # roles are the server's
+            postgres.execute(statement)
+    assert warnings(hers) == warning
+
+
+def test_a_role_that_owns_the_platform_s_tables_is_named(database: Database) -> None:
+    said = warnings(database, OWNER_ROLE)
+    assert {"owns table public.workspaces", "may create in schema public", "may create in schema reconciler"} <= set(
+        said
+    )
