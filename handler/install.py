@@ -4,6 +4,7 @@ It is a separate function with its own secret, because the reconciler must not o
 applies the same files as psql would, in one transaction: all of them or none.
 """
 
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -162,7 +163,7 @@ def _closed_schemas(transaction: Transaction, role: str) -> list[str]:
 def _warnings(transaction: Transaction) -> list[str]:
     """Return what infra/grants.sql warned about: what the role may do besides."""
     ((text,),) = transaction.run("SELECT current_setting('reconciler.warnings')")
-    return str(text).splitlines()
+    return list(json.loads(text))
 
 
 def _own_relations(transaction: Transaction) -> set[str]:

@@ -55,8 +55,9 @@ BEGIN
         SELECT format('is a member of %s', rolname) FROM pg_roles
         WHERE rolname LIKE 'pg\_%' AND pg_has_role(grantee, oid, 'MEMBER')
         UNION ALL
-        SELECT format('owns table %s', regclass) FROM unnest(ARRAY[workspaces, structure_events]) AS regclass
-        JOIN pg_class ON pg_class.oid = regclass WHERE pg_has_role(grantee, relowner, 'MEMBER')
+        SELECT format('owns table %s', oid::regclass) FROM pg_class
+        WHERE (oid IN (workspaces, structure_events) OR relkind = 'r' AND relnamespace = to_regnamespace('reconciler'))
+          AND pg_has_role(grantee, relowner, 'MEMBER')
         UNION ALL
         SELECT format('may create triggers on %s', regclass) FROM unnest(ARRAY[workspaces, structure_events]) AS regclass
         WHERE has_table_privilege(grantee, regclass, 'TRIGGER')
@@ -72,7 +73,7 @@ BEGIN
     FOREACH warning IN ARRAY COALESCE(warnings, '{}') LOOP
         RAISE WARNING USING MESSAGE = warning, HINT = 'See docs/deploy.md, "What the role should not have".';
     END LOOP;
-    PERFORM set_config('reconciler.warnings', concat(array_to_string(warnings, E'\n')), true);  -- for the installer
+    PERFORM set_config('reconciler.warnings', array_to_json(COALESCE(warnings, '{}'))::text, true);  -- for the installer
 END
 $grants$;
 

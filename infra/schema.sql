@@ -72,11 +72,19 @@ BEGIN
         WHERE refclassid IN ('pg_proc'::regclass, 'pg_type'::regclass, 'pg_operator'::regclass)
           AND schema <> to_regnamespace('reconciler') AND owner NOT IN (SELECT oid FROM pg_roles WHERE rolsuper)
         UNION
-        SELECT 'the right to create in schema reconciler', grantee
+        SELECT 'the right CREATE on schema reconciler', grantee
         FROM pg_namespace, aclexplode(nspacl) WHERE nspname = 'reconciler' AND privilege_type = 'CREATE'
+        UNION  -- a foreign key that cascades runs the triggers of the other table
+        SELECT concat(pg_describe_object('pg_class'::regclass, conrelid, 0), ', which refers to ',
+                      pg_describe_object('pg_class'::regclass, confrelid, 0)), owner
+        FROM pg_constraint JOIN relation ON relation.object = confrelid
+        JOIN owned ON catalog = 'pg_class'::regclass AND owned.object = conrelid
         UNION
-        SELECT concat('the right to create triggers on ', pg_describe_object('pg_class'::regclass, object, 0)), grantee
-        FROM relation, aclexplode(rights) WHERE privilege_type = 'TRIGGER'
+        SELECT concat('the right ', privilege_type, ' on ', pg_describe_object('pg_class'::regclass, object, 0)), grantee
+        FROM (SELECT object, rights FROM relation
+              UNION ALL SELECT attrelid, attacl FROM pg_attribute JOIN relation ON object = attrelid) AS given,
+             aclexplode(rights)
+        WHERE privilege_type IN ('TRIGGER', 'REFERENCES')
     )
     SELECT string_agg(concat(what, ' (', COALESCE(rolname, 'PUBLIC'), ')'), '; ') INTO strange
     FROM (SELECT what, rolname FROM whose LEFT JOIN pg_roles ON oid = role WHERE role NOT IN (SELECT role FROM ours)

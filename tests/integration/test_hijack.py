@@ -143,9 +143,15 @@ def test_a_schema_that_stood_there_before_the_first_install_is_refused(
 @pytest.mark.parametrize(
     ("right", "plant", "named"),
     [
-        ("CREATE ON SCHEMA reconciler", (), "the right to create in schema reconciler (mallory)"),
-        ("TRIGGER ON reconciler.lease", (), "the right to create triggers on table reconciler.lease (mallory)"),
-        ("ALL ON reconciler.lease", (), "the right to create triggers on table reconciler.lease (mallory)"),
+        ("CREATE ON SCHEMA reconciler", (), "the right CREATE on schema reconciler (mallory)"),
+        ("TRIGGER ON reconciler.lease", (), "the right TRIGGER on table reconciler.lease (mallory)"),
+        ("ALL ON reconciler.lease", (), "the right TRIGGER on table reconciler.lease (mallory)"),
+        ("REFERENCES (scope) ON reconciler.lease", (), "the right REFERENCES on table reconciler.lease (mallory)"),
+        (
+            "REFERENCES ON reconciler.lease",
+            ("CREATE TABLE hers.leases (scope text REFERENCES reconciler.lease ON DELETE CASCADE)",),
+            "table hers.leases, which refers to table reconciler.lease (mallory)",
+        ),
         (
             "CREATE, USAGE ON SCHEMA reconciler",
             ("CREATE FUNCTION reconciler.now() RETURNS timestamptz LANGUAGE sql AS 'SELECT NULL::timestamptz'",),
@@ -198,6 +204,44 @@ def test_a_default_that_calls_somebody_else_s_function_is_refused(database: Data
     )
     default = "default value for column cursor of table reconciler.coverage"
     assert f"function hers.harmless(), which {default} uses (mallory)" in refused(apply)
+
+
+@pytest.mark.parametrize("what", ["better matches", "hers", "the platform's"])
+def test_a_superuser_runs_nothing_of_others_either(postgres: PostgresServer, database: Database, what: str) -> None:
+    """To a superuser, everything seems to be a superuser's own."""
+    if what == "better matches":
+        prepare(
+            database,
+            "DROP SCHEMA reconciler CASCADE",
+            "GRANT CREATE ON SCHEMA public TO PUBLIC",
+            "SET ROLE mallory",
+            *(f"CREATE FUNCTION public.{function} RETURNS text {TRAP}" for function in PLANTED),
+        )
+    if what == "hers":
+        prepare(
+            database,
+            "DROP SCHEMA reconciler CASCADE",
+            f'GRANT CREATE ON DATABASE "{database.name}" TO mallory',
+            "SET ROLE mallory; CREATE SCHEMA reconciler",
+        )
+    superuser = postgres.url(database.name, user="postgres")
+
+    def by_psql() -> None:
+        postgres.psql(superuser, SCHEMA)
+        postgres.psql(superuser, GRANTS, role=RECONCILER_ROLE)
+
+    def by_installer() -> None:
+        with contextlib.closing(
+            Session(database_from({"DATABASE_URL": superuser}), Secrets(_never), _never)
+        ) as session:
+            install(session, RECONCILER_ROLE, Deadline(30.0))
+
+    for apply in (by_psql, by_installer):
+        if what == "better matches":
+            apply()
+        else:
+            owner = "mallory" if what == "hers" else OWNER_ROLE
+            assert f"schema reconciler ({owner})" in refused(apply)
 
 
 def test_what_a_role_owns_of_which_the_login_is_a_member_is_ours(
