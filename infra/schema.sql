@@ -40,6 +40,14 @@ BEGIN
     -- the name of whoever runs this.
     IF to_regnamespace('reconciler') IS NULL THEN
         CREATE SCHEMA reconciler;  -- from here on, nobody else can
+        FOR strange IN  -- whom default privileges let add to it
+            SELECT format('REVOKE CREATE ON SCHEMA reconciler FROM %s',
+                          CASE grantee WHEN 0 THEN 'PUBLIC' ELSE grantee::regrole::text END)
+            FROM pg_namespace, aclexplode(nspacl)
+            WHERE nspname = 'reconciler' AND privilege_type = 'CREATE' AND grantee <> nspowner
+        LOOP
+            EXECUTE strange;
+        END LOOP;
     END IF;
     WITH RECURSIVE ours (role) AS (
         SELECT oid FROM pg_roles WHERE rolname = current_user
@@ -308,6 +316,15 @@ BEGIN
 
     INSERT INTO reconciler.schema_version (version) VALUES (newest)
     ON CONFLICT (singleton) DO UPDATE SET version = EXCLUDED.version, upgraded_at = EXCLUDED.upgraded_at;
+    FOR strange IN  -- the same for new tables, which nobody else has seen yet
+        SELECT DISTINCT format('REVOKE TRIGGER, REFERENCES ON %s FROM %s', pg_class.oid::regclass,
+                               CASE grantee WHEN 0 THEN 'PUBLIC' ELSE grantee::regrole::text END)
+        FROM pg_class, aclexplode(relacl)
+        WHERE relnamespace = to_regnamespace('reconciler') AND privilege_type IN ('TRIGGER', 'REFERENCES')
+          AND grantee <> relowner
+    LOOP
+        EXECUTE strange;
+    END LOOP;
     RAISE NOTICE 'schema reconciler: now at version %', newest;
 EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
     RAISE EXCEPTION USING

@@ -388,3 +388,17 @@ def test_a_role_that_owns_the_platform_s_tables_is_named(database: Database) -> 
     assert {"owns table public.workspaces", "may create in schema public", "may create in schema reconciler"} <= set(
         said
     )
+
+
+def test_default_privileges_give_nobody_a_part_of_what_is_installed(database: Database, apply: Apply) -> None:
+    """Many platforms give all new tables to their application's role. The next install must not be refused for it."""
+    prepare(
+        database,
+        "DROP SCHEMA reconciler CASCADE",
+        "ALTER DEFAULT PRIVILEGES GRANT ALL ON TABLES TO mallory, PUBLIC",
+        "ALTER DEFAULT PRIVILEGES GRANT ALL ON SCHEMAS TO mallory, PUBLIC",
+    )
+    apply()
+    apply()
+    (found,) = database.query("SELECT has_table_privilege('mallory', 'reconciler.lease', 'SELECT') AS reads")
+    assert found["reads"], "the others of these rights are the platform's business"
