@@ -83,7 +83,7 @@ simulate: $(STAMP) ## search random schedules for one that does harm; ARGS="--sc
 	@$(PY) -m tests.simulation $(ARGS)
 
 .PHONY: bench
-bench: .venv-bench/.installed ## measure beside the peers (ten minutes); writes bench/results.json, README's figures and bench/plots
+bench: .venv-bench/.installed $(BUILT) ## measure beside the peers (ten minutes); writes bench/results.json, README's figures and bench/plots
 	$(PY) -m bench $(ARGS)
 	$(if $(ARGS),,.venv-bench/bin/python -m bench.plots)
 

@@ -8,7 +8,7 @@ from typing import TypeVar
 from handler.deadline import Deadline
 
 # A result that came in time may take this much longer to be handed over.
-_GRACE_S = 0.2
+HANDOVER_SECONDS = 0.2
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -28,7 +28,7 @@ def in_parallel(
         while True:
             room = 0 if deadline.over() else at_once - len(under_way)
             under_way |= {pool.submit(work, item) for item in islice(items, room)}
-            ended, under_way = wait(under_way, deadline.remaining() + _GRACE_S, FIRST_COMPLETED)
+            ended, under_way = wait(under_way, deadline.remaining() + HANDOVER_SECONDS, FIRST_COMPLETED)
             if not ended:
                 return
             yield from (future.result() for future in ended)

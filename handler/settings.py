@@ -26,7 +26,8 @@ _SECRET_ARN = re.compile(r"arn:aws[a-z-]*:secretsmanager:[a-z0-9-]+:\d{12}:secre
 _HEADER_VALUE = re.compile(r"[\x21-\x7e]+")
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 _NUMBER = re.compile(r"[0-9]{1,15}(?:\.[0-9]{1,15})?(?:[eE][+-]?[0-9]{1,2})?")
-_WHOLE_NUMBER = re.compile(r"[0-9]{1,15}")
+# CloudFormation passes a Number on as it was typed, such as 64.0.
+_WHOLE_NUMBER = re.compile(r"([0-9]{1,15})(?:\.0{1,15})?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,20 +198,24 @@ class _Environment:
         self._environment = environment
 
     def text(self, name: str) -> str | None:
+        """Return a variable as it is, or None if it is unset."""
         return self._environment.get(name) or None
 
     def word(self, name: str, words: tuple[str, ...], default: str) -> str:
+        """Return one of the words that the variable may hold."""
         value = self.text(name) or default
         if value not in words:
             raise SettingsError(f"{name}: found {shown(value)}; expected {' or '.join(words)}")
         return value
 
     def check_log_level(self, name: str) -> None:
+        """Refuse what is no log level, in capitals or not."""
         value = self.text(name)
         if value is not None and value.upper() not in LOG_LEVELS:
             raise SettingsError(f"{name}: found {shown(value)}; expected one of {', '.join(LOG_LEVELS)}")
 
     def number(self, name: str, default: float, least: float, most: float) -> float:
+        """Return a number within its bounds."""
         value = self.text(name)
         if value is None:
             return default
@@ -219,14 +224,17 @@ class _Environment:
         return float(value)
 
     def whole(self, name: str, default: int, least: int, most: int) -> int:
+        """Return a whole number within its bounds."""
         value = self.text(name)
         if value is None:
             return default
-        if not _WHOLE_NUMBER.fullmatch(value) or not least <= int(value) <= most:
+        found = _WHOLE_NUMBER.fullmatch(value)
+        if not found or not least <= int(found[1]) <= most:
             raise SettingsError(f"{name}: found {shown(value)}; expected a whole number from {least} to {most}")
-        return int(value)
+        return int(found[1])
 
     def file(self, name: str) -> str | None:
+        """Return the path of a file, which must hold certificates."""
         value = self.text(name)
         try:
             if value is not None:
@@ -236,6 +244,7 @@ class _Environment:
         return value
 
     def secret_arn(self, name: str) -> str | None:
+        """Return the ARN of a secret."""
         value = self.text(name)
         if value is not None and not _SECRET_ARN.fullmatch(value):
             raise SettingsError(f"{name}: not the ARN of a secret; expected arn:aws:secretsmanager:…:secret:…")

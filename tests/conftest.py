@@ -14,8 +14,8 @@ from sandbox.fleet import Fleet
 from sandbox.limited_ec2 import LimitedEc2
 from sandbox.platform import Platform
 from sandbox.postgres import Database, PostgresServer, StatusType
-from tests.support.botocore_files import read_once
 from tests.support.invoke import Invoke
+from tests.support.once import worked_out_once
 from tests.support.skips import pytest_make_collect_report, pytest_runtest_makereport  # noqa: F401 - pytest's hooks
 
 # The same examples in every run: a red build is red again when somebody looks at it. A long search takes others each
@@ -40,9 +40,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def botocore_reads_its_files_once() -> Iterator[None]:
-    """Spare every session that a test makes the reading of botocore's files."""
-    with read_once():
+def libraries_work_things_out_once() -> Iterator[None]:
+    """Share between sessions what botocore and pg8000 work out for each."""
+    with worked_out_once():
         yield
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import boto3.session
+import botocore.exceptions
 import botocore.session
 from botocore.awsrequest import AWSResponse
 from botocore.config import Config
@@ -31,6 +32,13 @@ BODY_LIMIT = 64 * 1024 * 1024
 _CONFIG = Config(retries={"mode": "standard", "total_max_attempts": 1})
 
 _Service = Literal["ec2", "rds", "secretsmanager"]
+# https://docs.aws.amazon.com/sdkref/latest/guide/feature-ss-endpoints.html
+_ENDPOINT_OF_ALL = "AWS_ENDPOINT_URL"
+_ENDPOINT_VARIABLE: Mapping[_Service, str] = {
+    "ec2": "AWS_ENDPOINT_URL_EC2",
+    "rds": "AWS_ENDPOINT_URL_RDS",
+    "secretsmanager": "AWS_ENDPOINT_URL_SECRETS_MANAGER",
+}
 
 
 class _Call(threading.local):
@@ -43,6 +51,7 @@ class Aws:
     """AWS clients, each made on first use, because making one costs more than a call.
 
     Their calls are bounded, and may only be made inside `within`. They raise botocore's exceptions and CallError.
+    Making a client raises SettingsError if its endpoint's variable is malformed.
     """
 
     def __init__(self, pools: BoundedPools, *, models: Path, handlers: Mapping[str, Callable[..., None]]) -> None:
@@ -107,10 +116,20 @@ class Aws:
     def _client(self, service: _Service) -> Any:
         with self._making:
             if service not in self._clients:
-                client = self._session.client(service, config=_CONFIG)
-                client.meta.events.register("before-send", self._send)  # type: ignore[arg-type]  # it returns an answer
+                client = self._made(service)
+                client.meta.events.register("before-send", self._send)
                 self._clients[service] = client
             return self._clients[service]
+
+    def _made(self, service: _Service) -> Any:
+        try:
+            return self._session.client(service, config=_CONFIG)
+        except botocore.exceptions.BotoCoreError:  # some are ValueErrors, too
+            raise
+        except ValueError:
+            variable = _ENDPOINT_VARIABLE[service]
+            variable = variable if os.environ.get(variable) else _ENDPOINT_OF_ALL
+            raise SettingsError(f"{variable}: not usable; expected an http(s) address") from None
 
     def _send(self, request: Any, **_: Any) -> AWSResponse:
         if self._call.deadline is None:

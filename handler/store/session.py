@@ -35,7 +35,7 @@ from handler.net.secrets import Secrets, text_field
 from handler.net.tls import postgres_context
 from handler.settings import IAM, Database
 from handler.store.row_security import require_every_row
-from handler.store.sqlstate import FEATURE_NOT_SUPPORTED, explained
+from handler.store.sqlstate import FEATURE_NOT_SUPPORTED, QUERY_CANCELED, explained
 from handler.store.transaction import STANDBY, Begun, Rows, Transaction, begin, begun
 
 __all__ = ["LOCK_WAIT_SECONDS", "Session", "Transaction"]
@@ -161,8 +161,12 @@ class Session:
             connection.hang_up()
 
     def _begin(self, deadline: Deadline, *, read_only: bool, lock_wait_s: float) -> Begun:
-        """Begin a transaction. Use a new connection if this one is dead or leads to a standby."""
-        standbys = 0
+        """Begin a transaction. Use a new connection if this one is dead or leads to a standby.
+
+        Likewise, once, if the beginning is cancelled: a pooled session may have a timeout so short that it is over
+        before `SET LOCAL` ends it.
+        """
+        standbys = cancelled = 0
         while True:
             if deadline.over():
                 raise StoreError("no time is left for the transaction")
@@ -179,6 +183,10 @@ class Session:
             except StandbyError:
                 standbys += 1
                 if standbys > 1:
+                    raise
+            except StoreError as error:
+                cancelled += 1
+                if error.sqlstate != QUERY_CANCELED or cancelled > 1:
                     raise
 
     def _begun(self, deadline: Deadline, statements: str, *, read_only: bool) -> Begun:

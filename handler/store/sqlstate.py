@@ -31,6 +31,8 @@ _ERROR_OF_SQLSTATE: dict[str, tuple[type[StoreError], str]] = {
 }
 # BEGIN READ WRITE on a standby.
 FEATURE_NOT_SUPPORTED = "0A000"
+# By a timeout or by somebody.
+QUERY_CANCELED = "57014"
 # If a trigger's function cannot find something, that is not our schema's fault.
 _NOT_FOUND = ("3F000", "42P01", "42704", "42883")
 _BY_SCHEMA = "a trigger's function has to name what it uses by its schema, or SET a search_path of its own"

@@ -23,6 +23,8 @@ from sandbox.limited_ec2 import LimitedEc2
 from tests.fuzz.anything import CANARY, broken, examples
 from tests.support.stage import recorded
 
+pytestmark = pytest.mark.no_cover  # many times the same lines; the other tests measure coverage
+
 STATES = {"i-0000000000000000a": "running", "i-0000000000000000b": "terminated", "i-0000000000000000c": "stopping"}
 WORKSPACES = [
     Workspace(f"00000000-0000-4000-8000-{n:012d}", instance_id, None)

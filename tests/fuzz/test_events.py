@@ -14,6 +14,8 @@ from tests.support.events import EVENTS, event
 from tests.support.invoke import Invoke
 from tests.support.stage import recorded
 
+pytestmark = pytest.mark.no_cover  # many times the same lines; the other tests measure coverage
+
 ID = "00000000-0000-4000-8000-000000000001"
 RIGHT = [
     *(event(path.stem) for path in sorted(EVENTS.glob("*.json"))),

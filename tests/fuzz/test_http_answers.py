@@ -20,6 +20,8 @@ from sandbox.http_server import HttpStandIn, Raw, Reply, Request
 from tests.fuzz.anything import CANARY, any_json, broken, examples, nearly
 from tests.support.stage import recorded
 
+pytestmark = pytest.mark.no_cover  # many times the same lines; the other tests measure coverage
+
 ID = "00000000-0000-4000-8000-000000000001"
 INSTANCE = "i-0123456789abcdef0"
 # The project's own words. None may be `unexpected_…`, which stands for an error that nobody foresaw.

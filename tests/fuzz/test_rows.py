@@ -15,6 +15,8 @@ from tests.fuzz.anything import examples
 from tests.support.events import APPLY
 from tests.support.stage import Outcome, Stage, opened
 
+pytestmark = pytest.mark.no_cover  # many times the same lines; the other tests measure coverage
+
 LONGEST_LINE = 2000
 
 # PostgreSQL takes no NUL and no half characters; an index on instance_id takes no more than 2.7 kB once compressed.

@@ -396,7 +396,7 @@ GUARDS = (
         _FLIP,
         "_LOCKED_ROW",
         Sql("NOWAIT", ""),
-        f"{_TEST_RACES}test_a_locked_row_is_passed_over_at_once",
+        f"{_TEST_RACES}test_locked_rows_are_passed_over_at_once",
     ),
     Guard(
         "flip: re-read",
@@ -720,10 +720,18 @@ GUARDS = (
     # --- time ---
     Guard(
         "deadline: before sending",
-        "a thread that was stuck or frozen sends its request after the cycle has ended",
+        "a thread that was frozen sends its request after the cycle has ended",
         _BOUNDED,
         "_seconds_left",
         Code("left_s <= 0.0", "False"),
+        f"{_TEST_NET}test_deadlines.py::test_a_kept_connection_is_not_used_when_the_time_is_over",
+    ),
+    Guard(
+        "deadline: after a name lookup",
+        "a thread that was stuck in a lookup connects after the cycle has ended",
+        _CONNECT,
+        "connected",
+        Code('if left_s <= 0.0:\n    raise TimeoutError("no time is left to connect") from refusal', "pass"),
         f"{_TEST_NET}test_deadlines.py::test_a_call_whose_name_lookup_took_too_long_does_not_go_on",
     ),
     Guard(
@@ -931,7 +939,7 @@ GUARDS = (
     ),
     Guard(
         "lease: when absences are stored",
-        "two cycles count the same absence",
+        "a process that was frozen wakes up, and forgets absences that another cycle counts",
         _MEMORY,
         "CycleMemory.remember_absences",
         Code("self._lease.require(transaction)", "None"),

@@ -418,10 +418,12 @@ def test_the_template_s_defaults_equal_the_handler_s_except_for_the_mode(stacks:
     assert of_template == of_handler
 
 
+@pytest.mark.parametrize("point", ["", ".0"])
 @pytest.mark.parametrize("bound", ["MinValue", "MaxValue"])
-def test_the_handler_accepts_every_number_that_the_template_accepts(bound: str, template: Any) -> None:
+def test_the_handler_accepts_every_number_that_the_template_accepts(bound: str, point: str, template: Any) -> None:
+    """Both as CloudFormation passes them on: a Number stays as it was typed."""
     bounds = {
-        name: str(parameter[bound])
+        name: f"{parameter[bound]}{point}"
         for name, parameter in template["Parameters"].items()
         if parameter["Type"] == "Number" and bound in parameter
     }

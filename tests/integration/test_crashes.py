@@ -21,6 +21,8 @@ from tests.support.invoke import Invoke
 from tests.support.kept_connections import kept_connections
 from tests.support.killing import Ending, Invocations
 
+pytestmark = pytest.mark.no_cover  # many times the same lines; the other tests measure coverage
+
 # Long enough for leases to expire, for refusals to be tried again and for what is uncertain to be asked for again.
 A_WHILE_S = 400.0
 # Long enough for a lease to expire, and too short for what is uncertain.

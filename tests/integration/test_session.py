@@ -27,15 +27,34 @@ LONG_S = 30.0
 MOSTLY_DEAD = {"BREAKER_MAX_DEAD_FRACTION": "1"}
 
 
+def at_the_end(begin: str) -> str:
+    return f"{begin}; SELECT pg_catalog.pg_sleep(60)"
+
+
+def at_the_start(begin: str) -> str:
+    """While a timeout that somebody left in the session still counts."""
+    return f"SELECT pg_catalog.pg_sleep(60); {begin}"
+
+
+def in_between(begin: str) -> str:
+    statement = "SET LOCAL lock_timeout"
+    assert statement in begin
+    return begin.replace(statement, f"SELECT pg_catalog.pg_sleep(0.3); {statement}")
+
+
 class SlowToBegin(Session):
     """Makes the server slow at beginning a transaction, for a given number of times."""
 
     slow = 0
 
+    def __init__(self, *arguments: Any, where: Callable[[str], str] = at_the_end) -> None:
+        super().__init__(*arguments)
+        self.where = where
+
     def _run(self, deadline: Deadline, sql: str, **parameters: Any) -> list[Any]:
         if self.slow and sql.lstrip().startswith("BEGIN"):
             self.slow -= 1
-            sql += "; SELECT pg_catalog.pg_sleep(60)"
+            sql = self.where(sql)
         return super()._run(deadline, sql, **parameters)
 
 
@@ -60,11 +79,24 @@ def assert_works(session: Session) -> None:
             assert transaction.run("SELECT 'a'") == [["a"]]
 
 
-def by_its_timeout(database: Database) -> float:  # noqa: ARG001 - the other one needs it
-    return 0.1
+def test_a_begin_that_runs_out_of_time_costs_its_transaction_and_no_later_one(session: SlowToBegin) -> None:
+    session.slow = 1
+    with pytest.raises(StoreError), session.transaction(Deadline(0.1)):
+        pytest.fail("it has begun")
+    assert_works(session)
 
 
-def by_somebody(database: Database) -> float:
+def test_a_begin_that_somebody_cancels_is_tried_once_more_on_another_connection(
+    session: SlowToBegin, database: Database
+) -> None:
+    cancelled = session._connection  # noqa: SLF001 - it must not be used again
+    session.slow = 1
+    cancel_beginning(database)
+    assert_works(session)
+    assert session._connection is not cancelled  # noqa: SLF001 - likewise
+
+
+def cancel_beginning(database: Database) -> None:
     """Cancel the statement as soon as the server runs it."""
     cancel = f"""
         SELECT pg_cancel_backend(pid) FROM pg_stat_activity
@@ -76,17 +108,34 @@ def by_somebody(database: Database) -> float:
             pass
 
     threading.Thread(target=until_it_is_there, daemon=True).start()
-    return LONG_S
 
 
-@pytest.mark.parametrize("cancelled", [by_its_timeout, by_somebody])
-def test_a_begin_that_was_cancelled_costs_its_transaction_and_no_later_one(
-    session: SlowToBegin, database: Database, cancelled: Callable[[Database], float]
-) -> None:
-    session.slow = 1
-    with pytest.raises(StoreError), session.transaction(Deadline(cancelled(database))):
-        pytest.fail("it has begun")
+@pytest.fixture
+def short(database: Database) -> Iterator[None]:
+    """Every session begins with a short timeout, as if somebody had left it in each of a pooler's."""
+    role = f"ALTER ROLE {RECONCILER_ROLE} IN DATABASE {database.name}"
+    database._server.execute(f"{role} SET statement_timeout = '200ms'")  # noqa: SLF001 - the owner may not
+    yield
+    database._server.execute(f"{role} RESET statement_timeout")  # noqa: SLF001 - likewise
+
+
+@pytest.mark.usefixtures("short")
+@pytest.mark.parametrize("slow", [1, 2])
+def test_a_begin_that_a_timeout_in_the_session_cancels_is_tried_once_more(session: SlowToBegin, slow: int) -> None:
+    session.close()
+    session.slow, session.where = slow, at_the_start
+    with contextlib.nullcontext() if slow == 1 else pytest.raises(StoreError, match="57014"):
+        assert_works(session)
+    assert session.slow == 0
     assert_works(session)
+
+
+@pytest.mark.usefixtures("short")
+def test_a_timeout_in_the_session_ends_with_the_first_statements_of_a_begin(session: SlowToBegin) -> None:
+    session.close()
+    session.slow, session.where = 2, in_between
+    assert_works(session)
+    assert session.slow == 0
 
 
 def test_a_cycle_whose_begin_was_cancelled_costs_the_warm_process_no_later_cycle(

@@ -16,6 +16,7 @@ from tests.support.interleaving import TIMEOUT_S, Side, SteppedSession, SteppedS
 
 WORKSPACE = "00000000-0000-4000-8000-000000000001"
 OLD = "i-00000000000000001"
+FORGOTTEN = "00000000-0000-4000-8000-000000000002"
 OURS, THEIRS = "00000000-0000-4000-8000-00000000000a", "00000000-0000-4000-8000-00000000000b"
 EARLIER = "00000000-0000-4000-8000-00000000000c"
 # As with shards, so that what is tested is not the lease: "Nothing is doubled without it".
@@ -65,6 +66,7 @@ class Arena:
         self._onlooker = database.connect()
         self.statements = SteppedStatements(self._platform)
         self._onlooker.run(_ONCE)
+        self._state = self._onlooker.prepare(_STATE)
         self._pids = {cycle: _pid_of(session) for cycle, session in self.sessions.items()}
         self._platform_pid = int(self._platform.run("SELECT pg_backend_pid()")[0][0])
 
@@ -96,7 +98,7 @@ class Arena:
         self._onlooker.run(statements)
 
     def state(self) -> Any:
-        return json.loads(self._onlooker.run(_STATE, heartbeat=HEARTBEAT)[0][0])
+        return json.loads(self._state.run(heartbeat=HEARTBEAT)[0][0])
 
 
 def _pid_of(session: SteppedSession) -> int:
@@ -133,8 +135,9 @@ def cancel(arena: Arena, cycle: str) -> None:
 
 
 def remember_absences(arena: Arena, cycle: str) -> None:
+    """Count the absence of the one workspace, and forget another's."""
     absent = [Workspace(WORKSPACE, OLD, None)]
-    CycleMemory(arena.sessions[cycle], arena.lease(cycle)).remember_absences(Deadline(TIMEOUT_S), absent, [])
+    CycleMemory(arena.sessions[cycle], arena.lease(cycle)).remember_absences(Deadline(TIMEOUT_S), absent, [FORGOTTEN])
 
 
 def save_coverage(arena: Arena, cycle: str) -> None:

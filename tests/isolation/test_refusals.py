@@ -10,6 +10,8 @@ from handler.store import Claim, Flipped
 from sandbox.postgres import StatusType
 from tests.isolation.arena import (
     BEFORE,
+    FORGOTTEN,
+    OLD,
     OURS,
     OWED,
     THEIRS,
@@ -85,7 +87,9 @@ def test_a_hold_that_was_placed_after_the_due_restarts_were_listed_prevents_the_
 def too_late(arena: Arena) -> Iterator[Arena]:
     """The lease of the cycle has just expired."""
     arena.reset("UPDATE reconciler.lease SET expires_at = clock_timestamp() WHERE scope = 'ours'")
+    arena.reset(f"INSERT INTO reconciler.absences VALUES ('{FORGOTTEN}', '{OLD}', 1)")  # noqa: S608 - our own words
     yield arena
+    arena.reset("DELETE FROM reconciler.absences")
     arena.reset("UPDATE reconciler.lease SET expires_at = now() + interval '1 day'")
 
 

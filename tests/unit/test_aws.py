@@ -13,6 +13,7 @@ from handler.deadline import Deadline
 from handler.errors import SettingsError
 from handler.net.aws import Aws
 from handler.net.bounded import Answer, BoundedPools
+from handler.net.secrets import Secrets
 from handler.probes.ec2 import status_pages
 from handler.process import MODELS
 from sandbox import ec2_xml
@@ -120,6 +121,26 @@ def test_a_variables_endpoint_is_used(environment: pytest.MonkeyPatch, variable:
     environment.setenv("AWS_REGION", "eu-central-1")
     environment.setenv(variable, "https://ec2.example:8443")
     assert sent_by_the_handler("ec2") == ("https://ec2.example:8443/", "eu-central-1/ec2/aws4_request")
+
+
+@pytest.mark.parametrize("service", ["ec2", "secrets_manager", "rds"])
+@pytest.mark.parametrize("of_all", [True, False])
+def test_a_malformed_endpoint_is_refused_by_its_variables_name(
+    environment: pytest.MonkeyPatch, service: str, of_all: bool
+) -> None:
+    variable = "AWS_ENDPOINT_URL" if of_all else f"AWS_ENDPOINT_URL_{service.upper()}"
+    environment.setenv("AWS_REGION", "eu-central-1")
+    environment.setenv(variable, "no address")
+    with pytest.raises(SettingsError, match=f"{variable}: not usable"):
+        getattr(aws_over(Recorder()), service)()
+
+
+def test_a_malformed_endpoint_for_secrets_is_not_taken_for_a_malformed_secret(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("AWS_REGION", "eu-central-1")
+    environment.setenv("AWS_ENDPOINT_URL_SECRETS_MANAGER", "no address")
+    secrets = Secrets(aws_over(Recorder()).secret_text)
+    with pytest.raises(SettingsError, match="AWS_ENDPOINT_URL_SECRETS_MANAGER: not usable"):
+        secrets.read("arn:of-one", "CP_SECRET_ARN", SOON)
 
 
 # --- which region, which credentials ---

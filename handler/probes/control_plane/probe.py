@@ -14,6 +14,7 @@ from handler.domain.model import Cause, Failure, Sighting, Workspace, sighting_o
 from handler.net.bounded import SUCCESS, Answer, CallError
 from handler.net.http import HttpClient
 from handler.net.secrets import Tokens
+from handler.parallel import HANDOVER_SECONDS
 from handler.probes import fair_share
 from handler.probes.control_plane.limiter import ConcurrencyLimiter
 
@@ -25,8 +26,6 @@ _REFUSED = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
 _OVERLOAD = (Cause.TIMEOUT, Cause.BROKEN_CONNECTION, Cause.CONNECTION_REFUSED)
 _OVERLOAD_STATUS = (str(HTTPStatus.TOO_MANY_REQUESTS.value), *map(str, range(500, 600)))
 _CLOCKS_DIFFER = 0.95  # a wait of ten seconds may end a little early
-# A sighting that came in time may take this much longer to be handed over.
-_GRACE_S = 0.2
 
 
 class ControlPlaneProbe:
@@ -159,7 +158,7 @@ def _until_all_end(done: "queue.SimpleQueue[Sighting | None]", workers: int, dea
     """
     while workers:
         try:
-            sighting = done.get(timeout=deadline.remaining() + _GRACE_S)
+            sighting = done.get(timeout=deadline.remaining() + HANDOVER_SECONDS)
         except queue.Empty:
             return
         if sighting is None:
