@@ -90,4 +90,3 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON reconciler.source_doubts TO :"role";
 GRANT SELECT, INSERT, UPDATE, DELETE ON reconciler.restarts TO :"role";
 GRANT SELECT, INSERT, UPDATE, DELETE ON reconciler.restart_stops TO :"role";
 GRANT SELECT, INSERT, UPDATE, DELETE ON reconciler.holds TO :"role";
-GRANT SELECT, INSERT, UPDATE, DELETE ON reconciler.fleet_hold TO :"role";

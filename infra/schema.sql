@@ -21,7 +21,7 @@ DO $schema$
 DECLARE
     newest     CONSTANT integer := 2;
     own_tables CONSTANT pg_catalog.text[] := '{schema_version, lease, coverage, doubts, source_doubts, restarts, '
-                                             'restart_stops, holds, fleet_hold}';
+                                             'restart_stops, holds}';
     give_up_at pg_catalog.timestamptz;
     strange    pg_catalog.text;
     installed  integer := 0;  -- 0: nothing, or a schema from before there was a version number
@@ -350,14 +350,20 @@ BEGIN
             'Causes for which more than 1,000 instances were unknown in the last full cycle: one doubt about the '
             'source, in place of one for each workspace.';
 
-        CREATE TABLE IF NOT EXISTS reconciler.fleet_hold (
-            singleton BOOLEAN PRIMARY KEY DEFAULT true CHECK (singleton),
-            reason    TEXT NOT NULL,
-            began_at  TIMESTAMPTZ NOT NULL DEFAULT now(),
-            ends_at   TIMESTAMPTZ NOT NULL
-        );
-        COMMENT ON TABLE reconciler.fleet_hold IS
-            'The hold on everything (at most one row): nothing is flipped or restarted until ends_at.';
+        ALTER TABLE reconciler.holds
+            ADD COLUMN IF NOT EXISTS id UUID NOT NULL DEFAULT gen_random_uuid(),
+            DROP CONSTRAINT IF EXISTS holds_pkey;
+        ALTER TABLE reconciler.holds
+            ADD CONSTRAINT holds_pkey PRIMARY KEY (id),
+            ALTER COLUMN workspace_id DROP NOT NULL;
+        CREATE INDEX IF NOT EXISTS holds_of_workspace ON reconciler.holds (workspace_id, ends_at);
+        CREATE INDEX IF NOT EXISTS holds_ends_at ON reconciler.holds (ends_at);
+        COMMENT ON TABLE reconciler.holds IS
+            'Workspaces on hold, for example during maintenance: nothing flips or restarts them until ends_at. Each '
+            'hold is a row of its own, so that placing one waits for nobody''s lock; of several, the last one to end '
+            'counts. They are deleted 30 days after their end: until then, ages count from it.';
+        COMMENT ON COLUMN reconciler.holds.workspace_id IS 'NULL: the hold is on everything.';
+        COMMENT ON COLUMN reconciler.holds.ends_at IS 'A release, or a later hold in its place, ends it at once.';
 
         ALTER TABLE reconciler.restarts
             ADD COLUMN IF NOT EXISTS adopted           BOOLEAN NOT NULL DEFAULT false,

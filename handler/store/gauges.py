@@ -4,7 +4,7 @@ from handler.deadline import Deadline
 from handler.domain.report import FleetGauges, Gauges
 from handler.domain.restarts import RECOVERY_SECONDS
 from handler.store.candidates import RESTARTING, UNOWED_SECONDS
-from handler.store.holds import hold_ended_at, on_hold
+from handler.store.holds import COUNT_ON_HOLD_SINGLY, hold_ended_at, on_hold
 from handler.store.session import Session
 
 # Reads only our own tables, because the platform's may be locked.
@@ -23,7 +23,7 @@ SELECT count(*), count(*) FILTER (WHERE blocked), count(*) FILTER (WHERE backing
             FILTER (WHERE blocked IS NOT TRUE AND isfinite(wanted_since))), 0) AS double precision),
        (SELECT CAST(COALESCE(extract(epoch FROM now() - COALESCE(pass_completed_at, first_cycle_at)), 0)
                     AS double precision) FROM reconciler.coverage),
-       (SELECT count(*) FROM reconciler.holds WHERE ends_at > now()),
+       {COUNT_ON_HOLD_SINGLY},
        CAST(GREATEST(
            (SELECT extract(epoch FROM now() - min(GREATEST(since, {hold_ended_at("doubts.workspace_id")})))
             FROM reconciler.doubts WHERE isfinite(since) AND NOT {on_hold("doubts.workspace_id")}),

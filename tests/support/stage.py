@@ -55,7 +55,7 @@ NOTHING = Snapshot({}, [], [])
 _EMPTY = """
     TRUNCATE workspaces, structure_events,
              reconciler.lease, reconciler.coverage, reconciler.doubts, reconciler.source_doubts, reconciler.restarts,
-             reconciler.restart_stops, reconciler.holds, reconciler.fleet_hold RESTART IDENTITY;
+             reconciler.restart_stops, reconciler.holds RESTART IDENTITY;
     INSERT INTO reconciler.coverage DEFAULT VALUES
 """
 
