@@ -13,6 +13,7 @@ from handler.errors import RowLockedError
 from handler.store.holds import on_hold
 from handler.store.lease import Lease
 from handler.store.session import Session, Transaction
+from handler.store.tables import IS_UP
 
 # Rows in one statement. It is small enough to end in time, and large enough for few round trips.
 ROWS_AT_ONCE = 500
@@ -51,12 +52,11 @@ FROM reconciler.doubts
 """
 _UP = f"""
 SELECT count(*) FROM platform.workspaces
-WHERE status IN ('online', 'degraded') AND instance_id <> '' AND COALESCE(runtime, '') <> 'external'
-  AND NOT {on_hold("workspaces.id")}
+WHERE {IS_UP} AND NOT {on_hold("workspaces.id")}
 """  # noqa: S608 - put together from constants
 _DEAD = f"""
 SELECT dead.workspace_id::text, acted_on,
-       COALESCE(status IN ('online', 'degraded') AND instance_id <> '' AND COALESCE(runtime, '') <> 'external', false)
+       COALESCE({IS_UP}, false)
 FROM (
     SELECT workspace_id, bool_or(acted_on) AS acted_on FROM (
         SELECT workspace_id, false AS acted_on FROM reconciler.doubts WHERE {REMEMBERED_DEAD} AND sightings > 0
