@@ -22,13 +22,14 @@ _LOOKS_DEAD = (Verdict.DEAD, Verdict.ABSENT)
 class Fleet:
     """The whole fleet, as the breaker's second rule counts it. Rows on hold are left out.
 
-    `up` counts the rows that are online or degraded. `dead` has the workspaces that earlier cycles saw dead and
-    nobody has seen alive since, those flipped or adopted lately, and those whose restart an open breaker keeps back:
-    for each, whether it is one of the rows that are up.
+    `up` counts the rows that are online or degraded. `remembered` has the workspaces that earlier cycles saw dead, and
+    nobody alive since. `acted_on` has those that were flipped or adopted lately, or whose restart an open breaker keeps
+    back. Both tell of each whether it is one of the rows that are up.
     """
 
     up: int = 0
-    dead: Mapping[str, bool] = field(default_factory=dict)
+    remembered: Mapping[str, bool] = field(default_factory=dict)
+    acted_on: Mapping[str, bool] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +151,8 @@ def _breaker(seen: Iterable[Sighting], fleet: Fleet, policy: BreakerPolicy, in_t
         if first.open:
             return first
     alive = {one.workspace.id for one in counted if one.verdict is Verdict.RUNNING}
-    dead = {one: up for one, up in fleet.dead.items() if one not in alive} | dead_now
+    remembered = {one: up for one, up in fleet.remembered.items() if one not in alive}
+    dead = remembered | dict(fleet.acted_on) | dead_now
     return _rule(len(dead), fleet.up + sum(not up for up in dead.values()), policy)
 
 

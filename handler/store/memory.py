@@ -6,7 +6,7 @@ from handler.store.holds import PURGE_HOLDS
 from handler.store.lease import Lease
 from handler.store.session import LOCK_WAIT_SECONDS, Session
 
-CLOSED_RESTARTS_KEPT_DAYS = 30
+KEPT_DAYS = 30
 # A cycle purges no more of either kind, so it takes milliseconds however much there is.
 MOST_PURGED = 1000
 
@@ -51,5 +51,5 @@ class CycleMemory:
         """Delete some of what is of no use any more: restarts that closed long ago, and holds that have ended."""
         with self._session.transaction(deadline) as transaction:
             self._lease.require(transaction)
-            transaction.run(_PURGE_RESTARTS, days=CLOSED_RESTARTS_KEPT_DAYS, most=MOST_PURGED)
-            transaction.run(PURGE_HOLDS, days=CLOSED_RESTARTS_KEPT_DAYS, most=MOST_PURGED)
+            transaction.run(_PURGE_RESTARTS, days=KEPT_DAYS, most=MOST_PURGED)
+            transaction.run(PURGE_HOLDS, days=KEPT_DAYS, most=MOST_PURGED)
