@@ -16,8 +16,8 @@ from handler.store.session import LOCK_WAIT_SECONDS, Session, Transaction
 from handler.store.sqlstate import QUERY_CANCELED
 from handler.store.tables import IS_UP, RIGHTS_TO_HOLD
 
-# How long the table `workspaces` may be waited for, to learn whether the named ones exist. Less if connecting took long,
-# because some of the answer's time is kept to place the hold.
+# How long the table `workspaces` is waited for, to learn whether the named ones exist. It is less if connecting took
+# long, because some of the answer's time is kept to place the hold.
 CHECK_SECONDS = 1.0
 _LEAST_CHECK_SECONDS = 0.2
 _KEPT_SECONDS = 0.4

@@ -58,7 +58,7 @@ class StoredStop:
 
 @dataclass
 class StoredHold:
-    """A row of `reconciler.holds`."""
+    """A row of `reconciler.holds`: the workspace's hold that ends last."""
 
     reason: str
     ends_at: float
@@ -78,12 +78,20 @@ class Tables:
     absences: dict[str, StoredAbsence] = field(default_factory=dict)
     restarts: list[StoredRestart] = field(default_factory=list)
     stops: list[StoredStop] = field(default_factory=list)
-    holds: dict[str, StoredHold] = field(default_factory=dict)
+    # By workspace; that of None is on everything. They stay when they have ended, because ages count from then.
+    holds: dict[str | None, StoredHold] = field(default_factory=dict)
 
-    def is_on_hold(self, workspace_id: str) -> bool:
-        """Tell whether the workspace is on hold now."""
-        hold = self.holds.get(workspace_id)
-        return hold is not None and hold.ends_at > self.now
+    def is_on_hold(self, workspace_id: str | None) -> bool:
+        """Tell whether the workspace is on hold now, singly or with everything."""
+        return any(one in self.holds and self.holds[one].ends_at > self.now for one in (workspace_id, None))
+
+    def hold_ended_at(self, workspace_id: str) -> float | None:
+        """Return when the workspace's latest hold, or that on everything, ends or ended."""
+        return max((self.holds[one].ends_at for one in (workspace_id, None) if one in self.holds), default=None)
+
+    def on_hold_singly(self) -> set[str]:
+        """Return the workspaces that are on hold by themselves."""
+        return {one for one, hold in self.holds.items() if one is not None and hold.ends_at > self.now}
 
     def is_stopped(self) -> bool:
         """Tell whether no restart may be asked for now."""
