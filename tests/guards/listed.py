@@ -1214,7 +1214,10 @@ GUARDS = (
         "while the platform's table is locked, no workspace can be put on hold",
         _HOLDS,
         "Holds.exist",
-        Code("isinstance(error, RowLockedError | ConnectionLostError) or error.sqlstate == QUERY_CANCELED", "False"),
+        Code(
+            "given_up or isinstance(error, RowLockedError | ConnectionLostError) or deadline.over()",
+            "deadline.over()",
+        ),
         f"{_TEST_HOLD_IN_TIME}test_a_locked_table_of_workspaces_delays_no_hold_and_no_release",
     ),
     Guard(
