@@ -46,7 +46,7 @@ demo: $(STAMP) ## one cycle on a made-up fleet; ARGS="--probe control_plane --wa
 ##@ Deploy
 
 .PHONY: build
-build: $(BUILT) ## build what Lambda runs, into .aws-sam/build
+build: $(BUILT) ## build what Lambda runs, into .aws-sam/build, and the list of what it is made of (sbom.cdx.json)
 
 .PHONY: validate
 validate: .venv-deploy/.installed .venv-checkov/.installed ## check the template with SAM, cfn-lint and checkov
@@ -63,8 +63,9 @@ deploy: $(BUILT) ## deploy to AWS; the first time it asks, and keeps the answers
 build-Reconciler build-Installer:
 	@$(PY) infra/build.py "$(ARTIFACTS_DIR)" --python "$(DEPLOYED_PYTHON)"
 
-$(BUILT): infra/template.yaml infra/build.py $(PACKAGED) Makefile | $(STAMP) .venv-deploy/.installed
+$(BUILT): infra/template.yaml infra/build.py infra/sbom.py $(PACKAGED) Makefile | $(STAMP) .venv-deploy/.installed
 	$(SAM) build --template infra/template.yaml
+	@$(PY) infra/sbom.py .aws-sam/build/Reconciler --bill .aws-sam/build/sbom.cdx.json
 
 ##@ Develop
 
@@ -106,6 +107,10 @@ lint: $(STAMP) ## check style, formatting and types
 audit: .venv-audit/.installed ## look for known vulnerabilities in what is deployed; asks PyPI, so it needs the network
 	.venv-audit/bin/pip-audit --strict --require-hashes --disable-pip --requirement requirements/runtime.txt $(ARGS)
 
+.PHONY: licences
+licences: $(BUILT) ## rewrite docs/licences.md from what is in the artifact
+	@$(PY) infra/sbom.py .aws-sam/build/Reconciler --licences
+
 .PHONY: guards
 guards: $(STAMP) ## remove each guard of docs/safety.md in turn, and check that its test fails (minutes); ARGS=breaker picks some
 	@$(PY) -m tests.guards $(ARGS)
@@ -115,9 +120,10 @@ format: $(STAMP) ## rewrite the code in the project's format, with the safe fixe
 	$(PY) -m ruff check --fix-only .
 	$(PY) -m ruff format .
 
-UV_COMPILE = $(PY) -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+UV_COMPILE = $(PY) -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --only-binary :all: \
   --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" $(ARGS)
 
+# Wheels alone, here and wherever something is installed: building a package would run code that no hash covers.
 # The tests run what is deployed: dev.txt takes the versions of runtime.txt, and mutate.txt those of dev.txt.
 .PHONY: lock
 lock: $(STAMP) ## pin the dependencies of pyproject.toml into requirements/*.txt; ARGS=--upgrade moves to the newest versions
@@ -157,8 +163,8 @@ $(STAMP): requirements/dev.txt
 	@command -v $(PYTHON) >/dev/null || { echo 'error: no $(PYTHON) on PATH; name another one: make PYTHON=...' >&2; exit 1; }
 	@$(PYTHON) -c "$$CHECK_PYTHON"
 	@$(PYTHON) -m venv --clear $(VENV)
-	@{ $(PY) -m pip install --disable-pip-version-check --require-hashes --no-deps --no-compile \
-	     --progress-bar off --requirement requirements/dev.txt && touch $(STAMP).complete; } \
+	@{ $(PY) -m pip install --disable-pip-version-check --require-hashes --only-binary :all: --no-deps \
+	     --no-compile --progress-bar off --requirement requirements/dev.txt && touch $(STAMP).complete; } \
 	  | awk -v total="$$(grep '==' requirements/dev.txt | grep -cv win32)" ' \
 	      /^(Collecting|Processing) / { printf "\r  %2d of %d packages", ++n, total; fflush() } \
 	      /^Installing / { printf "\r  writing %d packages   ", n; fflush() } \
@@ -171,5 +177,5 @@ $(STAMP): requirements/dev.txt
 .venv-%/.installed: requirements/%.txt | $(STAMP)
 	@echo "Setting up .venv-$*, once."
 	@$(PY) -m uv venv --quiet --clear --python "$(if $(filter lambda,$*),$(or $(DEPLOYED_PYTHON),$(PY)),$(PY))" .venv-$*
-	@$(PY) -m uv pip install --quiet --require-hashes --no-deps --python .venv-$* --requirement $<
+	@$(PY) -m uv pip install --quiet --require-hashes --only-binary :all: --no-deps --python .venv-$* --requirement $<
 	@touch $@

@@ -27,7 +27,8 @@ def lambda_handler(event: Any, context: Any) -> dict[str, Any]:
     deadline = Deadline(process.seconds_for(warm.settings.cycle_deadline_seconds, context))
     try:
         if asked.hold or asked.release:
-            return holds.carry_out(asked, parts.store, deadline)
+            in_time = deadline.within(holds.ANSWER_SECONDS - (time.monotonic() - began_at))
+            return holds.carry_out(asked, parts.store, deadline, in_time)
         report, gauges = cycle.run(asked, warm.settings, parts, deadline)
     finally:
         deadline.close()

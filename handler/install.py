@@ -4,6 +4,7 @@ It is a separate function with its own secret, because the reconciler must not o
 applies the same files as psql would, in one transaction: all of them or none.
 """
 
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -56,7 +57,8 @@ def lambda_handler(event: Any, context: Any) -> dict[str, Any]:
     finally:
         session.close()
         aws.close()
-    logger.info("installed", report=report)
+    log = logger.warning if report["warnings"] else logger.info
+    log("installed", report=report)
     return report
 
 
@@ -90,16 +92,23 @@ def _is_role(name: object) -> bool:
 
 
 def install(session: Session, role: str, deadline: Deadline) -> dict[str, Any]:
-    """Apply the files in one transaction; return what they created and granted. Raises StoreError, SecretError."""
+    """Apply the files in one transaction; return what they created, granted and warned about.
+
+    Raises StoreError, SecretError.
+    """
     with session.transaction(deadline, every_row=False) as transaction:
         if not transaction.run("SELECT FROM pg_roles WHERE rolname = :role", role=role):
             raise StoreError(f"the database has no role {role}: create it, with LOGIN")
-        relations, lacking = _own_relations(transaction), lacking_rights(transaction, RIGHTS_TO_APPLY, role=role)
+        relations = _own_relations(transaction)
         with _naming(SCHEMA):
             transaction.run((_ROOT / SCHEMA).read_text())
+        # Before this point, the schema and the functions in it may be anybody's.
+        lacking = lacking_rights(transaction, RIGHTS_TO_APPLY, role=role)
         with _naming(GRANTS):
-            _find_by_plain_names(transaction)
+            # Like psql, the file finds the platform's tables by the login's own path. It leaves that path at once.
+            transaction.run("SET LOCAL search_path TO DEFAULT")
             transaction.run((_ROOT / GRANTS).read_text().replace(':"role"', _quoted(role)))
+            transaction.run("SET LOCAL search_path = pg_catalog, pg_temp")
         closed = _closed_schemas(transaction, role)
         if closed:
             raise RightsMissingError(
@@ -117,6 +126,7 @@ def install(session: Session, role: str, deadline: Deadline) -> dict[str, Any]:
             "applied": list(FILES),
             "created": sorted(_own_relations(transaction) - relations),
             "granted": lacking,
+            "warnings": _warnings(transaction),
         }
 
 
@@ -136,12 +146,6 @@ def _naming(file: str) -> Iterator[None]:
         raise SchemaMissingError(f"{file}: {error.server_message}: is this the platform's database?") from error
 
 
-def _find_by_plain_names(transaction: Transaction) -> None:
-    """Have the platform's tables found by the names that a file for psql has for them, and nothing else before them."""
-    schemas = dict.fromkeys(schema for schema in transaction.schemas.values() if schema is not None)
-    transaction.run(f"SET LOCAL search_path = {', '.join(['pg_catalog', *schemas, 'pg_temp'])}")
-
-
 def _closed_schemas(transaction: Transaction, role: str) -> list[str]:
     """Return the platform's schemas, as they are found here, that the role may not use."""
     rows = transaction.run(
@@ -154,6 +158,12 @@ def _closed_schemas(transaction: Transaction, role: str) -> list[str]:
         tables=[transaction.located(table) for table in transaction.schemas],
     )
     return [name for (name,) in rows]
+
+
+def _warnings(transaction: Transaction) -> list[str]:
+    """Return what infra/grants.sql warned about: what the role may do besides."""
+    ((text,),) = transaction.run("SELECT current_setting('reconciler.warnings')")
+    return list(json.loads(text))
 
 
 def _own_relations(transaction: Transaction) -> set[str]:

@@ -58,24 +58,30 @@ def gathered(items: Iterator[Item], deadline: Deadline, *, most: int, longest_s:
     threading.Thread(target=take, daemon=True).start()
     end: _End | None = None
     while end is None:
-        together: list[Item] = []
-        wait_until = time.monotonic() + deadline.remaining() + HANDOVER_SECONDS
-        while len(together) < most:
-            try:
-                item = arrived.get(timeout=max(0.0, wait_until - time.monotonic()))
-            except queue.Empty:
-                end = None if together and not deadline.over() else _End()
-                break
-            if isinstance(item, _End):
-                end = item
-                break
-            if not together:
-                wait_until = min(wait_until, time.monotonic() + longest_s)
-            together.append(item)
+        together, end = _those_in_time(arrived, deadline, most, longest_s)
         if together:
             yield together
     if end.error is not None:
         raise end.error
+
+
+def _those_in_time(
+    arrived: "queue.SimpleQueue[Item | _End]", deadline: Deadline, most: int, longest_s: float
+) -> "tuple[list[Item], _End | None]":
+    """Return the next list, and the end, if nothing more is to be waited for."""
+    together: list[Item] = []
+    wait_until = time.monotonic() + deadline.remaining() + HANDOVER_SECONDS
+    while len(together) < most:
+        try:
+            item = arrived.get(timeout=max(0.0, wait_until - time.monotonic()))
+        except queue.Empty:
+            return together, None if together and not deadline.over() else _End()
+        if isinstance(item, _End):
+            return together, item
+        if not together:
+            wait_until = min(wait_until, time.monotonic() + longest_s)
+        together.append(item)
+    return together, None
 
 
 class _End:

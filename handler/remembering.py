@@ -28,7 +28,7 @@ class Remembering:
 
     def tend(self) -> None:
         """Forget the doubts whose rows have moved on."""
-        self._attempt("doubts not tended", lambda time_left: self.store.doubts.tend(time_left))
+        self._attempt("doubts not tended", self.store.doubts.tend)
 
     def save_doubts(self, changes: DoubtChanges, *, seconds: float = SAVING_SECONDS) -> None:
         """Save the doubts, the most important ones first, for so many seconds."""

@@ -14,9 +14,11 @@ DRY_RUN = "dry-run"
 
 _SCHEDULERS = ("aws.events", "aws.scheduler")
 _SCHEDULED = "Scheduled Event"
-_OPTIONS = ("mode", "workspace_ids", "limit", "override_breaker")
+_OPTIONS = ("mode", "workspace_ids", "limit", "override_breaker", "adopt")
 _HOLD_CHANGES = ("hold", "release")
 _SHARDING = ("shard", "shards")
+# In a hold and in a release: everything, in place of single workspaces.
+_ALL = "all"
 LONGEST_HOLD_SECONDS = 30 * 86_400
 LONGEST_REASON = 200
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
@@ -24,18 +26,26 @@ _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class HoldRequest:
-    """Workspaces to put on hold for `lasts_s` seconds, and why."""
+    """Workspaces, or everything (None), to put on hold for `lasts_s` seconds, and why."""
 
-    workspace_ids: tuple[str, ...]
+    workspace_ids: tuple[str, ...] | None
     reason: str
     lasts_s: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseRequest:
+    """Workspaces to release, or None: end the hold on everything."""
+
+    workspace_ids: tuple[str, ...] | None
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
     """One cycle. `workspace_ids` and `limit` narrow it; None means every candidate.
 
-    With `hold` or `release` (workspace ids) there is no cycle, only that change.
+    With `adopt`, it also takes the named workspaces that are offline. With `hold` or `release` there is no cycle, only
+    that change.
     """
 
     mode: str
@@ -44,7 +54,7 @@ class Request:
     override_breaker: bool = False
     adopt: bool = False
     hold: HoldRequest | None = None
-    release: tuple[str, ...] | None = None
+    release: ReleaseRequest | None = None
 
     @property
     def applies(self) -> bool:
@@ -99,11 +109,11 @@ def _by_hand(event: Mapping[str, Any]) -> Request:
     for name in _HOLD_CHANGES:
         if name in event:
             return _hold_change(name, event, mode)
-    override = event.get("override_breaker", False)
-    if not isinstance(override, bool):
-        raise _refusal("override_breaker", override, "true or false")
+    if "adopt" in event and "workspace_ids" not in event:
+        raise _refusal("adopt", event["adopt"], "no such field without workspace_ids")
+    override, adopt = _switch(event, "override_breaker"), _switch(event, "adopt")
     ids = _workspace_ids("workspace_ids", event["workspace_ids"]) if "workspace_ids" in event else None
-    return Request(mode, ids, _limit(event), override)
+    return Request(mode, ids, _limit(event), override, adopt)
 
 
 def _hold_change(name: str, event: Mapping[str, Any], mode: str) -> Request:
@@ -111,23 +121,38 @@ def _hold_change(name: str, event: Mapping[str, Any], mode: str) -> Request:
         if other not in (name, "mode"):
             raise _refusal(other, event[other], f"no such field beside {name}")
     if name == "release":
-        return Request(mode, release=_workspace_ids(name, event[name]))
+        released = event[name]
+        ids = None if released == _ALL else _workspace_ids(name, released, or_else=f' or "{_ALL}"')
+        return Request(mode, release=ReleaseRequest(ids))
     hold = event[name]
-    expected = '{"workspace_ids": [UUID, …], "reason": text, "seconds": n}'
-    if not isinstance(hold, Mapping) or hold.keys() != {"workspace_ids", "reason", "seconds"}:
+    expected = '{"workspace_ids": [UUID, …] or "all": true, "reason": text, "seconds": n}'
+    if not isinstance(hold, Mapping) or hold.keys() - {"workspace_ids", _ALL} != {"reason", "seconds"}:
         raise _refusal(name, hold, expected)
+    if "workspace_ids" not in hold and _ALL not in hold:
+        raise _refusal(name, hold, expected)
+    if "workspace_ids" in hold and _ALL in hold:
+        raise _refusal(f"hold.{_ALL}", hold[_ALL], "no such field beside workspace_ids")
     reason, seconds = hold["reason"], hold["seconds"]
     if not isinstance(reason, str) or not reason.strip() or not reason.isprintable() or len(reason) > LONGEST_REASON:
         raise _refusal("hold.reason", reason, f"a line of 1 to {LONGEST_REASON} printable characters")
     if isinstance(seconds, bool) or not isinstance(seconds, int) or not 1 <= seconds <= LONGEST_HOLD_SECONDS:
         raise _refusal("hold.seconds", seconds, f"a whole number from 1 to {LONGEST_HOLD_SECONDS} (30 days)")
-    ids = _workspace_ids("hold.workspace_ids", hold["workspace_ids"])
+    if hold.get(_ALL, True) is not True:
+        raise _refusal(f"hold.{_ALL}", hold[_ALL], "true")
+    ids = None if _ALL in hold else _workspace_ids("hold.workspace_ids", hold["workspace_ids"])
     return Request(mode, hold=HoldRequest(ids, reason, seconds))
 
 
-def _workspace_ids(name: str, ids: object) -> tuple[str, ...]:
+def _switch(event: Mapping[str, Any], name: str) -> bool:
+    value = event.get(name, False)
+    if not isinstance(value, bool):
+        raise _refusal(name, value, "true or false")
+    return value
+
+
+def _workspace_ids(name: str, ids: object, *, or_else: str = "") -> tuple[str, ...]:
     if not isinstance(ids, list) or not ids:
-        raise _refusal(name, ids, "a list of one or more UUIDs")
+        raise _refusal(name, ids, f"a list of one or more UUIDs{or_else}")
     for position, one in enumerate(ids):
         if not isinstance(one, str) or not _UUID.fullmatch(one):
             raise _refusal(f"{name}[{position}]", one, "a UUID")

@@ -3,7 +3,7 @@
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 from aws_lambda_powertools import Logger
@@ -187,10 +187,22 @@ class CycleLog:
         logger.error("breaker open", dead=dead, answered=answered, reason="too many look dead: nothing is flipped")
 
 
-def hold_changed(message: str, workspace_ids: Iterable[str], reason: str) -> None:
-    """Log a hold or a release by hand, for each workspace."""
-    for one in workspace_ids:
+def hold_changed(change: str, workspace_ids: Sequence[str] | None, reason: str) -> None:
+    """Log a hold or a release by hand: of everything (None), or of each workspace. The first ones get a line."""
+    if workspace_ids is None:
+        message = f"everything {change}"
+        logger.warning(message, reason=reason)
+        return
+    message = f"workspace {change}"
+    for one in workspace_ids[:LINES_OF_A_KIND]:
         logger.info(message, workspace_id=one, reason=reason)
+    if len(workspace_ids) > LINES_OF_A_KIND:
+        logger.info("more of the same", what=message, reason=reason, count=len(workspace_ids) - LINES_OF_A_KIND)
+
+
+def hold_trouble(message: str, error: Exception) -> None:
+    """Log an error that cost only a part of the answer to a hold or release."""
+    logger.warning(message, error=_printable(str(error), _LONGEST_ERROR))
 
 
 def cycle_finished(summary: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@
 --   * To change something it needs the tables for itself. It never queues for them: a queue would hold up the cycles.
 --     It tries again for 2 seconds, then it gives up and says so.
 --   * It never downgrades: a schema that is newer than this file is left alone.
+--   * It runs nothing of anybody else's: a schema `reconciler` that is not only ours is refused, whoever prepared it.
 --
 -- To add version 3, set `newest` to 3, write step 3 below step 2, and add new tables to `own_tables`.
 --   * A step must be safe to run twice (IF NOT EXISTS and the like): a schema that lost a table goes through all steps.
@@ -19,22 +20,92 @@
 DO $schema$
 DECLARE
     newest     CONSTANT integer := 2;
-    own_tables CONSTANT text[] := '{schema_version, lease, coverage, doubts, source_doubts, restarts, restart_stops, '
-                                  'holds, fleet_hold}';
-    give_up_at timestamptz;
+    own_tables CONSTANT pg_catalog.text[] := '{schema_version, lease, coverage, doubts, source_doubts, restarts, '
+                                             'restart_stops, holds}';
+    give_up_at pg_catalog.timestamptz;
+    strange    pg_catalog.text;
     installed  integer := 0;  -- 0: nothing, or a schema from before there was a version number
-    existing   text;
+    existing   pg_catalog.text;
     unwatched  boolean;
     highest_id bigint;
 BEGIN
-    -- Nothing that the path of whoever runs this would find first is used. Both last until the end of this transaction.
+    -- Nothing that the path of whoever runs this would find first is used; the types above are looked up before this
+    -- line. Both settings last until the end of this transaction.
     PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
     PERFORM set_config('lock_timeout', '2s', true);
     give_up_at := clock_timestamp() + interval '2 seconds';
     -- One installer at a time. Cycles and backups do not know this lock.
     PERFORM pg_advisory_xact_lock(hashtext('reconciler.schema_version'));
 
-    -- 1. What is there? If nothing is to be done, stop here.
+    -- 1. Is the schema ours alone? Whoever owns a part of it, or may add one, could have statements of their own run in
+    -- the name of whoever runs this.
+    IF to_regnamespace('reconciler') IS NULL THEN
+        CREATE SCHEMA reconciler;  -- from here on, nobody else can
+        FOR strange IN  -- whom default privileges let add to it
+            SELECT format('REVOKE CREATE ON SCHEMA reconciler FROM %s',
+                          CASE grantee WHEN 0 THEN 'PUBLIC' ELSE grantee::regrole::text END)
+            FROM pg_namespace, aclexplode(nspacl)
+            WHERE nspname = 'reconciler' AND privilege_type = 'CREATE' AND grantee <> nspowner
+        LOOP
+            EXECUTE strange;
+        END LOOP;
+    END IF;
+    WITH RECURSIVE ours (role) AS (
+        SELECT oid FROM pg_roles WHERE rolname = current_user
+        -- Alone, pg_has_role would not do: a superuser has every role. Nor would the membership: whoever creates a role
+        -- is a member without its rights.
+        UNION SELECT roleid FROM ours JOIN pg_auth_members ON member = role AND pg_has_role(roleid, 'USAGE')
+    ), owned (catalog, object, schema, owner) AS (
+        SELECT 'pg_namespace'::regclass, oid, oid, nspowner FROM pg_namespace
+        UNION ALL SELECT 'pg_class'::regclass, oid, relnamespace, relowner FROM pg_class
+        UNION ALL SELECT 'pg_proc'::regclass, oid, pronamespace, proowner FROM pg_proc
+        UNION ALL SELECT 'pg_type'::regclass, oid, typnamespace, typowner FROM pg_type
+        UNION ALL SELECT 'pg_operator'::regclass, oid, oprnamespace, oprowner FROM pg_operator
+    ), relation (object, rights) AS (
+        SELECT oid, relacl FROM pg_class WHERE relnamespace = to_regnamespace('reconciler')
+    ), part (catalog, object) AS (  -- what takes part in statements on our relations
+        SELECT 'pg_class'::regclass, object FROM relation
+        UNION ALL SELECT 'pg_trigger'::regclass, oid FROM pg_trigger JOIN relation ON object = tgrelid
+        UNION ALL SELECT 'pg_rewrite'::regclass, oid FROM pg_rewrite JOIN relation ON object = ev_class
+        UNION ALL SELECT 'pg_attrdef'::regclass, oid FROM pg_attrdef JOIN relation ON object = adrelid
+        UNION ALL SELECT 'pg_constraint'::regclass, oid FROM pg_constraint JOIN relation ON object = conrelid
+        UNION ALL SELECT 'pg_policy'::regclass, oid FROM pg_policy JOIN relation ON object = polrelid
+    ), whose (what, role) AS (
+        SELECT pg_describe_object(catalog, object, 0), owner FROM owned WHERE schema = to_regnamespace('reconciler')
+        UNION
+        SELECT concat(pg_describe_object(refclassid, refobjid, 0), ', which ',
+                      pg_describe_object(part.catalog, part.object, 0), ' uses'), owner
+        FROM part
+        JOIN pg_depend ON classid = part.catalog AND objid = part.object
+        JOIN owned ON owned.catalog = refclassid AND owned.object = refobjid
+        WHERE refclassid IN ('pg_proc'::regclass, 'pg_type'::regclass, 'pg_operator'::regclass)
+          AND schema <> to_regnamespace('reconciler') AND owner NOT IN (SELECT oid FROM pg_roles WHERE rolsuper)
+        UNION
+        SELECT 'the right CREATE on schema reconciler', grantee
+        FROM pg_namespace, aclexplode(nspacl) WHERE nspname = 'reconciler' AND privilege_type = 'CREATE'
+        UNION  -- a foreign key that cascades runs the triggers of the other table
+        SELECT concat(pg_describe_object('pg_class'::regclass, conrelid, 0), ', which refers to ',
+                      pg_describe_object('pg_class'::regclass, confrelid, 0)), owner
+        FROM pg_constraint JOIN relation ON relation.object = confrelid
+        JOIN owned ON catalog = 'pg_class'::regclass AND owned.object = conrelid
+        UNION
+        SELECT concat('the right ', privilege_type, ' on ', pg_describe_object('pg_class'::regclass, object, 0)), grantee
+        FROM (SELECT object, rights FROM relation
+              UNION ALL SELECT attrelid, attacl FROM pg_attribute JOIN relation ON object = attrelid) AS given,
+             aclexplode(rights)
+        WHERE privilege_type IN ('TRIGGER', 'REFERENCES')
+    )
+    SELECT string_agg(concat(what, ' (', COALESCE(rolname, 'PUBLIC'), ')'), '; ') INTO strange
+    FROM (SELECT what, rolname FROM whose LEFT JOIN pg_roles ON oid = role WHERE role NOT IN (SELECT role FROM ours)
+          ORDER BY what LIKE 'schema %' DESC, what COLLATE "C" LIMIT 9) AS first;
+    IF strange IS NOT NULL THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'object_not_in_prerequisite_state',
+            MESSAGE = format('nothing was changed: the schema reconciler is not only ours (%s). These roles could have '
+                             'anything done in the name of %s. See docs/deploy.md', strange, current_user);
+    END IF;
+
+    -- 2. What is there? If nothing is to be done, stop here.
     IF to_regclass('reconciler.schema_version') IS NOT NULL THEN
         installed := COALESCE((SELECT version FROM reconciler.schema_version), 0);
     END IF;
@@ -63,7 +134,7 @@ BEGIN
         RETURN;
     END IF;
 
-    -- 2. Take all the tables at once, or none: a failed attempt lets go of those that it got.
+    -- 3. Take all the tables at once, or none: a failed attempt lets go of those that it got.
     SELECT string_agg(format('%I.%I', 'reconciler', relname), ', ' ORDER BY relname) INTO existing
     FROM pg_class WHERE relnamespace = to_regnamespace('reconciler') AND relkind = 'r';
     WHILE existing IS NOT NULL LOOP
@@ -78,7 +149,7 @@ BEGIN
         END;
     END LOOP;
 
-    -- 3. The steps.
+    -- 4. The steps.
     -- Step 1: the tables with their present names, and a version number.
     IF installed < 1 THEN
         -- A schema without a version has older names. Whatever it holds is kept.
@@ -113,9 +184,6 @@ BEGIN
             DROP INDEX IF EXISTS reconciler.restarts_unrecovered;  -- restarts_watched takes its place
         END IF;
 
-        IF to_regnamespace('reconciler') IS NULL THEN
-            CREATE SCHEMA reconciler;
-        END IF;
         COMMENT ON SCHEMA reconciler IS 'What the instance-state reconciler remembers between its cycles.';
 
         CREATE TABLE IF NOT EXISTS reconciler.schema_version (
@@ -282,14 +350,20 @@ BEGIN
             'Causes for which more than 1,000 instances were unknown in the last full cycle: one doubt about the '
             'source, in place of one for each workspace.';
 
-        CREATE TABLE IF NOT EXISTS reconciler.fleet_hold (
-            singleton BOOLEAN PRIMARY KEY DEFAULT true CHECK (singleton),
-            reason    TEXT NOT NULL,
-            began_at  TIMESTAMPTZ NOT NULL DEFAULT now(),
-            ends_at   TIMESTAMPTZ NOT NULL
-        );
-        COMMENT ON TABLE reconciler.fleet_hold IS
-            'The hold on everything (at most one row): nothing is flipped or restarted until ends_at.';
+        ALTER TABLE reconciler.holds
+            ADD COLUMN IF NOT EXISTS id UUID NOT NULL DEFAULT gen_random_uuid(),
+            DROP CONSTRAINT IF EXISTS holds_pkey;
+        ALTER TABLE reconciler.holds
+            ADD CONSTRAINT holds_pkey PRIMARY KEY (id),
+            ALTER COLUMN workspace_id DROP NOT NULL;
+        CREATE INDEX IF NOT EXISTS holds_of_workspace ON reconciler.holds (workspace_id, ends_at);
+        CREATE INDEX IF NOT EXISTS holds_ends_at ON reconciler.holds (ends_at);
+        COMMENT ON TABLE reconciler.holds IS
+            'Workspaces on hold, for example during maintenance: nothing flips or restarts them until ends_at. Each '
+            'hold is a row of its own, so that placing one waits for nobody''s lock; of several, the last one to end '
+            'counts. They are deleted 30 days after their end: until then, ages count from it.';
+        COMMENT ON COLUMN reconciler.holds.workspace_id IS 'NULL: the hold is on everything.';
+        COMMENT ON COLUMN reconciler.holds.ends_at IS 'A release, or a later hold in its place, ends it at once.';
 
         ALTER TABLE reconciler.restarts
             ADD COLUMN IF NOT EXISTS adopted           BOOLEAN NOT NULL DEFAULT false,
@@ -334,6 +408,15 @@ BEGIN
 
     INSERT INTO reconciler.schema_version (version) VALUES (newest)
     ON CONFLICT (singleton) DO UPDATE SET version = EXCLUDED.version, upgraded_at = EXCLUDED.upgraded_at;
+    FOR strange IN  -- the same for new tables, which nobody else has seen yet
+        SELECT DISTINCT format('REVOKE TRIGGER, REFERENCES ON %s FROM %s', pg_class.oid::regclass,
+                               CASE grantee WHEN 0 THEN 'PUBLIC' ELSE grantee::regrole::text END)
+        FROM pg_class, aclexplode(relacl)
+        WHERE relnamespace = to_regnamespace('reconciler') AND privilege_type IN ('TRIGGER', 'REFERENCES')
+          AND grantee <> relowner
+    LOOP
+        EXECUTE strange;
+    END LOOP;
     RAISE NOTICE 'schema reconciler: now at version %', newest;
 EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
     RAISE EXCEPTION USING

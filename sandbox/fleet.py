@@ -31,6 +31,21 @@ _INSERT = """
     )
 """
 
+_AGE = """
+    DO $age$ DECLARE aged record; BEGIN
+        FOR aged IN
+            SELECT attrelid::regclass AS name, string_agg(
+                       format('%1$I = %1$I - make_interval(secs => %2$s)', attname, {seconds}), ', ') AS assignments
+            FROM pg_attribute JOIN pg_class ON pg_class.oid = attrelid
+            WHERE relkind = 'r' AND atttypid = 'timestamptz'::regtype AND NOT attisdropped
+              AND (relnamespace = 'reconciler'::regnamespace OR {rows} AND attrelid = 'workspaces'::regclass)
+            GROUP BY attrelid
+        LOOP
+            EXECUTE format('UPDATE %s SET %s', aged.name, aged.assignments);
+        END LOOP;
+    END $age$
+"""
+
 
 class Fleet:
     """The workspaces of one database, as the database's owner sees them. Ids are strings.
@@ -113,25 +128,13 @@ class Fleet:
         """Return the restarts, open and closed, of one workspace or all, oldest first."""
         return self._of("reconciler.restarts", "id", workspace_id)
 
-    def absences(self, workspace_id: str | None = None) -> list[dict[str, Any]]:
-        """Return the remembered absences of one workspace or all."""
-        return self._of("reconciler.absences", "workspace_id", workspace_id)
+    def doubts(self, workspace_id: str | None = None) -> list[dict[str, Any]]:
+        """Return what is remembered of one workspace or all."""
+        return self._of("reconciler.doubts", "workspace_id, kind", workspace_id)
 
-    def age_everything(self, seconds: float) -> None:
-        """Move the reconciler's own times into the past, so that a test need not wait."""
-        for table, columns in {
-            "absences": ("first_seen_at", "last_seen_at"),
-            "restarts": (
-                *("flipped_at", "asked_at", "due_at", "closed_at"),
-                *("backoff_until", "watch_ended_at"),
-            ),
-            "restart_stops": ("began_at", "ends_at"),
-            "holds": ("began_at", "ends_at"),
-            "coverage": ("first_cycle_at", "pass_completed_at"),
-            "lease": ("acquired_at", "expires_at"),
-        }.items():
-            assignments = ", ".join(f"{one} = {one} - make_interval(secs => CAST(:age AS float))" for one in columns)
-            self.database.query(f"UPDATE reconciler.{table} SET {assignments}", age=seconds)  # noqa: S608 - names from above
+    def age_everything(self, seconds: float, *, rows: bool = False) -> None:
+        """Move the reconciler's own times into the past, so that a test need not wait; with `rows`, the platform's."""
+        self.database.query(_AGE.format(seconds=float(seconds), rows=rows))
 
     def _of(self, table: str, order: str, workspace_id: str | None) -> list[dict[str, Any]]:
         rows = self.database.query(

@@ -22,13 +22,14 @@ _LOOKS_DEAD = (Verdict.DEAD, Verdict.ABSENT)
 class Fleet:
     """The whole fleet, as the breaker's second rule counts it. Rows on hold are left out.
 
-    `up` counts the rows that are online or degraded. `dead` has the workspaces that earlier cycles saw dead and
-    nobody has seen alive since, those flipped or adopted lately, and those whose restart an open breaker keeps back:
-    for each, whether it is one of the rows that are up.
+    `up` counts the rows that are online or degraded. `remembered` has the workspaces that earlier cycles saw dead, and
+    nobody alive since. `acted_on` has those that were flipped or adopted lately, or whose restart an open breaker keeps
+    back. Both tell of each whether it is one of the rows that are up.
     """
 
     up: int = 0
-    dead: Mapping[str, bool] = field(default_factory=dict)
+    remembered: Mapping[str, bool] = field(default_factory=dict)
+    acted_on: Mapping[str, bool] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +151,8 @@ def _breaker(seen: Iterable[Sighting], fleet: Fleet, policy: BreakerPolicy, in_t
         if first.open:
             return first
     alive = {one.workspace.id for one in counted if one.verdict is Verdict.RUNNING}
-    dead = {one: up for one, up in fleet.dead.items() if one not in alive} | dead_now
+    remembered = {one: up for one, up in fleet.remembered.items() if one not in alive}
+    dead = remembered | dict(fleet.acted_on) | dead_now
     return _rule(len(dead), fleet.up + sum(not up for up in dead.values()), policy)
 
 
@@ -181,17 +183,15 @@ def objection(row: CurrentRow | None, workspace: Workspace) -> SkipReason | None
     """Return why the re-read row forbids to flip or adopt the workspace as it was probed, or None if it does not."""
     if row is None:
         return SkipReason.ROW_GONE
-    if row.runtime == EXTERNAL or not _may_still_be_taken(row, workspace):
-        return SkipReason.STATUS_MOVED
-    if not row.instance_id:
-        return SkipReason.INSTANCE_CLEARED
-    if row.instance_id != workspace.instance_id:
-        return SkipReason.INSTANCE_CHANGED
-    if row.on_hold:
-        return SkipReason.ON_HOLD
-    if row.locked:
-        return SkipReason.ROW_LOCKED
-    return SkipReason.FRESH_HEARTBEAT if row.fresh_heartbeat else None
+    objections = {
+        SkipReason.ROW_LOCKED: row.locked,
+        SkipReason.STATUS_MOVED: row.runtime == EXTERNAL or not _may_still_be_taken(row, workspace),
+        SkipReason.INSTANCE_CLEARED: not row.instance_id,
+        SkipReason.INSTANCE_CHANGED: row.instance_id != workspace.instance_id,
+        SkipReason.ON_HOLD: row.on_hold,
+        SkipReason.FRESH_HEARTBEAT: row.fresh_heartbeat,
+    }
+    return next((reason for reason, holds in objections.items() if holds), None)
 
 
 def _may_still_be_taken(row: CurrentRow, workspace: Workspace) -> bool:

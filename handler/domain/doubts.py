@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from handler.domain.model import FOUND, Sighting, Verdict, Workspace
 
-# A doubt is written when it is new. Then only this often, in seconds: a control plane that is down must not cost a write
-# for each row in every cycle.
+# A doubt is written when it is new, and then only this often, in seconds: a control plane that is down must not cost a
+# write for each row in every cycle.
 REFRESH_SECONDS = 600.0
 # More unknowns than this with one cause are one doubt, about the source.
 MOST_OF_ONE_CAUSE = 1000

@@ -110,7 +110,7 @@ class Sighting:
 
     `state` is EC2's word or `not_found`. It is empty for UNKNOWN, and `failure` then says why.
     `answered_at` is when the answer arrived, in seconds by the deadline's clock; of several, the earliest.
-    `target` names the source that answered. `took_s` is how many seconds the answer took, or 0 if that was not measured.
+    `target` names the source that answered. `took_s` is how many seconds it took, or 0 if that was not measured.
     """
 
     workspace: Workspace

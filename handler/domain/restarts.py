@@ -77,19 +77,17 @@ class RestartDecision:
 
 def before_probing(owed: Owed, now: Circumstances) -> RestartDecision | None:
     """Decide what needs no probe: the row and the circumstances alone may settle it. None: the instance has a say."""
-    restart = owed.restart
-    if not owed.still_owed:
-        return RestartDecision(restart, Step.CANCEL, "the row has moved on")
-    if owed.on_hold:
-        return RestartDecision(restart, Step.WAIT, "on hold")
-    if owed.stopped:
-        return RestartDecision(restart, Step.WAIT, "the platform asked to be left alone")
-    if now.breaker_open and not restart.released:
-        return RestartDecision(restart, Step.WAIT, "the breaker is open")
-    if owed.backing_off or not owed.due:
-        return RestartDecision(restart, Step.WAIT, "not due yet")
-    if owed.heartbeat:
-        return RestartDecision(restart, Step.PUT_OFF, "a heartbeat came after the flip")
+    reasons = {
+        (Step.CANCEL, "the row has moved on"): not owed.still_owed,
+        (Step.WAIT, "on hold"): owed.on_hold,
+        (Step.WAIT, "the platform asked to be left alone"): owed.stopped,
+        (Step.WAIT, "the breaker is open"): now.breaker_open and not owed.restart.released,
+        (Step.WAIT, "not due yet"): owed.backing_off or not owed.due,
+        (Step.PUT_OFF, "a heartbeat came after the flip"): owed.heartbeat,
+    }
+    for (step, reason), holds in reasons.items():
+        if holds:
+            return RestartDecision(owed.restart, step, reason)
     return None
 
 

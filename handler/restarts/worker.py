@@ -241,12 +241,12 @@ class RestartWorker:
     def _claimed(
         self, group: Sequence[Restart], platform: Platform, deadline: Deadline, closing: Deadline
     ) -> Iterator[Ready]:
-        """Probe, connect and claim; yield each restart right after its claim."""
-        restarts = {one.workspace_id: one for one in group}
+        """Probe, connect and claim; yield each restart right after its claim. One that was not reached is put off."""
+        unreached = {one.workspace_id: one for one in group}
         probing = deadline.within(deadline.remaining() * PROBING_SHARE)
         sightings = self._probe.sightings([one.as_candidate() for one in group], probing)
         for together in gathered(sightings, probing, most=CALLS_AT_ONCE, longest_s=TOGETHER_SECONDS):
-            seen = [(restarts[one.workspace.id], one) for one in together]
+            seen = [(unreached.pop(one.workspace.id), one) for one in together]
             if deadline.remaining() < SHORTEST_CALL_SECONDS or self._stopped_s:
                 return
             gone = [one for one in seen if one[1].verdict in (Verdict.DEAD, Verdict.ABSENT)]
@@ -258,6 +258,8 @@ class RestartWorker:
             finally:
                 for connection in connections.values():
                     connection.close()
+        if unreached:
+            self._store.put_off(closing, unreached.values(), wait_s=self._policy.retry_s)
 
     def _connected(
         self, platform: Platform, restarts: Iterable[Restart], deadline: Deadline, closing: Deadline

@@ -9,14 +9,25 @@ from handler.store.candidates import Candidates, Selection
 from handler.store.doubts import Doubts
 from handler.store.flip import FlipOutcomes, Flipped, FlipPolicy, Flips
 from handler.store.gauges import read_fleet_gauges, read_gauges
-from handler.store.holds import Holds
+from handler.store.holds import ActiveHolds, Holds
 from handler.store.lease import Lease
 from handler.store.memory import CycleMemory
 from handler.store.restarts import Restarts
 from handler.store.rights import check_rights
 from handler.store.session import Session
 
-__all__ = ["Doubts", "FlipOutcomes", "FlipPolicy", "Flipped", "Flips", "Holds", "Restarts", "Selection", "Store"]
+__all__ = [
+    "ActiveHolds",
+    "Doubts",
+    "FlipOutcomes",
+    "FlipPolicy",
+    "Flipped",
+    "Flips",
+    "Holds",
+    "Restarts",
+    "Selection",
+    "Store",
+]
 
 
 class Store:

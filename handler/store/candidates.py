@@ -11,6 +11,7 @@ from handler.errors import SchemaMissingError
 from handler.store.doubts import REMEMBERED_DEAD
 from handler.store.holds import on_hold
 from handler.store.session import Session, Transaction
+from handler.store.tables import IS_UP
 
 # A row that is offline for longer than this, and whose restart nobody owes, is somebody's to look at.
 UNOWED_SECONDS = 900
@@ -21,8 +22,6 @@ _COVERAGE = "SELECT cursor::text, pass_start::text, brought_forward::text[] FROM
 # whole SELECT.
 _UNCONVERTED = "SET LOCAL client_encoding = 'SQL_ASCII'; "
 _NOW = "SELECT now()::text, CAST(extract(epoch FROM clock_timestamp()) AS double precision)"
-IS_UP = """(workspaces.status IN ('online', 'degraded') AND workspaces.instance_id <> ''
-    AND COALESCE(workspaces.runtime, '') <> 'external')"""
 # Somebody is at it: the restart is open, or watched. The watch over another instance's restart is no obstacle to an
 # adoption by hand.
 RESTARTING = """EXISTS (

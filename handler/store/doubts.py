@@ -13,6 +13,7 @@ from handler.errors import RowLockedError
 from handler.store.holds import on_hold
 from handler.store.lease import Lease
 from handler.store.session import Session, Transaction
+from handler.store.tables import IS_UP
 
 # Rows in one statement. It is small enough to end in time, and large enough for few round trips.
 ROWS_AT_ONCE = 500
@@ -51,18 +52,20 @@ FROM reconciler.doubts
 """
 _UP = f"""
 SELECT count(*) FROM platform.workspaces
-WHERE status IN ('online', 'degraded') AND instance_id <> '' AND COALESCE(runtime, '') <> 'external'
-  AND NOT {on_hold("workspaces.id")}
+WHERE {IS_UP} AND NOT {on_hold("workspaces.id")}
 """  # noqa: S608 - put together from constants
 _DEAD = f"""
-SELECT dead.workspace_id::text,
-       COALESCE(status IN ('online', 'degraded') AND instance_id <> '' AND COALESCE(runtime, '') <> 'external', false)
+SELECT dead.workspace_id::text, acted_on,
+       COALESCE({IS_UP}, false)
 FROM (
-    SELECT workspace_id FROM reconciler.doubts WHERE {REMEMBERED_DEAD} AND sightings > 0
-    UNION
-    SELECT workspace_id FROM reconciler.restarts WHERE flipped_at > now() - make_interval(secs => :window_s)
-    UNION
-    SELECT workspace_id FROM reconciler.restarts WHERE closed_at IS NULL AND kept_back_at IS NOT NULL AND NOT released
+    SELECT workspace_id, bool_or(acted_on) AS acted_on FROM (
+        SELECT workspace_id, false AS acted_on FROM reconciler.doubts WHERE {REMEMBERED_DEAD} AND sightings > 0
+        UNION ALL
+        SELECT workspace_id, true FROM reconciler.restarts WHERE flipped_at > now() - make_interval(secs => :window_s)
+        UNION ALL
+        SELECT workspace_id, true FROM reconciler.restarts
+        WHERE closed_at IS NULL AND kept_back_at IS NOT NULL AND NOT released
+    ) AS counted GROUP BY workspace_id
 ) AS dead LEFT JOIN platform.workspaces ON workspaces.id = dead.workspace_id
 WHERE NOT {on_hold("dead.workspace_id")}
 """  # noqa: S608 - put together from constants
@@ -156,10 +159,11 @@ class Doubts:
         """Return the doubts, and the fleet, of which those flipped in the last `breaker_window_s` seconds are dead."""
         with self._session.transaction(deadline, read_only=True) as transaction:
             doubts = transaction.run(_DOUBTS)
-            ((up,),) = transaction.run(_UP)
+            ((count,),) = transaction.run(_UP)
             dead = transaction.run(_DEAD, window_s=breaker_window_s)
         known = {(row[0], Verdict(row[1])): Known(*row[2:]) for row in doubts}
-        return Memory(known, Fleet(up, {one: is_up for one, is_up in dead}))  # noqa: C416 - rows are lists
+        remembered, acted_on = ({one: up for one, acted, up in dead if acted is wanted} for wanted in (False, True))
+        return Memory(known, Fleet(count, remembered, acted_on))
 
     def save(self, deadline: Deadline, changes: DoubtChanges) -> None:
         """Write what has changed, new doubts first, as far as time allows."""

@@ -3,8 +3,9 @@
 from handler.deadline import Deadline
 from handler.domain.report import FleetGauges, Gauges
 from handler.domain.restarts import RECOVERY_SECONDS
+from handler.errors import StoreError
 from handler.store.candidates import RESTARTING, UNOWED_SECONDS
-from handler.store.holds import hold_ended_at, on_hold
+from handler.store.holds import ALL_ON_HOLD, COUNT_ON_HOLD_SINGLY, count_all_on_hold, hold_ended_at, on_hold
 from handler.store.session import Session
 
 # Reads only our own tables, because the platform's may be locked.
@@ -23,7 +24,7 @@ SELECT count(*), count(*) FILTER (WHERE blocked), count(*) FILTER (WHERE backing
             FILTER (WHERE blocked IS NOT TRUE AND isfinite(wanted_since))), 0) AS double precision),
        (SELECT CAST(COALESCE(extract(epoch FROM now() - COALESCE(pass_completed_at, first_cycle_at)), 0)
                     AS double precision) FROM reconciler.coverage),
-       (SELECT count(*) FROM reconciler.holds WHERE ends_at > now()),
+       {COUNT_ON_HOLD_SINGLY}, {ALL_ON_HOLD},
        CAST(GREATEST(
            (SELECT extract(epoch FROM now() - min(GREATEST(since, {hold_ended_at("doubts.workspace_id")})))
             FROM reconciler.doubts WHERE isfinite(since) AND NOT {on_hold("doubts.workspace_id")}),
@@ -45,7 +46,7 @@ def read_gauges(session: Session, deadline: Deadline) -> Gauges:
     """Return what is open, and how old it is in seconds. Raises StoreError."""
     with session.transaction(deadline, read_only=True) as transaction:
         (figures,) = transaction.run(_GAUGES, recovery_s=RECOVERY_SECONDS)
-    pending, blocked, backing_off, unrecovered, oldest_s, coverage_s, held, doubt_s = figures
+    pending, blocked, backing_off, unrecovered, oldest_s, coverage_s, singly, everything, doubt_s = figures
     return Gauges(
         restarts_pending=pending,
         restarts_blocked=blocked,
@@ -53,9 +54,17 @@ def read_gauges(session: Session, deadline: Deadline) -> Gauges:
         restarts_unrecovered=unrecovered,
         oldest_restart_age_s=max(0.0, oldest_s),
         coverage_age_s=max(0.0, coverage_s),
-        on_hold=held,
+        on_hold=_all_on_hold(session, deadline, singly) if everything else singly,
         oldest_doubt_s=max(0.0, doubt_s),
     )
+
+
+def _all_on_hold(session: Session, deadline: Deadline, singly: int) -> int:
+    """Return how many workspaces a hold on everything covers; those on hold singly if nobody can tell now."""
+    try:
+        return count_all_on_hold(session, deadline)
+    except StoreError:
+        return singly
 
 
 def read_fleet_gauges(session: Session, deadline: Deadline) -> FleetGauges:

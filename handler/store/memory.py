@@ -2,10 +2,11 @@
 
 from handler.deadline import Deadline
 from handler.domain.coverage import Progress
+from handler.store.holds import PURGE_HOLDS
 from handler.store.lease import Lease
 from handler.store.session import LOCK_WAIT_SECONDS, Session
 
-CLOSED_RESTARTS_KEPT_DAYS = 30
+KEPT_DAYS = 30
 # A cycle purges no more of either kind, so it takes milliseconds however much there is.
 MOST_PURGED = 1000
 
@@ -21,14 +22,6 @@ WHERE id = ANY (ARRAY(
     SELECT id FROM reconciler.restarts
     WHERE closed_at < now() - make_interval(days => :days) AND (watched_since IS NULL OR watch_ended_at IS NOT NULL)
     ORDER BY closed_at LIMIT :most FOR UPDATE SKIP LOCKED
-))
-"""
-# Ages count from a hold's end, so a hold is kept for a while.
-_PURGE_HOLDS = """
-DELETE FROM reconciler.holds
-WHERE workspace_id = ANY (ARRAY(
-    SELECT workspace_id FROM reconciler.holds
-    WHERE ends_at <= now() - make_interval(days => :days) LIMIT :most FOR UPDATE SKIP LOCKED
 ))
 """
 
@@ -58,5 +51,5 @@ class CycleMemory:
         """Delete some of what is of no use any more: restarts that closed long ago, and holds that have ended."""
         with self._session.transaction(deadline) as transaction:
             self._lease.require(transaction)
-            transaction.run(_PURGE_RESTARTS, days=CLOSED_RESTARTS_KEPT_DAYS, most=MOST_PURGED)
-            transaction.run(_PURGE_HOLDS, days=CLOSED_RESTARTS_KEPT_DAYS, most=MOST_PURGED)
+            transaction.run(_PURGE_RESTARTS, days=KEPT_DAYS, most=MOST_PURGED)
+            transaction.run(PURGE_HOLDS, days=KEPT_DAYS, most=MOST_PURGED)

@@ -73,7 +73,9 @@ UPDATE reconciler.restarts SET
                     WHEN id = ANY (CAST(:ended AS bigint[])) THEN up_since END
 WHERE id = ANY (ARRAY(
     SELECT id FROM reconciler.restarts
-    WHERE id = ANY (CAST(:all AS bigint[])) AND watch_ended_at IS NULL FOR UPDATE SKIP LOCKED
+    WHERE id = ANY (CAST(:all AS bigint[])) AND watch_ended_at IS NULL
+      AND (id = ANY (CAST(:ended AS bigint[])) OR (id = ANY (CAST(:up AS bigint[]))) = (up_since IS NULL))
+    FOR UPDATE SKIP LOCKED
 ))
 """
 _OWE_AGAIN = f"""

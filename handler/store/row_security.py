@@ -1,7 +1,7 @@
 """Row-level security: a row that a policy hides must not be taken for one that is gone."""
 
 from handler.errors import RowSecurityError
-from handler.store.tables import RIGHTS_TO_APPLY, RIGHTS_TO_READ
+from handler.store.tables import Rights
 from handler.store.transaction import Transaction
 
 REMEDIES = (
@@ -38,9 +38,8 @@ ORDER BY name, command
 """
 
 
-def require_every_row(transaction: Transaction, *, read_only: bool) -> None:
-    """Raise RowSecurityError if a policy could hide a row of the tables that this transaction may use."""
-    rights = RIGHTS_TO_READ if read_only else RIGHTS_TO_APPLY
+def require_every_row(transaction: Transaction, rights: Rights) -> None:
+    """Raise RowSecurityError if a policy could hide a row of the tables that the transaction uses these rights on."""
     used = sorted({(table, right) for table, _, right in rights})
     hidden = transaction.run(
         _HIDDEN,

@@ -36,6 +36,7 @@ from handler.net.tls import postgres_context
 from handler.settings import IAM, Database
 from handler.store.row_security import require_every_row
 from handler.store.sqlstate import FEATURE_NOT_SUPPORTED, QUERY_CANCELED, explained
+from handler.store.tables import RIGHTS_TO_APPLY, RIGHTS_TO_READ, Rights
 from handler.store.transaction import STANDBY, Begun, Rows, Transaction, begin, begun
 
 __all__ = ["LOCK_WAIT_SECONDS", "Session", "Transaction"]
@@ -131,24 +132,26 @@ class Session:
         *,
         read_only: bool = False,
         every_row: bool = True,
+        rights: Rights | None = None,
         lock_wait_s: float = math.inf,
     ) -> Iterator[Transaction]:
         """Open a transaction that ends by the deadline, committed as a whole or not at all.
 
         A statement that waits for a lock for longer than `lock_wait_s` seconds raises RowLockedError.
-        With `every_row`, it is refused if row-level security could hide any row of its tables. Raises StoreError,
-        SecretError, SettingsError.
+        With `every_row`, it is refused if row-level security could hide any row of its tables: those of `rights`, or
+        all that a cycle uses. Raises StoreError, SecretError, SettingsError.
         """
         beginning = self._begin(deadline, read_only=read_only, lock_wait_s=lock_wait_s)
         transaction = Transaction(lambda sql, **parameters: self._run(deadline, sql, **parameters), beginning.schemas)
+        used = rights or (RIGHTS_TO_READ if read_only else RIGHTS_TO_APPLY)
         try:
             if beginning.row_security and every_row:
-                require_every_row(transaction, read_only=read_only)
+                require_every_row(transaction, used)
                 transaction.run("SET LOCAL row_security = on")
             yield transaction
             if beginning.row_security and every_row:
                 # Nobody can change the policies of the tables that the transaction has used until it ends.
-                require_every_row(transaction, read_only=read_only)
+                require_every_row(transaction, used)
             self._run(deadline, "COMMIT")
         except BaseException:
             self._roll_back()

@@ -9,11 +9,12 @@ Rights = Sequence[tuple[str, str | None, str]]
 PLATFORM_TABLES = ("workspaces", "structure_events")
 OWN_TABLES = tuple(
     f"reconciler.{name}"
-    for name in (
-        *("schema_version", "lease", "coverage", "doubts", "source_doubts"),
-        *("restarts", "restart_stops", "holds", "fleet_hold"),
-    )
+    for name in ("schema_version", "lease", "coverage", "doubts", "source_doubts", "restarts", "restart_stops", "holds")
 )
+
+# What makes a row a candidate, beside the adopted ones.
+IS_UP = """(workspaces.status IN ('online', 'degraded') AND workspaces.instance_id <> ''
+    AND COALESCE(workspaces.runtime, '') <> 'external')"""
 
 RIGHTS_TO_READ: Rights = (
     *(
@@ -29,7 +30,13 @@ RIGHTS_TO_APPLY: Rights = (
     ("reconciler.coverage", None, "UPDATE"),
     *(
         (f"reconciler.{table}", None, right)
-        for table in ("lease", "doubts", "source_doubts", "restarts", "restart_stops", "holds", "fleet_hold")
+        for table in ("lease", "doubts", "source_doubts", "restarts", "restart_stops", "holds")
         for right in ("INSERT", "UPDATE", "DELETE")
     ),
+)
+# What a hold or a release uses. The platform's tables are not among them: somebody may have locked those.
+RIGHTS_TO_HOLD: Rights = tuple(
+    (f"reconciler.{table}", None, right)
+    for table in ("restarts", "restart_stops", "holds")
+    for right in ("SELECT", "INSERT", "UPDATE", "DELETE")
 )

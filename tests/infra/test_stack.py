@@ -16,6 +16,7 @@ UNKNOWN_TO_MOTO = {
     "AWS::Lambda::EventInvokeConfig",
     "AWS::Logs::QueryDefinition",
     "AWS::Scheduler::Schedule",
+    "AWS::Scheduler::ScheduleGroup",
 }
 
 
@@ -27,6 +28,8 @@ def created(templates: dict[str, Any]) -> dict[str, list[Any]]:
     """Two stacks for each of these combinations of parameters."""
     requests = json.dumps([{"template": templates[name], "parameters": COMBINATIONS[name]} for name in CREATED])
     requests = re.sub(r"\$\{(\w+Alarm)\.Arn\}", r"\1", requests)  # the dashboard refers to alarms, which moto skips
+    group = json.dumps({"Fn::GetAtt": ["ScheduleGroup", "Arn"]})  # the schedule's role refers to it
+    requests = requests.replace(group, '"arn:aws:scheduler:eu-central-1:123456789012:schedule-group/reconciler"')
     answers = run([tool("deploy", "python"), "tests/infra/tools/create_stack.py"], stdin=requests)
     return dict(zip(CREATED, json.loads(answers), strict=True))
 

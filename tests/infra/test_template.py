@@ -361,7 +361,7 @@ def test_every_name_contains_the_stack_s_name(name: str, stacks: dict[str, Stack
         f"{logical_id}.{key}": value
         for logical_id, resource in stacks[name].resources.items()
         for key, value in resource.get("Properties", {}).items()
-        if key.endswith("Name") and key not in ("MetricName", "FunctionName")  # these refer to something else
+        if key.endswith("Name") and key not in ("MetricName", "FunctionName", "GroupName")  # they refer to others
     }
     assert names
     assert [key for key, value in names.items() if STACK not in value] == []

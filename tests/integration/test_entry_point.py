@@ -259,7 +259,8 @@ SELECT_ONLY = """
 
 MAY_WRITE = """
     GRANT INSERT, UPDATE, DELETE
-    ON reconciler.lease, reconciler.absences, reconciler.restarts, reconciler.restart_stops, reconciler.holds
+    ON reconciler.lease, reconciler.doubts, reconciler.source_doubts, reconciler.restarts, reconciler.restart_stops,
+       reconciler.holds
     TO reconciler;
     GRANT UPDATE ON reconciler.coverage TO reconciler;
     GRANT UPDATE (status, updated_at) ON workspaces TO reconciler;

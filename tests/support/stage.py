@@ -54,7 +54,7 @@ NOTHING = Snapshot({}, [], [])
 
 _EMPTY = """
     TRUNCATE workspaces, structure_events,
-             reconciler.lease, reconciler.coverage, reconciler.absences, reconciler.restarts,
+             reconciler.lease, reconciler.coverage, reconciler.doubts, reconciler.source_doubts, reconciler.restarts,
              reconciler.restart_stops, reconciler.holds RESTART IDENTITY;
     INSERT INTO reconciler.coverage DEFAULT VALUES
 """
@@ -174,7 +174,12 @@ class Stage:
     def _be_ready(self) -> None:
         self.platform.instead.reply(Answer(body=b"{}"))
         account = self.moto or self.ec2
-        environment = {**account.environment, **self.platform.environment, "DATABASE_URL": self.database.url}
+        environment = {
+            **account.environment,
+            **self.platform.environment,
+            "DATABASE_URL": self.database.url,
+            "RESTART_GRACE_SECONDS": "0",  # so that one cycle shows everything
+        }
         self.invoke = Invoke(environment)
 
     def clear(self) -> None:

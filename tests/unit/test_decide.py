@@ -2,12 +2,14 @@
 
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from handler.domain.decide import Absence, Action, Memory, Plan, confirms, decide, objection, outdated_absences
+from handler.domain.decide import Action, Fleet, Memory, Plan, confirms, decide, objection
+from handler.domain.doubts import Known, KnownDoubts, doubt_changes
 from handler.domain.model import VERDICT_OF_STATE, CurrentRow, Sighting, SkipReason, Verdict
 from handler.domain.policy import AbsencePolicy, BreakerPolicy
 from tests.unit.builders import instance, number_of, saw, uuid, workspace
@@ -19,17 +21,29 @@ BREAKER = BreakerPolicy(max_dead_fraction=0.5, min_dead=3, window_s=600)
 ABSENCE = AbsencePolicy(sightings=3, min_age_s=120)
 
 
+def absent(number: int, sightings: int, age_s: float, of: int | None = None) -> dict[tuple[str, Verdict], Known]:
+    """Return the doubt that workspace `number`'s instance was absent so often, for so long."""
+    recorded = instance(number if of is None else of)
+    return {(uuid(number), Verdict.ABSENT): Known(recorded, sightings, age_s, 60)}
+
+
 def planned(
     sightings: Iterable[Sighting],
-    absences: dict[str, Absence] | None = None,
+    doubts: KnownDoubts | None = None,
     flipped: Iterable[int] = (),
     breaker: BreakerPolicy = BREAKER,
     absence: AbsencePolicy = ABSENCE,
     *,
+    up: int | None = None,
     override: bool = False,
+    full: bool = True,
 ) -> Plan:
-    memory = Memory(absences or {}, frozenset(uuid(number) for number in flipped))
-    return decide(sightings, memory, breaker, absence, override_breaker=override)
+    """Return the plan for a fleet of which everybody was checked, or which has so many rows that are up."""
+    seen = list(sightings)
+    acted_on = {uuid(number): False for number in flipped}
+    memory = Memory(doubts or {}, Fleet(len(seen) if up is None else up, acted_on=acted_on))
+    in_turn = {one.workspace.id for one in seen} if full else None
+    return decide(seen, memory, breaker, absence, in_turn=in_turn, override_breaker=override)
 
 
 def fleet(**states: int) -> list[Sighting]:
@@ -55,44 +69,57 @@ def test_a_dead_instance_is_flipped_with_ec2s_word_as_reason(state: str) -> None
 
 @pytest.mark.parametrize("state", ["running", "pending", "stopping", "shutting-down", NO_ANSWER, ""])
 def test_no_other_state_leads_to_a_decision(state: str) -> None:
-    remembered = {uuid(1): Absence(instance(1), 1000, 3000)}
-    assert planned([saw(state)], remembered).decisions == ()
+    assert planned([saw(state)], absent(1, 1000, 3000)).decisions == ()
 
 
 def test_a_cycle_that_saw_nothing_decides_nothing() -> None:
-    assert planned([]) == Plan((), planned([]).breaker, (), (), absence_counts=True)
+    assert planned([]) == Plan((), planned([]).breaker, absence_counts=False)
     assert not planned([]).breaker.open
 
 
 states = st.sampled_from([*VERDICT_OF_STATE, NO_ANSWER])
 sighted = st.lists(states, max_size=12).map(lambda words: [saw(word, n) for n, word in enumerate(words, start=1)])
 remembered = st.dictionaries(
-    st.integers(1, 12), st.tuples(st.integers(1, 12), st.integers(1, 9), st.floats(0, 3600)), max_size=12
-).map(lambda known: {uuid(n): Absence(instance(of), seen, age) for n, (of, seen, age) in known.items()})
-memories = st.builds(Memory, remembered, st.frozensets(st.integers(1, 20).map(uuid)))
+    st.tuples(st.integers(1, 12).map(uuid), st.sampled_from([Verdict.ABSENT, Verdict.DEAD])),
+    st.builds(Known, st.integers(1, 12).map(instance), st.integers(0, 9), st.floats(0, 3600), st.floats(0, 7200)),
+    max_size=12,
+)
+dead_ids = st.dictionaries(st.integers(1, 20).map(uuid), st.booleans())
+memories = st.builds(Memory, remembered, st.builds(Fleet, st.integers(12, 40), dead_ids, dead_ids))
 breakers = st.builds(BreakerPolicy, st.floats(0, 1), st.integers(1, 5), st.just(600))
 absence_policies = st.builds(AbsencePolicy, st.integers(1, 5), st.floats(0, 3600))
 
 
-@given(sighted, memories, breakers, absence_policies, st.booleans())
+@given(sighted, memories, breakers, absence_policies, st.booleans(), st.booleans(), st.booleans())
 def test_every_doubt_ends_in_not_flipping(
-    sightings: list[Sighting], memory: Memory, breaker: BreakerPolicy, absence: AbsencePolicy, override: bool
+    sightings: list[Sighting],
+    memory: Memory,
+    breaker: BreakerPolicy,
+    absence: AbsencePolicy,
+    override: bool,
+    full: bool,
+    offline: bool,
 ) -> None:
-    plan = decide(sightings, memory, breaker, absence, override_breaker=override)
+    sightings = [replace(one, workspace=replace(one.workspace, offline=offline)) for one in sightings]
+    in_turn = {one.workspace.id for one in sightings} if full else None
+    plan = decide(sightings, memory, breaker, absence, in_turn=in_turn, override_breaker=override)
     verdicts = [one.verdict for one in sightings]
     for decision in plan.decisions:
-        verdict = decision.sighting.verdict
+        verdict, workspace = decision.sighting.verdict, decision.sighting.workspace
         assert verdict in (Verdict.DEAD, Verdict.ABSENT)
-        if decision.action is Action.FLIP:
-            assert not plan.breaker.open
-            if verdict is Verdict.ABSENT:
-                assert {Verdict.RUNNING, Verdict.TRANSITION, Verdict.DEAD} & set(verdicts)
-                known = memory.absences.get(decision.sighting.workspace.id)
-                recorded = decision.sighting.workspace.instance_id
-                if known is None or known.instance_id != recorded:
-                    known = Absence(recorded, 0, 0.0)
-                assert known.sightings + 1 >= absence.sightings
-                assert known.age_s >= absence.min_age_s
+        if decision.action is not Action.FLIP:
+            continue
+        assert not plan.breaker.open
+        of_this = {kind: memory.doubts.get((workspace.id, kind)) for kind in (Verdict.ABSENT, Verdict.DEAD)}
+        known = {kind: one for kind, one in of_this.items() if one and one.instance_id == workspace.instance_id}
+        if verdict is Verdict.ABSENT:
+            assert {Verdict.RUNNING, Verdict.TRANSITION, Verdict.DEAD} & set(verdicts)
+            earlier = known.get(Verdict.ABSENT, Known("", 0, 0.0, 0.0))
+            recent = earlier.seen_s <= 3600
+            assert (earlier.sightings if recent else 0) + full >= absence.sightings
+            assert (earlier.age_s if recent and earlier.sightings else 0) >= absence.min_age_s
+        if offline:
+            assert known
     decided = [one.sighting for one in plan.decisions]
     assert decided == [one for one in sightings if one.verdict in (Verdict.DEAD, Verdict.ABSENT)]
     assert plan.to_flip == [one.sighting for one in plan.decisions if one.action is Action.FLIP]
@@ -103,10 +130,12 @@ def test_an_unknown_instance_changes_nothing_for_the_others(
     sightings: list[Sighting], memory: Memory, breaker: BreakerPolicy, absence: AbsencePolicy, override: bool
 ) -> None:
     answered = [one for one in sightings if one.verdict is not Verdict.UNKNOWN]
-    policies = (memory, breaker, absence)
-    assert decide(sightings, *policies, override_breaker=override) == decide(
-        answered, *policies, override_breaker=override
-    )
+    in_turn = {one.workspace.id for one in sightings}
+    plans = [
+        decide(seen, memory, breaker, absence, in_turn=in_turn, override_breaker=override)
+        for seen in (sightings, answered)
+    ]
+    assert plans[0] == plans[1]
 
 
 # --- the breaker ---
@@ -131,25 +160,24 @@ def test_an_unknown_instance_changes_nothing_for_the_others(
 def test_the_breaker_opens_when_too_many_look_dead(seen: list[Sighting], is_open: bool) -> None:
     plan = planned(seen)
     assert plan.breaker.open is is_open
+    assert planned(seen, up=1000).breaker.open is is_open  # whatever else there is
     dead = [one for one in plan.decisions if one.sighting.verdict is Verdict.DEAD]
     assert {one.action for one in dead} <= {Action.STOP if is_open else Action.FLIP}
 
 
 def test_an_open_breaker_says_how_many_of_how_many_look_dead() -> None:
     plan = planned(fleet(terminated=3, running=1, unknown=9))
-    assert (plan.breaker.dead, plan.breaker.answered) == (3, 4)
+    assert (plan.breaker.dead, plan.breaker.of) == (3, 4)
     assert all("3 of 4" in one.reason and "terminated" in one.reason for one in plan.decisions)
 
 
 def test_absences_still_count_while_the_breaker_is_open() -> None:
     plan = planned(fleet(stopped=3, not_found=1))
     assert actions(plan) == {1: Action.STOP, 2: Action.STOP, 3: Action.STOP, 4: Action.WAIT}
-    assert [one.id for one in plan.absent] == [uuid(4)]
 
 
 def test_an_open_breaker_stops_an_absence_that_is_due() -> None:
-    due = {uuid(4): Absence(instance(4), 2, 500)}
-    assert actions(planned(fleet(stopped=3, not_found=1), due))[4] is Action.STOP
+    assert actions(planned(fleet(stopped=3, not_found=1), absent(4, 2, 500)))[4] is Action.STOP
 
 
 @pytest.mark.parametrize(
@@ -177,30 +205,63 @@ def test_the_override_does_not_shorten_an_absence() -> None:
     assert actions(planned(fleet(running=1, not_found=1), override=True)) == {2: Action.WAIT}
 
 
-def test_recent_flips_count_as_dead() -> None:
-    plan = planned(fleet(stopped=1, running=2), flipped=[101, 102, 103])
-    assert (plan.breaker.dead, plan.breaker.answered, plan.breaker.open) == (4, 6, True)
+def second_rule(
+    seen: list[Sighting], *, up: int, remembered: Iterable[int] = (), acted_on: Iterable[int] = (), full: bool = False
+) -> tuple[int, int, bool]:
+    """Return how many of how many look dead, and whether that opens the breaker. The numbered ones are not up."""
+    fleet = Fleet(up, dict.fromkeys(map(uuid, remembered), False), dict.fromkeys(map(uuid, acted_on), False))
+    in_turn = {one.workspace.id for one in seen} if full else None
+    breaker = decide(seen, Memory({}, fleet), BREAKER, ABSENCE, in_turn=in_turn, override_breaker=False).breaker
+    return breaker.dead, breaker.of, breaker.open
 
 
-def test_recent_flips_count_as_if_they_were_of_this_cycle() -> None:
-    one_cycle = planned(fleet(stopped=6, running=4)).breaker
-    after_two_flips = planned(fleet(stopped=4, running=4), flipped=[101, 102]).breaker
-    assert one_cycle == after_two_flips
+@pytest.mark.parametrize(
+    ("seen", "counted", "is_open"),
+    [
+        pytest.param({"seen": fleet(stopped=1), "up": 300, "acted_on": [101, 102]}, (3, 302), False, id="one by hand"),
+        pytest.param({"seen": fleet(stopped=5), "up": 200}, (5, 200), False, id="five of 200 by hand"),
+        pytest.param({"seen": fleet(stopped=1), "up": 1}, (1, 1), False, id="a fleet of one"),
+        pytest.param({"seen": fleet(stopped=2, running=2), "up": 4, "acted_on": [101, 102]}, (4, 6), True, id="flips"),
+        pytest.param({"seen": fleet(running=4), "up": 4, "remembered": [101, 102, 103, 104]}, (4, 8), False, id="half"),
+        pytest.param({"seen": fleet(running=3), "up": 3, "remembered": [101, 102, 103, 104]}, (4, 7), True, id="more"),
+        pytest.param({"seen": [], "up": 3, "acted_on": [101, 102, 103, 104]}, (4, 7), True, id="kept back, none seen"),
+        pytest.param({"seen": fleet(running=2), "up": 4, "remembered": [1, 2, 101]}, (1, 5), False, id="alive again"),
+        pytest.param({"seen": fleet(running=2), "up": 4, "acted_on": [1, 2, 101]}, (3, 7), False, id="flipped, alive"),
+        pytest.param({"seen": fleet(unknown=3), "up": 3, "remembered": [101, 102]}, (2, 5), False, id="no answer"),
+    ],
+)
+def test_the_second_rule_counts_the_whole_fleet(seen: dict[str, Any], counted: tuple[int, int], is_open: bool) -> None:
+    assert second_rule(**seen) == (*counted, is_open)
 
 
-def test_a_recent_flip_that_is_alive_again_counts_once_and_as_dead() -> None:
-    plan = planned(fleet(running=4), flipped=[1, 2])
-    assert (plan.breaker.dead, plan.breaker.answered) == (2, 4)
+def test_under_partial_coverage_the_first_rule_counts_what_was_checked_in_turn() -> None:
+    """Of 400 rows a cycle checks 40, among them ten of the dead that were brought forward."""
+    forward = [saw("stopped", number) for number in range(1, 11)]
+    in_turn = [saw("stopped" if number < 19 else "running", number) for number in range(11, 41)]
+    memory = Memory({}, Fleet(400))
+    plan = decide(
+        [*forward, *in_turn],
+        memory,
+        BREAKER,
+        ABSENCE,
+        in_turn={one.workspace.id for one in in_turn},
+        override_breaker=False,
+    )
+    assert not plan.breaker.open
+    assert len(plan.to_flip) == 18
 
 
-def test_a_recent_flip_that_is_dead_again_counts_once() -> None:
-    plan = planned(fleet(stopped=2, running=2), flipped=[1])
-    assert (plan.breaker.dead, plan.breaker.answered) == (2, 4)
+def test_rows_on_hold_and_adopted_rows_count_in_no_first_rule() -> None:
+    seen = fleet(stopped=4, running=2)
+    on_hold = [replace(one, workspace=replace(one.workspace, on_hold=True)) for one in seen[:2]]
+    assert not planned([*on_hold, *seen[2:]], up=4).breaker.open
+    adopted = [replace(one, workspace=replace(one.workspace, offline=True)) for one in seen[:2]]
+    assert not planned([*adopted, *seen[2:]], up=9).breaker.open
 
 
-def test_a_recent_flip_without_an_answer_counts_once_and_as_dead() -> None:
-    plan = planned(fleet(unknown=1, running=2), flipped=[1])
-    assert (plan.breaker.dead, plan.breaker.answered) == (1, 3)
+def test_a_workspace_on_hold_is_not_flipped() -> None:
+    on_hold = replace(saw("stopped"), workspace=replace(workspace(1), on_hold=True))
+    assert actions(planned([on_hold, WITNESS], override=True)) == {1: Action.HOLD}
 
 
 def test_no_more_than_half_of_the_fleet_is_flipped_in_small_steps() -> None:
@@ -211,6 +272,34 @@ def test_no_more_than_half_of_the_fleet_is_flipped_in_small_steps() -> None:
         gone = {n for n, action in actions(plan).items() if action is Action.FLIP}
         alive, flipped = alive - gone, flipped | gone
     assert len(flipped) == 50
+
+
+# --- adoption ---
+
+
+def offline(state: str) -> Sighting:
+    return replace(saw(state), workspace=replace(workspace(1), offline=True))
+
+
+@pytest.mark.parametrize("kind", [Verdict.DEAD, Verdict.ABSENT])
+def test_an_offline_row_is_adopted_if_a_cycle_saw_the_instance_dead_before(kind: Verdict) -> None:
+    known = {(uuid(1), kind): Known(instance(1), 2, 300, 60)}
+    assert actions(planned([offline("stopped"), WITNESS], known)) == {1: Action.FLIP}
+
+
+@pytest.mark.parametrize(
+    "known",
+    [
+        {},
+        {(uuid(1), Verdict.UNKNOWN): Known(instance(1), 9, 900, 60)},
+        {(uuid(1), Verdict.TRANSITION): Known(instance(1), 9, 900, 60)},
+        {(uuid(1), Verdict.DEAD): Known(instance(2), 9, 900, 60)},
+        {(uuid(2), Verdict.DEAD): Known(instance(1), 9, 900, 60)},
+    ],
+    ids=["nothing is remembered", "unknown", "in transition", "another instance", "another workspace"],
+)
+def test_an_offline_row_that_no_cycle_saw_dead_is_not_adopted(known: KnownDoubts) -> None:
+    assert actions(planned([offline("stopped"), WITNESS], known)) == {1: Action.WAIT}
 
 
 # --- absences ---
@@ -226,17 +315,23 @@ class Absences:
     def cycle(self, at: float, *sightings: Sighting) -> Plan:
         self.now = at
         plan = planned(sightings, self.remembered())
-        for workspace_id in plan.found_again:
-            del self._known[workspace_id]
-        for absent in plan.absent:
-            recorded, count, since = self._known.get(absent.id, (absent.instance_id, 0, at))
-            if recorded != absent.instance_id:
-                count, since = 0, at
-            self._known[absent.id] = (absent.instance_id, count + 1, since)
+        changes = doubt_changes(sightings, self.remembered(), absence_counts=plan.absence_counts, full=True)
+        for workspace_id in (*changes.alive, *changes.found):
+            self._known.pop(workspace_id, None)
+        for doubt in (*changes.new, *changes.again):
+            if doubt.kind is Verdict.ABSENT:
+                instance_id = doubt.workspace.instance_id
+                recorded, count, since = self._known.get(doubt.workspace.id, (instance_id, 0, at))
+                if recorded != instance_id:
+                    count, since = 0, at
+                self._known[doubt.workspace.id] = (instance_id, count + 1, since)
         return plan
 
-    def remembered(self) -> dict[str, Absence]:
-        return {id_: Absence(of, count, self.now - since) for id_, (of, count, since) in self._known.items()}
+    def remembered(self) -> dict[tuple[str, Verdict], Known]:
+        return {
+            (id_, Verdict.ABSENT): Known(of, count, self.now - since, 60)
+            for id_, (of, count, since) in self._known.items()
+        }
 
 
 GONE = saw("not_found", 1)
@@ -251,8 +346,7 @@ def test_an_absence_must_be_seen_often_enough_for_long_enough() -> None:
 
 
 def test_the_first_sighting_of_an_absence_is_number_one() -> None:
-    absences = {uuid(1): Absence(instance(2), 5, 500)}  # of the instance before
-    for known in ({}, absences):
+    for known in ({}, absent(1, 5, 500, of=2)):  # of the instance before
         decision, *_ = planned([GONE, WITNESS], known).decisions
         assert decision.reason == "not found: sighting 1 of 3, over 0 of 120 s"
 
@@ -314,20 +408,27 @@ def test_absences_do_not_count_when_nothing_at_all_is_found() -> None:
         assert {one.reason for one in plan.decisions} == {
             "no instance at all was found in this cycle: account, Region or credentials?"
         }
-        assert plan.absent == ()
-    assert absences.remembered() == {uuid(1): Absence(instance(1), 1, 180)}
+    assert absences.remembered() == absent(1, 1, 180)
     assert actions(absences.cycle(240, GONE, WITNESS)) == {1: Action.WAIT}
 
 
 @pytest.mark.parametrize("state", ["running", "pending", "stopping", "shutting-down", "stopped", "terminated"])
 def test_any_other_instance_makes_an_absence_credible(state: str) -> None:
-    due = {uuid(1): Absence(instance(1), 2, 120)}
-    assert actions(planned([GONE, saw(state, 2)], due))[1] is Action.FLIP
+    assert actions(planned([GONE, saw(state, 2)], absent(1, 2, 120)))[1] is Action.FLIP
 
 
-def test_only_remembered_absences_are_reset() -> None:
-    plan = planned(fleet(running=3), {uuid(2): Absence(instance(2), 1, 10)})
-    assert plan.found_again == (uuid(2),)
+def test_an_absence_alone_proves_nothing() -> None:
+    assert actions(planned([GONE], absent(1, 9, 900))) == {1: Action.WAIT}
+
+
+def test_a_narrowed_cycle_does_not_count_its_own_look() -> None:
+    assert actions(planned([GONE, WITNESS], absent(1, 2, 120), full=False)) == {1: Action.WAIT}
+    assert actions(planned([GONE, WITNESS], absent(1, 3, 120), full=False)) == {1: Action.FLIP}
+
+
+def test_absences_that_lie_too_far_apart_are_not_added_up() -> None:
+    known = {(uuid(1), Verdict.ABSENT): Known(instance(1), 9, 9000, 3601)}
+    assert actions(planned([GONE, WITNESS], known)) == {1: Action.WAIT}
 
 
 def test_one_sighting_is_enough_if_the_policy_says_so() -> None:
@@ -373,8 +474,10 @@ def row(
     *,
     fresh: bool = False,
     on_hold: bool = False,
+    locked: bool = False,
+    restarting: bool = False,
 ) -> CurrentRow:
-    return CurrentRow(status, instance_id, runtime, fresh, on_hold)
+    return CurrentRow(status, instance_id, runtime, fresh, on_hold, locked=locked, restarting=restarting)
 
 
 @pytest.mark.parametrize("runtime", ["langgraph", "", None], ids=repr)
@@ -409,16 +512,28 @@ def test_a_row_that_has_moved_on_is_not_flipped(current: CurrentRow | None, reas
     assert objection(current, workspace(1)) is reason
 
 
-# --- outdated absences ---
-
-REMEMBERED = {uuid(n): Absence(instance(n), 2, 60) for n in (1, 2, 3)}
-
-
-def test_an_absence_is_outdated_when_the_row_records_another_instance() -> None:
-    selected = [workspace(1), replace(workspace(2), instance_id=instance(22)), workspace(4)]
-    assert outdated_absences(REMEMBERED, selected, all_selected=False) == [uuid(2)]
+def test_a_row_that_somebody_else_has_locked_is_not_flipped() -> None:
+    assert objection(row(locked=True), workspace(1)) is SkipReason.ROW_LOCKED
 
 
-def test_an_absence_is_outdated_when_the_workspace_is_no_candidate() -> None:
-    assert outdated_absences(REMEMBERED, [workspace(1)], all_selected=True) == [uuid(2), uuid(3)]
-    assert outdated_absences(REMEMBERED, [workspace(1)], all_selected=False) == []
+OFFLINE = replace(workspace(1), offline=True)
+
+
+@pytest.mark.parametrize(
+    ("current", "reason"),
+    [
+        pytest.param(row("offline"), None, id="it is still offline"),
+        pytest.param(row("online"), SkipReason.STATUS_MOVED, id="it is online again"),
+        pytest.param(row("provisioning"), SkipReason.STATUS_MOVED, id="the platform restarts it"),
+        pytest.param(row("offline", restarting=True), SkipReason.STATUS_MOVED, id="somebody is at it"),
+        pytest.param(row("offline", instance_id=instance(2)), SkipReason.INSTANCE_CHANGED, id="another instance"),
+        pytest.param(row("offline", fresh=True), SkipReason.FRESH_HEARTBEAT, id="a heartbeat came"),
+        pytest.param(row("offline", on_hold=True), SkipReason.ON_HOLD, id="a hold was placed"),
+    ],
+)
+def test_an_offline_row_is_adopted_only_while_nobody_is_at_it(current: CurrentRow, reason: SkipReason | None) -> None:
+    assert objection(current, OFFLINE) is reason
+
+
+def test_a_restart_under_way_does_not_protect_a_row_that_is_up() -> None:
+    assert objection(row(restarting=True), workspace(1)) is None
