@@ -177,8 +177,8 @@ class Flips:
 
         All in one transaction: lock the rows without waiting, read them again, judge each, and only then write the
         rows, the events and the owed restarts. Adopted workspaces only get their owed restart. Evidence that is too old
-        by the database's clock is OUT_OF_TIME. Raises LeaseLostError; NotWrittenError, like any StoreError of a single
-        row, fails the set as a whole.
+        by the database's clock, or a lost lease, is OUT_OF_TIME. An error of a single row fails the set as a whole, be it
+        the server's or NotWrittenError.
         """
         with self._session.transaction(deadline, lock_wait_s=LOCK_WAIT_SECONDS) as transaction:
             current = self._read(transaction, _LOCKED_ROWS, confirmed, policy)

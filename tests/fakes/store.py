@@ -22,7 +22,7 @@ from handler.store import FlipOutcomes, Selection, Store
 from handler.store.candidates import UNOWED_SECONDS, selection
 from handler.store.flip import Flipped, FlipPolicy, captured_status
 from handler.store.lease import LONGEST_SECONDS, MARGIN_SECONDS
-from handler.store.memory import CLOSED_RESTARTS_KEPT_DAYS
+from handler.store.memory import KEPT_DAYS
 from handler.store.restarts import Judge
 from tests.fakes.tables import Row, StoredDoubt, StoredHold, StoredRestart, StoredSource, StoredStop, Tables
 
@@ -219,9 +219,7 @@ class Doubts(Part):
                 absent.sightings = 0
         if changes.sources is not None:
             tables.sources = {
-                cause: StoredSource(
-                    count, tables.now if (known := tables.sources.get(cause)) is None else known.since
-                )
+                cause: StoredSource(count, tables.now if (known := tables.sources.get(cause)) is None else known.since)
                 for cause, count in changes.sources.items()
             }
 
@@ -272,7 +270,7 @@ class CycleMemory(Part):
     def purge(self, _: Deadline) -> None:
         self.require_lease()
         self.watch.wrote("purge")
-        tables, before = self.tables, self.tables.now - CLOSED_RESTARTS_KEPT_DAYS * _DAY_S
+        tables, before = self.tables, self.tables.now - KEPT_DAYS * _DAY_S
         tables.restarts = [
             one for one in tables.restarts if one.closed_at is None or one.closed_at >= before or one.is_watched
         ]
@@ -402,7 +400,9 @@ class Flips(Part):
         restarts = up_s = None
         if earlier := tables.restarts_of(workspace.id):
             last = earlier[-1]
-            marks = [last.watch_ended_at, last.closed_at, last.asked_at] if last.watched_since is None else [last.up_since]
+            marks = (
+                [last.watch_ended_at, last.closed_at, last.asked_at] if last.watched_since is None else [last.up_since]
+            )
             restarts = last.streak + (last.asked_at is not None)
             up_s = now - next((at for at in marks if at is not None), now)
         by_hand = any(one.by_hand for one in tables.doubts_of(workspace.id))
@@ -525,7 +525,10 @@ class Restarts(Part):
             if not one.is_open and one.watch_ended_at is None and is_free and self.is_still_owed(one) and not others:
                 self.watch.wrote("owe_again", one)
                 one.watch_ended_at = now
-                (streak, backoff_s), last = loops[one.id], [at for at in (one.asked_at, one.closed_at) if at is not None]
+                (streak, backoff_s), last = (
+                    loops[one.id],
+                    [at for at in (one.asked_at, one.closed_at) if at is not None],
+                )
                 due_at = max(now, max(last) + RECOVERY_SECONDS)
                 owed = StoredRestart(
                     id=_next_id(tables),
