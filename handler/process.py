@@ -38,7 +38,7 @@ class Process:
         self.settings = Settings.from_env(environment)
         self._aws = aws()
         if self.settings.probe == EC2:
-            self._aws.require_region()
+            self._aws.region()
         self._secrets = Secrets(self._aws.secret_text)
         self._session = Session(self.settings.database, self._secrets, self._aws.database_token)
 
@@ -77,7 +77,7 @@ class Process:
                 ca_file=settings.https_ca_file,
             )
         api = Ec2Api(self._aws.ec2, self._aws.within, timeout_s=settings.probe_timeout_seconds)
-        return Ec2Probe(api, timeout_s=settings.probe_timeout_seconds)
+        return Ec2Probe(api, timeout_s=settings.probe_timeout_seconds, target=self._aws.region())
 
     def _platform(self, remote: Remote, deadline: Deadline) -> Platform:
         from handler.restarts.platform import HttpPlatform  # noqa: PLC0415

@@ -9,6 +9,7 @@ import contextlib
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -41,10 +42,18 @@ _ENDPOINT_VARIABLE: Mapping[_Service, str] = {
 }
 
 
-class _Call(threading.local):
-    """The deadline of the calls on this thread."""
+@dataclass(slots=True)
+class Call:
+    """A call inside `within`: its deadline, and when the head of its answer arrived, by the deadline's clock."""
 
-    deadline: Deadline | None = None
+    deadline: Deadline
+    answered_at: float = 0.0
+
+
+class _Running(threading.local):
+    """The call that is running on this thread."""
+
+    call: Call | None = None
 
 
 class Aws:
@@ -71,21 +80,26 @@ class Aws:
         self._session = boto3.session.Session(botocore_session=session)
         self._clients: dict[str, Any] = {}
         self._making = threading.Lock()
-        self._call = _Call()
+        self._running = _Running()
 
-    def require_region(self) -> None:
-        """Raise SettingsError if no Region is configured."""
-        if self._session.region_name is None:
+    def region(self) -> str:
+        """Return the Region of the instances. Raises SettingsError if none is configured."""
+        region: str | None = self._session.region_name
+        if region is None:
             raise SettingsError("AWS_REGION: not set; expected the Region of the instances, as PROBE is ec2")
+        return region
 
     @contextlib.contextmanager
-    def within(self, deadline: Deadline) -> Iterator[None]:
-        """Make every call on this thread end by the deadline, until the `with` block ends."""
-        outer, self._call.deadline = self._call.deadline, deadline
+    def within(self, deadline: Deadline) -> Iterator[Call]:
+        """Make every call on this thread end by the deadline, until the `with` block ends.
+
+        Yields what tells when the latest answer arrived. Reading a large one can take seconds more.
+        """
+        outer, self._running.call = self._running.call, Call(deadline)
         try:
-            yield
+            yield self._running.call
         finally:
-            self._call.deadline = outer
+            self._running.call = outer
 
     def ec2(self) -> "EC2Client":
         """Return the EC2 client."""
@@ -132,16 +146,18 @@ class Aws:
             raise SettingsError(f"{variable}: not usable; expected an http(s) address") from None
 
     def _send(self, request: Any, **_: Any) -> AWSResponse:
-        if self._call.deadline is None:
+        call = self._running.call
+        if call is None:
             raise RuntimeError("a call to AWS outside `within` has no deadline")
         answer = self._pools.call(
             request.method,
             request.url,
             headers=dict(request.headers.items()),
-            deadline=self._call.deadline,
+            deadline=call.deadline,
             body_limit=BODY_LIMIT,
             body=request.body,
         )
+        call.answered_at = answer.began_at
         return AWSResponse(request.url, answer.status, dict(answer.headers), _Body(answer.body))  # type: ignore[arg-type]
 
 

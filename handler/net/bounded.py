@@ -10,6 +10,7 @@ import http.client
 import io
 import re
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -52,11 +53,15 @@ class CallError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A whole answer. Its headers and body are never logged."""
+    """A whole answer. Its headers and body are never logged.
+
+    `began_at` is when its head had arrived, by the deadline's clock: what it says was true before that.
+    """
 
     status: int
     headers: Mapping[str, str]
     body: bytes
+    began_at: float
 
 
 class OversizeError(ValueError):
@@ -69,6 +74,7 @@ class _Call(threading.local):
     deadline = Deadline(0)
     sent = False
     reused = True  # until it has to connect
+    may_connect = True
 
 
 _call = _Call()
@@ -86,12 +92,15 @@ def _seconds_left() -> float:
 
 
 @contextlib.contextmanager
-def call_within(deadline: Deadline, cause_of: Callable[[Exception], Cause]) -> Iterator[urllib3.Timeout]:
+def call_within(
+    deadline: Deadline, cause_of: Callable[[Exception], Cause], *, may_connect: bool = True
+) -> Iterator[urllib3.Timeout]:
     """Make the one call in the `with` block obey the deadline; yield the timeout to pass to it.
 
+    Unless it `may_connect`, it needs a connection that is open. Without one, nothing is sent.
     Raises CallError instead of the client's exceptions; `cause_of` returns the cause for one of them.
     """
-    _call.deadline, _call.sent, _call.reused = deadline, False, True
+    _call.deadline, _call.sent, _call.reused, _call.may_connect = deadline, False, True, may_connect
     try:
         yield urllib3.Timeout(total=max(deadline.remaining(), _SHORTEST_S))
     except FAILURES as error:
@@ -109,7 +118,7 @@ def cause_of(error: Exception) -> Cause:
             return Cause.CONNECTION_REFUSED
         case urllib3.exceptions.TimeoutError() | TimeoutError():
             return Cause.TIMEOUT
-        case urllib3.exceptions.SSLError():
+        case urllib3.exceptions.SSLError() | ssl.SSLError():
             return Cause.TLS_FAILED
         case OversizeError():
             return Cause.OVERSIZE
@@ -163,7 +172,8 @@ class BoundedPools(urllib3.PoolManager):
                 preload_content=False,
                 timeout=timeout,
             )
-        return Answer(response.status, response.headers, read_body(response, body_limit))
+        began_at = deadline.now()
+        return Answer(response.status, response.headers, read_body(response, body_limit), began_at)
 
     def clear(self) -> None:
         """Close the idle connections now: urllib3 would leave that to the garbage collector."""
@@ -178,7 +188,26 @@ class _Bounded(HTTPConnection):
 
     def connect(self) -> None:
         _call.reused = False
+        if not _call.may_connect:
+            raise ConnectionAbortedError("the connection has ended before the call")
         super().connect()
+
+    @property
+    def is_connected(self) -> bool:
+        """Tell whether the other side has neither hung up nor sent what nobody asked for.
+
+        urllib3 looks whether anything can be read. After a handshake that is so: TLS 1.3 sends session tickets.
+        """
+        if self.sock is None:
+            return False
+        self.sock.settimeout(0)
+        try:
+            self.sock.recv(1)
+        except (BlockingIOError, ssl.SSLWantReadError):
+            return True
+        except OSError:
+            return False
+        return False
 
     def _new_conn(self) -> socket.socket:
         """Connect in the time that the call has left, and leave the rest of it for the TLS handshake.
@@ -216,11 +245,23 @@ class _BoundedHttps(_Bounded, HTTPSConnection):
     pass
 
 
-class _HttpPool(HTTPConnectionPool):
+class _ConnectsAhead(HTTPConnectionPool):
+    def connect(self) -> None:
+        """Open a connection for the pool's next call, TLS included. Belongs inside `call_within`."""
+        connection = self._get_conn()
+        try:
+            connection.connect()
+        except BaseException:
+            connection.close()
+            raise
+        self._put_conn(connection)
+
+
+class _HttpPool(_ConnectsAhead):
     ConnectionCls = _Bounded
 
 
-class _HttpsPool(HTTPSConnectionPool):
+class _HttpsPool(_ConnectsAhead, HTTPSConnectionPool):
     ConnectionCls = _BoundedHttps
 
     def __init__(self, *arguments: Any, ca_file: str | None, **options: Any) -> None:

@@ -31,8 +31,9 @@ class HttpClient:
         self._session.headers.clear()
         self._session.headers.update({"User-Agent": USER_AGENT, "Accept-Encoding": "identity"})
         self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+        self._adapter = _BoundedAdapter(connections, ca_file)
         for scheme in ("http://", "https://"):
-            self._session.mount(scheme, _BoundedAdapter(connections, ca_file))
+            self._session.mount(scheme, self._adapter)
 
     def get(
         self, url: str, *, params: Mapping[str, str], headers: Mapping[str, str], deadline: Deadline, body_limit: int
@@ -47,23 +48,40 @@ class HttpClient:
             if not error.stale:
                 raise
             response = self._send("GET", url, deadline, headers=headers, params=params)
-        return Answer(response.status_code, response.headers, read_body(response.raw, body_limit))
+        began_at = deadline.now()
+        return Answer(response.status_code, response.headers, read_body(response.raw, body_limit), began_at)
 
-    def post(self, url: str, *, json: Mapping[str, Any], headers: Mapping[str, str], deadline: Deadline) -> Answer:
+    def connect(self, url: str, deadline: Deadline) -> None:
+        """Open the connection for the next request to the URL's host by the deadline. Raises CallError."""
+        with call_within(deadline, _cause_of):
+            self._adapter.connect(self._session.prepare_request(requests.Request("GET", url)))
+
+    def post(
+        self,
+        url: str,
+        *,
+        json: Mapping[str, Any],
+        headers: Mapping[str, str],
+        deadline: Deadline,
+        connected: bool = False,
+    ) -> Answer:
         """Send a POST once, and return its answer by the deadline, with an empty body: the body is not read.
 
-        Raises CallError.
+        If it has to be `connected`, and the connection has ended meanwhile, nothing is sent. Raises CallError.
         """
-        response = self._send("POST", url, deadline, headers=headers, json=json)
+        response = self._send("POST", url, deadline, may_connect=not connected, headers=headers, json=json)
+        began_at = deadline.now()
         response.close()
-        return Answer(response.status_code, response.headers, b"")
+        return Answer(response.status_code, response.headers, b"", began_at)
 
     def close(self) -> None:
         """Close the idle connections."""
         self._session.close()
 
-    def _send(self, method: str, url: str, deadline: Deadline, **request: Any) -> requests.Response:
-        with call_within(deadline, _cause_of) as timeout:
+    def _send(
+        self, method: str, url: str, deadline: Deadline, *, may_connect: bool = True, **request: Any
+    ) -> requests.Response:
+        with call_within(deadline, _cause_of, may_connect=may_connect) as timeout:
             prepared = self._session.prepare_request(requests.Request(method, url, **request))
             # requests passes urllib3's timeout on unchanged, although its types allow only numbers.
             options: Any = {"timeout": timeout}
@@ -84,6 +102,11 @@ class _BoundedAdapter(HTTPAdapter):
     def init_poolmanager(self, *_: object, **__: object) -> None:
         """Use the bounded pools instead of requests' own."""
         self.poolmanager = BoundedPools(connections=self._connections, ca_file=self._ca_file)
+
+    def connect(self, request: requests.PreparedRequest) -> None:
+        """Open the connection that this request would be sent on."""
+        pool: Any = self.get_connection_with_tls_context(request, verify=True)
+        pool.connect()
 
     def cert_verify(self, *_: object, **__: object) -> None:
         """Leave the pools' TLS context alone: requests would load certifi's authorities for each connection."""

@@ -1,11 +1,12 @@
 """Owed restarts: which ones are asked for, when, and how the platform is asked."""
 
+import math
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
 from handler.deadline import Deadline
-from handler.domain.model import Failure, Restart
+from handler.domain.model import Failure
 
 
 class Answer(StrEnum):
@@ -29,8 +30,12 @@ class Reply:
 class Connection(Protocol):
     """A connection to the platform that is ready for one call, so that nothing but sending is left after a claim."""
 
-    def restart(self, workspace_id: str, instance_id: str, deadline: Deadline) -> Reply:
-        """Ask once for a restart; return the answer, which is UNCERTAIN if none comes by the deadline."""
+    def restart(self, workspace_id: str, instance_id: str, deadline: Deadline, *, not_after: float = math.inf) -> Reply:
+        """Ask for a restart; return the answer, which is UNCERTAIN if none comes by the deadline.
+
+        Nothing is sent later than `not_after`, by the deadline's clock: not even the same request with a new token,
+        after the platform refused the old one. REFUSED without an HTTP status: nothing was sent.
+        """
         ...
 
     def close(self) -> None:

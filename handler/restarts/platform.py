@@ -4,17 +4,19 @@ It has no compare-and-set, so nothing here can close the window between the last
 own.
 """
 
+import math
 from collections.abc import Mapping
+from contextlib import closing
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 
 from handler.deadline import Deadline
-from handler.domain.model import Cause, Failure, Restart
+from handler.domain.model import Cause, Failure
 from handler.net.bounded import SUCCESS, CallError
 from handler.net.http import HttpClient
 from handler.net.secrets import Tokens
-from handler.restarts import Answer, Reply
+from handler.restarts import Answer, Connection, Reply
 
 LONGEST_RETRY_AFTER_SECONDS = 86_400.0
 # Of these the platform's own come before it has begun (500), or say that it cannot (503). Any other is a gateway's that
@@ -40,49 +42,78 @@ class HttpPlatform:
         self._ca_file = ca_file
         self._used = tokens.read(deadline)
 
-    def connect(self, deadline):
-        me = self
-
-        class C:
-            def restart(self, workspace_id, instance_id, deadline):
-                return me.restart(Restart(0, workspace_id, instance_id), deadline)
-
-            def close(self):
-                pass
-
-        return C()
-
-    def restart(self, restart: Restart, deadline: Deadline) -> Reply:
+    def connect(self, deadline: Deadline) -> "Connection | Reply":
         """See Platform."""
-        used = self._used
-        reply = self._ask(restart, deadline, used)
-        unauthorized = reply.reason == _status(HTTPStatus.UNAUTHORIZED)
-        if unauthorized and (renewed := self._tokens.renew(used, deadline)) != used:
-            self._used = renewed
-            return self._ask(restart, deadline, renewed)
-        return reply
+        client = self._opened(deadline)
+        return client if isinstance(client, Reply) else _HttpConnection(self, client)
 
-    def _ask(self, restart: Restart, deadline: Deadline, tokens: Mapping[str, str]) -> Reply:
+    def restart(
+        self, client: HttpClient, workspace_id: str, instance_id: str, deadline: Deadline, *, not_after: float
+    ) -> Reply:
+        """Ask on the connection that `client` has opened; if the token is refused, on another one with a new token."""
+        used = self._used
+        reply = self._ask(client, workspace_id, instance_id, deadline, used)
+        unauthorized = reply.reason == _status(HTTPStatus.UNAUTHORIZED)
+        if not unauthorized or (renewed := self._tokens.renew(used, deadline)) == used:
+            return reply
+        self._used = renewed
+        again = self._opened(deadline)
+        if isinstance(again, Reply):
+            return again
+        with closing(again):
+            if deadline.now() > not_after:
+                return reply
+            return self._ask(again, workspace_id, instance_id, deadline, renewed)
+
+    def _opened(self, deadline: Deadline) -> HttpClient | Reply:
+        # A new connection for each call: on a kept-alive one that the platform has just closed, a request that was
+        # never read would count as uncertain.
+        client = HttpClient(connections=1, ca_file=self._ca_file)
+        try:
+            client.connect(self._base_url, deadline)
+        except CallError as error:
+            client.close()
+            return Reply(Answer.REFUSED, Failure(error.cause))
+        return client
+
+    def _ask(
+        self, client: HttpClient, workspace_id: str, instance_id: str, deadline: Deadline, tokens: Mapping[str, str]
+    ) -> Reply:
         headers = {"Connection": "close"}
         if token := tokens.get("token"):
             headers["Authorization"] = f"Bearer {token}"
         if self._org_id:
             headers["X-Molecule-Org-Id"] = self._org_id
-        # A new connection for each call: on a kept-alive one that the platform has just closed, a request
-        # that was never read would count as uncertain.
-        client = HttpClient(connections=1, ca_file=self._ca_file)
         try:
             answer = client.post(
-                f"{self._base_url}/workspaces/{restart.workspace_id}/restart",
-                json={"expected_instance_id": restart.instance_id},
+                f"{self._base_url}/workspaces/{workspace_id}/restart",
+                json={"expected_instance_id": instance_id},
                 headers=headers,
                 deadline=deadline,
+                connected=True,
             )
         except CallError as error:
             return Reply(Answer.UNCERTAIN if error.sent else Answer.REFUSED, Failure(error.cause))
-        finally:
-            client.close()
         return _reply(answer.status, answer.headers)
+
+
+class _HttpConnection:
+    """See Connection."""
+
+    def __init__(self, platform: HttpPlatform, client: HttpClient) -> None:
+        """Ask the platform on the connection that `client` has opened."""
+        self._platform = platform
+        self._client = client
+
+    def restart(self, workspace_id: str, instance_id: str, deadline: Deadline, *, not_after: float = math.inf) -> Reply:
+        """See Connection."""
+        if deadline.now() > not_after:
+            return Reply(Answer.REFUSED, Failure(Cause.OUT_OF_TIME))
+        return self._platform.restart(self._client, workspace_id, instance_id, deadline, not_after=not_after)
+
+    def close(self) -> None:
+        """See Connection."""
+        self._client.close()
 
 
 def _status(status: int) -> Failure:

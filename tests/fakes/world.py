@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, Self
 
 from handler.deadline import Deadline
-from handler.domain.model import NOT_FOUND, Cause, Failure, Restart, Sighting, Workspace, sighting_of, unknown
+from handler.domain.model import NOT_FOUND, Cause, Failure, Sighting, Workspace, sighting_of, unknown
 from handler.probes import fair_share
 from handler.restarts import Answer, Reply
 from handler.restarts.worker import CALL_SECONDS
@@ -84,7 +84,7 @@ class Caller(Protocol):
     def before(self, call: str) -> None: ...
     def clock(self) -> float: ...
     def answered(self, workspace: Workspace, word: str, *, lied: bool) -> None: ...
-    def asks(self, restart: Restart) -> Asked: ...
+    def asks(self, workspace_id: str, instance_id: str) -> Asked: ...
 
 
 @dataclass
@@ -99,6 +99,10 @@ class World:
     jobs: list[Job] = field(default_factory=list)
     asked: list[Asked] = field(default_factory=list)
     platform_mood: str | None = None
+    # Nobody can connect to the platform.
+    unreachable: bool = False
+    # Instances that run, but fail EC2's system status check.
+    impaired: set[str] = field(default_factory=set)
     blocked: set[str] = field(default_factory=set)
     # For each workspace and its instance: the times of its remembered absences, as long as nothing resets them.
     unfound: dict[tuple[str, str], list[float]] = field(default_factory=dict)
@@ -135,7 +139,9 @@ class World:
         if state is not None:
             self.instances[instance_id] = Instance(state)
         self.population += 1
-        self.tables.workspaces[workspace_id] = Row(instance_id, heartbeat_at=self.tables.now - HEARTBEAT_AGE_SECONDS)
+        self.tables.workspaces[workspace_id] = Row(
+            instance_id, heartbeat_at=self.tables.now - HEARTBEAT_AGE_SECONDS, updated_at=self.tables.now
+        )
         if streak is not None:
             self._was_restarted(workspace_id, streak)
 
@@ -220,10 +226,10 @@ class World:
             if job.asked is not None:
                 self.read(job.asked, writes_at=now)
             elif row is not None and job.step == "write":
-                row.status = "provisioning"
+                row.status, row.updated_at = "provisioning", now
                 self.jobs.append(Job(now + BOOT_SECONDS, "boot", job.workspace_id))
             elif row is not None and row.status == "provisioning":
-                row.status, row.instance_id, row.heartbeat_at = "online", self.launch(), now
+                row.status, row.instance_id, row.heartbeat_at, row.updated_at = "online", self.launch(), now, now
 
     def _is_locked(self, job: Job) -> bool:
         row = self.tables.workspaces.get(job.workspace_id)
@@ -261,8 +267,13 @@ class Probe:
             yield (
                 unknown(workspace, Failure(Cause.SERVER_ERROR))
                 if word == ERROR
-                else sighting_of(workspace, word, took_s)
+                else sighting_of(workspace, word, answered_at=self._caller.clock(), took_s=took_s)
             )
+
+    def impaired(self, workspaces: Sequence[Workspace], deadline: Deadline) -> int:
+        """See handler.probes.Probe."""
+        del deadline
+        return sum(one.instance_id in self._world.impaired for one in workspaces)
 
 
 class Platform:
@@ -271,15 +282,32 @@ class Platform:
     def __init__(self, world: World, caller: Caller) -> None:
         self._world, self._caller = world, caller
 
-    def restart(self, restart: Restart, deadline: Deadline) -> Reply:
+    def connect(self, deadline: Deadline) -> "Connection | Reply":
         """See handler.restarts.Platform."""
+        self._caller.before("connect")
+        if deadline.over() or self._world.unreachable:
+            return Reply(Answer.REFUSED, Failure(Cause.TIMEOUT))
+        return Connection(self._world, self._caller)
+
+
+class Connection:
+    """A connection to the platform, for one request."""
+
+    def __init__(self, world: World, caller: Caller) -> None:
+        self._world, self._caller = world, caller
+
+    def close(self) -> None:
+        """See handler.restarts.Connection."""
+
+    def restart(self, workspace_id: str, instance_id: str, deadline: Deadline) -> Reply:
+        """See handler.restarts.Connection."""
         world, began_at = self._world, self._caller.clock()
         self._caller.before("restart")
         if deadline.over():
             return Reply(Answer.REFUSED, Failure(Cause.TIMEOUT))  # nothing is sent past the deadline
-        asked = self._caller.asks(restart)
+        asked = self._caller.asks(workspace_id, instance_id)
         mood, world.platform_mood = world.platform_mood, None
-        refusal = _REFUSALS.get("blocked" if restart.workspace_id in world.blocked else mood or "")
+        refusal = _REFUSALS.get("blocked" if workspace_id in world.blocked else mood or "")
         if refusal is not None:
             asked.is_refused = True
             return refusal
@@ -291,7 +319,7 @@ class Platform:
         if mood == "write late":
             world.read(asked, writes_at=late_at)
         elif mood == "read late":
-            world.jobs.append(Job(late_at, "read", restart.workspace_id, asked))
+            world.jobs.append(Job(late_at, "read", workspace_id, asked))
         else:
             assert mood == "lose"
         world.tables.now += max(0.0, CALL_SECONDS - (self._caller.clock() - began_at))

@@ -19,6 +19,7 @@ from handler.probes import fair_share
 from handler.probes.control_plane.limiter import ConcurrencyLimiter
 
 BODY_LIMIT = 64 * 1024
+TARGET = "control_plane"
 # Only caches send an Age: for how many seconds an answer has lain in them (RFC 9111, 5.1).
 _AGE_OF_NOW = re.compile("0+")
 _REFUSED = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
@@ -85,7 +86,8 @@ class ControlPlaneProbe:
         finally:
             client.close()
 
-    def impaired(self, workspaces, deadline):
+    def impaired(self, workspaces: Sequence[Workspace], deadline: Deadline) -> int:  # noqa: ARG002 - see Probe
+        """See Probe. The control plane says nothing about status checks."""
         return 0
 
     def _check(self, client: HttpClient, workspace: Workspace, deadline: Deadline, enough_s: float) -> Sighting | None:
@@ -93,18 +95,18 @@ class ControlPlaneProbe:
         started = time.monotonic()
         check = deadline.within(self._timeout_s)
         try:
-            state = self._state(client, workspace, check)
+            state, answered_at = self._state(client, workspace, check)
         except _NoAnswerError as error:
             had_s = time.monotonic() - started
             begun_too_late = error.failure.cause is Cause.TIMEOUT and had_s < enough_s * _CLOCKS_DIFFER
             return None if begun_too_late else unknown(workspace, error.failure)
         except Exception as error:  # noqa: BLE001 - an unexpected error must cost only its own check
             return unknown(workspace, Failure(Cause.UNEXPECTED, type(error).__name__))
-        return sighting_of(
-            workspace, state, answered_at=deadline.now(), target="control_plane", took_s=time.monotonic() - started
-        )
+        took_s = time.monotonic() - started
+        return sighting_of(workspace, state, answered_at=answered_at, target=TARGET, took_s=took_s)
 
-    def _state(self, client: HttpClient, workspace: Workspace, check: Deadline) -> str:
+    def _state(self, client: HttpClient, workspace: Workspace, check: Deadline) -> tuple[str, float]:
+        """Return the state, and when it arrived."""
         used = self._used
         answer = self._get(client, workspace, used, check)
         if answer.status in _REFUSED and (renewed := self._tokens.renew(used, check)) != used:
@@ -114,7 +116,7 @@ class ControlPlaneProbe:
             raise _NoAnswerError(Failure(Cause.HTTP_STATUS, str(answer.status)))
         if not _AGE_OF_NOW.fullmatch(answer.headers.get("Age", "0")):
             raise _NoAnswerError(Failure(Cause.CACHED))
-        return _parsed(answer.body, workspace.instance_id)
+        return _parsed(answer.body, workspace.instance_id), answer.began_at
 
     def _get(self, client: HttpClient, workspace: Workspace, tokens: Mapping[str, str], check: Deadline) -> Answer:
         try:

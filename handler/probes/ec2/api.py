@@ -4,9 +4,10 @@ import itertools
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import botocore.exceptions
 
@@ -18,6 +19,8 @@ from handler.net.bounded import CallError
 if TYPE_CHECKING:
     from types_boto3_ec2 import EC2Client
     from types_boto3_ec2.type_defs import FilterTypeDef
+
+    from handler.net.aws import Call
 
 PAGE = 1000
 ATTEMPTS = 3
@@ -36,7 +39,16 @@ _WORTH_RETRYING = (
 _RUNNING = "running"
 
 # Which of the client's operations to call.
-_Call = Callable[["EC2Client"], Callable[..., Any]]
+_Operation = Callable[["EC2Client"], Callable[..., Any]]
+_Named = TypeVar("_Named")
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[_Named]):
+    """A page of a listing: what it names, to be read once, and when it arrived, by the deadline's clock."""
+
+    named: Iterable[_Named]
+    answered_at: float
 
 
 class Ec2Error(Exception):
@@ -55,7 +67,7 @@ class Ec2Api:
     def __init__(
         self,
         client: Callable[[], "EC2Client"],
-        within: Callable[[Deadline], AbstractContextManager[None]],
+        within: Callable[[Deadline], AbstractContextManager["Call"]],
         *,
         timeout_s: float,
         clock: Callable[[], float] = time.monotonic,
@@ -71,39 +83,53 @@ class Ec2Api:
         self._sleep = sleep
         self._pace = _Pace(clock)
 
-    def states(self, ids: Sequence[str], deadline: Deadline, *, attempts: int = ATTEMPTS) -> Iterator[tuple[str, str]]:
-        """Yield id and state of each instance that EC2 knows. Raises Ec2Error.
+    def states(
+        self, ids: Sequence[str], deadline: Deadline, *, attempts: int = ATTEMPTS
+    ) -> Iterator[Page[tuple[str, str]]]:
+        """Yield pages of the ids and states of the instances that EC2 knows. Raises Ec2Error.
 
         After an error, what was yielded is still true, and nothing is known about the rest.
         """
         by_id: FilterTypeDef = {"Name": "instance-id", "Values": ids}
-        for page in self._pages(
+        for page, answered_at in self._pages(
             lambda client: client.describe_instances, deadline, attempts, MaxResults=PAGE, Filters=[by_id]
         ):
-            for reservation in page["Reservations"]:
-                for one in reservation["Instances"]:
-                    yield one["InstanceId"], str(one["State"]["Name"])
+            yield Page(_ids_and_states(page), answered_at)
 
-    def running(self, zone: str | None, deadline: Deadline) -> Iterator[list[str]]:
+    def running(self, zone: str | None, deadline: Deadline) -> Iterator[Page[str]]:
         """Yield pages of the ids of all running instances, or of those in one zone. Raises Ec2Error."""
-        query: dict[str, Any] = {"MaxResults": PAGE}
-        if zone:
-            query["Filters"] = [{"Name": "availability-zone", "Values": [zone]}]
-        for page in self._pages(lambda client: client.describe_instance_status, deadline, ATTEMPTS, **query):
-            yield [one["InstanceId"] for one in page["InstanceStatuses"] if one["InstanceState"]["Name"] == _RUNNING]
+        return self._running(deadline, ATTEMPTS, {"availability-zone": zone} if zone else {})
+
+    def impaired(self, deadline: Deadline) -> Iterator[Page[str]]:
+        """Yield pages of the ids of running instances that fail EC2's system status check. Raises Ec2Error."""
+        return self._running(deadline, 1, {"system-status.status": "impaired"})
 
     def zones(self, deadline: Deadline) -> list[str]:
         """Return the names of the Region's zones. Raises Ec2Error."""
         pages = self._pages(lambda client: client.describe_availability_zones, deadline, attempts=1)
-        return [zone["ZoneName"] for page in pages for zone in page["AvailabilityZones"]]
+        return [zone["ZoneName"] for page, _ in pages for zone in page["AvailabilityZones"]]
 
-    def _pages(self, call: _Call, deadline: Deadline, attempts: int, **query: Any) -> Iterator[Any]:
-        """Yield all pages of a listing. Raises Ec2Error: nothing is known about pages that were not yielded."""
+    def _running(self, deadline: Deadline, attempts: int, only: Mapping[str, str]) -> Iterator[Page[str]]:
+        query: dict[str, Any] = {"MaxResults": PAGE}
+        if only:
+            query["Filters"] = [{"Name": name, "Values": [value]} for name, value in only.items()]
+        for page, answered_at in self._pages(
+            lambda client: client.describe_instance_status, deadline, attempts, **query
+        ):
+            statuses = page["InstanceStatuses"]
+            running = [one["InstanceId"] for one in statuses if one["InstanceState"]["Name"] == _RUNNING]
+            yield Page(running, answered_at)
+
+    def _pages(self, call: _Operation, deadline: Deadline, attempts: int, **query: Any) -> Iterator[tuple[Any, float]]:
+        """Yield all pages of a listing, and when each arrived.
+
+        Raises Ec2Error: nothing is known about pages that were not yielded.
+        """
         token: dict[str, str] = {}
         followed: set[str] = set()
         while True:
-            page = self._page(call, deadline, attempts, **query, **token)
-            yield page
+            page, answered_at = self._page(call, deadline, attempts, **query, **token)
+            yield page, answered_at
             next_token = page.get("NextToken")
             if not next_token:
                 return
@@ -112,13 +138,13 @@ class Ec2Api:
             followed.add(next_token)
             token = {"NextToken": next_token}
 
-    def _page(self, call: _Call, deadline: Deadline, attempts: int, **parameters: Any) -> Any:
+    def _page(self, call: _Operation, deadline: Deadline, attempts: int, **parameters: Any) -> tuple[Any, float]:
         failure = Failure(Cause.PACED)
         for attempt in itertools.count(1):
             self._wait(self._pace.turn(), deadline, failure)
             try:
-                with self._within(deadline.within(self._timeout_s)):
-                    return call(self._client())(**parameters)
+                with self._within(deadline.within(self._timeout_s)) as answer:
+                    return call(self._client())(**parameters), answer.answered_at
             except Exception as error:
                 failure = _failure(error)
                 if failure.cause is Cause.THROTTLED:  # not this call's fault: retry while there is time
@@ -134,6 +160,12 @@ class Ec2Api:
             raise Ec2Error(failure, cut_off=True)
         if seconds > 0:
             self._sleep(seconds)
+
+
+def _ids_and_states(page: Any) -> Iterator[tuple[str, str]]:
+    for reservation in page["Reservations"]:
+        for one in reservation["Instances"]:
+            yield one["InstanceId"], str(one["State"]["Name"])
 
 
 class _Pace:

@@ -5,6 +5,7 @@ import re
 import threading
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 
 from handler.deadline import Deadline
@@ -28,24 +29,37 @@ LISTING_TIME_SHARE = 0.6
 IDS_PER_WASTED_PAGE = 2 * PAGE
 # How many calls a cycle may spend on finding the ids that make a batch fail.
 BISECTING_CALLS = 64
+# One page has room for a thousand impaired instances. A few more are read, in case most of them are not ours.
+IMPAIRED_PAGES = 3
 
 # https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/resource-ids.html
 # A filter treats * and ? as wildcards, so only well-formed ids may get into one.
 _INSTANCE_ID = re.compile(r"i-(?:[0-9a-f]{8}|[0-9a-f]{17})")
 _RUNNING = "running"
 
-# What EC2 says about one instance: its state, or why there is no answer.
-_Learnt = str | Failure
 _CONTRADICTION = Failure(Cause.GARBLED_ANSWER)
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What EC2 says about one instance, and when that arrived, by the deadline's clock."""
+
+    state: str
+    answered_at: float
+
+
+# What EC2 says about one instance, or why there is no answer.
+_Learnt = _Known | Failure
 
 
 class Ec2Probe:
     """Asks for the recorded ids in batches. In a large fleet, it first lists everything that runs."""
 
-    def __init__(self, api: Ec2Api, *, timeout_s: float) -> None:
-        """Ask through `api`; one call may take `timeout_s` seconds."""
+    def __init__(self, api: Ec2Api, *, timeout_s: float, target: str) -> None:
+        """Ask through `api` about the target, a Region; one call may take `timeout_s` seconds."""
         self._api = api
         self._timeout_s = timeout_s
+        self._target = target
         self._bisecting_calls = BISECTING_CALLS
         self._plan_logged = False
 
@@ -61,34 +75,47 @@ class Ec2Probe:
         self._log_plan(len(recorded_by), list_first=list_first)
         if list_first:
             listing = deadline.within(deadline.remaining() * LISTING_TIME_SHARE)
-            for instance_id in self._running(recorded_by, listing):
+            for instance_id, answered_at in self._running(recorded_by, listing):
                 for workspace in recorded_by.pop(instance_id):
-                    yield sighting_of(workspace, _RUNNING, answered_at=deadline.now())
+                    yield self._sighting(workspace, _Known(_RUNNING, answered_at))
         for instance_id, learnt in self._asked(recorded_by, deadline, fair_share(self._timeout_s, deadline)):
             for workspace in recorded_by[instance_id]:
-                yield (
-                    unknown(workspace, learnt)
-                    if isinstance(learnt, Failure)
-                    else sighting_of(workspace, learnt, answered_at=deadline.now())
-                )
+                yield self._sighting(workspace, learnt)
 
-    def impaired(self, workspaces, deadline):
-        return 0
+    def impaired(self, workspaces: Sequence[Workspace], deadline: Deadline) -> int:
+        """See Probe. One call, whatever the fleet's size; a failed one says nothing about anybody."""
+        if not workspaces:
+            return 0
+        try:
+            pages = islice(self._api.impaired(deadline), IMPAIRED_PAGES)
+            impaired = {instance_id for page in pages for instance_id in page.named}
+        except Ec2Error as error:
+            logger.warning("impaired instances not counted", error=str(error))
+            return 0
+        except Exception:  # noqa: BLE001 - an answer that makes no sense says nothing
+            logger.warning("impaired instances not counted", error=str(Failure(Cause.GARBLED_ANSWER)))
+            return 0
+        return sum(workspace.instance_id in impaired for workspace in workspaces)
 
-    def _running(self, wanted: Collection[str], deadline: Deadline) -> Iterator[str]:
-        """Yield the wanted ids whose instances run, each once.
+    def _sighting(self, workspace: Workspace, learnt: _Learnt) -> Sighting:
+        if isinstance(learnt, Failure):
+            return unknown(workspace, learnt)
+        return sighting_of(workspace, learnt.state, answered_at=learnt.answered_at, target=self._target)
+
+    def _running(self, wanted: Collection[str], deadline: Deadline) -> Iterator[tuple[str, float]]:
+        """Yield the wanted ids whose instances run, each once, and when that arrived.
 
         The listing need not be complete: an id that is missing from it is not dead, only asked about later. So a
         listing that fails, or that contains too few wanted ids, is simply given up.
         """
         budget = _ListingBudget(wanted)
 
-        def list_zone(zone: str | None) -> list[str]:
+        def list_zone(zone: str | None) -> list[tuple[str, float]]:
             pages = self._api.running(zone, deadline)
-            running: list[str] = []
+            running: list[tuple[str, float]] = []
             with contextlib.suppress(Exception):  # whatever fails here, the rest is asked about by id
                 while budget.pays() and (page := next(pages, None)) is not None:
-                    running += budget.found(page)
+                    running += ((one, page.answered_at) for one in budget.found(page.named))
             return running
 
         zones = self._zones(deadline) if len(wanted) > ZONES_ABOVE else [None]
@@ -114,18 +141,22 @@ class Ec2Probe:
 
     def _ask(self, ids: Sequence[str], deadline: Deadline, *, enough_at: float, attempts: int) -> dict[str, _Learnt]:
         learnt: dict[str, _Learnt] = {}
+        arrivals: list[float] = []
         try:
-            for one, state in self._api.states(ids, deadline, attempts=attempts):
-                # "not_found" is our own word. From EC2 it would be an unknown state.
-                word = "" if state == NOT_FOUND else state
-                # An instance that moves during a listing is on two pages, and one of them may be out of date.
-                learnt[one] = word if learnt.get(one, word) == word else _CONTRADICTION
+            for page in self._api.states(ids, deadline, attempts=attempts):
+                arrivals.append(page.answered_at)
+                for one, state in page.named:
+                    # "not_found" is our own word. From EC2 it would be an unknown state.
+                    known = _Known("" if state == NOT_FOUND else state, page.answered_at)
+                    learnt[one] = _agreed(learnt.get(one, known), known)
         except Ec2Error as error:
             failure, cut_off = error.failure, error.cut_off
         except Exception:  # noqa: BLE001 - an answer that makes no sense proves nothing
             failure, cut_off = Failure(Cause.GARBLED_ANSWER), False
         else:
-            return {one: learnt.get(one, NOT_FOUND) for one in ids}
+            # Who is on no page was missing already when the first one was written.
+            not_found = _Known(NOT_FOUND, min(arrivals))
+            return {one: learnt.get(one, not_found) for one in ids}
         # What came before the failure is proof, but only for the ids that it names.
         missing = [one for one in ids if one not in learnt]
         learnt = {one: learnt[one] for one in ids if one in learnt}
@@ -148,6 +179,13 @@ class Ec2Probe:
     def _may_bisect(self) -> bool:
         self._bisecting_calls -= 2
         return self._bisecting_calls >= 0
+
+
+def _agreed(earlier: _Learnt, later: _Known) -> _Learnt:
+    """Return what two pages say about an instance that moves during a listing: one of them may be out of date."""
+    if isinstance(earlier, _Known) and earlier.state == later.state:
+        return earlier
+    return _CONTRADICTION
 
 
 class _ListingBudget:
