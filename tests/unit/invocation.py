@@ -1,15 +1,16 @@
 """Runs one cycle over tests/fakes, and lets things happen meanwhile."""
 
+import math
 import threading
 from collections.abc import Callable, Mapping
 from typing import NoReturn
 
 from handler import cycle
 from handler.deadline import Deadline
-from handler.domain.model import Restart, Workspace
+from handler.domain.model import Workspace
 from handler.domain.report import Report
 from handler.request import APPLY, Request
-from handler.restarts import Platform, Reply
+from handler.restarts import Connection, Platform, Reply
 from handler.settings import Settings
 from handler.store import Store
 from tests.fakes import world as fakes
@@ -88,7 +89,7 @@ class Invocation(Watch):
         first: Mapping[str, list[Happening]] | None = None,
         each: Mapping[str, Happening] | None = None,
         answers_take_s: Mapping[str, float] | None = None,
-        asked: Callable[[Restart], object] = lambda _: None,
+        asked: Callable[[str], object] = lambda _: None,
         **variables: str,
     ) -> None:
         world.cycles += 1
@@ -153,10 +154,10 @@ class Invocation(Watch):
         del word, lied
         self.probed.append(number_of(workspace.id))
 
-    def asks(self, restart: Restart) -> Asked:
-        self.asked.append(number_of(restart.workspace_id))
-        self._when_asked(restart)
-        return Asked(restart.id, restart.workspace_id, restart.instance_id, self.clock())
+    def asks(self, workspace_id: str, instance_id: str) -> Asked:
+        self.asked.append(number_of(workspace_id))
+        self._when_asked(workspace_id)
+        return Asked(0, workspace_id, instance_id, self.clock())
 
 
 class _OneByOne:
@@ -166,6 +167,17 @@ class _OneByOne:
         self._platform = platform
         self._answering = threading.Lock()
 
-    def restart(self, restart: Restart, deadline: Deadline) -> Reply:
+    def connect(self, deadline: Deadline) -> Connection | Reply:
         with self._answering:
-            return self._platform.restart(restart, deadline)
+            made = self._platform.connect(deadline)
+        return made if isinstance(made, Reply) else _OneConnection(made, self._answering)
+
+
+class _OneConnection:
+    def __init__(self, connection: Connection, answering: threading.Lock) -> None:
+        self._connection, self._answering = connection, answering
+        self.close = connection.close
+
+    def restart(self, workspace_id: str, instance_id: str, deadline: Deadline, *, not_after: float = math.inf) -> Reply:
+        with self._answering:
+            return self._connection.restart(workspace_id, instance_id, deadline, not_after=not_after)

@@ -397,8 +397,8 @@ def test_answers_are_recorded_though_a_later_claim_fails(error: Exception) -> No
 
 
 def test_an_unexpected_error_makes_its_restart_uncertain_and_leaves_the_others(log: Log) -> None:
-    def surprise(asked: Restart) -> None:
-        if asked.id == 2:
+    def surprise(workspace_id: str) -> None:
+        if workspace_id == uuid(2):
             raise OverflowError("s3cret")
 
     world = owing(3)
