@@ -18,6 +18,7 @@ class Instance:
     zone: str
     position: int
     forgotten: bool = False
+    impaired: bool = False
 
 
 def instances(page: Iterable[Instance], next_token: str | None, *, request_id: str) -> bytes:
@@ -66,6 +67,8 @@ def _fields(instance: Instance) -> dict[bytes, bytes]:
         b"state": instance.state.encode(),
         b"code": b"%d" % STATE_CODES[instance.state],
         b"zone": instance.zone.encode(),
+        b"system": b"impaired" if instance.impaired else b"ok",
+        b"reachability": b"failed" if instance.impaired else b"passed",
         b"address": b"%d.%d.%d" % (number >> 16 & 255, number >> 8 & 255, number & 255),
         b"dashed": b"%d-%d-%d" % (number >> 16 & 255, number >> 8 & 255, number & 255),
     }
@@ -82,8 +85,8 @@ _STATUS = _squeezed("""
       <availabilityZone>%(zone)b</availabilityZone>
       <instanceState><code>%(code)b</code><name>%(state)b</name></instanceState>
       <systemStatus>
-        <status>ok</status>
-        <details><item><name>reachability</name><status>passed</status></item></details>
+        <status>%(system)b</status>
+        <details><item><name>reachability</name><status>%(reachability)b</status></item></details>
       </systemStatus>
       <instanceStatus>
         <status>ok</status>

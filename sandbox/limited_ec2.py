@@ -133,6 +133,10 @@ class LimitedEc2(HttpStandIn):
         """Put an instance into one of EC2's states. Raises KeyError if it is unknown."""
         self._account.known[instance_id].state = state
 
+    def impair(self, instance_id: str) -> None:
+        """Let an instance fail EC2's system status check. Raises KeyError if it is unknown."""
+        self._account.known[instance_id].impaired = True
+
     def forget(self, instance_id: str) -> None:
         """Make an instance unknown. Raises KeyError if it already is."""
         self._account.known.pop(instance_id).forgotten = True
@@ -193,7 +197,7 @@ class _Account:
         self, call: DescribeCall, size: int | None, *, only_running: bool = False
     ) -> tuple[list[Instance], str | None]:
         """Return a page of at most `size` instances for a call, and the token of the next page, if any."""
-        _check_filters(call.filters)
+        _check_filters(call)
         if call.instance_ids:
             matching = self._explicit(call)
         elif wanted := call.filters.get("instance-id"):
@@ -276,12 +280,15 @@ _FILTERS: Mapping[str, Callable[[Instance], str]] = {
     "instance-id": lambda instance: instance.id,
     "instance-state-name": lambda instance: instance.state,
     "availability-zone": lambda instance: instance.zone,
+    "system-status.status": lambda instance: "impaired" if instance.impaired else "ok",
 }
+# What only some calls can filter by.
+_ACTION_OF_FILTER = {"instance-id": "DescribeInstances", "system-status.status": "DescribeInstanceStatus"}
 
 
-def _check_filters(filters: Mapping[str, frozenset[str]]) -> None:
-    for name, values in filters.items():
-        if name not in _FILTERS:
+def _check_filters(call: DescribeCall) -> None:
+    for name, values in call.filters.items():
+        if name not in _FILTERS or _ACTION_OF_FILTER.get(name, call.action) != call.action:
             raise ApiError("InvalidParameterValue", f"The filter '{name}' is invalid")
         if len(values) > _MAX_FILTER_VALUES:
             raise ApiError(

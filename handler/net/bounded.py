@@ -61,7 +61,7 @@ class Answer:
     status: int
     headers: Mapping[str, str]
     body: bytes
-    began_at: float
+    began_at: float = 0.0
 
 
 class OversizeError(ValueError):

@@ -57,13 +57,14 @@ class HttpPlatform:
         if not unauthorized or (renewed := self._tokens.renew(used, deadline)) == used:
             return reply
         self._used = renewed
-        again = self._opened(deadline)
+        to_send = deadline.within(not_after - deadline.now())
+        if to_send.over():
+            return reply
+        again = self._opened(to_send)
         if isinstance(again, Reply):
             return again
         with closing(again):
-            if deadline.now() > not_after:
-                return reply
-            return self._ask(again, workspace_id, instance_id, deadline, renewed)
+            return reply if to_send.over() else self._ask(again, workspace_id, instance_id, deadline, renewed)
 
     def _opened(self, deadline: Deadline) -> HttpClient | Reply:
         # A new connection for each call: on a kept-alive one that the platform has just closed, a request that was

@@ -220,7 +220,7 @@ class InPostgres:
         those = "" if workspace_id is None else f" WHERE workspace_id = '{workspace_id}'"
         try:
             connection.run("BEGIN")
-            connection.run(f"SELECT FROM reconciler.{table}{those} FOR UPDATE")  # noqa: S608 - a test's own names
+            connection.run(f"SELECT FROM reconciler.{table}{those} FOR UPDATE")
             yield
             connection.run("ROLLBACK")
         finally:

@@ -1,15 +1,16 @@
 """What every platform client does: the simulation's in memory, and the HTTP client with a server."""
 
 from collections.abc import Iterator
+from contextlib import closing
 from http import HTTPStatus
 from typing import Protocol
 
 import pytest
 
 from handler.deadline import Deadline
-from handler.domain.model import Cause, Failure, Restart, Workspace
+from handler.domain.model import Cause, Failure, Workspace
 from handler.net.secrets import Secrets, Tokens
-from handler.restarts import Answer, Platform, Reply
+from handler.restarts import Answer, Connection, Platform, Reply
 from handler.restarts.platform import HttpPlatform
 from handler.settings import Remote
 from sandbox import http_server
@@ -101,8 +102,8 @@ class InMemory:
     def answered(self, workspace: Workspace, word: str, *, lied: bool) -> None:
         raise AssertionError(workspace, word, lied)
 
-    def asks(self, restart: Restart) -> Asked:
-        self._world.asked.append(Asked(restart.id, restart.workspace_id, restart.instance_id, self.clock()))
+    def asks(self, workspace_id: str, instance_id: str) -> Asked:
+        self._world.asked.append(Asked(1, workspace_id, instance_id, self.clock()))
         return self._world.asked[-1]
 
 
@@ -153,10 +154,15 @@ def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
         yield OverHttp(server, database)
 
 
+def connect(subject: Subject) -> Connection:
+    connection = subject.platform().connect(subject.deadline(5.0))
+    assert not isinstance(connection, Reply)
+    return connection
+
+
 def ask(subject: Subject, seconds: float = 5.0) -> Reply:
-    return subject.platform().restart(
-        Restart(1, uuid(1), instance(1), 0, 0, of_this_cycle=True), subject.deadline(seconds)
-    )
+    with closing(connect(subject)) as connection:
+        return connection.restart(uuid(1), instance(1), subject.deadline(seconds))
 
 
 def test_an_accepted_restart_provisions_another_instance(subject: Subject) -> None:
@@ -193,4 +199,26 @@ def test_a_request_without_an_answer_is_uncertain(subject: Subject) -> None:
 
 def test_nothing_is_asked_for_when_no_time_is_left(subject: Subject) -> None:
     assert ask(subject, seconds=0.0).answer is Answer.REFUSED
+    assert subject.asked() == 0
+
+
+def test_no_time_to_connect_is_a_refusal(subject: Subject) -> None:
+    refused = subject.platform().connect(subject.deadline(0.0))
+    assert refused == Reply(Answer.REFUSED, Failure(Cause.TIMEOUT))
+    assert subject.asked() == 0
+
+
+def test_a_connection_is_good_for_one_call(subject: Subject) -> None:
+    with closing(connect(subject)) as connection:
+        connection.restart(uuid(1), instance(1), subject.deadline(5.0))
+        again = connection.restart(uuid(1), instance(1), subject.deadline(5.0))
+    assert again == Reply(Answer.REFUSED, Failure(Cause.BROKEN_CONNECTION))
+    assert subject.asked() == 1
+
+
+def test_nothing_is_asked_for_on_expired_evidence(subject: Subject) -> None:
+    deadline = subject.deadline(5.0)
+    with closing(connect(subject)) as connection:
+        late = connection.restart(uuid(1), instance(1), deadline, not_after=deadline.now() - 0.001)
+    assert late == Reply(Answer.REFUSED, Failure(Cause.OUT_OF_TIME))
     assert subject.asked() == 0

@@ -9,7 +9,7 @@ import pytest
 
 from handler import process
 from handler.deadline import Deadline
-from handler.domain.model import NOT_FOUND, VERDICT_OF_STATE, Restart, Sighting, Verdict, Workspace
+from handler.domain.model import NOT_FOUND, VERDICT_OF_STATE, Sighting, Verdict, Workspace
 from handler.net.secrets import Secrets, Tokens
 from handler.probes import Probe
 from handler.probes.control_plane.probe import ControlPlaneProbe
@@ -17,6 +17,7 @@ from handler.probes.ec2.api import Ec2Api
 from handler.probes.ec2.probe import Ec2Probe
 from handler.settings import Remote
 from sandbox.control_plane import ControlPlane
+from sandbox.ec2 import REGION
 from sandbox.ec2_xml import STATE_CODES
 from sandbox.http_server import Answer
 from sandbox.limited_ec2 import ApiError, LimitedEc2
@@ -35,6 +36,12 @@ class Subject(Protocol):
 
     def set_state(self, number: int, state: str | None) -> None:
         """Put an instance into a state, or (None) make it unknown."""
+        ...
+
+    target: str
+
+    def impair(self, number: int) -> None:
+        """Let an instance fail EC2's system status check, if the source of truth knows of such checks."""
         ...
 
     def refuse(self) -> None:
@@ -58,6 +65,7 @@ class InMemory:
     """See Subject. It is also the invocation that uses the probe."""
 
     cycle_id = "cycle"
+    target = world.TARGET
 
     def __init__(self) -> None:
         self._world = World()
@@ -66,6 +74,9 @@ class InMemory:
         self._world.instances.pop(instance(number), None)
         if state is not None:
             self._world.instances[instance(number)] = Instance(state)
+
+    def impair(self, number: int) -> None:
+        self._world.impaired.add(instance(number))
 
     def refuse(self) -> None:
         self._world.lies = {one: Lie(ERROR, 1) for one in self._world.instances}
@@ -88,12 +99,14 @@ class InMemory:
     def answered(self, workspace: Workspace, word: str, *, lied: bool) -> None:
         pass
 
-    def asks(self, restart: Restart) -> Asked:
-        raise AssertionError(restart)
+    def asks(self, workspace_id: str, instance_id: str) -> Asked:
+        raise AssertionError(workspace_id, instance_id)
 
 
 class OfEc2:
     """See Subject. The account has the instances of the first few numbers."""
+
+    target = REGION
 
     def __init__(self, server: LimitedEc2) -> None:
         self._server = server
@@ -107,6 +120,9 @@ class OfEc2:
         else:
             self._server.set_state(instance(number), state)
 
+    def impair(self, number: int) -> None:
+        self._server.impair(instance(number))
+
     def refuse(self) -> None:
         error = ApiError("UnauthorizedOperation", "You are not authorized.", HTTPStatus.FORBIDDEN)
         self._server.script.reply(error.as_answer())
@@ -118,11 +134,14 @@ class OfEc2:
         return Deadline(seconds)
 
     def probe(self, *, timeout_s: float = 10.0) -> Probe:
-        return Ec2Probe(Ec2Api(self._aws.ec2, self._aws.within, timeout_s=timeout_s), timeout_s=timeout_s)
+        api = Ec2Api(self._aws.ec2, self._aws.within, timeout_s=timeout_s)
+        return Ec2Probe(api, timeout_s=timeout_s, target=self._aws.region())
 
 
 class OfControlPlane:
     """See Subject. `states` are what the control plane answers from."""
+
+    target = "control_plane"
 
     def __init__(self, server: ControlPlane, states: dict[str, str]) -> None:
         self._server, self._states = server, states
@@ -133,6 +152,9 @@ class OfControlPlane:
         self._states.pop(instance(number), None)
         if state is not None:
             self._states[instance(number)] = state
+
+    def impair(self, number: int) -> None:
+        """The control plane knows of no status checks."""
 
     def refuse(self) -> None:
         self._server.script.reply(Answer(HTTPStatus.BAD_REQUEST))
@@ -190,6 +212,37 @@ def test_each_state_of_ec2_has_its_verdict_and_any_other_is_unknown(subject: Sub
         assert found[number].verdict is VERDICT_OF_STATE[word]
     assert found[len(WORDS)].verdict is Verdict.UNKNOWN
     assert found[len(WORDS) + 1].verdict is Verdict.ABSENT
+
+
+def test_a_sighting_says_who_answered_and_when(subject: Subject) -> None:
+    """When the answer arrived, not when it was asked for: it may be acted on for a few seconds only."""
+    subject.set_state(1, "stopped")
+    subject.set_state(2, None)
+    subject.delay(0.2)
+    deadline = subject.deadline(PLENTY_S)
+    asked_at = deadline.now()
+    found = list(subject.probe().sightings([workspace(1), workspace(2)], deadline))
+    assert {one.verdict for one in found} == {Verdict.DEAD, Verdict.ABSENT}
+    for one in found:
+        assert one.target == subject.target
+        assert asked_at + 0.2 <= one.answered_at <= deadline.now()
+
+
+def test_impaired_instances_are_counted_where_that_is_known(subject: Subject) -> None:
+    """An instance of two workspaces counts twice; one that does not run, or is nobody's, does not count."""
+    for number, state in enumerate(("running", "running", "stopped", "running"), 1):
+        subject.set_state(number, state)
+    for number in (1, 3, 4):
+        subject.impair(number)
+    ours = [workspace(1), workspace(2), workspace(3), workspace(5, instance(1))]
+    expected = 0 if subject.target == "control_plane" else 2
+    assert subject.probe().impaired(ours, subject.deadline(PLENTY_S)) == expected
+
+
+def test_nobody_is_impaired_as_far_as_is_known_when_no_time_is_left(subject: Subject) -> None:
+    subject.set_state(1, "running")
+    subject.impair(1)
+    assert subject.probe().impaired([workspace(1)], subject.deadline(0.0)) == 0
 
 
 def test_no_workspaces_means_no_sightings(subject: Subject) -> None:

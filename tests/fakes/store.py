@@ -135,7 +135,7 @@ class Candidates(Part):
             found = [
                 one
                 for one, row in tables.workspaces.items()
-                if (row.is_up or row.is_offline and self._may_be_adopted(one, adopt=adopt, by_hand=one in named))
+                if (row.is_up or (row.is_offline and self._may_be_adopted(one, adopt=adopt, by_hand=one in named)))
                 and (those is None or one in those)
             ]
             return {one: self._workspace(one) for one in sorted(found, key=coverage.place)[:most]}
@@ -236,11 +236,11 @@ class Doubts(Part):
             elif known.locked_by is None:
                 same = known.instance_id == instance_id
                 recent = known.last_seen_at > now - ABSENCES_ADD_UP_SECONDS
-                adds_up = same and (seen.kind is not Verdict.ABSENT or known.sightings > 0 and recent)
+                adds_up = same and (seen.kind is not Verdict.ABSENT or (known.sightings > 0 and recent))
                 known.instance_id, known.reason, known.last_seen_at = instance_id, seen.reason, now
                 known.sightings = (known.sightings if adds_up else 0) + seen.counts
                 known.since = known.since if adds_up else now
-                known.by_hand = seen.by_hand or same and known.by_hand
+                known.by_hand = seen.by_hand or (same and known.by_hand)
                 known.offline_since = known.offline_since if same else None
 
     @_transaction
@@ -300,7 +300,7 @@ class GaugesOf(Part):
             restarts_unrecovered=sum(map(self._is_unrecovered, tables.restarts)),
             oldest_restart_age_s=max(0.0, now - min(waiting, default=now)),
             coverage_age_s=0.0 if since is None else now - since,
-            on_hold=len(tables.on_hold()),
+            on_hold=tables.count_on_hold() if tables.is_on_hold(None) else len(tables.on_hold_singly()),
             oldest_doubt_s=max(0.0, now - min(doubted, default=now)),
         )
 
@@ -381,7 +381,8 @@ class Flips(Part):
         return locked
 
     def _unlock(self, _: set[str]) -> None:
-        for one in (*self.tables.workspaces.values(), *self.tables.restarts):
+        locked: list[Row | StoredRestart] = [*self.tables.workspaces.values(), *self.tables.restarts]
+        for one in locked:
             if one.locked_by == self.cycle_id:
                 one.locked_by = None
 
@@ -694,7 +695,7 @@ class Restarts(Part):
         owed = self._lock(restart)
         if owed is None:
             return
-        if owed.claimed_by == self.cycle_id or not claimed and owed.last_answer != "claimed":
+        if owed.claimed_by == self.cycle_id or (not claimed and owed.last_answer != "claimed"):
             self.watch.wrote("record_answer")
             owed.last_answer = str(answer)
             if not restart.watched and wait_s is not None:
@@ -834,7 +835,7 @@ class Holds(Part):
 
     @_transaction
     def count_all(self, _: Deadline) -> int:
-        return len(self.tables.on_hold())
+        return self.tables.count_on_hold()
 
     def _active(self, most: int) -> ActiveHolds:
         holds, now = self.tables.holds, self.tables.now

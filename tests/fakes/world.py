@@ -1,5 +1,6 @@
 """The world that a cycle acts on: the database, EC2's instances, the probe and the platform. One clock for all."""
 
+import math
 import pickle
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -8,13 +9,15 @@ from typing import Protocol, Self
 from handler.deadline import Deadline
 from handler.domain.model import NOT_FOUND, Cause, Failure, Sighting, Workspace, sighting_of, unknown
 from handler.probes import fair_share
-from handler.restarts import Answer, Reply
+from handler.restarts import Answer, Connection, Reply
 from handler.restarts.worker import CALL_SECONDS
 from tests.fakes.tables import Row, StoredRestart, Tables
 
 DEAD = ("stopped", "terminated")
 # The id of the cycle that flipped and restarted before a world begins.
 BEFORE = "an earlier cycle"
+# What answers, as the sightings name it.
+TARGET = "simulated"
 ERROR = "error"
 # How long the platform takes: to write (or even to read) the row when it is late, and to provision.
 LATE_SECONDS = 100.0
@@ -94,6 +97,8 @@ class World:
     tables: Tables = field(default_factory=Tables)
     instances: dict[str, Instance] = field(default_factory=dict)
     lies: dict[str, Lie] = field(default_factory=dict)
+    # Instances that fail EC2's system status check.
+    impaired: set[str] = field(default_factory=set)
     # How long a probe's answer takes, unless the deadline cuts it off.
     probe_takes_s: float = 0.0
     jobs: list[Job] = field(default_factory=list)
@@ -101,8 +106,6 @@ class World:
     platform_mood: str | None = None
     # Nobody can connect to the platform.
     unreachable: bool = False
-    # Instances that run, but fail EC2's system status check.
-    impaired: set[str] = field(default_factory=set)
     blocked: set[str] = field(default_factory=set)
     # For each workspace and its instance: the times of its remembered absences, as long as nothing resets them.
     unfound: dict[tuple[str, str], list[float]] = field(default_factory=dict)
@@ -247,7 +250,15 @@ class Probe:
         answers = self._answers(workspaces, deadline, fair_share(self._timeout_s, deadline))
         yield from list(answers) if self._in_bulk else answers
 
+    def impaired(self, workspaces: Sequence[Workspace], deadline: Deadline) -> int:
+        """See handler.probes.Probe."""
+        if deadline.over():
+            return 0
+        running = {one for one, instance in self._world.instances.items() if instance.state == "running"}
+        return sum(one.instance_id in running & self._world.impaired for one in workspaces)
+
     def _answers(self, workspaces: Sequence[Workspace], deadline: Deadline, enough_s: float) -> Iterator[Sighting]:
+        answered_at = 0.0
         for number, workspace in enumerate(workspaces):
             if deadline.over():
                 return
@@ -255,6 +266,7 @@ class Probe:
             if number == 0 or not self._in_bulk:
                 self._caller.before("probe")
                 self._world.tables.now += min(self._world.probe_takes_s, deadline.remaining())
+                answered_at = self._caller.clock()
             took_s = self._caller.clock() - began_at
             if deadline.over() or took_s > self._timeout_s:
                 if min(took_s, left_s) < min(enough_s, self._timeout_s):
@@ -267,13 +279,8 @@ class Probe:
             yield (
                 unknown(workspace, Failure(Cause.SERVER_ERROR))
                 if word == ERROR
-                else sighting_of(workspace, word, answered_at=self._caller.clock(), took_s=took_s)
+                else sighting_of(workspace, word, answered_at=answered_at, target=TARGET, took_s=took_s)
             )
-
-    def impaired(self, workspaces: Sequence[Workspace], deadline: Deadline) -> int:
-        """See handler.probes.Probe."""
-        del deadline
-        return sum(one.instance_id in self._world.impaired for one in workspaces)
 
 
 class Platform:
@@ -282,29 +289,35 @@ class Platform:
     def __init__(self, world: World, caller: Caller) -> None:
         self._world, self._caller = world, caller
 
-    def connect(self, deadline: Deadline) -> "Connection | Reply":
+    def connect(self, deadline: Deadline) -> Connection | Reply:
         """See handler.restarts.Platform."""
         self._caller.before("connect")
         if deadline.over() or self._world.unreachable:
             return Reply(Answer.REFUSED, Failure(Cause.TIMEOUT))
-        return Connection(self._world, self._caller)
+        return _Connection(self._world, self._caller)
 
 
-class Connection:
-    """A connection to the platform, for one request."""
+class _Connection:
+    """A connection to the platform, for one call."""
 
     def __init__(self, world: World, caller: Caller) -> None:
-        self._world, self._caller = world, caller
+        self._world, self._caller, self._is_open = world, caller, True
 
     def close(self) -> None:
         """See handler.restarts.Connection."""
+        self._is_open = False
 
-    def restart(self, workspace_id: str, instance_id: str, deadline: Deadline) -> Reply:
+    def restart(self, workspace_id: str, instance_id: str, deadline: Deadline, *, not_after: float = math.inf) -> Reply:
         """See handler.restarts.Connection."""
         world, began_at = self._world, self._caller.clock()
         self._caller.before("restart")
+        if self._caller.clock() > not_after:
+            return Reply(Answer.REFUSED, Failure(Cause.OUT_OF_TIME))
         if deadline.over():
             return Reply(Answer.REFUSED, Failure(Cause.TIMEOUT))  # nothing is sent past the deadline
+        if not self._is_open:
+            return Reply(Answer.REFUSED, Failure(Cause.BROKEN_CONNECTION))
+        self._is_open = False
         asked = self._caller.asks(workspace_id, instance_id)
         mood, world.platform_mood = world.platform_mood, None
         refusal = _REFUSALS.get("blocked" if workspace_id in world.blocked else mood or "")

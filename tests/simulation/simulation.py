@@ -209,11 +209,15 @@ class Actor(Watch):
         self.answers.setdefault(workspace.instance_id, []).append((word, lied))
         self.first.setdefault(workspace.id, (workspace.instance_id, word))
 
-    def asks(self, restart: Restart) -> Asked:
-        self.require(restart.id in self.claims, "a restart is asked for without a claim")
-        words = [word for word, _ in self.answers.get(restart.instance_id, ())]
+    def asks(self, workspace_id: str, instance_id: str) -> Asked:
+        owed = [
+            one for one in self.tables.restarts if (one.workspace_id, one.instance_id) == (workspace_id, instance_id)
+        ]
+        self.require(owed and owed[-1].id in self.claims, "a restart is asked for without a claim")
+        restart_id = owed[-1].id
+        words = [word for word, _ in self.answers.get(instance_id, ())]
         self.require(words and words[-1] in (NOT_FOUND, *DEAD), "a restart is asked for, and nobody looked again")
-        asked = Asked(restart.id, restart.workspace_id, restart.instance_id, self.claims[restart.id])
+        asked = Asked(restart_id, workspace_id, instance_id, self.claims[restart_id])
         uncertain_s = self.simulation.setup.settings.restarts.uncertain_s
         for earlier in self.world.asked:
             same = (earlier.workspace_id, earlier.instance_id) == (asked.workspace_id, asked.instance_id)
@@ -221,7 +225,7 @@ class Actor(Watch):
             under_way = same and not earlier.is_refused and apart_s < uncertain_s
             self.require(not under_way, "a restart is asked for while an earlier request may be under way")
         self.world.asked.append(asked)
-        self.asked[restart.id] = asked
+        self.asked[restart_id] = asked
         return asked
 
 

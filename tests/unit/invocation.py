@@ -1,5 +1,6 @@
 """Runs one cycle over tests/fakes, and lets things happen meanwhile."""
 
+import math
 import threading
 from collections.abc import Callable, Mapping
 from typing import NoReturn
@@ -167,19 +168,17 @@ class _OneByOne:
         self._platform = platform
         self._answering = threading.Lock()
 
-    def connect(self, deadline: Deadline) -> "Connection | Reply":
+    def connect(self, deadline: Deadline) -> Connection | Reply:
         with self._answering:
             made = self._platform.connect(deadline)
-        return made if isinstance(made, Reply) else _Connection(made, self._answering)
+        return made if isinstance(made, Reply) else _OneConnection(made, self._answering)
 
 
-class _Connection:
+class _OneConnection:
     def __init__(self, connection: Connection, answering: threading.Lock) -> None:
         self._connection, self._answering = connection, answering
+        self.close = connection.close
 
-    def restart(self, workspace_id: str, instance_id: str, deadline: Deadline) -> Reply:
+    def restart(self, workspace_id: str, instance_id: str, deadline: Deadline, *, not_after: float = math.inf) -> Reply:
         with self._answering:
-            return self._connection.restart(workspace_id, instance_id, deadline)
-
-    def close(self) -> None:
-        self._connection.close()
+            return self._connection.restart(workspace_id, instance_id, deadline, not_after=not_after)

@@ -164,9 +164,9 @@ def test_lambdas_region_wins_over_the_default_one_and_the_profiles(
 
 def test_without_a_region_the_settings_are_refused(environment: pytest.MonkeyPatch) -> None:
     with pytest.raises(SettingsError, match="AWS_REGION: not set"):
-        aws_over(Recorder()).require_region()
+        aws_over(Recorder()).region()
     environment.setenv("AWS_DEFAULT_REGION", "eu-central-1")
-    aws_over(Recorder()).require_region()
+    assert aws_over(Recorder()).region() == "eu-central-1"
 
 
 @pytest.mark.parametrize("service", ["ec2", "rds", "secretsmanager", "signin", "sso", "sso-oidc", "sts"])
@@ -215,14 +215,15 @@ class Answering(BoundedPools):
 
     def __init__(self, status: int, body: bytes) -> None:
         super().__init__(connections=1)
-        self.answer = Answer(status, {}, body)
+        self.answer = Answer(status, {}, body, began_at=123.0)
 
     def call(self, *_: Any, **__: Any) -> Answer:
         return self.answer
 
 
 PAGE = ec2_xml.statuses([Instance("i-01234567", "running", "eu-central-1a", 1)], "token-2", request_id="r-1")
-LISTED = {"InstanceStatuses": [{"InstanceId": "i-01234567", "InstanceState": {"Name": "running"}}]}
+STATUS = {"InstanceId": "i-01234567", "InstanceState": {"Name": "running"}, "SystemStatus": {"Status": "ok"}}
+LISTED = {"InstanceStatuses": [STATUS]}
 
 
 def answered(operation: str, status: int, body: bytes, **parameters: Any) -> Any:
@@ -230,6 +231,14 @@ def answered(operation: str, status: int, body: bytes, **parameters: Any) -> Any
     aws = aws_over(Answering(status, body))
     with aws.within(SOON):
         return getattr(aws.ec2(), operation)(**parameters)
+
+
+def test_a_call_knows_when_its_answer_arrived(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("AWS_REGION", "eu-central-1")
+    aws = aws_over(Answering(200, PAGE))
+    with aws.within(SOON) as outer, aws.within(SOON) as call:
+        aws.ec2().describe_instance_status(MaxResults=1000)
+    assert (call.answered_at, outer.answered_at) == (123.0, 0.0)
 
 
 @pytest.fixture

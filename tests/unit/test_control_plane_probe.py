@@ -5,6 +5,7 @@ import json
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -65,7 +66,8 @@ class Wire:
             self.in_flight += 1
             self.most_in_flight = max(self.most_in_flight, self.in_flight)
         try:
-            return self.behaviour(urlsplit(url).path.split("/")[-2], headers)
+            answer = self.behaviour(urlsplit(url).path.split("/")[-2], headers)
+            return replace(answer, began_at=rest["deadline"].now())
         finally:
             with self._lock:
                 self.in_flight -= 1
@@ -474,3 +476,14 @@ def test_no_worker_waits_once_everybody_was_asked(connect: Connect, clock: Clock
     connect(says("", 503))
     look(clock, some(64 + 32 + 16 + 8 + 4 + 2 + 4), concurrency=64)
     assert len(clock.slept) < 20
+
+
+def test_a_sighting_is_as_old_as_its_own_answer(connect: Connect, clock: Clock) -> None:
+    def slow(*_: Any) -> Answer:
+        clock.sleep(2.0)
+        return Answer(200, {}, b'{"state": "stopped"}')
+
+    connect(slow)
+    seen = look(clock, some(3), concurrency=1)
+    assert [one.answered_at for one in seen] == [1002.0, 1004.0, 1006.0]
+    assert {one.target for one in seen} == {"control_plane"}

@@ -41,7 +41,7 @@ def test_a_cycle_flips_and_restarts_the_dead_and_leaves_the_rest() -> None:
     report = invocation.run()
     assert invocation.rights == [True]
     assert invocation.wrote_by == [
-        *("acquire", "tend", "save_coverage", "forget", *["save"] * 3, "flip", "cancel_moved_on", "claim", "accepted"),
+        *("acquire", "tend", "save_coverage", "forget", "save", "flip", "cancel_moved_on", "claim", "accepted"),
         *("save_coverage", "purge", "release"),
     ]
     figures = (report.candidates, report.checked, report.running, report.transition, report.dead)
@@ -333,10 +333,10 @@ def test_slow_restarts_are_no_deadline_hit() -> None:
     world = fleet(6)
     owe(world, 7)
 
-    def take_long() -> None:
+    def take_long(_: str) -> None:
         world.tables.now += 9
 
-    report = Invocation(world, first={"restart": [take_long]}).run(seconds=10)
+    report = Invocation(world, asked=take_long).run(seconds=10)
     assert [one.outcome for one in world.tables.restarts] == ["accepted"]
     assert (report.deferred, report.restarts.accepted) == (0, 1)
     assert not report.deadline_hit

@@ -16,12 +16,13 @@ from hypothesis import strategies as st
 
 from handler.deadline import Deadline
 from handler.domain.model import VERDICT_OF_STATE, Cause, Failure, Sighting, Verdict, Workspace
+from handler.net.aws import Call
 from handler.net.bounded import CallError
 from handler.probes.ec2 import api as ec2_api
 from handler.probes.ec2 import probe as ec2_probe
 from handler.probes.ec2.api import ATTEMPTS, Ec2Api, Ec2Error
 from handler.probes.ec2.probe import BISECTING_CALLS, LIST_ABOVE, ZONES_ABOVE, Ec2Probe
-from tests.unit.builders import Clock, instance, number_of, uuid, workspace
+from tests.unit.builders import Clock, Log, instance, number_of, uuid, workspace
 
 if TYPE_CHECKING:
     from types_boto3_ec2 import EC2Client
@@ -49,21 +50,21 @@ class Within:
     """Bounds the calls of each thread, as `Aws.within` does."""
 
     def __init__(self) -> None:
-        self._call = threading.local()
+        self._calls = threading.local()
 
     @contextlib.contextmanager
-    def __call__(self, deadline: Deadline) -> Iterator[None]:
-        self._call.deadline = deadline
+    def __call__(self, deadline: Deadline) -> Iterator[Call]:
+        self._calls.now = Call(deadline)
         try:
-            yield
+            yield self._calls.now
         finally:
-            del self._call.deadline
+            del self._calls.now
 
     @property
-    def deadline(self) -> Deadline:
-        """The deadline of the call that is under way. Raises AttributeError outside of it."""
-        deadline: Deadline = self._call.deadline
-        return deadline
+    def call(self) -> Call:
+        """The call that is under way. Raises AttributeError outside of it."""
+        call: Call = self._calls.now
+        return call
 
 
 class Account:
@@ -79,6 +80,8 @@ class Account:
         self.deadlines: list[float] = []
         self.failures: list[Failing | None] = []
         self.failure: Callable[[str, dict[str, Any]], Failing | None] = lambda *_: None
+        self.impaired: set[str] = set()
+        self.reading_takes_s = 0.0
         self.zones: list[str] = ["a", "b"]
         self.statuses: Callable[[dict[str, Any]], Any] = self._statuses
         self._lock = threading.Lock()
@@ -96,7 +99,8 @@ class Account:
         return [query for called, query in self.calls if called == operation]
 
     def _answer(self, operation: str, query: dict[str, Any], answer: Callable[[dict[str, Any]], Any]) -> Any:
-        deadline = self.within.deadline
+        call = self.within.call
+        deadline = call.deadline
         with self._lock:
             self.calls.append((operation, query))
             self.deadlines.append(deadline.remaining())
@@ -104,6 +108,8 @@ class Account:
                 self.clock.sleep(deadline.remaining())
                 raise CallError(Cause.TIMEOUT, sent=True)
             self.clock.sleep(self.takes_s)
+            call.answered_at = self.clock()
+            self.clock.sleep(self.reading_takes_s)
             failure = self.failures.pop(0) if self.failures else self.failure(operation, query)
             if failure is not None:
                 raise failure()
@@ -118,11 +124,17 @@ class Account:
         return {"Reservations": [{"Instances": [one]} for one in page], **rest}
 
     def _statuses(self, query: dict[str, Any]) -> Any:
-        zone = [value for one in query.get("Filters", ()) for value in one["Values"]]
+        wanted = {one["Name"]: one["Values"] for one in query.get("Filters", ())}
         running = [
-            {"InstanceId": one, "InstanceState": {"Name": state}}
+            {
+                "InstanceId": one,
+                "InstanceState": {"Name": state},
+                "SystemStatus": {"Status": "impaired" if one in self.impaired else "ok"},
+            }
             for number, (one, state) in enumerate(self.states.items())
-            if state == "running" and (not zone or self.zones[number % len(self.zones)] in zone)
+            if state == "running"
+            and self.zones[number % len(self.zones)] in wanted.get("availability-zone", self.zones)
+            and (one in self.impaired or "system-status.status" not in wanted)
         ]
         page, rest = self._cut(running, query)
         return {"InstanceStatuses": page, **rest}
@@ -145,7 +157,7 @@ class Answering:
         self._answer = answer
 
     def describe_instances(self, **_: Any) -> Any:
-        assert self.within.deadline is not None
+        assert self.within.call is not None
         return self._answer()
 
 
@@ -168,7 +180,7 @@ def api(client: Client, clock: Clock, *, timeout_s: float = 10) -> Ec2Api:
 
 
 def probe(client: Client, clock: Clock, *, timeout_s: float = 10) -> Ec2Probe:
-    return Ec2Probe(api(client, clock, timeout_s=timeout_s), timeout_s=timeout_s)
+    return Ec2Probe(api(client, clock, timeout_s=timeout_s), timeout_s=timeout_s, target="eu-central-1")
 
 
 def look(client: Client, clock: Clock, workspaces: Sequence[Workspace], seconds: float = 30) -> dict[str, Sighting]:
@@ -513,7 +525,8 @@ def test_a_throttled_call_ends_the_burst_for_all(clock: Clock) -> None:
     account = Account({instance(1): "running"}, clock=clock)
     paced = api(account, clock)
     account.failures = [THROTTLED]
-    assert list(paced.states([instance(1)], Deadline(600, clock=clock))) == [(instance(1), "running")]
+    (page,) = paced.states([instance(1)], Deadline(600, clock=clock))
+    assert list(page.named) == [(instance(1), "running")]
     clock.slept.clear()
     for _ in range(50):
         paced.zones(Deadline(600, clock=clock))
@@ -687,6 +700,105 @@ def test_time_spent_on_a_listing_counts_against_nobody(clock: Clock) -> None:
     assert [takes for takes in account.deadlines if takes < 10] == [6, 6, 4]
     assert seen.pop(MANY) == "timeout"
     assert Counter(seen.values()) == {"running": MANY - 1}
+
+
+# --- how old an answer is ---
+
+
+def test_a_sighting_is_as_old_as_the_page_that_names_it(clock: Clock) -> None:
+    """Reading a page takes CPU time, and so do the pages after it. Meanwhile the answer grows older."""
+    account = Account(all_of(4, "stopped"), page=2, clock=clock)
+    account.takes_s, account.reading_takes_s = 1.0, 0.5
+    seen = look(account, clock, some(5))
+    assert [seen[uuid(number)].answered_at for number in range(1, 5)] == [1001.0, 1001.0, 1002.5, 1002.5]
+    assert {one.target for one in seen.values()} == {"eu-central-1"}
+
+
+def test_an_absence_is_as_old_as_the_first_page_of_its_call(clock: Clock) -> None:
+    account = Account(all_of(4, "stopped"), page=2, clock=clock)
+    account.takes_s = 1.0
+    absent = look(account, clock, some(5))[uuid(5)]
+    assert (absent.verdict, absent.answered_at) == (Verdict.ABSENT, 1001.0)
+
+
+def test_an_instance_on_two_pages_is_as_old_as_the_first(clock: Clock) -> None:
+    pages = iter([instances((1, "stopped")) | {"NextToken": "more"}, instances((1, "stopped"), (2, "stopped"))])
+
+    def answer() -> Any:
+        clock.sleep(1.0)
+        client.within.call.answered_at = clock()
+        return next(pages)
+
+    client = Answering(answer)
+    seen = look(client, clock, some(2))
+    assert (seen[uuid(1)].answered_at, seen[uuid(2)].answered_at) == (1001.0, 1002.0)
+
+
+def test_what_a_listing_found_is_as_old_as_its_page(clock: Clock) -> None:
+    account = Account(all_of(MANY), page=200, clock=clock)
+    account.takes_s = 1.0
+    seen = look(account, clock, some(MANY))
+    assert {one.answered_at for one in seen.values()} == {1001.0, 1002.0}
+    assert {one.target for one in seen.values()} == {"eu-central-1"}
+
+
+# --- impaired instances ---
+
+
+def test_impaired_instances_cost_one_call_whatever_the_fleets_size(clock: Clock) -> None:
+    account = Account(all_of(5_000), clock=clock)
+    account.impaired = {instance(7), instance(4_000), instance(6_000)}
+    assert probe(account, clock).impaired(some(4_500), Deadline(30, clock=clock)) == 2
+    assert [operation for operation, _ in account.calls] == [STATUS]
+    assert account.asked(STATUS)[0]["Filters"] == [{"Name": "system-status.status", "Values": ["impaired"]}]
+
+
+def test_a_few_pages_of_impaired_instances_are_read(clock: Clock) -> None:
+    account = Account(all_of(50), page=10, clock=clock)
+    account.impaired = set(all_of(50))
+    assert probe(account, clock).impaired(some(50), Deadline(30, clock=clock)) == 30
+    assert len(account.asked(STATUS)) == 3
+
+
+def test_who_answers_without_the_filter_finds_nobody_else_impaired(clock: Clock) -> None:
+    account = Account(all_of(3), clock=clock)
+    account.impaired = {instance(2)}
+    everybody = {"MaxResults": 1000}
+    account.statuses = lambda _: account._statuses(everybody)  # noqa: SLF001 - as if it did not know the filter
+    assert probe(account, clock).impaired(some(3), Deadline(30, clock=clock)) == 1
+
+
+@pytest.mark.parametrize(
+    ("failing", "reason"),
+    [
+        (DENIED, "refused_UnauthorizedOperation"),
+        (SERVER_ERROR, "server_error"),
+        (broken(Cause.TIMEOUT), "timeout"),
+        (lambda: RuntimeError("s3cret"), "garbled_answer"),
+    ],
+)
+def test_a_failed_call_counts_nobody_and_is_one_line_in_the_log(
+    clock: Clock, log: Log, failing: Failing, reason: str
+) -> None:
+    account = Account(all_of(3), clock=clock)
+    account.impaired, account.failures = set(all_of(3)), [failing]
+    assert probe(account, clock).impaired(some(3), Deadline(30, clock=clock)) == 0
+    (line,) = log.lines("impaired instances not counted")
+    assert (line["level"], line["error"]) == ("WARNING", reason)
+    assert len(account.calls) == 1
+
+
+def test_a_garbled_page_counts_nobody(clock: Clock, log: Log) -> None:
+    account = Account(all_of(1), clock=clock)
+    account.statuses = lambda _: {"InstanceStatuses": [{"InstanceId": instance(1)}]}
+    assert probe(account, clock).impaired(some(1), Deadline(30, clock=clock)) == 0
+    assert len(log.lines("impaired instances not counted")) == 1
+
+
+def test_nobody_is_asked_about_an_empty_fleet(clock: Clock) -> None:
+    account = Account({}, clock=clock)
+    assert probe(account, clock).impaired([], Deadline(30, clock=clock)) == 0
+    assert account.calls == []
 
 
 # --- any failures ---

@@ -1,7 +1,9 @@
 """The HTTP client of the platform: its requests, and what the answers mean for a restart."""
 
 import json
+import math
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -22,7 +24,7 @@ from handler.restarts import Answer, Reply
 from handler.restarts import platform as restarts_platform
 from handler.restarts.platform import HttpPlatform
 from handler.settings import Remote
-from tests.unit.builders import Clock, instance, restart, uuid
+from tests.unit.builders import Clock, instance, uuid
 
 SOON = Deadline(10, clock=Clock())
 
@@ -37,7 +39,7 @@ class Response:
 
     status: int
     headers: Mapping[str, str] = field(default_factory=dict)
-    ends: Deadline | None = None  # the deadline that is over with this answer
+    takes: Callable[[], object] = lambda: None  # what happens meanwhile
 
 
 @dataclass
@@ -45,16 +47,29 @@ class Wire:
     """Stands in for the HTTP client: gives the answers in turn, the last one for ever, and records what is sent."""
 
     answers: list[Response | CallError]
+    refusals: list[CallError | None] = field(default_factory=list)
     sent: list[dict[str, Any]] = field(default_factory=list)
     connections: list[int] = field(default_factory=list)
+    connected: list[str] = field(default_factory=list)
     closed: int = 0
 
-    def connect(self, *, connections: int, ca_file: str | None = None) -> "Wire":
+    def client(self, *, connections: int, ca_file: str | None = None) -> "Wire":
         assert ca_file is None
         self.connections.append(connections)
         return self
 
-    def post(self, url: str, *, json: Mapping[str, Any], headers: Mapping[str, str], deadline: Deadline) -> HttpAnswer:
+    def connect(self, url: str, deadline: Deadline) -> None:
+        if deadline.over():
+            raise CallError(Cause.TIMEOUT, sent=False)
+        self.connected.append(url)
+        if self.refusals and (refusal := self.refusals.pop(0)) is not None:
+            raise refusal
+
+    def post(
+        self, url: str, *, json: Mapping[str, Any], headers: Mapping[str, str], deadline: Deadline, connected: bool
+    ) -> HttpAnswer:
+        assert connected
+        assert len(self.connected) == len(self.sent) + 1, "it was not connected before"
         if deadline.over():
             raise CallError(Cause.TIMEOUT, sent=False)
         prepared = requests.Request("POST", url, json=json, headers=dict(headers)).prepare()
@@ -64,8 +79,7 @@ class Wire:
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
         if isinstance(answer, CallError):
             raise answer
-        if answer.ends is not None:
-            answer.ends.close()
+        answer.takes()
         return HttpAnswer(answer.status, answer.headers, b"")
 
     def close(self) -> None:
@@ -85,7 +99,7 @@ def connect(monkeypatch: pytest.MonkeyPatch) -> Connect:
 
     def between(*answers: Response | CallError) -> Wire:
         wire = Wire(list(answers))
-        monkeypatch.setattr(restarts_platform, "HttpClient", wire.connect)
+        monkeypatch.setattr(restarts_platform, "HttpClient", wire.client)
         return wire
 
     return between
@@ -112,12 +126,21 @@ def platform(*texts: str | Exception, token: str | None = "t", org_id: str | Non
     return HttpPlatform(remote.base_url, org_id, tokens, SOON)
 
 
+def ask(asked: HttpPlatform, number: int = 1, deadline: Deadline = SOON, not_after: float = math.inf) -> Reply:
+    """Connect, and ask for a restart."""
+    connection = asked.connect(deadline)
+    if isinstance(connection, Reply):
+        return connection
+    with closing(connection):
+        return connection.restart(uuid(number), instance(number), deadline, not_after=not_after)
+
+
 # --- the request ---
 
 
 def test_a_request_names_workspace_and_instance(connect: Connect) -> None:
     wire = connect(Response(200))
-    platform(org_id="org-1").restart(restart(7), SOON)
+    ask(platform(org_id="org-1"), 7)
     (sent,) = wire.sent
     assert sent["url"] == f"https://platform.example/workspaces/{uuid(7)}/restart"
     assert json.loads(sent["body"]) == {"expected_instance_id": instance(7)}
@@ -129,7 +152,7 @@ def test_a_request_names_workspace_and_instance(connect: Connect) -> None:
 
 def test_an_empty_value_sends_no_header(connect: Connect) -> None:
     wire = connect(Response(200))
-    platform(token=None).restart(restart(), SOON)
+    ask(platform(token=None))
     assert not {"Authorization", "X-Molecule-Org-Id"} & wire.sent[0]["headers"].keys()
 
 
@@ -137,7 +160,7 @@ def test_each_restart_has_a_connection_of_its_own(connect: Connect) -> None:
     wire = connect(Response(200))
     asked = platform()
     for number in (1, 2):
-        asked.restart(restart(number), SOON)
+        ask(asked, number)
     assert wire.connections == [1, 1]
     assert [one["headers"]["Connection"] for one in wire.sent] == ["close", "close"]
     assert wire.closed == 2
@@ -145,7 +168,7 @@ def test_each_restart_has_a_connection_of_its_own(connect: Connect) -> None:
 
 def test_the_connection_is_closed_if_no_answer_comes(connect: Connect) -> None:
     wire = connect(CallError(Cause.TIMEOUT, sent=True))
-    platform().restart(restart(), SOON)
+    ask(platform())
     assert wire.closed == 1
 
 
@@ -164,19 +187,45 @@ def test_the_connection_is_closed_if_no_answer_comes(connect: Connect) -> None:
 )
 def test_a_status_decides_what_becomes_of_a_restart(connect: Connect, status: int, answer: Answer) -> None:
     connect(Response(status))
-    assert platform().restart(restart(), SOON) == Reply(answer, http(status))
+    assert ask(platform()) == Reply(answer, http(status))
 
 
 @pytest.mark.parametrize("cause", [Cause.CONNECTION_REFUSED, Cause.NAME_LOOKUP_FAILED, Cause.TLS_FAILED, Cause.TIMEOUT])
 def test_a_request_that_never_left_is_refused(connect: Connect, cause: Cause) -> None:
     connect(CallError(cause, sent=False))
-    assert platform().restart(restart(), SOON) == Reply(Answer.REFUSED, Failure(cause))
+    assert ask(platform()) == Reply(Answer.REFUSED, Failure(cause))
 
 
 @pytest.mark.parametrize("cause", [Cause.TIMEOUT, Cause.BROKEN_CONNECTION])
 def test_a_request_without_an_answer_is_uncertain(connect: Connect, cause: Cause) -> None:
     connect(CallError(cause, sent=True))
-    assert platform().restart(restart(), SOON) == Reply(Answer.UNCERTAIN, Failure(cause))
+    assert ask(platform()) == Reply(Answer.UNCERTAIN, Failure(cause))
+
+
+# --- the connection ---
+
+
+def test_the_connection_is_there_before_anything_is_asked_for(connect: Connect) -> None:
+    wire = connect(Response(200))
+    connection = platform().connect(SOON)
+    assert not isinstance(connection, Reply)
+    assert (wire.connected, wire.sent) == (["https://platform.example"], [])
+    connection.close()
+    assert (wire.sent, wire.closed) == ([], 1)
+
+
+@pytest.mark.parametrize("cause", [Cause.CONNECTION_REFUSED, Cause.NAME_LOOKUP_FAILED, Cause.TLS_FAILED, Cause.TIMEOUT])
+def test_a_failure_to_connect_is_a_refusal_and_leaves_nothing_open(connect: Connect, cause: Cause) -> None:
+    wire = connect(Response(200))
+    wire.refusals = [CallError(cause, sent=False)]
+    assert platform().connect(SOON) == Reply(Answer.REFUSED, Failure(cause))
+    assert (wire.sent, wire.closed) == ([], 1)
+
+
+def test_nothing_is_sent_on_expired_evidence(connect: Connect) -> None:
+    wire = connect(Response(200))
+    assert ask(platform(), not_after=999.0) == Reply(Answer.REFUSED, Failure(Cause.OUT_OF_TIME))
+    assert wire.sent == []
 
 
 # --- a rotated token ---
@@ -187,33 +236,56 @@ OLD, NEW = '{"token": "old"}', '{"token": "new"}'
 def test_a_refused_token_is_fetched_anew_once(connect: Connect) -> None:
     wire = connect(Response(401), Response(202))
     renewed = platform(OLD, NEW)
-    assert renewed.restart(restart(1), SOON).answer is Answer.ACCEPTED
-    assert renewed.restart(restart(2), SOON).answer is Answer.ACCEPTED
+    assert ask(renewed, 1).answer is Answer.ACCEPTED
+    assert ask(renewed, 2).answer is Answer.ACCEPTED
     assert wire.tokens == ["Bearer old", "Bearer new", "Bearer new"]
+
+
+def test_a_new_token_is_tried_on_a_connection_of_its_own(connect: Connect) -> None:
+    wire = connect(Response(401), Response(202))
+    ask(platform(OLD, NEW))
+    assert (wire.connections, len(wire.connected), wire.closed) == ([1, 1], 2, 2)
+
+
+def test_a_new_token_without_a_connection_is_a_refusal(connect: Connect) -> None:
+    wire = connect(Response(401), Response(202))
+    wire.refusals = [None, CallError(Cause.CONNECTION_REFUSED, sent=False)]
+    assert ask(platform(OLD, NEW)) == Reply(Answer.REFUSED, Failure(Cause.CONNECTION_REFUSED))
+    assert (wire.tokens, wire.closed) == (["Bearer old"], 2)
+
+
+def test_a_new_token_is_not_tried_on_expired_evidence(connect: Connect) -> None:
+    """The platform took its time to refuse the old one, and the instance may be up again. The next call uses it."""
+    clock = Clock()
+    wire = connect(Response(401, takes=lambda: clock.sleep(6.0)), Response(202))
+    renewed, deadline = platform(OLD, NEW), Deadline(10, clock=clock)
+    assert ask(renewed, deadline=deadline, not_after=1005.0) == Reply(Answer.REFUSED, http(401))
+    assert ask(renewed, deadline=deadline).answer is Answer.ACCEPTED
+    assert wire.tokens == ["Bearer old", "Bearer new"]
 
 
 def test_an_unchanged_token_is_not_tried_again(connect: Connect) -> None:
     wire = connect(Response(401))
-    assert platform(OLD).restart(restart(), SOON) == Reply(Answer.REFUSED, http(401))
+    assert ask(platform(OLD)) == Reply(Answer.REFUSED, http(401))
     assert wire.tokens == ["Bearer old"]
 
 
 def test_a_new_token_that_is_refused_too_is_a_refusal(connect: Connect) -> None:
     wire = connect(Response(401))
-    assert platform(OLD, NEW).restart(restart(), SOON) == Reply(Answer.REFUSED, http(401))
+    assert ask(platform(OLD, NEW)) == Reply(Answer.REFUSED, http(401))
     assert wire.tokens == ["Bearer old", "Bearer new"]
 
 
 def test_a_failed_fetch_of_the_token_leaves_the_refusal(connect: Connect) -> None:
     connect(Response(401))
     failure = CallError(Cause.TIMEOUT, sent=True)
-    assert platform(OLD, failure).restart(restart(), SOON) == Reply(Answer.REFUSED, http(401))
+    assert ask(platform(OLD, failure)) == Reply(Answer.REFUSED, http(401))
 
 
 def test_nothing_is_sent_again_after_the_deadline(connect: Connect) -> None:
     deadline = Deadline(10, clock=Clock())
-    wire = connect(Response(401, ends=deadline), Response(202))
-    assert platform(OLD, NEW).restart(restart(), deadline) == Reply(Answer.REFUSED, Failure(Cause.TIMEOUT))
+    wire = connect(Response(401, takes=deadline.close), Response(202))
+    assert ask(platform(OLD, NEW), deadline=deadline) == Reply(Answer.REFUSED, http(401))
     assert wire.tokens == ["Bearer old"]
 
 
@@ -229,7 +301,7 @@ def test_a_broken_secret_is_an_error_before_any_request(connect: Connect) -> Non
 
 def asked_to_wait(connect: Connect, value: str, status: int = 429) -> float | None:
     connect(Response(status, {"Retry-After": value}))
-    return platform().restart(restart(), SOON).retry_after_s
+    return ask(platform()).retry_after_s
 
 
 @pytest.mark.parametrize(
@@ -271,7 +343,7 @@ dates = st.builds(
 @given(header_values | dates)
 def test_any_retry_after_header_is_understood_or_ignored(value: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(restarts_platform, "HttpClient", Wire([Response(429, {"Retry-After": value})]).connect)
-        reply = platform().restart(restart(), SOON)
+        patch.setattr(restarts_platform, "HttpClient", Wire([Response(429, {"Retry-After": value})]).client)
+        reply = ask(platform())
     assert reply.answer is Answer.REFUSED
     assert reply.retry_after_s is None or 0 <= reply.retry_after_s <= 86_400

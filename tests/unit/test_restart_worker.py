@@ -397,7 +397,7 @@ class Waits:
     def close(self) -> None:
         pass
 
-    def restart(self, *_: object) -> Reply:
+    def restart(self, *_: object, **__: object) -> Reply:
         return Reply(Answer.REFUSED, Failure(Cause.HTTP_STATUS, "503"), next(self._seconds))
 
 

@@ -83,6 +83,7 @@ IN_TROUBLE = b"""<?xml version="1.0" encoding="UTF-8"?>
 """
 
 RUNS = page("running")
+SYSTEM = re.search(rb"<systemStatus>.*?</systemStatus>", RUNS)[0]  # type: ignore[index]
 ID, OTHER_ID = b"<instanceId>i-00000000000000000</instanceId>", b"<instanceId>i-00000000000000001</instanceId>"
 STATE = b"<instanceState><code>16</code><name>running</name>"
 
@@ -93,6 +94,8 @@ PAGES = {
     "of all states": page(*STATE_CODES),
     "with a line for each tag": indented(page("running", "stopped", token="a+/=")),
     "with an instance in trouble": IN_TROUBLE,
+    "without a system status": RUNS.replace(SYSTEM, b""),
+    "with a system status without details": RUNS.replace(SYSTEM, b"<systemStatus><status>ok</status></systemStatus>"),
     "with another instance in one": RUNS.replace(ID, ID + b"<item>" + OTHER_ID + STATE + b"</instanceState></item>"),
 }
 
@@ -107,8 +110,16 @@ def test_a_plain_page_is_read_as_botocore_reads_it(name: str) -> None:
 def test_ids_states_and_the_token_are_read() -> None:
     assert status_pages.read(page("running", "pending", token="token-2")) == {
         "InstanceStatuses": [
-            {"InstanceId": "i-00000000000000000", "InstanceState": {"Name": "running"}},
-            {"InstanceId": "i-00000000000000001", "InstanceState": {"Name": "pending"}},
+            {
+                "InstanceId": "i-00000000000000000",
+                "InstanceState": {"Name": "running"},
+                "SystemStatus": {"Status": "ok"},
+            },
+            {
+                "InstanceId": "i-00000000000000001",
+                "InstanceState": {"Name": "pending"},
+                "SystemStatus": {"Status": "ok"},
+            },
         ],
         "NextToken": "token-2",
     }
@@ -145,6 +156,10 @@ ODD = {
     "no state": RUNS.replace(STATE + b"</instanceState>", b""),
     "a state without a name": RUNS.replace(b"<name>running</name></instanceState>", b"</instanceState>"),
     "two states": RUNS.replace(STATE, STATE.replace(b"running", b"stopped") + b"</instanceState>" + STATE),
+    "two system statuses": RUNS.replace(SYSTEM, SYSTEM * 2),
+    "a system status before the state": RUNS.replace(SYSTEM, b"").replace(STATE, SYSTEM + STATE),
+    "two words in a system status": RUNS.replace(SYSTEM, SYSTEM.replace(b"<details>", b"<status>ok</status><details>")),
+    "an empty system status": RUNS.replace(SYSTEM, b"<systemStatus/>"),
     "two names": RUNS.replace(b"running</name>", b"running</name><name>stopped</name>"),
     "an instance beside the set": RUNS.replace(b"<instanceStatusSet>", b"<instanceStatusSet></instanceStatusSet>"),
     "two sets": RUNS.replace(b"</instanceStatusSet>", b"</instanceStatusSet><instanceStatusSet></instanceStatusSet>"),
@@ -175,6 +190,7 @@ def test_an_odd_page_is_found_out_in_one_reading() -> None:
 
 SNIPPETS = [
     *(b"<item>", b"</item>", b"<item/>", ID, STATE, b"</instanceState>", b"<instanceState/>", b"<name>running</name>"),
+    *(SYSTEM, b"<systemStatus>", b"</systemStatus>", b"<status>impaired</status>", b"<status/>", b"<details/>"),
     *(b"<instanceStatusSet>", b"</instanceStatusSet>", b"<nextToken>a</nextToken>", b"<nextToken/>"),
     *(b"<a>b</a>", b"<a>", b"</a>", b"<a/>", b"<a b='c'/>", b"<a:b/>", b"< a/>", b"<a />", b"</a >", b"<1/>"),
     *(b"<!--", b"-->", b"<![CDATA[", b"]]>", b"<?a?>", b"<!DOCTYPE a>", b"&amp;", b"&lt;item&gt;", b"&#105;", b"&a;"),
@@ -199,7 +215,9 @@ def mutated(draw: st.DrawFn) -> bytes:
     return document
 
 
-names = st.sampled_from(["a", "item", "name", "status", "instanceId", "instanceState", "instanceStatus", "code", "x:a"])
+names = st.sampled_from(
+    ["a", "item", "name", "status", "instanceId", "instanceState", "instanceStatus", "systemStatus", "code", "x:a"]
+)
 texts = st.sampled_from(["", " ", "running", "i-1", "a>b", "&lt;", "<!-- a -->", "<![CDATA[<item>]]>", "é", "\r\n"])
 elements = st.recursive(
     st.builds("<{0}>{1}</{0}>".format, names, texts) | st.builds("<{}/>".format, names),

@@ -37,6 +37,7 @@ _WORTH_RETRYING = (
 )
 
 _RUNNING = "running"
+_IMPAIRED = "impaired"
 
 # Which of the client's operations to call.
 _Operation = Callable[["EC2Client"], Callable[..., Any]]
@@ -98,27 +99,33 @@ class Ec2Api:
 
     def running(self, zone: str | None, deadline: Deadline) -> Iterator[Page[str]]:
         """Yield pages of the ids of all running instances, or of those in one zone. Raises Ec2Error."""
-        return self._running(deadline, ATTEMPTS, {"availability-zone": zone} if zone else {})
+        for page, answered_at in self._statuses(deadline, ATTEMPTS, {"availability-zone": zone} if zone else {}):
+            yield Page([one["InstanceId"] for one in page if one["InstanceState"]["Name"] == _RUNNING], answered_at)
 
     def impaired(self, deadline: Deadline) -> Iterator[Page[str]]:
-        """Yield pages of the ids of running instances that fail EC2's system status check. Raises Ec2Error."""
-        return self._running(deadline, 1, {"system-status.status": "impaired"})
+        """Yield pages of the ids of running instances that fail EC2's system status check. Raises Ec2Error.
+
+        It counts who says so: not everything that answers like EC2 knows the filter.
+        """
+        for page, answered_at in self._statuses(deadline, 1, {"system-status.status": _IMPAIRED}):
+            impaired = [
+                one["InstanceId"]
+                for one in page
+                if one["InstanceState"]["Name"] == _RUNNING and one["SystemStatus"]["Status"] == _IMPAIRED
+            ]
+            yield Page(impaired, answered_at)
 
     def zones(self, deadline: Deadline) -> list[str]:
         """Return the names of the Region's zones. Raises Ec2Error."""
         pages = self._pages(lambda client: client.describe_availability_zones, deadline, attempts=1)
         return [zone["ZoneName"] for page, _ in pages for zone in page["AvailabilityZones"]]
 
-    def _running(self, deadline: Deadline, attempts: int, only: Mapping[str, str]) -> Iterator[Page[str]]:
+    def _statuses(self, deadline: Deadline, attempts: int, only: Mapping[str, str]) -> Iterator[tuple[Any, float]]:
         query: dict[str, Any] = {"MaxResults": PAGE}
         if only:
             query["Filters"] = [{"Name": name, "Values": [value]} for name, value in only.items()]
-        for page, answered_at in self._pages(
-            lambda client: client.describe_instance_status, deadline, attempts, **query
-        ):
-            statuses = page["InstanceStatuses"]
-            running = [one["InstanceId"] for one in statuses if one["InstanceState"]["Name"] == _RUNNING]
-            yield Page(running, answered_at)
+        pages = self._pages(lambda client: client.describe_instance_status, deadline, attempts, **query)
+        return ((page["InstanceStatuses"], answered_at) for page, answered_at in pages)
 
     def _pages(self, call: _Operation, deadline: Deadline, attempts: int, **query: Any) -> Iterator[tuple[Any, float]]:
         """Yield all pages of a listing, and when each arrived.

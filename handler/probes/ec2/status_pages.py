@@ -1,7 +1,7 @@
 """Reads pages of `DescribeInstanceStatus` with regular expressions, in a fifth of the time of botocore's XML parser.
 
-A page is 430 KB long, and only ids and states are wanted. It is read here only if all of it has the plain form that EC2
-writes. Any other page is left to botocore, which reads or refuses it.
+A page is 430 KB long, and only ids, states and system statuses are wanted. It is read here only if all of it has the
+plain form that EC2 writes. Any other page is left to botocore, which reads or refuses it.
 https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_DescribeInstanceStatus.html
 
 It earns its place at 0.29 of a CPU, which is what 512 MB of memory buy. There, a cycle over 100,000 workspaces with
@@ -34,14 +34,16 @@ def _element(key: str, depth: int = _DEPTH) -> str:
 
 
 def _others(key: str) -> str:
-    """Return the pattern of the elements that are not read: any but the instance's id and state."""
-    return f"(?:(?!<instance(?:Id|State)\\b){_element(key)}{_SPACE}){{0,{_SIBLINGS}}}"
+    """Return the pattern of the elements that are not read: any but the instance's id, state and system status."""
+    return f"(?:(?!<(?:instance(?:Id|State)|systemStatus)\\b){_element(key)}{_SPACE}){{0,{_SIBLINGS}}}"
 
 
 _ITEM = re.compile(
     f"<item>{_SPACE}<instanceId>(?P<id>i-[0-9a-f]++)</instanceId>{_SPACE}{_others('before')}"
     f"<instanceState>{_SPACE}<code>[0-9]++</code>{_SPACE}<name>(?P<state>[a-z-]++)</name>{_SPACE}</instanceState>"
-    f"{_SPACE}{_others('after')}</item>{_SPACE}".encode()
+    f"{_SPACE}{_others('between')}(?:<systemStatus>{_SPACE}<status>(?P<system>[a-z-]++)</status>{_SPACE}"
+    f"(?:(?!<status\\b){_element('details', _DEPTH - 1)}{_SPACE}){{0,{_SIBLINGS}}}</systemStatus>{_SPACE})?+"
+    f"{_others('after')}</item>{_SPACE}".encode()
 )
 _HEAD = re.compile(
     r'(?:<\?xml version="1\.0" encoding="UTF-8"\?>)?'
@@ -63,7 +65,7 @@ def read(page: bytes) -> dict[str, Any] | None:
     statuses = []
     end = head.end()
     while item := _ITEM.match(page, end):
-        statuses.append(_status(*item.group("id", "state")))
+        statuses.append(_status(*item.group("id", "state", "system")))
         end = item.end()
     tail = _TAIL.fullmatch(page, end)
     if tail is None:
@@ -72,8 +74,11 @@ def read(page: bytes) -> dict[str, Any] | None:
     return {"InstanceStatuses": statuses, **token}
 
 
-def _status(instance_id: bytes, state: bytes) -> dict[str, Any]:
-    return {"InstanceId": instance_id.decode(), "InstanceState": {"Name": state.decode()}}
+def _status(instance_id: bytes, state: bytes, system: bytes | None) -> dict[str, Any]:
+    status: dict[str, Any] = {"InstanceId": instance_id.decode(), "InstanceState": {"Name": state.decode()}}
+    if system is not None:
+        status["SystemStatus"] = {"Status": system.decode()}
+    return status
 
 
 def read_instead(response_dict: dict[str, Any], customized_response_dict: dict[str, Any], **_: Any) -> None:
