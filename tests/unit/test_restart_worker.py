@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from handler.deadline import Deadline
-from handler.domain.model import Cause, Failure, Restart
+from handler.domain.model import Cause, Failure
 from handler.errors import ConnectionLostError, SecretError
 from handler.restarts import Answer, Platform, Reply
 from handler.restarts.worker import CALLS_AT_ONCE, RestartResults, RestartWorker
