@@ -10,6 +10,7 @@ from multiprocessing import get_context
 from multiprocessing.managers import BaseManager
 from typing import Any
 
+from bench.conditions import Distance
 from sandbox.control_plane import ControlPlane
 from sandbox.http_server import Answer, HttpStandIn, Reply, Request
 from sandbox.limited_ec2 import DescribeCall, LimitedEc2
@@ -31,6 +32,11 @@ class Ec2:
         ids = self._server.add(ours + foreign)
         own = [ids[number * len(ids) // ours] for number in range(ours)]
         for one in own[dead_every - 1 :: dead_every] if dead_every else ():
+            self._server.set_state(one, "terminated")
+
+    def kill(self, instance_ids: list[str]) -> None:
+        """Have these instances terminated."""
+        for one in instance_ids:
             self._server.set_state(one, "terminated")
 
     def begin(self, *, others_per_s: float = 0.0) -> None:
@@ -137,9 +143,10 @@ class _Manager(BaseManager):
 
 
 _OFFERED = {
-    Ec2: ("environment", "fill", "begin", "figures"),
+    Ec2: ("environment", "fill", "kill", "begin", "figures"),
     Cp: ("environment", "fail_after", "figures"),
     Platform: ("environment", "figures"),
+    Distance: ("to",),
 }
 for kind, methods in _OFFERED.items():
     _Manager.register(kind.__name__, kind, exposed=methods)

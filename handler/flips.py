@@ -10,7 +10,7 @@ from handler.domain.decide import confirms
 from handler.domain.evidence import Confirmed
 from handler.domain.model import Sighting, SkipReason, Verdict
 from handler.domain.report import Flip
-from handler.errors import LeaseLostError, ReconcilerError, RowLockedError, StoreError, UnfitDatabaseError
+from handler.errors import ReconcilerError, RowLockedError, StoreError, UnfitDatabaseError
 from handler.parallel import gathered
 from handler.probes import Probe
 from handler.settings import Settings
@@ -164,8 +164,6 @@ class Flipper:
             outcomes = attempt(deadline.within(min(self._timeout_s, evidence_s)), confirmed, self._policy)
         except RowLockedError:
             return [SkipReason.ROW_LOCKED] * len(confirmed)
-        except LeaseLostError:  # it outlasts the cycle, so the time is over
-            return [SkipReason.OUT_OF_TIME] * len(confirmed)
         except UnfitDatabaseError:
             raise
         except ReconcilerError as error:

@@ -215,21 +215,22 @@ class RestartWorker:
                 unanswered[ready.restart.id] = ready.restart
                 yield ready
 
-        def ask(ready: Ready) -> tuple[Restart, Reply | None]:
+        def ask(ready: Ready) -> tuple[Restart, Reply]:
+            restart, connection = ready.restart, ready.connection
             try:
-                if deadline.now() > ready.not_after:
-                    return ready.restart, None
-                restart = ready.restart
                 time_left = deadline.within(CALL_SECONDS)
-                return restart, ready.connection.restart(restart.workspace_id, restart.instance_id, time_left)
+                reply = connection.restart(
+                    restart.workspace_id, restart.instance_id, time_left, not_after=ready.not_after
+                )
             except Exception as error:  # noqa: BLE001 - an unexpected error must cost only its own call
-                return ready.restart, Reply(Answer.UNCERTAIN, Failure(Cause.UNEXPECTED, type(error).__name__))
+                reply = Reply(Answer.UNCERTAIN, Failure(Cause.UNEXPECTED, type(error).__name__))
             finally:
-                ready.connection.close()
+                connection.close()
+            return restart, reply
 
         for restart, reply in in_parallel(ask, claimed(), deadline, at_once=CALLS_AT_ONCE):
             del unanswered[restart.id]
-            if reply is None:
+            if reply.answer is Answer.REFUSED and reply.reason.cause is Cause.OUT_OF_TIME:
                 self._give_back(restart, closing)
             else:
                 calls += 1

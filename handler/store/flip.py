@@ -1,7 +1,7 @@
 """The flip: the one place that writes to the platform's tables.
 
-Many workspaces are flipped in one transaction, because each round trip to a database in another zone takes a millisecond
-or two. What is promised, is promised for each of them.
+Many workspaces are flipped in one transaction, because each round trip to a database in another zone takes
+milliseconds. What is promised, is promised for each of them.
 """
 
 import json
@@ -64,8 +64,8 @@ LEFT JOIN LATERAL (
 ) AS doubt ON true
 """  # noqa: S608 - put together from constants
 
-# Each workspace's lease, hold and evidence are checked once more, in the statement that writes. The row was up again, so
-# an older open restart is cancelled, and an older watch is over; a watch over the same instance's restart goes on with
+# Each workspace's lease, hold and evidence are checked once more, in the statement that writes. The row was up again: an
+# older open restart is cancelled, and an older watch is over; a watch over the same instance's restart goes on with
 # the new one. If the platform was asked to restart this same instance before, it may still be working on it, so the new
 # restart is first due a while after the last call.
 #
@@ -177,8 +177,8 @@ class Flips:
 
         All in one transaction: lock the rows without waiting, read them again, judge each, and only then write the
         rows, the events and the owed restarts. Adopted workspaces only get their owed restart. Evidence that is too old
-        by the database's clock is OUT_OF_TIME. Raises LeaseLostError; NotWrittenError, like any StoreError of a single
-        row, fails the set as a whole.
+        by the database's clock, or a lost lease, is OUT_OF_TIME. An error of a single row fails the set as a whole, the
+        server's or NotWrittenError.
         """
         with self._session.transaction(deadline, lock_wait_s=LOCK_WAIT_SECONDS) as transaction:
             current = self._read(transaction, _LOCKED_ROWS, confirmed, policy)

@@ -16,10 +16,11 @@ from handler.store.session import LOCK_WAIT_SECONDS, Session, Transaction
 from handler.store.sqlstate import QUERY_CANCELED
 from handler.store.tables import IS_UP, RIGHTS_TO_HOLD
 
-# How long the table `workspaces` may be waited for, to learn whether the named ones exist.
+# How long the table `workspaces` may be waited for, to learn whether the named ones exist. Less if connecting took long,
+# because some of the answer's time is kept to place the hold.
 CHECK_SECONDS = 1.0
-# What is kept of the answer's time after that, to place the hold and to answer.
-_KEPT_SECONDS = 0.6
+_LEAST_CHECK_SECONDS = 0.2
+_KEPT_SECONDS = 0.4
 # A release that comes upon a lock looks again after this long.
 _PAUSE_SECONDS = 0.05
 # An answer lists no more workspaces than this in flight; a cycle asks for some hundred restarts.
@@ -182,9 +183,8 @@ class Holds:
         """
         try:
             with self._session.transaction(deadline, read_only=True, lock_wait_s=CHECK_SECONDS) as transaction:
-                # Only now is it known how long connecting took.
-                wait_s = min(CHECK_SECONDS, deadline.remaining() - _KEPT_SECONDS)
-                transaction.run(f"SET LOCAL statement_timeout = {max(1, int(wait_s * 1000))}")
+                wait_s = max(_LEAST_CHECK_SECONDS, min(CHECK_SECONDS, deadline.remaining() - _KEPT_SECONDS))
+                transaction.run(f"SET LOCAL statement_timeout = {int(wait_s * 1000)}")
                 unknown = transaction.run(_UNKNOWN, ids=list(workspace_ids))
         except StoreError as error:
             locked = isinstance(error, RowLockedError | ConnectionLostError) or error.sqlstate == QUERY_CANCELED

@@ -24,8 +24,8 @@ _STOPPED = f"EXISTS (SELECT FROM reconciler.restart_stops WHERE {_STOP_IS_ON})"
 # One that was never asked for has its grace after a hold, too.
 _DUE = f"""(due_at <= now() AND (attempts > 0
     OR COALESCE({hold_ended_at("owed.workspace_id")} + make_interval(secs => :grace_s) <= now(), true)))"""
-_RESTART = """owed.id, owed.workspace_id::text, owed.instance_id, attempts, refusals, released, watched_since IS NOT NULL,
-       absent_sightings, COALESCE(CAST(extract(epoch FROM now() - absent_since) AS double precision), 0), streak"""
+_RESTART = """owed.id, owed.workspace_id::text, owed.instance_id, attempts, refusals, released,
+       watched_since IS NOT NULL, absent_sightings, COALESCE(CAST(extract(epoch FROM now() - absent_since) AS double precision), 0), streak"""
 # The comparison is the server's: an instance id that cannot be decoded is another one.
 _STILL_OWED = "COALESCE(current.status = 'offline' AND current.instance_id = owed.instance_id, false)"
 _OWED = f"""
@@ -80,7 +80,8 @@ WHERE id = ANY (ARRAY(
 """
 _OWE_AGAIN = f"""
 WITH again AS (
-    SELECT * FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS again (id bigint, streak integer, backoff_s double precision)
+    SELECT * FROM jsonb_to_recordset(CAST(:rows AS jsonb))
+                  AS again (id bigint, streak integer, backoff_s double precision)
 ), ended AS (
     UPDATE reconciler.restarts AS owed SET watch_ended_at = now()
     FROM platform.workspaces AS current

@@ -1,7 +1,7 @@
 """Two databases that look the same to a test: one in memory, and PostgreSQL."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 from uuid import UUID
@@ -13,22 +13,34 @@ from handler.store.session import Session
 from sandbox.fleet import Fleet
 from sandbox.postgres import Database
 from tests.fakes.store import fake_store
-from tests.fakes.tables import Row, StoredAbsence, StoredHold, StoredRestart, StoredStop, Tables
+from tests.fakes.tables import Row, StoredDoubt, StoredHold, StoredRestart, StoredSource, StoredStop, Tables
 
 # The columns of a restart that tests compare. Its times show only in what may be done with it.
 RESTART_COLUMNS = ("id", "workspace_id", "instance_id", "attempts", "refusals", "last_answer", "outcome", "streak")
+# What else there is, the times only as whether they are set.
+MORE_COLUMNS = (
+    "adopted",
+    "released",
+    "absent_sightings",
+    "watched_since",
+    "watch_ended_at",
+    "up_since",
+    "kept_back_at",
+)
+DOUBT_COLUMNS = ("workspace_id", "kind", "instance_id", "reason", "sightings", "by_hand", "offline_since")
 Restarts = list[tuple[Any, ...]]
 CYCLES = [str(UUID(int=number)) for number in (0xA, 0xB)]
 
 _EMPTY = """
-    TRUNCATE workspaces, structure_events, reconciler.lease, reconciler.coverage, reconciler.absences,
-             reconciler.restarts, reconciler.restart_stops, reconciler.holds RESTART IDENTITY;
+    TRUNCATE workspaces, structure_events, reconciler.lease, reconciler.coverage, reconciler.doubts,
+             reconciler.source_doubts, reconciler.restarts, reconciler.restart_stops, reconciler.holds RESTART IDENTITY;
     INSERT INTO reconciler.coverage DEFAULT VALUES
 """
 
 _TIMES = (
-    *("first_cycle_at", "pass_completed_at", "first_seen_at", "last_seen_at", "ends_at"),
+    *("first_cycle_at", "pass_completed_at", "since", "last_seen_at", "offline_since", "ends_at"),
     *("flipped_at", "due_at", "asked_at", "closed_at", "backoff_until", "watch_ended_at"),
+    *("kept_back_at", "absent_since", "first_due_at", "watched_since", "up_since"),
 )
 
 
@@ -59,6 +71,10 @@ class Subject(Protocol):
         """Lock a row, as somebody else."""
         ...
 
+    def locked_own(self, table: str, workspace_id: str | None = None) -> AbstractContextManager[None]:
+        """Lock, as somebody else, all rows of one of our own tables, or those of a workspace."""
+        ...
+
     def age(self, seconds: float) -> None:
         """Move the reconciler's own times that far into the past."""
         ...
@@ -75,6 +91,14 @@ class Subject(Protocol):
         """Return the restarts, in their order: RESTART_COLUMNS."""
         ...
 
+    def more(self) -> Restarts:
+        """Return what else there is to say about the restarts: MORE_COLUMNS."""
+        ...
+
+    def doubts(self) -> Restarts:
+        """Return the doubts: DOUBT_COLUMNS."""
+        ...
+
 
 class InMemory:
     """See Subject."""
@@ -88,14 +112,18 @@ class InMemory:
     def add(self, workspace_id: str, instance_id: str | None, **columns: Any) -> None:
         age_s = columns.pop("heartbeat_age_s", 300.0)
         beat_at = None if age_s is None else self.tables.now - age_s
-        self.tables.workspaces[workspace_id] = Row(instance_id, heartbeat_at=beat_at, **columns)
+        updated_at = self.tables.now - columns.pop("updated_age_s", 0.0)
+        self.tables.workspaces[workspace_id] = Row(instance_id, heartbeat_at=beat_at, updated_at=updated_at, **columns)
 
     def update(self, workspace_id: str, **columns: str | None) -> None:
+        row = self.tables.workspaces[workspace_id]
+        row.updated_at = self.tables.now
         for name, value in columns.items():
-            setattr(self.tables.workspaces[workspace_id], name.replace("last_heartbeat_at", "heartbeat_at"), value)
+            setattr(row, name.replace("last_heartbeat_at", "heartbeat_at"), value)
 
     def heartbeat(self, workspace_id: str, *, age_s: float) -> None:
-        self.tables.workspaces[workspace_id].heartbeat_at = self.tables.now - age_s
+        row = self.tables.workspaces[workspace_id]
+        row.heartbeat_at, row.updated_at = self.tables.now - age_s, self.tables.now
 
     def delete(self, workspace_id: str) -> None:
         del self.tables.workspaces[workspace_id]
@@ -106,13 +134,29 @@ class InMemory:
         yield
         self.tables.workspaces[workspace_id].locked_by = None
 
+    @contextmanager
+    def locked_own(self, table: str, workspace_id: str | None = None) -> Iterator[None]:
+        rows: dict[str, list[Any]] = {
+            "restarts": self.tables.restarts,
+            "doubts": list(self.tables.doubts.values()),
+        }
+        those = [one for one in rows.get(table, []) if workspace_id in (None, one.workspace_id)]
+        for one in those:
+            one.locked_by = "somebody else"
+        self.tables.locked.add(table)
+        yield
+        self.tables.locked.discard(table)
+        for one in those:
+            one.locked_by = None
+
     def age(self, seconds: float) -> None:
         tables = self.tables
         if tables.lease is not None:
             tables.lease = (tables.lease[0], tables.lease[1] - seconds)
-        records: list[Tables | StoredAbsence | StoredRestart | StoredStop | StoredHold] = [
+        records: list[Tables | StoredDoubt | StoredSource | StoredRestart | StoredStop | StoredHold] = [
             tables,
-            *tables.absences.values(),
+            *tables.doubts.values(),
+            *tables.sources.values(),
             *tables.restarts,
             *tables.stops,
             *tables.holds.values(),
@@ -130,6 +174,13 @@ class InMemory:
 
     def restarts(self) -> Restarts:
         return [tuple(getattr(one, name) for name in RESTART_COLUMNS) for one in self.tables.restarts]
+
+    def more(self) -> Restarts:
+        return [_without_times(dataclasses.asdict(one), MORE_COLUMNS) for one in self.tables.restarts]
+
+    def doubts(self) -> Restarts:
+        doubts = sorted(self.tables.doubts.values(), key=lambda one: (one.workspace_id, one.kind))
+        return [_without_times(dataclasses.asdict(one), DOUBT_COLUMNS) for one in doubts]
 
 
 class InPostgres:
@@ -163,6 +214,18 @@ class InPostgres:
     def locked(self, workspace_id: str) -> AbstractContextManager[None]:
         return self._fleet.locked(workspace_id)
 
+    @contextmanager
+    def locked_own(self, table: str, workspace_id: str | None = None) -> Iterator[None]:
+        connection = self._database.connect()
+        those = "" if workspace_id is None else f" WHERE workspace_id = '{workspace_id}'"
+        try:
+            connection.run("BEGIN")
+            connection.run(f"SELECT FROM reconciler.{table}{those} FOR UPDATE")
+            yield
+            connection.run("ROLLBACK")
+        finally:
+            connection.close()
+
     def age(self, seconds: float) -> None:
         self._fleet.age_everything(seconds)
 
@@ -175,6 +238,16 @@ class InPostgres:
 
     def restarts(self) -> Restarts:
         return [tuple(one[name] for name in RESTART_COLUMNS) for one in self._fleet.restarts()]
+
+    def more(self) -> Restarts:
+        return [_without_times(one, MORE_COLUMNS) for one in self._fleet.restarts()]
+
+    def doubts(self) -> Restarts:
+        return [_without_times(one, DOUBT_COLUMNS) for one in self._fleet.doubts()]
+
+
+def _without_times(row: Mapping[str, Any], columns: Iterable[str]) -> tuple[Any, ...]:
+    return tuple(row[name] is not None if name in _TIMES else row[name] for name in columns)
 
 
 def _never(*_: object) -> str:

@@ -1,32 +1,33 @@
 """The store in memory: the methods of handler/store, one transaction each, over `Tables`.
 
-tests/contract runs the same tests on it and on the real one. Each transaction is one step, except the flip: others may
-act between its locked re-read and its write.
+tests/contract runs the same tests on it and on the real one. Each transaction is one step, except the flip and the
+claim: others may act between what these read under their locks and what they write.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from itertools import islice
 from typing import Concatenate, ParamSpec, TypeVar, cast
 
 from handler.deadline import Deadline
-from handler.domain.backoff import crash_loop
+from handler.domain.backoff import CrashLoop, crash_loop
 from handler.domain.coverage import Progress
-from handler.domain.decide import Absence, Memory, objection
-from handler.domain.model import CurrentRow, Hold, Restart, Sighting, SkipReason, Workspace
-from handler.domain.report import Gauges
+from handler.domain.decide import CANDIDATE_STATUSES, EXTERNAL, Fleet, Memory, objection
+from handler.domain.doubts import ABSENCES_ADD_UP_SECONDS, Doubt, DoubtChanges, Known
+from handler.domain.evidence import Confirmed, DatabaseClock, expiry
+from handler.domain.model import CurrentRow, Hold, Restart, Sighting, SkipReason, Verdict, Workspace
+from handler.domain.report import FleetGauges, Gauges
+from handler.domain.restarts import OFFLINE, RECOVERY_SECONDS, Owed, RestartDecision, Step, Watched
 from handler.errors import ConnectionLostError, LeaseLostError, RequestError, RowLockedError, StoreError
-from handler.store import Claim, Selection, Store
-from handler.store.candidates import selection
-from handler.store.flip import Flipped, FlipPolicy
-from handler.store.gauges import RECOVERY_SECONDS
+from handler.store import FlipOutcomes, Selection, Store
+from handler.store.candidates import UNOWED_SECONDS, selection
+from handler.store.flip import Flipped, FlipPolicy, captured_status
 from handler.store.lease import LONGEST_SECONDS, MARGIN_SECONDS
-from handler.store.memory import ABSENCE_KEPT_SECONDS
-from tests.fakes.tables import Row, StoredAbsence, StoredHold, StoredRestart, StoredStop, Tables
+from handler.store.memory import KEPT_DAYS
+from handler.store.restarts import Judge
+from tests.fakes.tables import Row, StoredDoubt, StoredHold, StoredRestart, StoredSource, StoredStop, Tables
 
 IDLE_GRACE_SECONDS = 1.0  # how long after its deadline the server ends an idle transaction
-_EXTERNAL, _CANDIDATES = "external", ("online", "degraded")
-_SETTLED = ("online", "removed", "paused", "hibernating", "hibernated", None)
+_DAY_S = 86_400.0
 
 
 class Watch:
@@ -35,8 +36,8 @@ class Watch:
     def before(self, call: str) -> None:
         """A call begins, and has had no effect yet."""
 
-    def inside(self) -> None:
-        """A flip has locked and judged the row, and is about to write."""
+    def inside(self, call: str) -> None:
+        """A flip or a claim has locked and judged its rows, and is about to write."""
 
     def wrote(self, call: str, subject: object = None) -> None:
         """A call writes, and is going to commit."""
@@ -51,17 +52,22 @@ class Part:
     def __init__(self, tables: Tables, cycle_id: str, watch: Watch) -> None:
         self.tables, self.cycle_id, self.watch = tables, cycle_id, watch
 
+    def lease_is_ours(self) -> bool:
+        lease = self.tables.lease
+        return lease is not None and lease[0] == self.cycle_id and lease[1] > self.tables.now
+
     def require_lease(self) -> None:
-        if (
-            self.tables.lease is None
-            or self.tables.lease[0] != self.cycle_id
-            or self.tables.lease[1] <= self.tables.now
-        ):
+        if not self.lease_is_ours():
             raise LeaseLostError("the lease has expired or is another's")
 
-    def restart(self, owed: StoredRestart) -> Restart:
-        of_this_cycle = owed.cycle_id == self.cycle_id
-        return Restart(owed.id, owed.workspace_id, owed.instance_id, owed.attempts, owed.refusals, of_this_cycle)
+    def stop_and_go_on(self, call: str, deadline: Deadline) -> None:
+        """Let others act between two statements. Fail if that takes longer than the server keeps idle transactions."""
+        began_at, may_last_s = self.tables.now, deadline.remaining() + IDLE_GRACE_SECONDS
+        self.watch.inside(call)
+        if self.tables.now - began_at > may_last_s:
+            raise ConnectionLostError("the server has ended the session")
+        if deadline.over():
+            raise StoreError("no time is left for the statement")
 
 
 Self = TypeVar("Self", bound=Part)
@@ -90,9 +96,11 @@ class Lease(Part):
 
     @_transaction
     def acquire(self, _: Deadline, *, lasts_s: float) -> bool:
-        held = self.tables.lease
-        ahead_s = 0.0 if held is None else held[1] - self.tables.now
-        if held is not None and held[0] != self.cycle_id and 0 < ahead_s <= LONGEST_SECONDS:
+        lease = self.tables.lease
+        ahead_s = 0.0 if lease is None else lease[1] - self.tables.now
+        if lease is not None and lease[0] != self.cycle_id and 0 < ahead_s <= LONGEST_SECONDS:
+            return False
+        if "lease" in self.tables.locked:
             return False
         self.watch.wrote("acquire")
         self.tables.lease = (self.cycle_id, self.tables.now + lasts_s + MARGIN_SECONDS)
@@ -101,6 +109,8 @@ class Lease(Part):
     @_transaction
     def release(self, _: Deadline) -> None:
         if self.tables.lease is not None and self.tables.lease[0] == self.cycle_id:
+            if "lease" in self.tables.locked:
+                raise RowLockedError("the lease is locked")
             self.watch.wrote("release")
             self.tables.lease = None
 
@@ -109,74 +119,162 @@ class Candidates(Part):
     """See handler.store.candidates.Candidates."""
 
     @_transaction
-    def select(self, _: Deadline, *, limit: int, workspace_ids: Sequence[str] | None) -> Selection:
+    def select(
+        self,
+        deadline: Deadline,
+        *,
+        limit: int,
+        workspace_ids: Sequence[str] | None,
+        adopt: bool = True,
+        by_hand: bool = False,
+    ) -> Selection:
         tables, coverage = self.tables, self.tables.coverage
-        candidates = {
-            one: self._workspace(one)
-            for one in sorted(tables.workspaces, key=coverage.place)
-            if (row := tables.workspaces[one]).status in _CANDIDATES
-            and row.instance_id
-            and row.runtime != _EXTERNAL
-            and not tables.is_on_hold(one)
-            and (workspace_ids is None or one in workspace_ids)
-        }
-        in_turn = dict(islice(candidates.items(), limit + 1))
-        brought_forward = {one: candidates[one] for one in coverage.brought_forward if one in candidates}
-        return selection(in_turn, brought_forward, limit, repr(tables.now), coverage)
+        named = workspace_ids if by_hand and workspace_ids is not None else []
+
+        def select(those: Sequence[str] | None, most: int) -> dict[str, Workspace]:
+            found = [
+                one
+                for one, row in tables.workspaces.items()
+                if (row.is_up or (row.is_offline and self._may_be_adopted(one, adopt=adopt, by_hand=one in named)))
+                and (those is None or one in those)
+            ]
+            return {one: self._workspace(one) for one in sorted(found, key=coverage.place)[:most]}
+
+        first = [one for one in coverage.brought_forward if workspace_ids is None or one in workspace_ids]
+        clock = DatabaseClock(tables.now, deadline.now())
+        in_turn, brought_forward = select(workspace_ids, limit + 1), select(first, len(first))
+        return selection(in_turn, brought_forward, limit, repr(tables.now), clock, coverage)
+
+    def _may_be_adopted(self, workspace_id: str, *, adopt: bool, by_hand: bool) -> bool:
+        tables = self.tables
+        if by_hand and not tables.is_restarting(workspace_id, by_hand=True):
+            return True
+        return adopt and any(
+            tables.remembers_dead(doubt)
+            and doubt.instance_id == tables.workspaces[workspace_id].instance_id
+            and not tables.is_restarting(workspace_id, by_hand=doubt.by_hand)
+            for doubt in tables.doubts_of(workspace_id)
+        )
 
     def _workspace(self, workspace_id: str) -> Workspace:
-        row = self.tables.workspaces[workspace_id]
-        return Workspace(workspace_id, row.instance_id or "", _text(row.heartbeat_at))
+        row, on_hold = self.tables.workspaces[workspace_id], self.tables.is_on_hold(workspace_id)
+        return Workspace(workspace_id, row.instance_id or "", _text(row.heartbeat_at), on_hold, row.is_offline)
+
+
+class Doubts(Part):
+    """See handler.store.Doubts."""
+
+    @_transaction
+    def tend(self, _: Deadline) -> None:
+        self.require_lease()
+        self.watch.wrote("tend")
+        tables = self.tables
+        tables.forget([one for one in tables.doubts.values() if not self._is_still_recorded(one)])
+        for doubt in tables.doubts.values():
+            row = tables.workspaces.get(doubt.workspace_id)
+            is_offline = row is not None and row.status == OFFLINE
+            if (doubt.offline_since is None) == is_offline and doubt.locked_by is None:
+                doubt.offline_since = tables.now if is_offline else None
+
+    def _is_still_recorded(self, doubt: StoredDoubt) -> bool:
+        row = self.tables.workspaces.get(doubt.workspace_id)
+        return (
+            row is not None
+            and row.instance_id == doubt.instance_id
+            and row.status in (*CANDIDATE_STATUSES, OFFLINE)
+            and row.runtime != EXTERNAL
+        )
+
+    @_transaction
+    def recall(self, _: Deadline, *, breaker_window_s: float) -> Memory:
+        tables, now = self.tables, self.tables.now
+        known = {
+            key: Known(one.instance_id, one.sightings, now - one.since, now - one.last_seen_at)
+            for key, one in tables.doubts.items()
+        }
+        dead = {one.workspace_id for one in tables.doubts.values() if tables.remembers_dead(one) and one.sightings > 0}
+        for one in tables.restarts:
+            is_kept_back = one.is_open and one.kept_back_at is not None and not one.released
+            if one.flipped_at > now - breaker_window_s or is_kept_back:
+                dead.add(one.workspace_id)
+        free = [one for one in tables.workspaces if not tables.is_on_hold(one)]
+        up = {one for one in free if tables.workspaces[one].is_up}
+        return Memory(known, Fleet(len(up), {one: one in up for one in dead if not tables.is_on_hold(one)}))
+
+    def save(self, deadline: Deadline, changes: DoubtChanges) -> None:
+        """Save in two transactions, like the real one for few doubts."""
+        self._forget(deadline, changes)
+        if changes.new or changes.again:
+            self._save(deadline, (*changes.new, *changes.again))
+
+    @_transaction
+    def _forget(self, _: Deadline, changes: DoubtChanges) -> None:
+        self.require_lease()
+        self.watch.wrote("forget", changes)
+        tables = self.tables
+        tables.forget([one for one in tables.doubts.values() if one.workspace_id in changes.alive])
+        for one in changes.found:
+            absent = tables.doubts.get((one, Verdict.ABSENT))
+            if absent is not None and absent.locked_by is None:
+                absent.sightings = 0
+        if changes.sources is not None:
+            tables.sources = {
+                cause: StoredSource(count, tables.now if (known := tables.sources.get(cause)) is None else known.since)
+                for cause, count in changes.sources.items()
+            }
+
+    @_transaction
+    def _save(self, _: Deadline, doubts: Iterable[Doubt]) -> None:
+        self.require_lease()
+        tables, now = self.tables, self.tables.now
+        for seen in doubts:
+            self.watch.wrote("save", seen)
+            key, instance_id = (seen.workspace.id, seen.kind), seen.workspace.instance_id
+            known = tables.doubts.get(key)
+            if known is None:
+                tables.doubts[key] = StoredDoubt(*key, instance_id, seen.reason, now, now, by_hand=seen.by_hand)
+            elif known.locked_by is None:
+                same = known.instance_id == instance_id
+                recent = known.last_seen_at > now - ABSENCES_ADD_UP_SECONDS
+                adds_up = same and (seen.kind is not Verdict.ABSENT or (known.sightings > 0 and recent))
+                known.instance_id, known.reason, known.last_seen_at = instance_id, seen.reason, now
+                known.sightings = (known.sightings if adds_up else 0) + seen.counts
+                known.since = known.since if adds_up else now
+                known.by_hand = seen.by_hand or (same and known.by_hand)
+                known.offline_since = known.offline_since if same else None
+
+    @_transaction
+    def set_reasons(self, _: Deadline, reasons: Mapping[str, str]) -> None:
+        self.require_lease()
+        self.watch.wrote("set_reasons")
+        for one in self.tables.doubts.values():
+            if one.kind in (Verdict.DEAD, Verdict.ABSENT) and one.workspace_id in reasons and one.locked_by is None:
+                one.reason = reasons[one.workspace_id]
 
 
 class CycleMemory(Part):
     """See handler.store.memory.CycleMemory."""
 
     @_transaction
-    def recall(self, _: Deadline, *, breaker_window_s: float) -> Memory:
-        now = self.tables.now
-        absences = {
-            one: Absence(known.instance_id, known.sightings, now - known.first_seen_at)
-            for one, known in self.tables.absences.items()
-            if known.last_seen_at > now - ABSENCE_KEPT_SECONDS
-        }
-        flipped = {one.workspace_id for one in self.tables.restarts if one.flipped_at > now - breaker_window_s}
-        return Memory(absences, frozenset(flipped))
-
-    @_transaction
-    def remember_absences(self, _: Deadline, absent: Iterable[Workspace], forgotten: Iterable[str]) -> None:
-        self.require_lease()
-        self.watch.wrote("remember_absences")
-        now, gone = self.tables.now, set(forgotten)
-        known = {
-            one: seen
-            for one, seen in self.tables.absences.items()
-            if one not in gone and seen.last_seen_at > now - ABSENCE_KEPT_SECONDS
-        }
-        for one in absent:
-            earlier = known.get(one.id)
-            if earlier is None or earlier.instance_id != one.instance_id:
-                known[one.id] = StoredAbsence(one.instance_id, 1, now, now)
-            else:
-                known[one.id] = StoredAbsence(one.instance_id, earlier.sightings + 1, earlier.first_seen_at, now)
-        self.tables.absences = known
-
-    @_transaction
     def save_coverage(self, _: Deadline, progress: Progress) -> None:
         self.require_lease()
-        self.watch.wrote("save_coverage")
         tables = self.tables
+        if "coverage" in tables.locked:
+            raise RowLockedError("the coverage is locked")
+        self.watch.wrote("save_coverage")
         tables.coverage = progress.coverage
         tables.first_cycle_at = tables.now if tables.first_cycle_at is None else tables.first_cycle_at
         tables.pass_completed_at = tables.now if progress.completed_pass else tables.pass_completed_at
 
     @_transaction
     def purge(self, _: Deadline) -> None:
-        """Purge the holds, and no restarts: nothing here lasts for 30 days."""
         self.require_lease()
         self.watch.wrote("purge")
-        tables, owed = self.tables, {one.workspace_id for one in self.tables.open_restarts()}
-        tables.holds = {one: tables.holds[one] for one in tables.holds if tables.is_on_hold(one) or one in owed}
+        tables, before = self.tables, self.tables.now - KEPT_DAYS * _DAY_S
+        tables.restarts = [
+            one for one in tables.restarts if one.closed_at is None or one.closed_at >= before or one.is_watched
+        ]
+        tables.holds = {one: hold for one, hold in tables.holds.items() if hold.ends_at > before}
 
 
 class GaugesOf(Part):
@@ -186,198 +284,436 @@ class GaugesOf(Part):
     def gauges(self, _: Deadline) -> Gauges:
         tables, now = self.tables, self.tables.now
         owed = tables.open_restarts()
-        backing_off = [one for one in owed if one.backoff_until is not None and one.backoff_until > now]
         blocked = [one for one in owed if one.last_answer == "blocked"]
         waiting = [self._wanted_since(one) for one in owed if one not in blocked]
         since = tables.first_cycle_at if tables.pass_completed_at is None else tables.pass_completed_at
+        doubted = [
+            max(one.since, tables.hold_ended_at(one.workspace_id))
+            for one in tables.doubts.values()
+            if not tables.is_on_hold(one.workspace_id)
+        ]
+        doubted += [one.since for one in tables.sources.values()]
         return Gauges(
             restarts_pending=len(owed),
             restarts_blocked=len(blocked),
-            restarts_backing_off=len(backing_off),
+            restarts_backing_off=sum(one.backoff_until is not None and one.backoff_until > now for one in owed),
             restarts_unrecovered=sum(map(self._is_unrecovered, tables.restarts)),
             oldest_restart_age_s=max(0.0, now - min(waiting, default=now)),
             coverage_age_s=0.0 if since is None else now - since,
             on_hold=sum(map(tables.is_on_hold, tables.holds)),
+            oldest_doubt_s=max(0.0, now - min(doubted, default=now)),
+        )
+
+    @_transaction
+    def fleet_gauges(self, _: Deadline) -> FleetGauges:
+        tables, before = self.tables, self.tables.now - UNOWED_SECONDS
+        ours = {one: row for one, row in tables.workspaces.items() if row.runtime != EXTERNAL}
+        return FleetGauges(
+            unrecorded=sum(row.status in CANDIDATE_STATUSES and not row.instance_id for row in ours.values()),
+            offline_unowed=sum(
+                row.is_offline
+                and (row.updated_at is None or row.updated_at < before)
+                and not tables.is_restarting(one, by_hand=False)
+                for one, row in ours.items()
+            ),
         )
 
     def _wanted_since(self, owed: StoredRestart) -> float:
-        hold = self.tables.holds.get(owed.workspace_id)
-        waits_until = [owed.backoff_until, None if hold is None else hold.ends_at]
-        return max([owed.flipped_at, *(at for at in waits_until if at is not None)])
+        first_due_at = owed.flipped_at if owed.first_due_at is None else owed.first_due_at
+        backoff_until = first_due_at if owed.backoff_until is None else owed.backoff_until
+        return max(first_due_at, backoff_until, self.tables.hold_ended_at(owed.workspace_id))
 
     def _is_unrecovered(self, one: StoredRestart) -> bool:
-        if one.outcome != "accepted" or one.watch_ended_at is not None or one.closed_at is None:
-            return False
-        if self.tables.is_on_hold(one.workspace_id):
-            return False
-        later = any(other.workspace_id == one.workspace_id and other.id > one.id for other in self.tables.restarts)
-        return one.closed_at < self.tables.now - RECOVERY_SECONDS and not later
+        return (
+            one.watched_since is not None
+            and one.watched_since < self.tables.now - RECOVERY_SECONDS
+            and one.watch_ended_at is None
+            and one.up_since is None
+            and not self.tables.is_on_hold(one.workspace_id)
+        )
 
 
 class Flips(Part):
     """See handler.store.Flips."""
 
     @_transaction
-    def flip(self, deadline: Deadline, sighting: Sighting, policy: FlipPolicy) -> Flipped | SkipReason:
-        workspace = sighting.workspace
-        row = self.tables.workspaces.get(workspace.id)
-        if row is None:
-            return SkipReason.ROW_GONE
-        self.lock(row)
+    def flip(self, deadline: Deadline, confirmed: Sequence[Confirmed], policy: FlipPolicy) -> FlipOutcomes:
+        locked = self.lock([one.second.workspace.id for one in confirmed])
         try:
-            current = self._current(row, workspace, policy)
-            reason = objection(current, workspace)
-            if reason is not None:
-                return reason
-            self._stop_and_go_on(deadline)
-            self.require_lease()
-            self.watch.wrote("flip", sighting)
-            loop = crash_loop(current, policy.crash_loop)
-            superseded = self._write(row, workspace, loop.streak, loop.backoff_s)
-            return Flipped(loop, superseded)
+            rows = {one.second.workspace.id: self._current(one.second.workspace, policy, locked) for one in confirmed}
+            outcomes: dict[str, Flipped | SkipReason] = {}
+            to_write: list[tuple[Confirmed, CurrentRow]] = []
+            for one in confirmed:
+                row = rows[one.second.workspace.id]
+                reason = objection(row, one.second.workspace)
+                if reason is not None or row is None:
+                    outcomes[one.second.workspace.id] = reason or SkipReason.ROW_GONE
+                else:
+                    to_write.append((one, row))
+            if to_write:
+                self.stop_and_go_on("flip", deadline)
+                outcomes |= {one.second.workspace.id: self._write(one, row, policy) for one, row in to_write}
+            return outcomes
         finally:
-            row.locked_by = None
+            self._unlock(locked)
 
     @_transaction
-    def would_flip(self, _: Deadline, sighting: Sighting, policy: FlipPolicy) -> Flipped | SkipReason:
-        workspace = sighting.workspace
-        row = self.tables.workspaces.get(workspace.id)
+    def would_flip(self, _: Deadline, confirmed: Sequence[Confirmed], policy: FlipPolicy) -> FlipOutcomes:
+        outcomes: dict[str, Flipped | SkipReason] = {}
+        for workspace in (one.second.workspace for one in confirmed):
+            row = self._current(workspace, policy, None)
+            loop = CrashLoop(0, 0.0) if row is None else crash_loop(row, policy.crash_loop)
+            outcomes[workspace.id] = objection(row, workspace) or Flipped(loop)
+        return outcomes
+
+    def lock(self, workspace_ids: Iterable[str]) -> set[str]:
+        """Lock the rows and restarts that nobody else has locked; return the workspaces that are locked completely."""
+        tables, locked = self.tables, set()
+        for one in workspace_ids:
+            row, restart = tables.workspaces.get(one), tables.live_restart(one)
+            if row is None or row.locked_by is not None:
+                continue
+            row.locked_by = self.cycle_id
+            if restart is None or restart.locked_by is None:
+                locked.add(one)
+                if restart is not None:
+                    restart.locked_by = self.cycle_id
+        return locked
+
+    def _unlock(self, _: set[str]) -> None:
+        locked: list[Row | StoredRestart] = [*self.tables.workspaces.values(), *self.tables.restarts]
+        for one in locked:
+            if one.locked_by == self.cycle_id:
+                one.locked_by = None
+
+    def _current(self, workspace: Workspace, policy: FlipPolicy, locked: set[str] | None) -> CurrentRow | None:
+        """Return the row as it is read again; `locked` are the workspaces whose locks we have (None: none needed)."""
+        tables, now = self.tables, self.tables.now
+        row = tables.workspaces.get(workspace.id)
         if row is None:
-            return SkipReason.ROW_GONE
-        current = self._current(row, workspace, policy)
-        return objection(current, workspace) or Flipped(crash_loop(current, policy.crash_loop))
-
-    def lock(self, row: Row) -> None:
-        """Take the row's lock, or fail at once."""
-        if row.locked_by is not None:
-            raise RowLockedError("the row is locked")
-        row.locked_by = self.cycle_id
-
-    def _stop_and_go_on(self, deadline: Deadline) -> None:
-        """Let others act between two statements. Fail if that takes longer than the server keeps idle transactions."""
-        began_at, may_last_s = self.tables.now, deadline.remaining() + IDLE_GRACE_SECONDS
-        self.watch.inside()
-        if self.tables.now - began_at > may_last_s:
-            raise ConnectionLostError("the server has ended the session")
-        if deadline.over():
-            raise StoreError("no time is left for the statement")
-
-    def _current(self, row: Row, workspace: Workspace, policy: FlipPolicy) -> CurrentRow:
-        now, beat_at = self.tables.now, row.heartbeat_at
+            return None
+        if locked is not None and row.locked_by != self.cycle_id:
+            return CurrentRow(captured_status(workspace), workspace.instance_id, None, False, locked=True)  # noqa: FBT003
+        beat_at = row.heartbeat_at
         fresh = _text(beat_at) != workspace.last_heartbeat_at or (
             beat_at is not None and (beat_at > float(policy.selected_at) or beat_at > now - policy.heartbeat_fresh_s)
         )
-        earlier = [one for one in self.tables.restarts if one.workspace_id == workspace.id]
         restarts = up_s = None
-        if earlier:
+        if earlier := tables.restarts_of(workspace.id):
             last = earlier[-1]
-            marks = [last.watch_ended_at] if last.outcome == "accepted" else [last.closed_at, last.asked_at]
+            marks = (
+                [last.watch_ended_at, last.closed_at, last.asked_at] if last.watched_since is None else [last.up_since]
+            )
             restarts = last.streak + (last.asked_at is not None)
             up_s = now - next((at for at in marks if at is not None), now)
-        on_hold = self.tables.is_on_hold(workspace.id)
-        return CurrentRow(row.status, row.instance_id, row.runtime, fresh, on_hold, restarts, up_s)
+        by_hand = any(one.by_hand for one in tables.doubts_of(workspace.id))
+        return CurrentRow(
+            row.status,
+            row.instance_id,
+            row.runtime,
+            fresh,
+            on_hold=tables.is_on_hold(workspace.id),
+            restarts=restarts,
+            up_s=up_s,
+            restarting=tables.is_restarting(workspace.id, by_hand=by_hand),
+            locked=locked is not None and workspace.id not in locked,
+        )
 
-    def _write(self, row: Row, workspace: Workspace, streak: int, backoff_s: float) -> tuple[Restart, ...]:
-        tables, now = self.tables, self.tables.now
-        row.status = "offline"
-        tables.events.append((workspace.id, workspace.instance_id))
-        superseded = [one for one in tables.open_restarts() if one.workspace_id == workspace.id]
-        for older in superseded:
-            older.closed_at, older.outcome = now, "cancelled"
-        not_before = [
-            one.due_at
-            for one in tables.restarts
-            if (one.workspace_id, one.instance_id) == (workspace.id, workspace.instance_id) and one.asked_at is not None
-        ]
-        owed = StoredRestart(
-            id=len(tables.restarts) + 1,
-            workspace_id=workspace.id,
-            instance_id=workspace.instance_id,
-            cycle_id=self.cycle_id,
-            flipped_at=now,
-            due_at=max([now, *not_before]),
-            streak=streak,
-            backoff_until=now + backoff_s if backoff_s else None,
+    def _write(self, one: Confirmed, row: CurrentRow, policy: FlipPolicy) -> Flipped | SkipReason:
+        """Write one workspace, if nothing has come between."""
+        workspace = one.second.workspace
+        if not self.lease_is_ours():
+            return SkipReason.OUT_OF_TIME
+        if self.tables.is_on_hold(workspace.id):
+            return SkipReason.ON_HOLD
+        if self.tables.now > policy.clock.at(expiry(one.second)):
+            return SkipReason.OUT_OF_TIME
+        self.watch.wrote("adopt" if workspace.offline else "flip", one)
+        if not workspace.offline:
+            stored = self.tables.workspaces[workspace.id]
+            stored.status, stored.updated_at = OFFLINE, self.tables.now
+            self.tables.events.append((workspace.id, workspace.instance_id))
+        loop = crash_loop(row, policy.crash_loop)
+        return Flipped(loop, self._owe(one.second, loop, policy))
+
+    def _owe(self, second: Sighting, loop: CrashLoop, policy: FlipPolicy) -> Restart | None:
+        """Record the restart that is owed; end the older one, and return it if it was open."""
+        tables, now, workspace = self.tables, self.tables.now, second.workspace
+        older, superseded, watched_since = tables.live_restart(workspace.id), None, None
+        if older is not None:
+            if older.is_open:
+                older.closed_at, older.outcome = now, "cancelled"
+                superseded = Restart(older.id, workspace.id, older.instance_id, older.attempts)
+            older.watch_ended_at = now
+            watched_since = older.watched_since if older.instance_id == workspace.instance_id else None
+        doubts = tables.doubts_of(workspace.id)
+        absent = tables.doubts.get((workspace.id, Verdict.ABSENT)) if second.verdict is Verdict.ABSENT else None
+        offline_since = min((doubt.offline_since for doubt in doubts if doubt.offline_since is not None), default=now)
+        adopted_due_s = max(0.0, policy.restarts.uncertain_s - (now - offline_since))
+        due_at = now + (adopted_due_s if workspace.offline else policy.restarts.grace_s)
+        for one in tables.restarts_of(workspace.id):
+            if one.instance_id == workspace.instance_id and one.asked_at is not None:
+                due_at = max(due_at, one.asked_at + policy.restarts.uncertain_s)
+        tables.restarts.append(
+            StoredRestart(
+                id=_next_id(tables),
+                workspace_id=workspace.id,
+                instance_id=workspace.instance_id,
+                cycle_id=self.cycle_id,
+                flipped_at=now,
+                due_at=due_at,
+                streak=loop.streak,
+                backoff_until=now + loop.backoff_s if loop.backoff_s else None,
+                adopted=workspace.offline,
+                released=policy.released,
+                absent_sightings=0 if absent is None else absent.sightings,
+                absent_since=None if absent is None else absent.since,
+                first_due_at=due_at,
+                watched_since=watched_since,
+            )
         )
-        tables.restarts.append(owed)
-        return tuple(
-            Restart(one.id, one.workspace_id, one.instance_id, one.attempts, one.refusals, of_this_cycle=False)
-            for one in superseded
-        )
+        tables.forget(doubts)
+        return superseded
 
 
 class Restarts(Part):
     """See handler.store.Restarts."""
 
     @_transaction
-    def cancel_moved_on(self, _: Deadline, *, own_only: bool) -> list[Restart]:
+    def count_due(self, _: Deadline, *, most: int, grace_s: float, workspace_ids: Sequence[str] | None) -> int:
+        return min(most, sum(self._may_be_asked(one, grace_s, workspace_ids) for one in self.tables.open_restarts()))
+
+    @_transaction
+    def cancel_moved_on(self, _: Deadline) -> list[Restart]:
         self.require_lease()
         self.watch.wrote("cancel_moved_on")
-        now, closed = self.tables.now, []
-        for one in self.tables.restarts:
-            row = self.tables.workspaces.get(one.workspace_id)
-            if one.outcome == "accepted" and one.watch_ended_at is None and (row is None or row.status in _SETTLED):
-                one.watch_ended_at = now
-            if self._may_be_looked_at(one, own_only=own_only) and not _is_owed(one, row):
-                one.closed_at, one.outcome = now, "cancelled"
-                closed.append(self.restart(one))
+        closed = []
+        for one in self.tables.open_restarts():
+            if not self.is_still_owed(one) and one.locked_by is None:
+                one.closed_at, one.outcome = self.tables.now, "cancelled"
+                closed.append(Restart(one.id, one.workspace_id, one.instance_id, one.attempts))
         return closed
 
     @_transaction
-    def due(self, _: Deadline, *, limit: int, own_only: bool) -> list[Restart]:
+    def watched(self, _: Deadline) -> list[Watched]:
+        tables, found = self.tables, []
+        for one in tables.restarts:
+            if one.is_watched:
+                row = tables.workspaces.get(one.workspace_id)
+                up_s = None if one.up_since is None else tables.now - one.up_since
+                same = row is not None and row.instance_id == one.instance_id
+                status, on_hold = None if row is None else row.status, tables.is_on_hold(one.workspace_id)
+                found.append(Watched(self._restart(one), status, one.is_open, same, up_s, on_hold))
+        return found
+
+    @_transaction
+    def note_watch(self, _: Deadline, *, ended: Sequence[int], up: Sequence[int], not_up: Sequence[int]) -> None:
+        self.require_lease()
+        self.watch.wrote("note_watch")
+        now = self.tables.now
+        for one in self._unlocked([*ended, *up, *not_up]):
+            if one.watch_ended_at is None:
+                one.watch_ended_at = now if one.id in ended else None
+                if one.id not in ended:
+                    one.up_since = (now if one.up_since is None else one.up_since) if one.id in up else None
+
+    @_transaction
+    def owe_again(self, _: Deadline, loops: Mapping[int, tuple[int, float]]) -> list[Restart]:
+        tables, now, again = self.tables, self.tables.now, []
+        for one in self._unlocked(loops):
+            is_free = self.lease_is_ours() and not tables.is_on_hold(one.workspace_id)
+            others = any(other.is_open for other in tables.restarts_of(one.workspace_id))
+            if not one.is_open and one.watch_ended_at is None and is_free and self.is_still_owed(one) and not others:
+                self.watch.wrote("owe_again", one)
+                one.watch_ended_at = now
+                (streak, backoff_s), last = (
+                    loops[one.id],
+                    [at for at in (one.asked_at, one.closed_at) if at is not None],
+                )
+                due_at = max(now, max(last) + RECOVERY_SECONDS)
+                owed = StoredRestart(
+                    id=_next_id(tables),
+                    workspace_id=one.workspace_id,
+                    instance_id=one.instance_id,
+                    cycle_id=self.cycle_id,
+                    flipped_at=one.flipped_at,
+                    due_at=due_at,
+                    streak=streak,
+                    backoff_until=now + backoff_s if backoff_s else None,
+                    adopted=one.adopted,
+                    absent_sightings=one.absent_sightings,
+                    absent_since=one.absent_since,
+                    first_due_at=due_at,
+                    watched_since=one.watched_since,
+                )
+                tables.restarts.append(owed)
+                again.append(Restart(owed.id, owed.workspace_id, owed.instance_id))
+        return again
+
+    @_transaction
+    def keep_back(self, _: Deadline, *, workspace_ids: Sequence[str] | None) -> None:
+        self.require_lease()
+        self.watch.wrote("keep_back")
+        tables = self.tables
+        for one in tables.open_restarts():
+            is_free = one.due_at <= tables.now and not one.released and not tables.is_on_hold(one.workspace_id)
+            named = workspace_ids is None or one.workspace_id in workspace_ids
+            if is_free and named and one.kept_back_at is None and one.locked_by is None:
+                one.kept_back_at = tables.now
+
+    @_transaction
+    def release(self, _: Deadline, *, workspace_ids: Sequence[str] | None) -> None:
+        self.require_lease()
+        self.watch.wrote("release restarts")
+        for one in self.tables.open_restarts():
+            if (workspace_ids is None or one.workspace_id in workspace_ids) and one.locked_by is None:
+                one.released = True
+
+    @_transaction
+    def due(
+        self,
+        _: Deadline,
+        *,
+        refused: bool,
+        limit: int,
+        released_only: bool,
+        fresh_s: float,
+        grace_s: float,
+        workspace_ids: Sequence[str] | None,
+    ) -> list[Owed]:
         due = [
-            one for one in self.tables.restarts if self._may_be_looked_at(one, own_only=own_only) and self._is_free(one)
+            one
+            for one in self.tables.open_restarts()
+            if self._may_be_asked(one, grace_s, workspace_ids)
+            and (one.refusals > 0) is refused
+            and (one.released or not released_only)
         ]
         due.sort(key=lambda one: (one.due_at, one.id))
-        return [self.restart(one) for one in due[:limit]]
+        return [self._owed(one, fresh_s, grace_s) for one in due[:limit]]
 
     @_transaction
-    def claim(self, _: Deadline, restart: Restart, *, uncertain_s: float, heartbeat_fresh_s: float) -> Claim:
+    def claim(
+        self,
+        deadline: Deadline,
+        looked_at: Sequence[tuple[Restart, Sighting]],
+        judge: Judge,
+        *,
+        clock: DatabaseClock,
+        fresh_s: float,
+        grace_s: float,
+        uncertain_s: float,
+        retry_s: float,
+    ) -> list[RestartDecision]:
         self.require_lease()
-        owed = self._find(restart)
-        if owed is None or not self._may_be_looked_at(owed, own_only=False) or not self._is_free(owed):
-            return Claim.TAKEN
-        if not _is_owed(owed, self.tables.workspaces.get(owed.workspace_id)):
-            self.watch.wrote("cancel", restart)
-            owed.closed_at, owed.outcome = self.tables.now, "cancelled"
-            return Claim.CANCELLED
-        beat_at = self.tables.workspaces[owed.workspace_id].heartbeat_at
-        if beat_at is not None and beat_at > max(owed.flipped_at, self.tables.now - heartbeat_fresh_s):
-            return Claim.HEARTBEAT
-        self.watch.wrote("claim", restart)
-        owed.attempts += 1
-        owed.claimed_by, owed.asked_at, owed.last_answer = self.cycle_id, self.tables.now, "claimed"
-        owed.due_at = self.tables.now + uncertain_s
-        return Claim.CLAIMED
+        sightings = {restart.id: sighting for restart, sighting in looked_at}
+        locked = {one.id: one for one in self._unlocked(sightings) if one.is_open}
+        for one in locked.values():
+            one.locked_by = self.cycle_id
+        try:
+            decisions = [
+                judge(self._owed(one, fresh_s, grace_s), sightings[one.id]) for one in sorted(locked.values(), key=_id)
+            ]
+            if any(one.step is not Step.WAIT for one in decisions):
+                self.stop_and_go_on("claim", deadline)
+            return [
+                self._carry_out(one, locked[one.restart.id], sightings[one.restart.id], clock, uncertain_s, retry_s)
+                for one in decisions
+            ]
+        finally:
+            for one in locked.values():
+                one.locked_by = None
 
-    @_transaction
-    def cancel(self, _: Deadline, restart: Restart) -> bool:
-        self.require_lease()
-        return self._close(restart, "cancelled")
-
-    @_transaction
-    def accepted(self, _: Deadline, restart: Restart) -> None:
-        self._close(restart, "accepted")
+    def _carry_out(
+        self,
+        decision: RestartDecision,
+        owed: StoredRestart,
+        sighting: Sighting,
+        clock: DatabaseClock,
+        uncertain_s: float,
+        retry_s: float,
+    ) -> RestartDecision:
+        tables, now = self.tables, self.tables.now
+        match decision.step:
+            case Step.ASK:
+                came_between = (
+                    not self.lease_is_ours()
+                    or now > clock.at(expiry(sighting))
+                    or tables.is_on_hold(owed.workspace_id)
+                    or tables.is_stopped()
+                )
+                if came_between:
+                    reason = "the evidence is too old, or a hold or a stop came between"
+                    return RestartDecision(decision.restart, Step.WAIT, reason)
+                self.watch.wrote("claim", (decision.restart, sighting))
+                owed.attempts += 1
+                owed.claimed_by, owed.asked_at, owed.last_answer = self.cycle_id, now, "claimed"
+                owed.due_at = now + uncertain_s
+                owed.watched_since = now if owed.watched_since is None else owed.watched_since
+            case Step.CANCEL | Step.CANCEL_AND_WATCH:
+                self.watch.wrote("cancel", decision)
+                owed.closed_at, owed.outcome = now, "cancelled"
+                if decision.step is Step.CANCEL_AND_WATCH and owed.watched_since is None:
+                    owed.watched_since = now
+            case Step.PUT_OFF:
+                self.watch.wrote("put_off", decision)
+                owed.due_at = now + retry_s
+                if sighting.verdict is Verdict.TRANSITION:
+                    owed.absent_sightings = 0
+            case Step.NEXT_CYCLE:
+                self.watch.wrote("next cycle", decision)
+                self._count_absence(owed)
+            case Step.WAIT:
+                pass
+        return decision
 
     @_transaction
     def put_off(self, _: Deadline, restarts: Sequence[Restart], *, wait_s: float) -> None:
         self.require_lease()
         self.watch.wrote("put_off")
-        ids = {restart.id for restart in restarts}
-        for one in self.tables.restarts:
-            if one.id in ids and self._may_be_looked_at(one, own_only=False):
+        for one in self._unlocked(restart.id for restart in restarts):
+            if one.is_open:
                 one.due_at = self.tables.now + wait_s
 
     @_transaction
-    def record_answer(self, _: Deadline, restart: Restart, answer: str, *, wait_s: float | None) -> None:
-        owed = self._find(restart)
-        if owed is None or owed.closed_at is not None or owed.claimed_by != self.cycle_id:
+    def count_absences(self, _: Deadline, restarts: Iterable[Restart]) -> None:
+        self.require_lease()
+        self.watch.wrote("count_absences")
+        for one in self._unlocked(restart.id for restart in restarts):
+            self._count_absence(one)
+
+    @_transaction
+    def accepted(self, _: Deadline, restart: Restart) -> None:
+        owed = self._lock(restart)
+        if owed is not None:
+            self.watch.wrote("accepted", restart)
+            owed.closed_at, owed.outcome = self.tables.now, "accepted"
+
+    @_transaction
+    def record_answer(
+        self, _: Deadline, restart: Restart, answer: str, *, wait_s: float | None, claimed: bool = True
+    ) -> None:
+        owed = self._lock(restart)
+        if owed is None:
             return
-        self.watch.wrote("record_answer")
-        owed.last_answer = str(answer)
-        if wait_s is not None:
-            owed.refusals += 1
-            owed.due_at = self.tables.now + wait_s
+        if owed.claimed_by == self.cycle_id or (not claimed and owed.last_answer != "claimed"):
+            self.watch.wrote("record_answer")
+            owed.last_answer = str(answer)
+            if not restart.watched and wait_s is not None:
+                owed.watched_since = None
+            if wait_s is not None:
+                owed.refusals += 1
+                owed.due_at = self.tables.now + wait_s
+
+    @_transaction
+    def give_back(self, _: Deadline, restart: Restart) -> None:
+        owed = self._lock(restart)
+        if owed is not None and owed.claimed_by == self.cycle_id and owed.last_answer == "claimed":
+            self.watch.wrote("give_back", restart)
+            owed.asked_at = owed.asked_at if owed.attempts > 1 else None
+            owed.attempts -= 1
+            owed.claimed_by, owed.due_at = None, self.tables.now
+            owed.last_answer = "uncertain" if restart.watched else None
+            owed.watched_since = owed.watched_since if restart.watched else None
 
     @_transaction
     def stop(self, _: Deadline, *, lasts_s: float) -> None:
@@ -385,24 +721,71 @@ class Restarts(Part):
         tables = self.tables
         tables.stops = [*filter(tables.is_on, tables.stops), StoredStop(tables.now + lasts_s)]
 
-    def _find(self, restart: Restart) -> StoredRestart | None:
-        return next((one for one in self.tables.restarts if one.id == restart.id), None)
+    def is_still_owed(self, owed: StoredRestart) -> bool:
+        """Tell whether the row is offline with the dead instance."""
+        row = self.tables.workspaces.get(owed.workspace_id)
+        return row is not None and row.status == OFFLINE and row.instance_id == owed.instance_id
 
-    def _close(self, restart: Restart, outcome: str) -> bool:
-        owed = self._find(restart)
-        if owed is None or owed.closed_at is not None:
-            return False
-        self.watch.wrote(outcome, restart)
-        owed.closed_at, owed.outcome = self.tables.now, outcome
-        return True
+    def _unlocked(self, ids: Iterable[int]) -> list[StoredRestart]:
+        """Return the restarts with these ids that nobody has locked."""
+        wanted = set(ids)
+        return [one for one in self.tables.restarts if one.id in wanted and one.locked_by is None]
 
-    def _may_be_looked_at(self, owed: StoredRestart, *, own_only: bool) -> bool:
-        is_due = owed.closed_at is None and owed.due_at <= self.tables.now
-        return is_due and (owed.cycle_id == self.cycle_id or not own_only)
+    def _lock(self, restart: Restart) -> StoredRestart | None:
+        """Return the open restart. Raises RowLockedError."""
+        owed = next((one for one in self.tables.restarts if one.id == restart.id and one.is_open), None)
+        if owed is not None and owed.locked_by is not None:
+            raise RowLockedError("the restart is locked")
+        return owed
 
-    def _is_free(self, owed: StoredRestart) -> bool:
-        is_backing_off = owed.backoff_until is not None and owed.backoff_until > self.tables.now
-        return not is_backing_off and not self.tables.is_on_hold(owed.workspace_id) and not self.tables.is_stopped()
+    def _count_absence(self, owed: StoredRestart) -> None:
+        now = self.tables.now
+        owed.absent_since = owed.absent_since if owed.absent_sightings and owed.absent_since is not None else now
+        owed.absent_sightings += 1
+        owed.due_at = now
+
+    def _restart(self, owed: StoredRestart) -> Restart:
+        return Restart(
+            owed.id,
+            owed.workspace_id,
+            owed.instance_id,
+            owed.attempts,
+            owed.refusals,
+            owed.released,
+            watched=owed.watched_since is not None,
+            absent_sightings=owed.absent_sightings,
+            absent_s=0.0 if owed.absent_since is None else self.tables.now - owed.absent_since,
+            streak=owed.streak,
+        )
+
+    def _owed(self, owed: StoredRestart, fresh_s: float, grace_s: float) -> Owed:
+        tables, row = self.tables, self.tables.workspaces.get(owed.workspace_id)
+        beat_at = None if row is None else row.heartbeat_at
+        return Owed(
+            self._restart(owed),
+            self.is_still_owed(owed),
+            due=self._is_due(owed, grace_s),
+            on_hold=tables.is_on_hold(owed.workspace_id),
+            backing_off=self._is_backing_off(owed),
+            stopped=tables.is_stopped(),
+            heartbeat=beat_at is not None and beat_at > tables.now - fresh_s,
+        )
+
+    def _is_due(self, owed: StoredRestart, grace_s: float) -> bool:
+        after_hold = self.tables.hold_ended_at(owed.workspace_id) + grace_s <= self.tables.now
+        return owed.due_at <= self.tables.now and (owed.attempts > 0 or after_hold)
+
+    def _is_backing_off(self, owed: StoredRestart) -> bool:
+        return owed.backoff_until is not None and owed.backoff_until > self.tables.now
+
+    def _may_be_asked(self, owed: StoredRestart, grace_s: float, workspace_ids: Sequence[str] | None) -> bool:
+        return (
+            self._is_due(owed, grace_s)
+            and not self._is_backing_off(owed)
+            and not self.tables.is_on_hold(owed.workspace_id)
+            and not self.tables.is_stopped()
+            and (workspace_ids is None or owed.workspace_id in workspace_ids)
+        )
 
 
 class Holds(Part):
@@ -447,11 +830,13 @@ class FakeStore:
     def __init__(self, tables: Tables, cycle_id: str, watch: Watch) -> None:
         self.lease = Lease(tables, cycle_id, watch)
         self.candidates = Candidates(tables, cycle_id, watch)
+        self.doubts = Doubts(tables, cycle_id, watch)
         self.memory = CycleMemory(tables, cycle_id, watch)
         self.flips = Flips(tables, cycle_id, watch)
         self.restarts = Restarts(tables, cycle_id, watch)
         self.holds = Holds(tables, cycle_id, watch)
-        self.gauges = GaugesOf(tables, cycle_id, watch).gauges
+        figures = GaugesOf(tables, cycle_id, watch)
+        self.gauges, self.fleet_gauges = figures.gauges, figures.fleet_gauges
         self._watch = watch
 
     def check_rights(self, deadline: Deadline, *, to_apply: bool) -> None:  # noqa: ARG002 - all rights are given
@@ -466,8 +851,12 @@ def fake_store(tables: Tables, cycle_id: str, watch: Watch | None = None) -> Sto
     return cast("Store", FakeStore(tables, cycle_id, watch or Watch()))
 
 
-def _is_owed(owed: StoredRestart, row: Row | None) -> bool:
-    return row is not None and row.status == "offline" and row.instance_id == owed.instance_id
+def _next_id(tables: Tables) -> int:
+    return max((one.id for one in tables.restarts), default=0) + 1
+
+
+def _id(restart: StoredRestart) -> int:
+    return restart.id
 
 
 def _text(at: float | None) -> str | None:

@@ -1,33 +1,67 @@
 """The database in memory: the platform's rows and the reconciler's own. Times are seconds of one clock."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from handler.domain.coverage import Coverage
+from handler.domain.decide import ADOPTED_STATUS, CANDIDATE_STATUSES, EXTERNAL
+from handler.domain.model import Verdict
 from handler.store.restarts import LATEST_END_OF_STOP_SECONDS
 
+REMEMBERED_DEAD_SECONDS = 24 * 3600.0
 
-@dataclass
+
+@dataclass(slots=True)
 class Row:
-    """A workspace. `locked_by` names whose transaction has locked the row."""
+    """A workspace. `locked_by` names whose transaction has locked the row, here and below."""
 
     instance_id: str | None
     status: str | None = "online"
     runtime: str | None = "langgraph"
     heartbeat_at: float | None = None
+    updated_at: float | None = None
+    locked_by: str | None = None
+
+    @property
+    def is_up(self) -> bool:
+        """Tell whether the row is a candidate."""
+        return self.status in CANDIDATE_STATUSES and self._is_ours
+
+    @property
+    def is_offline(self) -> bool:
+        """Tell whether the row may be a candidate for an adoption."""
+        return self.status == ADOPTED_STATUS and self._is_ours
+
+    @property
+    def _is_ours(self) -> bool:
+        return bool(self.instance_id) and self.runtime != EXTERNAL
+
+
+@dataclass(slots=True)
+class StoredDoubt:
+    """A row of `reconciler.doubts`."""
+
+    workspace_id: str
+    kind: Verdict
+    instance_id: str
+    reason: str
+    since: float
+    last_seen_at: float
+    sightings: int = 1
+    offline_since: float | None = None
+    by_hand: bool = False
     locked_by: str | None = None
 
 
-@dataclass
-class StoredAbsence:
-    """A row of `reconciler.absences`."""
+@dataclass(slots=True)
+class StoredSource:
+    """A row of `reconciler.source_doubts`."""
 
-    instance_id: str
-    sightings: int
-    first_seen_at: float
-    last_seen_at: float
+    workspaces: int
+    since: float
 
 
-@dataclass
+@dataclass(slots=True)
 class StoredRestart:
     """A row of `reconciler.restarts`."""
 
@@ -46,17 +80,36 @@ class StoredRestart:
     outcome: str | None = None
     streak: int = 0
     backoff_until: float | None = None
+    adopted: bool = False
+    released: bool = False
+    kept_back_at: float | None = None
+    absent_sightings: int = 0
+    absent_since: float | None = None
+    first_due_at: float | None = None
+    watched_since: float | None = None
+    up_since: float | None = None
     watch_ended_at: float | None = None
+    locked_by: str | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Tell whether the restart is neither accepted nor cancelled."""
+        return self.closed_at is None
+
+    @property
+    def is_watched(self) -> bool:
+        """Tell whether the watch goes on."""
+        return self.watched_since is not None and self.watch_ended_at is None
 
 
-@dataclass
+@dataclass(slots=True)
 class StoredStop:
     """A row of `reconciler.restart_stops`."""
 
     ends_at: float
 
 
-@dataclass
+@dataclass(slots=True)
 class StoredHold:
     """A row of `reconciler.holds`."""
 
@@ -66,7 +119,10 @@ class StoredHold:
 
 @dataclass
 class Tables:
-    """One database. `events` are the workspaces and instances of the platform's WORKSPACE_OFFLINE events."""
+    """One database. `events` are the workspaces and instances of the platform's WORKSPACE_OFFLINE events.
+
+    `locked` names the tables with one row that somebody else has locked: `coverage`, `lease`.
+    """
 
     now: float = 1_000_000.0
     workspaces: dict[str, Row] = field(default_factory=dict)
@@ -75,15 +131,22 @@ class Tables:
     coverage: Coverage = field(default_factory=Coverage)
     first_cycle_at: float | None = None
     pass_completed_at: float | None = None
-    absences: dict[str, StoredAbsence] = field(default_factory=dict)
+    doubts: dict[tuple[str, Verdict], StoredDoubt] = field(default_factory=dict)
+    sources: dict[str, StoredSource] = field(default_factory=dict)
     restarts: list[StoredRestart] = field(default_factory=list)
     stops: list[StoredStop] = field(default_factory=list)
     holds: dict[str, StoredHold] = field(default_factory=dict)
+    locked: set[str] = field(default_factory=set)
 
     def is_on_hold(self, workspace_id: str) -> bool:
         """Tell whether the workspace is on hold now."""
         hold = self.holds.get(workspace_id)
         return hold is not None and hold.ends_at > self.now
+
+    def hold_ended_at(self, workspace_id: str) -> float:
+        """Return when the workspace's latest hold ends or ended; the beginning of time if it had none."""
+        hold = self.holds.get(workspace_id)
+        return float("-inf") if hold is None else hold.ends_at
 
     def is_stopped(self) -> bool:
         """Tell whether no restart may be asked for now."""
@@ -95,4 +158,35 @@ class Tables:
 
     def open_restarts(self) -> list[StoredRestart]:
         """Return the restarts that are neither accepted nor cancelled."""
-        return [one for one in self.restarts if one.closed_at is None]
+        return [one for one in self.restarts if one.is_open]
+
+    def restarts_of(self, workspace_id: str) -> list[StoredRestart]:
+        """Return a workspace's restarts, the latest last."""
+        return [one for one in self.restarts if one.workspace_id == workspace_id]
+
+    def live_restart(self, workspace_id: str) -> StoredRestart | None:
+        """Return the workspace's restart that is open or watched."""
+        return next((one for one in self.restarts_of(workspace_id) if one.is_open or one.is_watched), None)
+
+    def is_restarting(self, workspace_id: str, *, by_hand: bool) -> bool:
+        """Tell whether a restart is open or watched. By hand, a watch over another instance's is no obstacle."""
+        row = self.workspaces[workspace_id]
+        return any(
+            one.is_open or (one.is_watched and (one.instance_id == row.instance_id or not by_hand))
+            for one in self.restarts_of(workspace_id)
+        )
+
+    def doubts_of(self, workspace_id: str) -> list[StoredDoubt]:
+        """Return a workspace's doubts."""
+        return [one for one in self.doubts.values() if one.workspace_id == workspace_id]
+
+    def remembers_dead(self, doubt: StoredDoubt) -> bool:
+        """Tell whether a doubt says that the instance was dead or absent within the last 24 hours."""
+        recent = doubt.last_seen_at > self.now - REMEMBERED_DEAD_SECONDS
+        return doubt.kind in (Verdict.DEAD, Verdict.ABSENT) and recent
+
+    def forget(self, doubts: Iterable[StoredDoubt]) -> None:
+        """Delete doubts, but for those that somebody else has locked."""
+        for one in doubts:
+            if one.locked_by is None:
+                del self.doubts[one.workspace_id, one.kind]

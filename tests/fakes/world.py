@@ -104,6 +104,8 @@ class World:
     jobs: list[Job] = field(default_factory=list)
     asked: list[Asked] = field(default_factory=list)
     platform_mood: str | None = None
+    # Nobody can connect to the platform.
+    unreachable: bool = False
     blocked: set[str] = field(default_factory=set)
     # For each workspace and its instance: the times of its remembered absences, as long as nothing resets them.
     unfound: dict[tuple[str, str], list[float]] = field(default_factory=dict)
@@ -140,7 +142,9 @@ class World:
         if state is not None:
             self.instances[instance_id] = Instance(state)
         self.population += 1
-        self.tables.workspaces[workspace_id] = Row(instance_id, heartbeat_at=self.tables.now - HEARTBEAT_AGE_SECONDS)
+        self.tables.workspaces[workspace_id] = Row(
+            instance_id, heartbeat_at=self.tables.now - HEARTBEAT_AGE_SECONDS, updated_at=self.tables.now
+        )
         if streak is not None:
             self._was_restarted(workspace_id, streak)
 
@@ -225,10 +229,10 @@ class World:
             if job.asked is not None:
                 self.read(job.asked, writes_at=now)
             elif row is not None and job.step == "write":
-                row.status = "provisioning"
+                row.status, row.updated_at = "provisioning", now
                 self.jobs.append(Job(now + BOOT_SECONDS, "boot", job.workspace_id))
             elif row is not None and row.status == "provisioning":
-                row.status, row.instance_id, row.heartbeat_at = "online", self.launch(), now
+                row.status, row.instance_id, row.heartbeat_at, row.updated_at = "online", self.launch(), now, now
 
     def _is_locked(self, job: Job) -> bool:
         row = self.tables.workspaces.get(job.workspace_id)
@@ -288,7 +292,7 @@ class Platform:
     def connect(self, deadline: Deadline) -> Connection | Reply:
         """See handler.restarts.Platform."""
         self._caller.before("connect")
-        if deadline.over():
+        if deadline.over() or self._world.unreachable:
             return Reply(Answer.REFUSED, Failure(Cause.TIMEOUT))
         return _Connection(self._world, self._caller)
 

@@ -24,8 +24,9 @@ RIGHT = [
     {"mode": "apply", "release": [ID]},
 ]
 REFUSED = re.compile(
-    r"event field (mode|workspace_ids|limit|override_breaker|shards?|source|detail|detail-type|hold|release|event)"
-    r"(\.reason|\.seconds|\.workspace_ids)?(\[\d+\])?: found "
+    r"event field (mode|workspace_ids|limit|override_breaker|adopt|shards?|source|detail|detail-type|event"
+    r"|hold|release)"
+    r"(\.reason|\.seconds|\.workspace_ids|\.all)?(\[\d+\])?: found "
 )
 UNKNOWN = "event field {}: unknown"
 

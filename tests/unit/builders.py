@@ -30,19 +30,19 @@ def instance(number: int) -> str:
     return f"i-{number:017x}"
 
 
-def workspace(number: int = 1, instance_id: str | None = None) -> Workspace:
+def workspace(number: int = 1, instance_id: str | None = None, heartbeat: str | None = None) -> Workspace:
     """Return workspace `number`; by default it records the instance of the same number."""
-    return Workspace(uuid(number), instance(number) if instance_id is None else instance_id, None)
+    return Workspace(uuid(number), instance(number) if instance_id is None else instance_id, heartbeat)
 
 
-def saw(state: str, number: int = 1, instance_id: str | None = None) -> Sighting:
+def saw(state: str, number: int = 1, instance_id: str | None = None, heartbeat: str | None = None) -> Sighting:
     """Return the sighting of workspace `number`'s instance in a state: UNKNOWN if EC2 has no such word."""
-    return sighting_of(workspace(number, instance_id), state)
+    return sighting_of(workspace(number, instance_id, heartbeat), state)
 
 
-def restart(number: int = 1, *, attempts: int = 0, refusals: int = 0, of_this_cycle: bool = True) -> Restart:
+def restart(number: int = 1, *, attempts: int = 0, refusals: int = 0) -> Restart:
     """Return the restart that is owed to workspace `number`."""
-    return Restart(number, uuid(number), instance(number), attempts, refusals, of_this_cycle)
+    return Restart(number, uuid(number), instance(number), attempts, refusals)
 
 
 def queues(ids: Iterable[str], coverage: Coverage) -> Queues:

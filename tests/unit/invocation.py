@@ -94,7 +94,8 @@ class Invocation(Watch):
     ) -> None:
         world.cycles += 1
         self.world, self.cycle_id = world, f"cycle {world.cycles}"
-        self.settings = Settings.from_env({"DATABASE_URL": "postgresql://u@h/n"} | variables)
+        defaults = {"DATABASE_URL": "postgresql://u@h/n", "RESTART_GRACE_SECONDS": "0"}
+        self.settings = Settings.from_env(defaults | variables)
         self.rights: list[bool] = []
         self.wrote_by: list[str] = []
         self.probed: list[int] = []

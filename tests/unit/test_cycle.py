@@ -5,11 +5,11 @@ from math import ceil
 
 import pytest
 
-from handler.domain.model import SkipReason
+from handler.domain.model import SkipReason, Verdict
 from handler.domain.report import Report
-from handler.errors import ConnectionLostError, LeaseLostError, ReconcilerError, RowLockedError, SecretError, StoreError
+from handler.errors import ConnectionLostError, ReconcilerError, RowLockedError, SecretError, StoreError
 from handler.request import Request
-from tests.fakes.tables import StoredAbsence, StoredHold
+from tests.fakes.tables import StoredDoubt, StoredHold
 from tests.fakes.world import Lie, World
 from tests.unit.builders import Log, instance, uuid
 from tests.unit.invocation import FULL, Happening, Invocation, fails, fleet, owe, row
@@ -41,8 +41,8 @@ def test_a_cycle_flips_and_restarts_the_dead_and_leaves_the_rest() -> None:
     report = invocation.run()
     assert invocation.rights == [True]
     assert invocation.wrote_by == [
-        *("acquire", "remember_absences", "flip", "cancel_moved_on", "claim", "accepted", "save_coverage", "purge"),
-        "release",
+        *("acquire", "tend", "save_coverage", "forget", "save", "save", "flip", "cancel_moved_on", "claim", "accepted"),
+        *("save_coverage", "purge", "release"),
     ]
     figures = (report.candidates, report.checked, report.running, report.transition, report.dead)
     assert figures == (6, 6, 2, 1, 1)
@@ -53,8 +53,10 @@ def test_a_cycle_flips_and_restarts_the_dead_and_leaves_the_rest() -> None:
     assert (report.completed_pass, report.deadline_hit) == (True, False)
     assert (report.restarts.accepted, report.restarts.pending) == (1, 0)
     assert invocation.asked == [2]
-    assert world.tables.absences == {
-        uuid(4): StoredAbsence(instance(4), 1, world.tables.now, world.tables.now),
+    assert {(one.workspace_id, one.kind) for one in world.tables.doubts.values()} == {
+        (uuid(3), Verdict.TRANSITION),
+        (uuid(4), Verdict.ABSENT),
+        (uuid(5), Verdict.UNKNOWN),
     }
     assert {one: row for one, row in world.tables.workspaces.items() if one != uuid(2)} == {
         one: row for one, row in before.items() if one != uuid(2)
@@ -132,26 +134,24 @@ def a_hold(world: World) -> Happening:
     return lambda: world.tables.holds.update({uuid(2): StoredHold("why", world.tables.now + 60)})
 
 
+def a_lock(world: World) -> Happening:
+    return lambda: setattr(row(world, 2), "locked_by", "somebody else")
+
+
 @pytest.mark.parametrize(
     ("happening", "reason"),
     [
         pytest.param(a_heartbeat, SkipReason.FRESH_HEARTBEAT, id="a heartbeat"),
         pytest.param(another_instance, SkipReason.INSTANCE_CHANGED, id="another instance"),
         pytest.param(a_hold, SkipReason.ON_HOLD, id="a hold"),
-        *(
-            pytest.param(lambda _, error=error: fails(error), reason, id=name)
-            for error, reason, name in (
-                (RowLockedError("locked"), SkipReason.ROW_LOCKED, "somebody else has locked the row"),
-                (ConnectionLostError("gone"), SkipReason.RECONFIRM_ERROR, "the database fails"),
-                (SecretError("gone"), SkipReason.RECONFIRM_ERROR, "the secret for a new login cannot be fetched"),
-                (LeaseLostError("gone"), SkipReason.OUT_OF_TIME, "the lease is lost"),
-            )
-        ),
+        pytest.param(a_lock, SkipReason.ROW_LOCKED, id="somebody else has locked the row"),
     ],
 )
 @pytest.mark.parametrize("request_made", [FULL, DRY_RUN], ids=["apply", "dry run"])
 def test_what_prevents_one_flip_leaves_the_others(request_made: Request, happening: object, reason: SkipReason) -> None:
     assert callable(happening)
+    if request_made is DRY_RUN and happening is a_lock:
+        return  # a dry run takes no locks
     world = fleet(6, _2="stopped", _3="stopped")
     call = "flip" if request_made is FULL else "would_flip"
     report = Invocation(world, first={call: [happening(world)]}).run(request_made)
@@ -159,6 +159,24 @@ def test_what_prevents_one_flip_leaves_the_others(request_made: Request, happeni
     assert flipped(report) == [uuid(3)]
     assert report.flipped == (request_made is FULL)
     assert [one.workspace_id for one in world.tables.restarts] == [uuid(3)] * report.flipped
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        pytest.param(RowLockedError("locked"), SkipReason.ROW_LOCKED, id="a lock that was waited for"),
+        pytest.param(ConnectionLostError("gone"), SkipReason.RECONFIRM_ERROR, id="the database fails"),
+        pytest.param(SecretError("gone"), SkipReason.RECONFIRM_ERROR, id="the secret for a login cannot be fetched"),
+    ],
+)
+@pytest.mark.parametrize(("request_made", "call"), [(FULL, "flip"), (DRY_RUN, "would_flip")], ids=["apply", "dry run"])
+def test_what_prevents_a_set_of_flips_costs_only_the_set(
+    request_made: Request, call: str, error: Exception, reason: SkipReason
+) -> None:
+    world = fleet(1000, **dict.fromkeys((f"_{number}" for number in range(1, 301)), "stopped"))
+    report = Invocation(world, first={call: [fails(error)]}).run(request_made)
+    assert skipped(report) == {reason: 200}
+    assert len(flipped(report)) == 100
 
 
 @pytest.mark.parametrize("second", ["running", "stopping", None, "hovering"])
@@ -171,11 +189,13 @@ def test_a_second_probe_that_does_not_confirm_prevents_the_flip(second: str | No
 
 def test_a_second_probe_that_finds_the_instance_resets_its_absence() -> None:
     world = fleet(3, _2="running")
-    world.tables.absences[uuid(2)] = StoredAbsence(instance(2), 5, world.tables.now - 600, world.tables.now - 60)
+    at = world.tables.now
+    absence = StoredDoubt(uuid(2), Verdict.ABSENT, instance(2), "not_found", at - 600, at - 60, sightings=5)
+    world.tables.doubts[uuid(2), Verdict.ABSENT] = absence
     look_first(world, 2, "not_found")
     report = Invocation(world).run()
     assert (skipped(report), report.absent) == ({"not_confirmed": 1}, 1)
-    assert world.tables.absences == {}
+    assert world.tables.doubts == {}
 
 
 @pytest.mark.parametrize(
@@ -247,26 +267,39 @@ def test_slow_answers_end_the_probing_in_time_for_a_second_probe() -> None:
 
 
 def test_dead_workspaces_without_time_left_are_brought_forward() -> None:
-    world = fleet(50, **dict.fromkeys((f"_{number}" for number in range(1, 21)), "stopped"))
-    report = Invocation(world, answers_take_s={"flip": 3}).run(seconds=40)
-    assert report.flipped == 13
-    assert skipped(report) == {"out_of_time": 7}
+    dead = dict.fromkeys((f"_{number}" for number in range(1, 801)), "stopped")
+    report = Invocation(fleet(2000, **dead), answers_take_s={"flip": 13}).run(seconds=40)
+    assert report.flipped == 600
+    assert skipped(report) == {"out_of_time": 200}
     assert report.deadline_hit
-    assert world.tables.coverage.brought_forward == tuple(map(uuid, range(14, 21)))
 
 
 @pytest.mark.parametrize(
-    ("dead", "brought_forward"),
+    ("dead", "flips", "brought_forward"),
     [
-        pytest.param(50, 25, id="half of those checked"),
-        pytest.param(2500, 1000, id="a thousand"),
+        pytest.param(300, 200, 100, id="those that are left"),
+        pytest.param(500, 200, 250, id="half of those checked"),
+        pytest.param(2500, 200, 1000, id="a thousand"),
     ],
 )
-def test_a_limited_number_comes_first(dead: int, brought_forward: int) -> None:
+def test_a_limited_number_comes_first(dead: int, flips: int, brought_forward: int) -> None:
     world = fleet(dead, **dict.fromkeys((f"_{number}" for number in range(1, dead + 1)), "stopped"))
     report = Invocation(world, answers_take_s={"flip": 44}).run(OVERRIDE)
-    assert skipped(report) == {"out_of_time": dead - 1}
+    assert skipped(report) == {"out_of_time": dead - flips}
     assert len(world.tables.coverage.brought_forward) == brought_forward
+
+
+def test_a_cycle_that_dies_while_it_flips_has_saved_where_the_next_one_begins_and_what_it_saw() -> None:
+    world = fleet(600, **dict.fromkeys((f"_{number}" for number in range(1, 41)), "stopped"))
+
+    def die() -> None:
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        Invocation(world, first={"flip": [die]}, CANDIDATE_LIMIT="100").run()
+    assert world.tables.coverage.cursor == uuid(100)
+    assert len(world.tables.coverage.brought_forward) == 40
+    assert len(world.tables.doubts) == 40
 
 
 def test_rows_that_always_run_out_of_time_never_starve_the_rest() -> None:
@@ -300,10 +333,10 @@ def test_slow_restarts_are_no_deadline_hit() -> None:
     world = fleet(6)
     owe(world, 7)
 
-    def take_long() -> None:
+    def take_long(_: str) -> None:
         world.tables.now += 9
 
-    report = Invocation(world, first={"restart": [take_long]}).run(seconds=10)
+    report = Invocation(world, asked=take_long).run(seconds=10)
     assert [one.outcome for one in world.tables.restarts] == ["accepted"]
     assert (report.deferred, report.restarts.accepted) == (0, 1)
     assert not report.deadline_hit

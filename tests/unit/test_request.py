@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from handler.errors import RequestError
-from handler.request import HoldRequest, Request, parse
+from handler.request import HoldRequest, ReleaseRequest, Request, parse
 from tests.unit.builders import uuid
 
 EVENTS = Path(__file__).parents[2] / "events"
@@ -24,7 +24,8 @@ STATE_CHANGE = {
     "detail": {"instance-id": "i-0123456789abcdef0", "state": "terminated"},
 }
 SHARDLESS = "no such field: shards are not supported yet"
-HOLD_FORM = '{"workspace_ids": [UUID, …], "reason": text, "seconds": n}'
+ALL = {"all": True, "reason": "wait", "seconds": 60}
+HOLD_FORM = '{"workspace_ids": [UUID, …] or "all": true, "reason": text, "seconds": n}'
 REASON_FORM = "a line of 1 to 200 printable characters"
 SECONDS_FORM = "a whole number from 1 to 2592000 (30 days)"
 UNSCHEDULED = "no such field in a scheduled event"
@@ -73,8 +74,30 @@ UNSCHEDULED = "no such field in a scheduled event"
             Request("dry-run", hold=HoldRequest((uuid(1), uuid(2)), "Ärger: 日本", 1)),
             id="the shortest hold, with a reason in other letters",
         ),
-        pytest.param({"mode": "apply", "release": [uuid(1)]}, Request("apply", release=(uuid(1),)), id="a release"),
-        pytest.param({"release": [uuid(1)]}, Request("dry-run", release=(uuid(1),)), id="a release as a dry run"),
+        pytest.param(
+            {"mode": "apply", "release": [uuid(1)]},
+            Request("apply", release=ReleaseRequest((uuid(1),))),
+            id="a release",
+        ),
+        pytest.param(
+            {"release": [uuid(1)]}, Request("dry-run", release=ReleaseRequest((uuid(1),))), id="a release as a dry run"
+        ),
+        pytest.param(
+            {"release": "all"}, Request("dry-run", release=ReleaseRequest(None)), id="a release of everything"
+        ),
+        pytest.param(
+            {"mode": "apply", "hold": ALL},
+            Request("apply", hold=HoldRequest(None, "wait", 60)),
+            id="a hold on everything",
+        ),
+        pytest.param(
+            {"mode": "apply", "workspace_ids": [uuid(1)], "adopt": True},
+            Request("apply", (uuid(1),), adopt=True),
+            id="an adoption by hand",
+        ),
+        pytest.param(
+            {"workspace_ids": [uuid(1)], "adopt": False}, Request("dry-run", (uuid(1),)), id="no adoption by hand"
+        ),
     ],
 )
 def test_an_event_makes_its_request(event: dict[str, Any], request_made: Request) -> None:
@@ -95,7 +118,10 @@ def test_an_event_makes_its_request(event: dict[str, Any], request_made: Request
             "hold.json",
             Request("apply", hold=HoldRequest(("00000000-0000-4000-8000-000000000001",), "its disk is replaced", 3600)),
         ),
-        ("release.json", Request("apply", release=("00000000-0000-4000-8000-000000000001",))),
+        ("hold-all.json", Request("apply", hold=HoldRequest(None, "the restarts look wrong", 3600))),
+        ("release-all.json", Request("apply", release=ReleaseRequest(None))),
+        ("adopt.json", Request("apply", ("00000000-0000-4000-8000-000000000001",), adopt=True)),
+        ("release.json", Request("apply", release=ReleaseRequest(("00000000-0000-4000-8000-000000000001",)))),
     ],
 )
 def test_the_projects_events_ask_for_what_their_names_say(name: str, request_made: Request) -> None:
@@ -107,7 +133,7 @@ def test_ids_are_lower_case_and_unique() -> None:
     event = {"workspace_ids": [upper, uuid(2), upper.lower(), uuid(2), uuid(1)]}
     expected = (upper.lower(), uuid(2), uuid(1))
     assert parse(event).workspace_ids == expected
-    assert parse({"release": event["workspace_ids"]}).release == expected
+    assert parse({"release": event["workspace_ids"]}).release == ReleaseRequest(expected)
     hold = parse({"hold": HOLD | event}).hold
     assert hold is not None
     assert hold.workspace_ids == expected
@@ -306,7 +332,7 @@ def test_the_ceiling_never_makes_a_dry_run_apply() -> None:
             )
         ),
         *(
-            pytest.param(event, f"{field}{place}", found, expected, id=f"{field}: {name}")
+            pytest.param(event, f"{field}{place}", found, f"{expected}{'' if place else more}", id=f"{field}: {name}")
             for name, ids, place, found, expected in (
                 ("no ids", [], "", "a list", "a list of one or more UUIDs"),
                 ("null", None, "", "nothing", "a list of one or more UUIDs"),
@@ -314,9 +340,26 @@ def test_the_ceiling_never_makes_a_dry_run_apply() -> None:
                 ("an id that is none", [uuid(1), "x"], "[1]", "'x'", "a UUID"),
                 ("a number among them", [5], "[0]", "5", "a UUID"),
             )
-            for field, event in (
-                ("hold.workspace_ids", {"hold": HOLD | {"workspace_ids": ids}}),
-                ("release", {"release": ids}),
+            for field, event, more in (
+                ("hold.workspace_ids", {"hold": HOLD | {"workspace_ids": ids}}, ""),
+                ("release", {"release": ids}, ' or "all"'),
+            )
+        ),
+        pytest.param({"release": "All"}, "release", "'All'", 'a list of one or more UUIDs or "all"', id="All"),
+        pytest.param({"release": True}, "release", "True", 'a list of one or more UUIDs or "all"', id="release: true"),
+        pytest.param({"hold": ALL | {"all": False}}, "hold.all", "False", "true", id="a hold on not all"),
+        pytest.param({"hold": ALL | {"all": 1}}, "hold.all", "1", "true", id="a hold on all of 1"),
+        pytest.param(
+            {"hold": HOLD | {"all": True}}, "hold.all", "True", "no such field beside workspace_ids", id="all and some"
+        ),
+        *(
+            pytest.param({**event, "adopt": adopt}, "adopt", found, expected, id=f"adopt: {name}")
+            for name, event, adopt, found, expected in (
+                ("alone", {}, True, "True", "no such field without workspace_ids"),
+                ("false, alone", {}, False, "False", "no such field without workspace_ids"),
+                ("with a limit", {"limit": 5}, True, "True", "no such field without workspace_ids"),
+                ("1", {"workspace_ids": [uuid(1)]}, 1, "1", "true or false"),
+                ("a list", {"workspace_ids": [uuid(1)]}, [uuid(1)], "a list", "true or false"),
             )
         ),
         *(
@@ -356,13 +399,13 @@ def test_an_unknown_field_is_refused_by_name(field: str) -> None:
     message = str(refusal.value)
     assert ascii(field)[:50] in message
     assert message.endswith(
-        "expected one of mode, workspace_ids, limit, override_breaker, hold, release, or a scheduled event"
+        "expected one of mode, workspace_ids, limit, override_breaker, adopt, hold, release, or a scheduled event"
     )
     assert len(message) < 250
 
 
 @pytest.mark.parametrize(
-    "field", ["mode", "workspace_ids", "limit", "override_breaker", "hold", "release", "shard", "shards"]
+    "field", ["mode", "workspace_ids", "limit", "override_breaker", "adopt", "hold", "release", "shard", "shards"]
 )
 def test_an_option_in_a_scheduled_event_is_refused(field: str) -> None:
     with pytest.raises(RequestError, match=f"event field {field}: .* scheduled event"):
@@ -384,7 +427,7 @@ def test_an_ec2_event_is_refused_by_its_source() -> None:
 
 MONTH_S = 30 * 86_400
 HOLD = {"workspace_ids": [uuid(1)], "reason": "maintenance", "seconds": 3600}
-HOLD_EXPECTED = '{"workspace_ids": [UUID, …], "reason": text, "seconds": n}'
+HOLD_EXPECTED = '{"workspace_ids": [UUID, …] or "all": true, "reason": text, "seconds": n}'
 REASON_EXPECTED = "a line of 1 to 200 printable characters"
 SECONDS_EXPECTED = "a whole number from 1 to 2592000 (30 days)"
 
@@ -410,10 +453,10 @@ SECONDS_EXPECTED = "a whole number from 1 to 2592000 (30 days)"
             Request("dry-run", hold=HoldRequest((uuid(1),), "x", MONTH_S)),
             id="the shortest reason and the longest time",
         ),
-        pytest.param({"release": [uuid(1)]}, Request("dry-run", release=(uuid(1),)), id="a release"),
+        pytest.param({"release": [uuid(1)]}, Request("dry-run", release=ReleaseRequest((uuid(1),))), id="a release"),
         pytest.param(
             {"release": [uuid(2), uuid(1), uuid(2)], "mode": "apply"},
-            Request("apply", release=(uuid(2), uuid(1))),
+            Request("apply", release=ReleaseRequest((uuid(2), uuid(1)))),
             id="a release that applies",
         ),
     ],
@@ -494,7 +537,9 @@ def test_under_the_ceiling_a_hold_is_a_dry_run_too() -> None:
             "a UUID",
             id="a hold of an id that is none",
         ),
-        pytest.param({"release": []}, "release", "a list", "a list of one or more UUIDs", id="a release of nobody"),
+        pytest.param(
+            {"release": []}, "release", "a list", 'a list of one or more UUIDs or "all"', id="a release of nobody"
+        ),
         pytest.param({"release": ["x"]}, "release[0]", "'x'", "a UUID", id="a release of an id that is none"),
     ],
 )
@@ -512,8 +557,8 @@ def test_a_bad_hold_is_refused_by_its_field(event: dict[str, Any], field: str, f
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
 names = st.sampled_from(
     [
-        *("mode", "workspace_ids", "limit", "override_breaker", "source", "detail-type", "detail"),
-        *("hold", "release", "reason", "seconds"),
+        *("mode", "workspace_ids", "limit", "override_breaker", "adopt", "source", "detail-type", "detail"),
+        *("hold", "release", "all", "reason", "seconds"),
     ]
 )
 words = st.sampled_from(["apply", "dry-run", "aws.events", "aws.scheduler", "Scheduled Event", "{}", uuid(1), 60])
@@ -541,7 +586,8 @@ def test_any_event_is_accepted_or_refused(event: object) -> None:
             assert event.get("mode") == "apply" or event.get("detail-type") == "Scheduled Event"
         assert request.limit is None or request.limit >= 1
         assert request.workspace_ids is None or len(request.workspace_ids) >= 1
-        assert request.release is None or len(request.release) >= 1
+        for change in (request.hold, request.release):
+            assert change is None or change.workspace_ids is None or len(change.workspace_ids) >= 1
         assert (request.hold is not None) is ("hold" in event)
         assert (request.release is not None) is ("release" in event)
 

@@ -2,11 +2,14 @@
 
 import copy
 from collections.abc import Callable
+from typing import Self
 
 import pytest
 
 from handler.deadline import Deadline
+from handler.domain.evidence import DatabaseClock
 from handler.domain.model import Cause, Failure
+from handler.domain.restarts import Circumstances
 from handler.errors import ConnectionLostError, SecretError
 from handler.restarts import Answer, Platform, Reply
 from handler.restarts.worker import CALLS_AT_ONCE, RestartResults, RestartWorker
@@ -43,11 +46,17 @@ def put_off(world: World) -> dict[int, float]:
     return {number_of(one.workspace_id): one.due_at - now for one in world.tables.open_restarts() if one.due_at > now}
 
 
+def pass_time(world: World, seconds: float) -> None:
+    world.tables.now += seconds
+
+
 def work(
     invocation: Invocation,
     *,
-    own_only: bool = False,
+    only: list[str] | None = None,
     absence_counts: bool = True,
+    breaker_open: bool = False,
+    release: bool = False,
     seconds: float = 20,
     platform: Callable[[Deadline], Platform] | None = None,
     without_platform: bool = False,
@@ -56,13 +65,26 @@ def work(
     tables = invocation.world.tables
     tables.lease = (invocation.cycle_id, tables.now + 3600)
     store = invocation.store()
-    worker = RestartWorker(store.restarts, invocation.probe(), invocation.settings, CycleLog())
+    now = Circumstances(
+        full=only is None,
+        breaker_open=breaker_open,
+        absence_counts=absence_counts,
+        absence=invocation.settings.absence,
+    )
+    worker = RestartWorker(
+        store.restarts,
+        invocation.probe(),
+        invocation.settings,
+        clock=DatabaseClock(tables.now, tables.now),
+        now=now,
+        workspace_ids=only,
+        log=CycleLog(),
+    )
     return worker.run(
         None if without_platform else platform or (lambda _: invocation.platform()),
         invocation.deadline(seconds),
         invocation.deadline(seconds + 0.5),
-        own_only=own_only,
-        absence_counts=absence_counts,
+        release=release,
     )
 
 
@@ -129,7 +151,7 @@ RETRIES = {
 @pytest.mark.parametrize(
     ("state", "asked", "cancelled"),
     [
-        *[("terminated", True, 0), ("stopped", True, 0), (None, True, 0)],
+        *[("terminated", True, 0), ("stopped", True, 0)],
         *[("running", False, 1), ("pending", False, 0), ("stopping", False, 0), ("no such word", False, 0)],
     ],
 )
@@ -145,6 +167,36 @@ def test_an_older_restart_is_asked_for_only_if_its_instance_is_still_dead(
     assert (invocation.asked == [1], results.cancelled) == (asked, cancelled)
     assert outcomes(world).get(1) == ("accepted" if asked else "cancelled" if cancelled else None)
     assert (put_off(world) == {1: 60}) is (not asked and not cancelled)
+
+
+def test_a_restart_whose_instance_is_gone_is_asked_for_in_the_third_cycle_that_does_not_find_it() -> None:
+    world = World()
+    owe(world, 1, state=None)
+    asked = []
+    for _ in range(3):
+        invocation = Invocation(world)
+        work(invocation)
+        asked.append(invocation.asked)
+        world.tables.now += 60
+    assert asked == [[], [], [1]]
+    assert outcomes(world) == {1: "accepted"}
+
+
+def test_sightings_of_absence_before_the_flip_count() -> None:
+    world = World()
+    owe(world, 1, state=None)
+    restart(world, 1).absent_sightings, restart(world, 1).absent_since = 2, world.tables.now - 120
+    invocation = Invocation(world)
+    work(invocation)
+    assert invocation.asked == [1]
+
+
+def test_an_instance_that_is_found_again_is_not_absent_any_more() -> None:
+    world = World()
+    owe(world, 1, state="pending")
+    restart(world, 1).absent_sightings, restart(world, 1).absent_since = 2, world.tables.now - 120
+    work(Invocation(world))
+    assert restart(world, 1).absent_sightings == 0
 
 
 def test_an_absence_that_does_not_count_puts_an_older_restart_off() -> None:
@@ -214,10 +266,37 @@ def test_decided_restarts_are_not_put_off() -> None:
     assert outcomes(world) == {1: "accepted", 2: "cancelled", 3: "accepted"}
 
 
-def test_a_new_restart_of_this_cycle_is_not_probed_again() -> None:
+def test_even_a_new_restart_of_this_cycle_is_probed_again() -> None:
     invocation = Invocation(owing(1))
     work(invocation)
-    assert (invocation.probed, invocation.asked) == ([], [1])
+    assert (invocation.probed, invocation.asked) == ([1], [1])
+
+
+def test_evidence_that_has_grown_too_old_by_the_claim_is_not_acted_on() -> None:
+    world = owing(1)
+    invocation = Invocation(world, answers_take_s={"connect": 0}, first={"claim": [lambda: pass_time(world, 5.1)]})
+    work(invocation)
+    assert (invocation.asked, outcomes(world), restart(world, 1).attempts) == ([], {}, 0)
+
+
+def test_a_claim_that_cannot_be_sent_in_time_is_given_back() -> None:
+    world = owing(1)
+    invocation = Invocation(world, answers_take_s={"claim": 5.1})
+    results = work(invocation)
+    owed = restart(world, 1)
+    assert (invocation.asked, results.answers) == ([], {})
+    assert (owed.attempts, owed.asked_at, owed.last_answer, owed.watched_since) == (0, None, None, None)
+    assert owed.due_at <= world.tables.now
+
+
+def test_a_platform_that_cannot_be_reached_has_refused() -> None:
+    world = owing(2)
+    world.unreachable = True
+    invocation = Invocation(world)
+    results = work(invocation)
+    assert (invocation.asked, results.answers) == ([], {Answer.REFUSED: 2})
+    assert put_off(world) == {1: 60, 2: 60}
+    assert [(one.attempts, one.refusals, one.watched_since) for one in world.tables.restarts] == [(0, 1, None)] * 2
 
 
 def test_a_restart_whose_row_has_moved_on_is_cancelled_without_a_probe(log: Log) -> None:
@@ -244,8 +323,8 @@ def test_a_narrowed_cycle_leaves_the_restarts_of_others_alone() -> None:
     row(world, 1).status = "online"
     others = copy.deepcopy(world.tables.restarts[:2])
     invocation = Invocation(world)
-    results = work(invocation, own_only=True)
-    assert (invocation.probed, invocation.asked, outcomes(world)) == ([], [3], {3: "accepted"})
+    results = work(invocation, only=[uuid(3)])
+    assert (invocation.probed, invocation.asked, outcomes(world)) == ([3], [3], {3: "accepted"})
     assert world.tables.restarts[:2] == others
     assert results.cancelled == 0
 
@@ -312,7 +391,13 @@ class Waits:
     def __init__(self, *seconds: float | None) -> None:
         self._seconds = iter(seconds)
 
-    def restart(self, *_: object) -> Reply:
+    def connect(self, _: Deadline) -> Self:
+        return self
+
+    def close(self) -> None:
+        pass
+
+    def restart(self, *_: object, **__: object) -> Reply:
         return Reply(Answer.REFUSED, Failure(Cause.HTTP_STATUS, "503"), next(self._seconds))
 
 
@@ -388,12 +473,13 @@ def test_an_answer_that_cannot_be_recorded_leaves_the_others(error: Exception, l
 
 @pytest.mark.parametrize("error", DATABASE_FAILURES)
 def test_answers_are_recorded_though_a_later_claim_fails(error: Exception) -> None:
-    world = owing(4)
-    invocation = Invocation(world, first={"claim": [nothing, nothing, fails(error)]})
+    world = owing(2 * CALLS_AT_ONCE)
+    invocation = Invocation(world, first={"claim": [nothing, fails(error)]})
     results = work(invocation)
-    assert sorted(invocation.asked) == [1, 2]
-    assert outcomes(world) == {1: "accepted", 2: "accepted"}
-    assert results.answers == {Answer.ACCEPTED: 2}
+    first = list(range(1, CALLS_AT_ONCE + 1))
+    assert sorted(invocation.asked) == first
+    assert outcomes(world) == dict.fromkeys(first, "accepted")
+    assert results.answers == {Answer.ACCEPTED: CALLS_AT_ONCE}
 
 
 def test_an_unexpected_error_makes_its_restart_uncertain_and_leaves_the_others(log: Log) -> None:
@@ -407,3 +493,108 @@ def test_an_unexpected_error_makes_its_restart_uncertain_and_leaves_the_others(l
     assert (restart(world, 2).last_answer, put_off(world)) == ("uncertain", {2: 300})
     assert results.answers == {Answer.ACCEPTED: 2, Answer.UNCERTAIN: 1}
     assert [line["reason"] for line in log.lines("restart uncertain")] == ["unexpected_OverflowError"]
+
+
+# --- whose turn it is ---
+
+
+def test_put_off_restarts_do_not_starve_the_silent_one_behind_them() -> None:
+    world = World()
+    for number in range(1, 102):
+        owe(world, number)
+    owe(world, 102)
+    asked = []
+    for _ in range(3):
+        for number in range(1, 102):
+            row(world, number).heartbeat_at = world.tables.now
+        invocation = Invocation(world, RESTARTS_PER_CYCLE="1")
+        work(invocation)
+        asked += invocation.asked
+        world.tables.now += 60
+    assert asked == [102]
+
+
+def test_blocked_restarts_take_half_of_the_calls_at_most() -> None:
+    world = World()
+    for number in range(1, 1501):
+        owe(world, number, attempts=1, refusals=1)
+        world.blocked.add(uuid(number))
+    for number in range(1501, 1507):
+        owe(world, number)
+    invocation = Invocation(world, RESTARTS_PER_CYCLE="6")
+    work(invocation)
+    assert sorted(number for number in invocation.asked if number > 1500) == [1501, 1502, 1503]
+    assert len(invocation.asked) == 6
+
+
+# --- the breaker ---
+
+
+def test_an_open_breaker_keeps_back_what_is_due_and_nobody_has_released() -> None:
+    world = owing(3)
+    restart(world, 2).released = True
+    invocation = Invocation(world)
+    work(invocation, breaker_open=True)
+    assert invocation.asked == [2]
+    assert [one.kept_back_at is not None for one in world.tables.restarts] == [True, False, True]
+
+
+def test_a_release_lasts() -> None:
+    world = owing(3)
+    work(Invocation(world, RESTARTS_PER_CYCLE="1"), release=True)
+    later = Invocation(world)
+    work(later, breaker_open=True)
+    assert sorted(later.asked) == [2, 3]
+
+
+# --- the watch ---
+
+
+def watched(world: World, *, status: str = "offline", ago_s: float = 600.0, state: str = "terminated") -> StoredRestart:
+    """Return a restart that was accepted a while ago, and whose row has that status now."""
+    owe(world, 1, attempts=1, state=state)
+    row(world, 1).status = status
+    owed, at = restart(world, 1), world.tables.now - ago_s
+    owed.asked_at = owed.closed_at = owed.watched_since = at
+    owed.outcome = "accepted"
+    return owed
+
+
+def test_a_workspace_that_was_up_for_five_minutes_is_watched_no_longer() -> None:
+    world = World()
+    owed = watched(world, status="degraded")
+    ended = []
+    for _ in range(7):
+        work(Invocation(world))
+        ended.append(owed.watch_ended_at is not None)
+        world.tables.now += 60
+    assert ended == [False] * 5 + [True] * 2
+
+
+def test_five_minutes_up_begin_anew_after_it_was_down() -> None:
+    world = World()
+    owed = watched(world, status="online")
+    for status in ["online"] * 4 + ["failed"] + ["online"] * 5:
+        row(world, 1).status = status
+        work(Invocation(world))
+        world.tables.now += 60
+    assert owed.watch_ended_at is None
+
+
+def test_a_restart_that_has_done_nothing_is_owed_again_a_quarter_of_an_hour_after_its_call() -> None:
+    world = World()
+    old = watched(world, ago_s=100)
+    invocation = Invocation(world)
+    work(invocation)
+    _, again = world.tables.restarts
+    assert (again.instance_id, again.streak, again.due_at) == (instance(1), 1, world.tables.now + 800)
+    assert (old.watch_ended_at, again.watched_since) == (world.tables.now, old.watched_since)
+    assert invocation.asked == []
+
+
+@pytest.mark.parametrize("state", ["running", "pending"])
+def test_a_restart_whose_instance_lives_is_not_owed_again(state: str) -> None:
+    world = World()
+    watched(world, state=state)
+    work(Invocation(world))
+    assert len(world.tables.restarts) == 1

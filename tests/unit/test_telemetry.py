@@ -90,7 +90,7 @@ def test_a_back_off_is_a_warning_with_its_restart_and_its_wait(log: Log) -> None
 
 
 def test_a_hold_is_one_line_for_each_workspace(log: Log) -> None:
-    hold_changed("workspace on hold", [uuid(1), uuid(2)], "for 60 s: maintenance")
+    hold_changed("on hold", [uuid(1), uuid(2)], "for 60 s: maintenance")
     reason = "for 60 s: maintenance"
     assert [without_powertools(line) for line in log.lines("workspace on hold")] == [
         {"workspace_id": uuid(1), "reason": reason},
@@ -98,7 +98,21 @@ def test_a_hold_is_one_line_for_each_workspace(log: Log) -> None:
     ]
 
 
+def test_a_hold_on_everything_is_one_line(log: Log) -> None:
+    hold_changed("on hold", None, "for 60 s: it looks wrong")
+    (line,) = log.lines()
+    assert (line["message"], line["level"]) == ("everything on hold", "WARNING")
+    assert without_powertools(line) == {"reason": "for 60 s: it looks wrong"}
+
+
 # --- a hundred lines of a kind ---
+
+
+def test_a_hold_of_more_than_a_hundred_workspaces_counts_the_rest(log: Log) -> None:
+    hold_changed("released", [uuid(number) for number in range(250)], "by hand")
+    *lines, rest = log.lines()
+    assert [line["message"] for line in lines] == ["workspace released"] * 100
+    assert (rest["message"], rest["what"], rest["count"]) == ("more of the same", "workspace released", 150)
 
 
 def test_lines_after_the_hundredth_are_counted_by_reason(log: Log) -> None:
