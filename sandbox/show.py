@@ -81,9 +81,11 @@ def report(values: Mapping[str, Any]) -> None:
 def holds(values: Mapping[str, Any]) -> None:
     """Show the handler's answer to a hold or release event."""
     headline(f"The answer ({values['mode']}): {values['outcome']}; on hold now: {values['on_hold']}")
-    rows = [(short(one["workspace_id"]), one["ends_at"], one["reason"]) for one in values["holds"]]
+    rows = [(short(one["workspace_id"] or "everything"), one["ends_at"], one["reason"]) for one in values["holds"]]
     if rows:
         table(("id", "on hold until", "reason"), rows)
+    if values["in_flight"]:
+        say(f"  in flight: {', '.join(map(short, values['in_flight']))}")
 
 
 def metrics(lines: Sequence[Mapping[str, Any]]) -> None:

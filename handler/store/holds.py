@@ -11,13 +11,13 @@ from dataclasses import dataclass
 
 from handler.deadline import Deadline
 from handler.domain.model import Hold
-from handler.errors import ConnectionLostError, RequestError, RowLockedError, StoreError
+from handler.errors import ConnectionLostError, RequestError, RowLockedError, SecretError, StoreError
 from handler.store.session import LOCK_WAIT_SECONDS, Session, Transaction
 from handler.store.sqlstate import QUERY_CANCELED
 from handler.store.tables import IS_UP, RIGHTS_TO_HOLD
 
-# How long the table `workspaces` may be waited for, to learn whether the named ones exist. Less if connecting took long,
-# because some of the answer's time is kept to place the hold.
+# How long the table `workspaces` is waited for, to learn whether the named ones exist. It is less if connecting took
+# long, because some of the answer's time is kept to place the hold.
 CHECK_SECONDS = 1.0
 _LEAST_CHECK_SECONDS = 0.2
 _KEPT_SECONDS = 0.4
@@ -186,9 +186,9 @@ class Holds:
                 wait_s = max(_LEAST_CHECK_SECONDS, min(CHECK_SECONDS, deadline.remaining() - _KEPT_SECONDS))
                 transaction.run(f"SET LOCAL statement_timeout = {int(wait_s * 1000)}")
                 unknown = transaction.run(_UNKNOWN, ids=list(workspace_ids))
-        except StoreError as error:
-            locked = isinstance(error, RowLockedError | ConnectionLostError) or error.sqlstate == QUERY_CANCELED
-            if locked or deadline.over():
+        except (StoreError, SecretError) as error:
+            given_up = isinstance(error, StoreError) and error.sqlstate == QUERY_CANCELED
+            if given_up or isinstance(error, RowLockedError | ConnectionLostError) or deadline.over():
                 return False
             raise
         if unknown:

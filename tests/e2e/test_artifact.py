@@ -25,11 +25,16 @@ ANSWERS: dict[str, dict[str, Any]] = {
     "dry-run.json": {"mode": "dry-run", "candidates": 3, "running": 1, "dead": 2, "flipped": 0},
     "dry-run-override.json": {"mode": "dry-run", "candidates": 3, "running": 1, "dead": 2, "flipped": 0},
     "one-workspace.json": {"mode": "dry-run", "candidates": 1, "running": 0, "dead": 1, "flipped": 0},
+    "adopt.json": {"mode": "apply", "candidates": 1, "running": 0, "dead": 1, "flipped": 1},
 }
 # … and what it says of those that are no cycle, one after the other.
 HOLDS: dict[str, dict[str, Any]] = {
     "hold.json": {"mode": "apply", "outcome": "held", "on_hold": 1},
     "release.json": {"mode": "apply", "outcome": "released", "on_hold": 0},
+}
+HOLDS_ON_EVERYTHING: dict[str, dict[str, Any]] = {
+    "hold-all.json": {"mode": "apply", "outcome": "held", "on_hold": 3},
+    "release-all.json": {"mode": "apply", "outcome": "released", "on_hold": 0},
 }
 POWERTOOLS_KEYS = {
     "level",
@@ -63,15 +68,15 @@ def test_each_event_is_answered_as_the_docs_say(
     assert {key: outcome.value[key] for key in expected} == expected
     assert outcome.value["outcome"] == "completed"
     flips = {flip["workspace_id"] for flip in outcome.value["flips"]}
-    assert flips == ({SAMPLE} if name == "one-workspace.json" else set(gone))
+    assert flips == ({SAMPLE} if expected["candidates"] == 1 else set(gone))
     world.platform.settle()
     assert world.fleet.statuses()[alive] == "online"
     asked = {call.workspace_id for call in world.platform.calls}
-    assert asked == (set(gone) if expected["mode"] == "apply" else set())
+    assert asked == (flips if expected["mode"] == "apply" else set())
 
 
 def test_there_is_an_expectation_for_every_event() -> None:
-    assert EVENTS.keys() == ANSWERS.keys() | HOLDS.keys() | {"install.json"}
+    assert EVENTS.keys() == ANSWERS.keys() | HOLDS.keys() | HOLDS_ON_EVERYTHING.keys() | {"install.json"}
 
 
 @pytest.mark.usefixtures("alive_and_gone")
@@ -86,6 +91,18 @@ def test_a_workspace_is_put_on_hold_and_released_as_the_docs_say(world: World, s
     assert flipped == [1, 1]
 
 
+@pytest.mark.usefixtures("alive_and_gone")
+def test_everything_is_put_on_hold_and_released_as_the_docs_say(world: World, start: Start) -> None:
+    function = start(world.settings())
+    flipped = []
+    for name, expected in HOLDS_ON_EVERYTHING.items():
+        answer = function.invoke(EVENTS[name]).value
+        assert {key: answer[key] for key in expected} == expected
+        assert [one["workspace_id"] for one in answer["holds"]] == [None] * (expected["outcome"] == "held")
+        flipped.append(function.invoke(EVENTS["apply.json"]).value["flipped"])
+    assert flipped == [0, 2]
+
+
 def test_the_stack_s_dry_run_overrules_every_event(
     world: World, alive_and_gone: tuple[str, list[str]], start: Start
 ) -> None:
@@ -94,7 +111,7 @@ def test_the_stack_s_dry_run_overrules_every_event(
     for name in ANSWERS:
         outcome = function.invoke(EVENTS[name])
         assert (outcome.value["mode"], outcome.value["flipped"]) == ("dry-run", 0), name
-    for name in HOLDS:
+    for name in HOLDS | HOLDS_ON_EVERYTHING:
         answer = function.invoke(EVENTS[name]).value
         assert (answer["mode"], answer["outcome"], answer["on_hold"]) == ("dry-run", "unchanged", 0)
     assert {world.fleet.statuses()[one] for one in gone} == {"online"}

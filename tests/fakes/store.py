@@ -18,7 +18,7 @@ from handler.domain.model import CurrentRow, Hold, Restart, Sighting, SkipReason
 from handler.domain.report import FleetGauges, Gauges
 from handler.domain.restarts import OFFLINE, RECOVERY_SECONDS, Owed, RestartDecision, Step, Watched
 from handler.errors import ConnectionLostError, LeaseLostError, RequestError, RowLockedError, StoreError
-from handler.store import FlipOutcomes, Selection, Store
+from handler.store import ActiveHolds, FlipOutcomes, Selection, Store
 from handler.store.candidates import UNOWED_SECONDS, selection
 from handler.store.flip import Flipped, FlipPolicy, captured_status
 from handler.store.lease import LONGEST_SECONDS, MARGIN_SECONDS
@@ -300,7 +300,7 @@ class GaugesOf(Part):
             restarts_unrecovered=sum(map(self._is_unrecovered, tables.restarts)),
             oldest_restart_age_s=max(0.0, now - min(waiting, default=now)),
             coverage_age_s=0.0 if since is None else now - since,
-            on_hold=sum(map(tables.is_on_hold, tables.holds)),
+            on_hold=tables.count_on_hold() if tables.is_on_hold(None) else len(tables.on_hold_singly()),
             oldest_doubt_s=max(0.0, now - min(doubted, default=now)),
         )
 
@@ -789,39 +789,59 @@ class Restarts(Part):
 
 
 class Holds(Part):
-    """See handler.store.Holds."""
+    """See handler.store.Holds. Nobody locks a hold or a restart here."""
 
     @_transaction
-    def active(self, _: Deadline) -> list[Hold]:
-        return self._active()
+    def active(self, _: Deadline, *, most: int) -> ActiveHolds:
+        return self._active(most)
 
     @_transaction
-    def place(self, _: Deadline, workspace_ids: Sequence[str], *, reason: str, lasts_s: float) -> list[Hold]:
-        rows = [self.tables.workspaces.get(one) for one in workspace_ids]
-        if None in rows:
+    def exist(self, _: Deadline, workspace_ids: Sequence[str]) -> bool:
+        if not self.tables.workspaces.keys() >= set(workspace_ids):
             raise RequestError("event field hold.workspace_ids: no such workspace")
-        if any(row is not None and row.locked_by is not None for row in rows):
-            raise RowLockedError("the row is locked, and stays so")
-        for one in workspace_ids:
-            self.tables.holds[one] = StoredHold(reason, self.tables.now + lasts_s)
-        return self._active()
+        return True
 
     @_transaction
-    def release(self, _: Deadline, workspace_ids: Sequence[str]) -> list[Hold]:
-        tables = self.tables
-        for one in workspace_ids:
-            tables.holds.pop(one, None)
-        for owed in tables.restarts:
-            if owed.workspace_id in workspace_ids:
-                owed.streak, owed.backoff_until = 0, None
-        return self._active()
+    def place(
+        self, _: Deadline, workspace_ids: Sequence[str] | None, *, reason: str, lasts_s: float, most: int
+    ) -> ActiveHolds:
+        for one in (None,) if workspace_ids is None else workspace_ids:
+            self.tables.holds[one] = StoredHold(reason, self.tables.now + lasts_s)
+        return self._active(most)
 
-    def _active(self) -> list[Hold]:
-        ending = sorted((hold.ends_at, one) for one, hold in self.tables.holds.items() if self.tables.is_on_hold(one))
-        return [
-            Hold(one, self.tables.holds[one].reason, datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"))
-            for at, one in ending
+    @_transaction
+    def release(self, _: Deadline, workspace_ids: Sequence[str] | None, *, most: int) -> ActiveHolds:
+        tables = self.tables
+        for one in (None,) if workspace_ids is None else workspace_ids:
+            if one in tables.holds:
+                tables.holds[one].ends_at = min(tables.holds[one].ends_at, tables.now)
+        if workspace_ids is None:
+            tables.stops.clear()
+        for owed in tables.restarts:
+            if owed.workspace_id in (workspace_ids or ()):
+                owed.streak, owed.backoff_until = 0, None
+        return self._active(most)
+
+    @_transaction
+    def in_flight(self, _: Deadline, workspace_ids: Sequence[str] | None, *, locked: bool) -> list[str]:  # noqa: ARG002
+        return sorted(
+            one.workspace_id
+            for one in self.tables.open_restarts()
+            if one.last_answer == "claimed" and (workspace_ids is None or one.workspace_id in workspace_ids)
+        )
+
+    @_transaction
+    def count_all(self, _: Deadline) -> int:
+        return self.tables.count_on_hold()
+
+    def _active(self, most: int) -> ActiveHolds:
+        holds, now = self.tables.holds, self.tables.now
+        ending = sorted((hold.ends_at, one or "~", one) for one, hold in holds.items() if hold.ends_at > now)
+        shown = [
+            Hold(one, holds[one].reason, datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"))
+            for at, _, one in ending[:most]
         ]
+        return ActiveHolds(shown, len(self.tables.on_hold_singly()), self.tables.is_on_hold(None))
 
 
 class FakeStore:

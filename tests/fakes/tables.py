@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from handler.domain.coverage import Coverage
+from handler.domain.decide import CANDIDATE_STATUSES, EXTERNAL
 from handler.domain.decide import ADOPTED_STATUS, CANDIDATE_STATUSES, EXTERNAL
 from handler.domain.model import Verdict
 from handler.store.restarts import LATEST_END_OF_STOP_SECONDS
@@ -111,7 +112,7 @@ class StoredStop:
 
 @dataclass(slots=True)
 class StoredHold:
-    """A row of `reconciler.holds`."""
+    """A row of `reconciler.holds`: the workspace's hold that ends last."""
 
     reason: str
     ends_at: float
@@ -135,18 +136,31 @@ class Tables:
     sources: dict[str, StoredSource] = field(default_factory=dict)
     restarts: list[StoredRestart] = field(default_factory=list)
     stops: list[StoredStop] = field(default_factory=list)
-    holds: dict[str, StoredHold] = field(default_factory=dict)
+    # By workspace; that of None is on everything. They stay when they have ended, because ages count from then.
+    holds: dict[str | None, StoredHold] = field(default_factory=dict)
     locked: set[str] = field(default_factory=set)
 
-    def is_on_hold(self, workspace_id: str) -> bool:
-        """Tell whether the workspace is on hold now."""
-        hold = self.holds.get(workspace_id)
-        return hold is not None and hold.ends_at > self.now
+    def is_on_hold(self, workspace_id: str | None) -> bool:
+        """Tell whether the workspace is on hold now, singly or with everything."""
+        return any(one in self.holds and self.holds[one].ends_at > self.now for one in (workspace_id, None))
 
     def hold_ended_at(self, workspace_id: str) -> float:
-        """Return when the workspace's latest hold ends or ended; the beginning of time if it had none."""
-        hold = self.holds.get(workspace_id)
-        return float("-inf") if hold is None else hold.ends_at
+        """Return when the latest hold, single or on everything, ends or ended; the beginning of time if none did."""
+        ends = (self.holds[one].ends_at for one in (workspace_id, None) if one in self.holds)
+        return max(ends, default=float("-inf"))
+
+    def on_hold_singly(self) -> set[str]:
+        """Return the workspaces that are on hold by themselves."""
+        return {one for one, hold in self.holds.items() if one is not None and hold.ends_at > self.now}
+
+    def count_on_hold(self) -> int:
+        """Return how many workspaces a hold on everything covers."""
+        up = {
+            one
+            for one, row in self.workspaces.items()
+            if row.status in CANDIDATE_STATUSES and row.instance_id and row.runtime != EXTERNAL
+        }
+        return len(up | self.on_hold_singly())
 
     def is_stopped(self) -> bool:
         """Tell whether no restart may be asked for now."""

@@ -33,6 +33,7 @@ _EC2 = "handler/probes/ec2/probe.py"
 _EC2_API = "handler/probes/ec2/api.py"
 _FLIP = "handler/store/flip.py"
 _FLIPS = "handler/flips.py"
+_HOLDS = "handler/store/holds.py"
 _HTTP = "handler/net/http.py"
 _LEASE = "handler/store/lease.py"
 _MEMORY = "handler/store/memory.py"
@@ -70,6 +71,7 @@ _TEST_EC2_PROBE = "tests/unit/test_ec2_probe.py::"
 _TEST_FAILOVER = "tests/integration/test_failover.py::"
 _TEST_FIELD = "tests/integration/test_field_reports.py::"
 _TEST_FLIP_ERRORS = "tests/integration/test_flip_errors.py::"
+_TEST_HOLD_IN_TIME = "tests/integration/test_hold_in_time.py::"
 _TEST_HOLDS = "tests/integration/test_holds.py::"
 _TEST_HOSTILE = "tests/integration/test_hostile.py::"
 _TEST_INTERLEAVINGS = "tests/isolation/test_interleavings.py::"
@@ -945,18 +947,6 @@ GUARDS = (
         f"{_TEST_GROWTH}test_old_restarts_are_purged_in_small_steps_but_those_that_are_watched_or_locked",
     ),
     Guard(
-        "purge: holds that a restart waits for",
-        "the age of a restart that a hold kept back jumps when the hold has ended",
-        _MEMORY,
-        "_PURGE_HOLDS",
-        Sql(
-            "AND NOT EXISTS (SELECT FROM reconciler.restarts"
-            " WHERE restarts.workspace_id = holds.workspace_id AND closed_at IS NULL)",
-            "",
-        ),
-        f"{_TEST_GROWTH}test_a_cycle_deletes_holds_that_have_ended_unless_a_restart_waits_for_them",
-    ),
-    Guard(
         "lease: when rows move on",
         "a process that was frozen wakes up, and cancels restarts on what it saw before",
         _RESTARTS,
@@ -1059,7 +1049,7 @@ GUARDS = (
         _SESSION,
         "Session.transaction",
         Code(
-            "if beginning.row_security and every_row:\n    require_every_row(transaction, read_only=read_only)",
+            "if beginning.row_security and every_row:\n    require_every_row(transaction, used)",
             "pass",
         ),
         _CHANGED_MEANWHILE,
@@ -1252,5 +1242,68 @@ GUARDS = (
         "connected",
         Code("left_s / (len(addresses) - tried)", "left_s"),
         f"{_TEST_NET}test_deadlines.py::test_dead_addresses_leave_time_for_one_that_lives",
+    ),
+    # --- hold and release ---
+    Guard(
+        "hold: on everything",
+        "cycles flip and restart although everything is on hold",
+        _HOLDS,
+        "on_hold",
+        Sql("OR {ALL_ON_HOLD}", ""),
+        f"{_TEST_HOLD_IN_TIME}test_under_a_hold_on_everything_cycles_look_and_do_nothing",
+    ),
+    Guard(
+        "hold: placed unchecked",
+        "while the platform's table is locked, no workspace can be put on hold",
+        _HOLDS,
+        "Holds.exist",
+        Code(
+            "given_up or isinstance(error, RowLockedError | ConnectionLostError) or deadline.over()",
+            "deadline.over()",
+        ),
+        f"{_TEST_HOLD_IN_TIME}test_a_locked_table_of_workspaces_delays_no_hold_and_no_release",
+    ),
+    Guard(
+        "hold: nobody's lock is waited for",
+        "a hold waits for whoever has an earlier hold's row, and fails",
+        _HOLDS,
+        "_END",
+        Sql("FOR UPDATE SKIP LOCKED", "FOR UPDATE"),
+        f"{_TEST_HOLD_IN_TIME}test_a_hold_waits_for_no_other_hold",
+    ),
+    Guard(
+        "hold: what is locked is in flight",
+        "an engineer believes that nothing is under way, and a restart is sent after the hold's answer",
+        _HOLDS,
+        "_CLAIMED_OR_LOCKED",
+        Sql("FOR UPDATE SKIP LOCKED", ""),
+        f"{_TEST_HOLD_IN_TIME}test_a_claim_in_mid_write_is_in_flight",
+    ),
+    Guard(
+        "hold: late is better than not at all",
+        "a hold is not placed because connecting took two seconds",
+        "handler/holds.py",
+        "_place",
+        Code("if not in_time.over():\n    raise", "raise"),
+        "tests/unit/test_holds.py::test_a_hold_that_comes_too_late_is_placed_all_the_same",
+    ),
+    Guard(
+        "release: all or nothing",
+        "a release says that it is done, and a workspace stays on hold",
+        _HOLDS,
+        "Holds._released",
+        Code(
+            "if locked:\n    raise RowLockedError(f\"somebody else has locked our rows about {', '.join(locked)}\")",
+            "pass",
+        ),
+        f"{_TEST_HOLD_IN_TIME}test_a_release_that_comes_upon_a_lock_names_it_and_releases_nobody",
+    ),
+    Guard(
+        "purge: holds that ended lately",
+        "a restart or doubt that a hold kept back looks old at once when the hold has ended",
+        _HOLDS,
+        "PURGE_HOLDS",
+        Sql("- make_interval(days => :days)", ""),
+        f"{_TEST_GROWTH}test_a_hold_is_deleted_a_month_after_its_end",
     ),
 )

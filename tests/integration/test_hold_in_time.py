@@ -23,7 +23,7 @@ OPEN_RESTART = f"""
 """  # noqa: S608 - put together from constants
 RECORD = "UPDATE reconciler.restarts SET last_answer = 'refused' WHERE workspace_id = CAST(:id AS uuid)"
 # Parts of what the reconciler sends.
-WRITE, COMMIT = b"WITH asked AS MATERIALIZED", b"COMMIT\0"
+WRITE, CLAIM, COMMIT = b"WITH asked AS MATERIALIZED", b"SET attempts = attempts + 1", b"COMMIT\0"
 BY_ID = "WHERE workspace_id = CAST(:id AS uuid)"
 
 
@@ -167,6 +167,24 @@ def test_restarts_that_the_hold_may_be_too_late_for_are_named(stage: Stage) -> N
         assert answer["in_flight"] == sorted([asked, claiming])
         assert in_time(stage, HOLD_ALL)["in_flight"] == sorted([asked, claiming, other])
     assert in_time(stage, release(asked, claiming, waiting))["in_flight"] == [asked]
+
+
+@pytest.mark.parametrize(("before", "asked"), [(CLAIM, False), (COMMIT, True)], ids=["the claim", "its commit"])
+def test_a_claim_in_mid_write_is_in_flight(stage: Stage, before: bytes, *, asked: bool) -> None:
+    stage.add("running")
+    workspace = stage.add("terminated")
+    stage.cycle(PLATFORM_BASE_URL=None, **NO_BREAKER).assert_only_owed(workspace)
+    answers: list[dict[str, Any]] = []
+
+    def place() -> None:
+        with stage.invoke.in_process(hold(workspace)) as invocation:
+            answers.append(invocation.wait(30))
+
+    with PostgresProxy(stage.database) as proxy:
+        proxy.before(CLAIM, place if before is CLAIM else lambda: proxy.before(COMMIT, place))
+        outcome = stage.cycle(DATABASE_URL=proxy.url)
+    assert answers[0]["in_flight"] == [workspace]
+    assert [call.workspace_id for call in outcome.calls] == [workspace] * asked
 
 
 def test_nobody_waits_to_record_an_answer_while_a_hold_looks_for_restarts_in_flight(stage: Stage) -> None:

@@ -148,4 +148,5 @@ def save_coverage(arena: Arena, cycle: str) -> None:
 
 def hold(arena: Arena, cycle: str) -> object:
     holds = Holds(arena.sessions[cycle])
-    return len(holds.place(Deadline(TIMEOUT_S), [WORKSPACE], reason="maintenance", lasts_s=3600))
+    active = holds.place(Deadline(TIMEOUT_S), [WORKSPACE], reason="maintenance", lasts_s=3600, most=1)
+    return len(active.holds), holds.in_flight(Deadline(TIMEOUT_S), [WORKSPACE], locked=True)
