@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from unittest.mock import patch
 
 import pytest
@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from handler.cycle import Parts
 from handler.deadline import Deadline
-from handler.domain.model import VERDICT_OF_STATE, Restart, Verdict, Workspace
+from handler.domain.model import VERDICT_OF_STATE, Verdict, Workspace
 from handler.process import Process
 from handler.restarts import Answer
+from handler.restarts import Reply as RestartReply
 from handler.restarts.platform import LONGEST_RETRY_AFTER_SECONDS
 from sandbox.http_server import HttpStandIn, Raw, Reply, Request
 from tests.fuzz.anything import CANARY, any_json, broken, examples, nearly
@@ -194,7 +195,10 @@ def test_only_an_accepted_restart_is_accepted(liar: Liar, parts: Parts, answer: 
     liar.lie = answer
     assert parts.platform is not None
     with recorded() as output:
-        reply = parts.platform(Deadline(10)).restart(Restart(1, ID, INSTANCE, 0, 0, of_this_cycle=True), Deadline(10))
+        connection = parts.platform(Deadline(10)).connect(Deadline(10))
+        assert not isinstance(connection, RestartReply)
+        with closing(connection):
+            reply = connection.restart(ID, INSTANCE, Deadline(10))
     reason = str(reply.reason)
     assert REASON.fullmatch(reason)
     status = status_of(answer)

@@ -30,6 +30,7 @@ _COVERAGE = "handler/domain/coverage.py"
 _CYCLE = "handler/cycle.py"
 _DECIDE = "handler/domain/decide.py"
 _EC2 = "handler/probes/ec2/probe.py"
+_EC2_API = "handler/probes/ec2/api.py"
 _FLIP = "handler/store/flip.py"
 _FLIPS = "handler/flips.py"
 _HOLDS = "handler/store/holds.py"
@@ -66,6 +67,7 @@ _TEST_DEADLINE = "tests/integration/test_deadline.py::"
 _TEST_DECIDE = "tests/unit/test_decide.py::"
 _TEST_ENTRY_POINT = "tests/integration/test_entry_point.py::"
 _TEST_EC2 = "tests/integration/test_ec2.py::"
+_TEST_EC2_PROBE = "tests/unit/test_ec2_probe.py::"
 _TEST_FAILOVER = "tests/integration/test_failover.py::"
 _TEST_FIELD = "tests/integration/test_field_reports.py::"
 _TEST_FLIP_ERRORS = "tests/integration/test_flip_errors.py::"
@@ -73,6 +75,7 @@ _TEST_HOLD_IN_TIME = "tests/integration/test_hold_in_time.py::"
 _TEST_HOLDS = "tests/integration/test_holds.py::"
 _TEST_HOSTILE = "tests/integration/test_hostile.py::"
 _TEST_INTERLEAVINGS = "tests/isolation/test_interleavings.py::"
+_TEST_PLATFORM = "tests/unit/test_platform.py::"
 _TEST_RACES = "tests/integration/test_races.py::"
 _TEST_REFUSALS = "tests/isolation/test_refusals.py::"
 _TEST_REQUEST = "tests/unit/test_request.py::"
@@ -132,7 +135,7 @@ GUARDS = (
         "Ec2Probe._ask",
         Code(
             "learnt | dict.fromkeys(missing, failure)",
-            "learnt | dict.fromkeys(missing, NOT_FOUND)",
+            "learnt | dict.fromkeys(missing, _Known(NOT_FOUND, deadline.now()))",
         ),
         f"{_TEST_EC2}test_an_unusable_answer_makes_only_its_own_instances_unknown",
     ),
@@ -148,8 +151,8 @@ GUARDS = (
         "EC2: contradiction",
         "an instance that one listing calls running and, out of date, stopped is taken for dead",
         _EC2,
-        "Ec2Probe._ask",
-        Code("word if learnt.get(one, word) == word else _CONTRADICTION", "word"),
+        "_agreed",
+        Code("_CONTRADICTION", "later"),
         f"{_TEST_FIELD}test_an_instance_that_one_listing_calls_both_alive_and_dead_is_unknown",
     ),
     Guard(
@@ -167,9 +170,25 @@ GUARDS = (
         "Ec2Probe.sightings",
         Code(
             "self._asked(recorded_by, deadline, fair_share(self._timeout_s, deadline))",
-            '[(one, "terminated") for one in recorded_by]',
+            '[(one, _Known("terminated", deadline.now())) for one in recorded_by]',
         ),
         f"{_TEST_EC2}test_instances_missing_from_a_listing_are_asked_about_and_not_taken_for_dead",
+    ),
+    Guard(
+        "evidence: as old as its page's arrival",
+        "reading a large answer takes seconds of a small CPU, and an instance that was started meanwhile is flipped",
+        _EC2_API,
+        "Ec2Api._page",
+        Code("answer.answered_at", "deadline.now()"),
+        f"{_TEST_EC2_PROBE}test_a_sighting_is_as_old_as_the_page_that_names_it",
+    ),
+    Guard(
+        "evidence: an absence is as old as its first page",
+        "an instance that was launched while a listing was read is flipped for what its first page did not name",
+        _EC2,
+        "Ec2Probe._ask",
+        Code("min(arrivals)", "max(arrivals)"),
+        f"{_TEST_EC2_PROBE}test_an_absence_is_as_old_as_the_first_page_of_its_call",
     ),
     Guard(
         "HTTP: status code",
@@ -626,6 +645,30 @@ GUARDS = (
         "Restarts.claim",
         Code("fresh_heartbeat", "False"),
         f"{_TEST_RESTARTS}test_a_workspace_that_sends_heartbeats_after_its_flip_is_not_restarted_until_they_stop",
+    ),
+    Guard(
+        "restart: nothing but sending after the claim",
+        "a claimed restart connects anew first, which takes seconds, while somebody puts the workspace on hold",
+        _PLATFORM,
+        "HttpPlatform._ask",
+        Arguments("connected=True", "connected=False"),
+        f"{_TEST_NET}test_ahead.py::test_a_restart_whose_connection_has_ended_was_not_asked_for",
+    ),
+    Guard(
+        "restart: not on expired evidence",
+        "a process that was frozen after the claim has an instance restarted that runs again",
+        _PLATFORM,
+        "_HttpConnection.restart",
+        Code("deadline.now() > not_after", "False"),
+        f"{_TEST_PLATFORM}test_nothing_is_sent_on_expired_evidence",
+    ),
+    Guard(
+        "restart: a new token renews no evidence",
+        "a platform that takes its time to refuse a token has an instance restarted that runs again",
+        _PLATFORM,
+        "HttpPlatform.restart",
+        Code("deadline.within(not_after - deadline.now())", "deadline"),
+        f"{_TEST_PLATFORM}test_a_new_token_is_not_tried_on_expired_evidence",
     ),
     Guard(
         "uncertain: a sent request may have worked",

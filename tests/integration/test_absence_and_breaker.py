@@ -322,7 +322,7 @@ def test_an_absence_that_is_not_believed_yet_counts_all_the_same(stage: Stage) -
 def test_an_open_breaker_asks_nobody_a_second_time_and_closes_by_itself(stage: Stage) -> None:
     dead = populated(stage, running=2, stopped=3)
     assert_open(stage.cycle(), dead, dead=3, answered=5)
-    assert len(stage.ec2.calls) == 1
+    assert [call.action for call in stage.ec2.calls] == ["DescribeInstances", "DescribeInstanceStatus"]
     revived = dead.pop()
     stage.ec2.set_state(stage.instance_of(revived), "running")
     assert_closed(stage.cycle(), dict.fromkeys(dead, "stopped"))

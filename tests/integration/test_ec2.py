@@ -58,22 +58,45 @@ def stopped(instance_ids: list[str]) -> bytes:
 # --- few instances ---
 
 
-def test_a_small_fleet_costs_one_call_and_the_log_says_how_it_was_asked(stage: Stage) -> None:
+def test_a_small_fleet_costs_two_calls_and_the_log_says_how_it_was_asked(stage: Stage) -> None:
+    """One asks for the instances, the other for those that fail EC2's status check."""
     stage.add_all(20, "running")
     stage.instances(300, "running")  # somebody else's
     outcome = stage.cycle()
-    assert [call.action for call in stage.ec2.calls] == [DESCRIBE]
+    assert [call.action for call in stage.ec2.calls] == [DESCRIBE, LIST]
     (plan,) = outcome.lines("plan chosen")
     assert (plan["count"], plan["reason"]) == (20, "ask for each id")
     assert outcome.report["running"] == outcome.report["candidates"] == 20
 
 
-def test_a_dead_instance_costs_a_second_call_that_asks_for_it_alone(stage: Stage) -> None:
+def test_a_dead_instance_costs_two_more_calls_that_ask_for_it_alone(stage: Stage) -> None:
     stage.add_all(20, "running")
     workspace = stage.add("terminated")
+    dead = stage.instance_of(workspace)
     stage.cycle().assert_only_flipped({workspace: "terminated"})
-    assert [call.action for call in stage.ec2.calls] == [DESCRIBE, DESCRIBE]
-    assert stage.ec2.calls[1].filters["instance-id"] == {stage.instance_of(workspace)}
+    assert [call.action for call in stage.ec2.calls] == [DESCRIBE, LIST, DESCRIBE, DESCRIBE]
+    for before_flip_or_restart in stage.ec2.calls[2:]:
+        assert before_flip_or_restart.filters["instance-id"] == {dead}
+
+
+def test_a_running_instance_that_fails_ec2s_status_check_is_counted_and_never_flipped(stage: Stage) -> None:
+    impaired, _ = stage.add_all(2, "running")
+    for one in (stage.instance_of(impaired), stage.instances(1, "running")[0]):  # the other is somebody else's
+        stage.ec2.impair(one)
+    outcome = stage.cycle()
+    outcome.assert_only_flipped({})
+    assert (outcome.report["impaired"], outcome.report["running"]) == (1, 2)
+
+
+def test_status_checks_that_ec2_does_not_tell_cost_a_line_in_the_log(stage: Stage) -> None:
+    stage.ec2.impair(stage.instance_of(stage.add("running")))
+    dead = stage.add("stopped")
+    stage.ec2.script.reply(REFUSED, action=LIST)
+    outcome = stage.cycle()
+    outcome.assert_only_flipped({dead: "stopped"})
+    assert outcome.report["impaired"] == 0
+    (line,) = outcome.lines("impaired instances not counted")
+    assert line["error"] == "refused_UnauthorizedOperation"
 
 
 def test_an_instance_of_several_workspaces_is_asked_for_once(stage: Stage) -> None:
@@ -150,7 +173,7 @@ def paged(
 def test_an_answer_in_pages_is_read_to_its_last_one(stage: Stage) -> None:
     stage.add_all(6, "running")
     dead = stage.add("stopped")
-    stage.ec2.script.reply(paged(stage))
+    stage.ec2.script.reply(paged(stage), action=DESCRIBE)
     outcome = stage.cycle()
     outcome.assert_only_flipped({dead: "stopped"})
     assert outcome.report["running"] == 6
@@ -161,7 +184,7 @@ def test_the_pages_of_a_broken_listing_count_and_nobody_is_missed(stage: Stage, 
     instances = sorted(stage.instances(10, "running"))
     stage.ec2.set_state(instances[0], "stopped")
     dead = stage.fleet.add_all(instances)[0]
-    stage.ec2.script.reply(paged(stage, **trouble))
+    stage.ec2.script.reply(paged(stage, **trouble), action=DESCRIBE)
     outcome = stage.cycle()
     outcome.assert_only_flipped({dead: "stopped"})
     came = 4 if "fails_at" in trouble else 6
@@ -253,7 +276,7 @@ def test_an_id_on_which_ec2_stumbles_costs_only_itself(stage: Stage) -> None:
     workspaces = stage.add_all(150, "running")
     dead = stage.add("stopped")
     poison = stage.instance_of(workspaces[70])
-    stage.ec2.script.reply(lambda call: BROKEN if poison in call.filters["instance-id"] else None)
+    stage.ec2.script.reply(lambda call: BROKEN if poison in call.filters["instance-id"] else None, action=DESCRIBE)
     outcome = stage.cycle()
     outcome.assert_only_flipped({dead: "stopped"})
     assert (outcome.report["running"], outcome.causes) == (149, {workspaces[70]: "server_error"})
@@ -402,7 +425,8 @@ def test_in_a_large_fleet_what_runs_is_listed_and_only_the_rest_is_asked_for(man
     outcome = many.look()
     assert_seen_rightly(many, outcome)
     assert asked_for(many.stage.ec2).keys() == many.not_running
-    assert len(many.stage.ec2.calls) == 4  # two pages of what runs, one question about the rest, one about the dead
+    # Two pages of what runs, a question about the rest, one about status checks, one about the dead.
+    assert len(many.stage.ec2.calls) == 5
     assert [line["reason"] for line in outcome.lines("plan chosen")] == ["list what runs, ask for the rest"]
 
 

@@ -125,13 +125,17 @@ class Ec2:
 
     def ask(self, url: str, deadline: Deadline) -> int:
         """Ask for the zones."""
-        self._url.now = url
+        self.direct(url)
         try:
             with self.aws.within(deadline):
                 answer = self.aws.ec2().describe_availability_zones()
         except ClientError as error:
             return error.response["ResponseMetadata"]["HTTPStatusCode"]
         return answer["ResponseMetadata"]["HTTPStatusCode"]
+
+    def direct(self, url: str) -> None:
+        """Send this thread's next calls to that server."""
+        self._url.now = url
 
     def _direct(self, params: dict[str, str], **_: object) -> None:
         params["url"] = getattr(self._url, "now", params["url"])

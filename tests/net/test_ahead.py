@@ -6,6 +6,7 @@ import struct
 import threading
 import time
 from collections.abc import Iterator
+from typing import Self
 
 import pytest
 
@@ -62,7 +63,7 @@ class Acceptor:
         self.accepted = threading.Event()
         self._thread = threading.Thread(target=self._accept)
 
-    def __enter__(self) -> "Acceptor":
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
