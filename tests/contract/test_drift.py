@@ -136,12 +136,12 @@ def _absent(life: Life, number: int, chance: random.Random) -> None:
 
 
 def _hold(life: Life, number: int, chance: random.Random) -> object:
-    holds = life.store(chance).holds.place(soon(), [uuid(number)], reason="why", lasts_s=100, most=99)
-    return [(one.workspace_id, one.reason) for one in holds.holds]
+    holds = life.store(chance).holds.place(soon(), [uuid(number)], reason="why", lasts_s=100)
+    return [(one.workspace_id, one.reason) for one in holds]
 
 
 def _release(life: Life, number: int, chance: random.Random) -> object:
-    return [one.workspace_id for one in life.store(chance).holds.release(soon(), [uuid(number)], most=99).holds]
+    return [one.workspace_id for one in life.store(chance).holds.release(soon(), [uuid(number)])]
 
 
 def _on_row(act: Callable[[Subject, str, random.Random], object]) -> Step:

@@ -13,7 +13,7 @@ from handler.domain.model import Restart, Sighting, SkipReason, Workspace, sight
 from handler.domain.policy import CrashLoopPolicy
 from handler.domain.report import Gauges
 from handler.errors import LeaseLostError, RequestError, RowLockedError, StoreError
-from handler.store import ActiveHolds, Claim, Flipped, FlipPolicy, Store
+from handler.store import Claim, Flipped, FlipPolicy, Store
 from handler.store.lease import LONGEST_SECONDS
 from tests.contract.subjects import Subject
 from tests.unit.builders import instance, uuid
@@ -160,10 +160,9 @@ IN_TIME: dict[str, Callable[[Store, Restart, Deadline], object]] = {
     "record_answer": lambda store, restart, late: store.restarts.record_answer(
         late, restart, "refused", wait_s=RETRY_S
     ),
-    "active": lambda store, _, late: store.holds.active(late, most=9),
-    "place": lambda store, restart, late: hold(store, restart.workspace_id, deadline=late),
-    "release a hold": lambda store, restart, late: store.holds.release(late, [restart.workspace_id], most=9),
-    "in_flight": lambda store, _, late: store.holds.in_flight(late, None, locked=True),
+    "active": lambda store, _, late: store.holds.active(late),
+    "place": lambda store, restart, late: store.holds.place(late, [restart.workspace_id], reason="why", lasts_s=9),
+    "release a hold": lambda store, restart, late: store.holds.release(late, [restart.workspace_id]),
 }
 
 
@@ -198,7 +197,7 @@ def test_the_candidates_are_those_with_an_instance_of_ours_that_should_be_up(sub
     subject.add(uuid(23), instance(23), runtime=None)
     subject.add(uuid(24), instance(24), heartbeat_age_s=None)
     subject.add(uuid(25), instance(25))
-    hold(subject.store(), uuid(25))
+    subject.store().holds.place(soon(), [uuid(25)], reason="why", lasts_s=100)
     found = {one.id: one for one in selected(subject.store())}
     assert list(found) == [uuid(2), uuid(4), uuid(23), uuid(24)]
     assert found[uuid(2)].instance_id == instance(2)
@@ -238,7 +237,7 @@ def test_what_is_open_and_how_old_it_is(subject: Subject) -> None:
     store.restarts.record_answer(soon(), blocked, "blocked", wait_s=RETRY_S)
     store.restarts.accepted(soon(), accepted)
     store.restarts.accepted(soon(), recovered)
-    hold(store, on_hold.workspace_id, lasts_s=10_000)
+    store.holds.place(soon(), [on_hold.workspace_id], reason="why", lasts_s=10_000)
     subject.update(recovered.workspace_id, status="online")
     store.restarts.cancel_moved_on(soon(), own_only=False)
     subject.age(901)
@@ -307,7 +306,7 @@ LATER: dict[str, tuple[Callable[[Subject], object], SkipReason | None]] = {
     "it has no status": (lambda subject: subject.update(uuid(1), status=None), SkipReason.STATUS_MOVED),
     "it is external": (lambda subject: subject.update(uuid(1), runtime="external"), SkipReason.STATUS_MOVED),
     "it is on hold": (
-        lambda subject: hold(subject.store(), uuid(1)),
+        lambda subject: subject.store().holds.place(soon(), [uuid(1)], reason="why", lasts_s=60),
         SkipReason.ON_HOLD,
     ),
     "the instance is cleared": (
@@ -609,80 +608,55 @@ def test_a_restart_is_watched_until_the_workspace_is_online_or_not_wanted_any_mo
 # --- the holds ---
 
 
-def hold(
-    store: Store, *workspaces: str, lasts_s: float = 100, reason: str = "why", deadline: Deadline | None = None
-) -> ActiveHolds:
-    """Put the workspaces on hold; with none, everything."""
-    return store.holds.place(deadline or soon(), workspaces or None, reason=reason, lasts_s=lasts_s, most=9)
-
-
 def test_a_hold_keeps_its_restart_from_being_asked_for_until_it_ends(subject: Subject) -> None:
     store = flipped(subject)
     (restart,) = due(store)
-    active = hold(store, uuid(1), reason="maintenance")
-    (shown,) = active.holds
-    assert (shown.workspace_id, shown.reason, shown.ends_at[10], shown.ends_at[-1]) == (
-        *(uuid(1), "maintenance"),
-        *("T", "Z"),
-    )
-    assert (active.singly, active.on_everything) == (1, False)
+    (hold,) = store.holds.place(soon(), [uuid(1)], reason="maintenance", lasts_s=100)
+    assert (hold.workspace_id, hold.reason, hold.ends_at[10], hold.ends_at[-1]) == (uuid(1), "maintenance", "T", "Z")
     assert (claim(store, restart), due(store), gauges(store).on_hold) == (Claim.TAKEN, [], 1)
     subject.age(101)
-    assert (store.holds.active(soon(), most=9), due(store)) == (ActiveHolds([]), [restart])
-    assert gauges(store).on_hold == 0
+    assert (store.holds.active(soon()), due(store), gauges(store).on_hold) == ([], [restart], 0)
 
 
 def test_a_hold_is_replaced_and_ended_by_hand(subject: Subject) -> None:
     store = subject.store()
-    hold(store, uuid(1), uuid(2))
-    active = hold(store, uuid(1), lasts_s=500, reason="why not")
-    assert [(one.workspace_id, one.reason) for one in active.holds] == [(uuid(2), "why"), (uuid(1), "why not")]
-    active = hold(store, uuid(1), lasts_s=50, reason="shorter")
-    assert [(one.workspace_id, one.reason) for one in active.holds] == [(uuid(1), "shorter"), (uuid(2), "why")]
-    left = store.holds.release(soon(), [uuid(1), uuid(99)], most=9)
-    assert ([one.workspace_id for one in left.holds], left.singly) == ([uuid(2)], 1)
+    for number in (1, 2):
+        subject.add(uuid(number), instance(number))
+    store.holds.place(soon(), [uuid(1), uuid(2)], reason="why", lasts_s=100)
+    holds = store.holds.place(soon(), [uuid(1)], reason="why not", lasts_s=500)
+    assert [(one.workspace_id, one.reason) for one in holds] == [(uuid(2), "why"), (uuid(1), "why not")]
+    assert [one.workspace_id for one in store.holds.release(soon(), [uuid(1), uuid(99)])] == [uuid(2)]
+    assert [one.id for one in selected(store)] == [uuid(1)]
 
 
-def test_a_hold_on_everything_and_single_ones_end_each_by_itself(subject: Subject) -> None:
+def test_holds_that_have_ended_are_purged_but_those_that_a_restart_waited_for(subject: Subject) -> None:
+    """The age of such a restart counts from the end of its hold."""
     store = flipped(subject)
     subject.add(uuid(2), instance(2))
-    (restart,) = due(store)
-    store.restarts.stop(soon(), lasts_s=100)
-    hold(store, uuid(1), lasts_s=50)
-    active = hold(store, lasts_s=200)
-    assert [one.workspace_id for one in active.holds] == [uuid(1), None]
-    assert (active.singly, active.on_everything, store.holds.count_all(soon())) == (1, True, 2)
-    assert store.holds.release(soon(), [uuid(1)], most=9).on_everything
-    assert (claim(store, restart), due(store)) == (Claim.TAKEN, [])
-    assert store.holds.release(soon(), None, most=9) == ActiveHolds([])
-    assert due(store) == [restart], "the stop is over, too"
-
-
-def test_a_restart_that_is_claimed_is_in_flight(subject: Subject) -> None:
-    store = flipped(subject)
-    (restart,) = due(store)
-    assert store.holds.in_flight(soon(), None, locked=True) == []
-    claim(store, restart)
-    for whose, found in ((None, [uuid(1)]), ([uuid(1)], [uuid(1)]), ([uuid(2)], [])):
-        assert store.holds.in_flight(soon(), whose, locked=True) == found
-        assert store.holds.in_flight(soon(), whose, locked=False) == found
-
-
-def test_the_age_of_a_restart_counts_from_the_end_of_its_hold(subject: Subject) -> None:
-    store = flipped(subject)
-    hold(store, uuid(1))
+    store.holds.place(soon(), [uuid(1), uuid(2)], reason="why", lasts_s=100)
     subject.age(150)
     store = holding(subject)
     store.memory.purge(soon())
     assert gauges(store).oldest_restart_age_s == pytest.approx(50, abs=CLOSE)
+    (restart,) = due(store)
+    assert store.restarts.cancel(soon(), restart)
+    assert not store.restarts.cancel(soon(), restart)
+    store.memory.purge(soon())
+    assert flip(store, 2) == Flipped(CrashLoop(0, 0.0))
 
 
-def test_the_holds_say_which_workspaces_do_not_exist(subject: Subject) -> None:
+def test_a_hold_with_an_unknown_workspace_is_refused_as_a_whole(subject: Subject) -> None:
     subject.add(uuid(1), instance(1))
-    with subject.locked(uuid(1)):
-        assert subject.store().holds.exist(soon(), [uuid(1)])
     with pytest.raises(RequestError):
-        subject.store().holds.exist(soon(), [uuid(1), uuid(2)])
+        subject.store().holds.place(soon(), [uuid(1), uuid(2)], reason="why", lasts_s=100)
+    assert subject.store().holds.active(soon()) == []
+
+
+def test_a_hold_waits_for_whoever_has_the_row_and_gives_up_in_time(subject: Subject) -> None:
+    subject.add(uuid(1), instance(1))
+    with subject.locked(uuid(1)), pytest.raises(StoreError):
+        subject.store().holds.place(Deadline(0.2), [uuid(1)], reason="why", lasts_s=100)
+    assert subject.store().holds.active(soon()) == []
 
 
 def test_a_release_ends_a_crash_loops_back_off(subject: Subject) -> None:
@@ -697,6 +671,6 @@ def test_a_release_ends_a_crash_loops_back_off(subject: Subject) -> None:
     assert (due(store), gauges(store).restarts_backing_off) == ([], 1)
     restart = Restart(4, uuid(1), instance(4), 0, 0, of_this_cycle=True)
     assert claim(store, restart) is Claim.TAKEN
-    store.holds.release(soon(), [uuid(1)], most=9)
+    store.holds.release(soon(), [uuid(1)])
     assert (due(store), gauges(store).restarts_backing_off) == ([restart], 0)
     assert [one[-1] for one in subject.restarts()] == [0, 0, 0, 0]

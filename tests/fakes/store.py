@@ -135,7 +135,7 @@ class Candidates(Part):
             found = [
                 one
                 for one, row in tables.workspaces.items()
-                if (row.is_up or (row.is_offline and self._may_be_adopted(one, adopt=adopt, by_hand=one in named)))
+                if (row.is_up or row.is_offline and self._may_be_adopted(one, adopt=adopt, by_hand=one in named))
                 and (those is None or one in those)
             ]
             return {one: self._workspace(one) for one in sorted(found, key=coverage.place)[:most]}
@@ -236,11 +236,11 @@ class Doubts(Part):
             elif known.locked_by is None:
                 same = known.instance_id == instance_id
                 recent = known.last_seen_at > now - ABSENCES_ADD_UP_SECONDS
-                adds_up = same and (seen.kind is not Verdict.ABSENT or (known.sightings > 0 and recent))
+                adds_up = same and (seen.kind is not Verdict.ABSENT or known.sightings > 0 and recent)
                 known.instance_id, known.reason, known.last_seen_at = instance_id, seen.reason, now
                 known.sightings = (known.sightings if adds_up else 0) + seen.counts
                 known.since = known.since if adds_up else now
-                known.by_hand = seen.by_hand or (same and known.by_hand)
+                known.by_hand = seen.by_hand or same and known.by_hand
                 known.offline_since = known.offline_since if same else None
 
     @_transaction
@@ -300,7 +300,7 @@ class GaugesOf(Part):
             restarts_unrecovered=sum(map(self._is_unrecovered, tables.restarts)),
             oldest_restart_age_s=max(0.0, now - min(waiting, default=now)),
             coverage_age_s=0.0 if since is None else now - since,
-            on_hold=tables.count_on_hold() if tables.is_on_hold(None) else len(tables.on_hold_singly()),
+            on_hold=len(tables.on_hold()),
             oldest_doubt_s=max(0.0, now - min(doubted, default=now)),
         )
 
@@ -381,8 +381,7 @@ class Flips(Part):
         return locked
 
     def _unlock(self, _: set[str]) -> None:
-        locked: list[Row | StoredRestart] = [*self.tables.workspaces.values(), *self.tables.restarts]
-        for one in locked:
+        for one in (*self.tables.workspaces.values(), *self.tables.restarts):
             if one.locked_by == self.cycle_id:
                 one.locked_by = None
 
@@ -695,7 +694,7 @@ class Restarts(Part):
         owed = self._lock(restart)
         if owed is None:
             return
-        if owed.claimed_by == self.cycle_id or (not claimed and owed.last_answer != "claimed"):
+        if owed.claimed_by == self.cycle_id or not claimed and owed.last_answer != "claimed":
             self.watch.wrote("record_answer")
             owed.last_answer = str(answer)
             if not restart.watched and wait_s is not None:
@@ -789,7 +788,7 @@ class Restarts(Part):
 
 
 class Holds(Part):
-    """See handler.store.Holds. Nobody locks a hold or a restart here."""
+    """See handler.store.Holds. Nobody locks a hold here."""
 
     @_transaction
     def active(self, _: Deadline, *, most: int) -> ActiveHolds:
@@ -812,27 +811,30 @@ class Holds(Part):
     @_transaction
     def release(self, _: Deadline, workspace_ids: Sequence[str] | None, *, most: int) -> ActiveHolds:
         tables = self.tables
-        for one in (None,) if workspace_ids is None else workspace_ids:
-            if one in tables.holds:
-                tables.holds[one].ends_at = min(tables.holds[one].ends_at, tables.now)
+        loops = [one for one in tables.restarts if one.workspace_id in (workspace_ids or ())]
+        if any(one.locked_by is not None and (one.streak or one.backoff_until is not None) for one in loops):
+            raise RowLockedError("somebody else has locked a restart, and keeps it so")
+        for whose in (None,) if workspace_ids is None else workspace_ids:
+            if whose in tables.holds:
+                tables.holds[whose].ends_at = min(tables.holds[whose].ends_at, tables.now)
         if workspace_ids is None:
             tables.stops.clear()
-        for owed in tables.restarts:
-            if owed.workspace_id in (workspace_ids or ()):
-                owed.streak, owed.backoff_until = 0, None
+        for owed in loops:
+            owed.streak, owed.backoff_until = 0, None
         return self._active(most)
 
     @_transaction
-    def in_flight(self, _: Deadline, workspace_ids: Sequence[str] | None, *, locked: bool) -> list[str]:  # noqa: ARG002
+    def in_flight(self, _: Deadline, workspace_ids: Sequence[str] | None, *, locked: bool) -> list[str]:
         return sorted(
             one.workspace_id
             for one in self.tables.open_restarts()
-            if one.last_answer == "claimed" and (workspace_ids is None or one.workspace_id in workspace_ids)
+            if (one.last_answer == "claimed" or (locked and one.locked_by is not None))
+            and (workspace_ids is None or one.workspace_id in workspace_ids)
         )
 
     @_transaction
     def count_all(self, _: Deadline) -> int:
-        return self.tables.count_on_hold()
+        return len(self.tables.on_hold())
 
     def _active(self, most: int) -> ActiveHolds:
         holds, now = self.tables.holds, self.tables.now
