@@ -24,7 +24,7 @@ from handler.store.flip import Flipped, FlipPolicy, captured_status
 from handler.store.lease import LONGEST_SECONDS, MARGIN_SECONDS
 from handler.store.memory import KEPT_DAYS
 from handler.store.restarts import Judge
-from tests.fakes.tables import Row, StoredDoubt, StoredHold, StoredRestart, StoredSource, StoredStop, Tables
+from tests.fakes.tables import StoredDoubt, StoredHold, StoredRestart, StoredSource, StoredStop, Tables
 
 IDLE_GRACE_SECONDS = 1.0  # how long after its deadline the server ends an idle transaction
 _DAY_S = 86_400.0
@@ -300,7 +300,7 @@ class GaugesOf(Part):
             restarts_unrecovered=sum(map(self._is_unrecovered, tables.restarts)),
             oldest_restart_age_s=max(0.0, now - min(waiting, default=now)),
             coverage_age_s=0.0 if since is None else now - since,
-            on_hold=tables.count_on_hold() if tables.is_on_hold(None) else len(tables.on_hold_singly()),
+            on_hold=len(tables.on_hold()),
             oldest_doubt_s=max(0.0, now - min(doubted, default=now)),
         )
 
@@ -355,7 +355,7 @@ class Flips(Part):
                 outcomes |= {one.second.workspace.id: self._write(one, row, policy) for one, row in to_write}
             return outcomes
         finally:
-            self._unlock(locked)
+            self._unlock()
 
     @_transaction
     def would_flip(self, _: Deadline, confirmed: Sequence[Confirmed], policy: FlipPolicy) -> FlipOutcomes:
@@ -380,11 +380,11 @@ class Flips(Part):
                     restart.locked_by = self.cycle_id
         return locked
 
-    def _unlock(self, _: set[str]) -> None:
-        locked: list[Row | StoredRestart] = [*self.tables.workspaces.values(), *self.tables.restarts]
-        for one in locked:
-            if one.locked_by == self.cycle_id:
-                one.locked_by = None
+    def _unlock(self) -> None:
+        for row in self.tables.workspaces.values():
+            row.locked_by = None if row.locked_by == self.cycle_id else row.locked_by
+        for restart in self.tables.restarts:
+            restart.locked_by = None if restart.locked_by == self.cycle_id else restart.locked_by
 
     def _current(self, workspace: Workspace, policy: FlipPolicy, locked: set[str] | None) -> CurrentRow | None:
         """Return the row as it is read again; `locked` are the workspaces whose locks we have (None: none needed)."""
@@ -447,7 +447,7 @@ class Flips(Part):
             older.watch_ended_at = now
             watched_since = older.watched_since if older.instance_id == workspace.instance_id else None
         doubts = tables.doubts_of(workspace.id)
-        absent = tables.doubts.get((workspace.id, Verdict.ABSENT)) if second.verdict is Verdict.ABSENT else None
+        is_absent, absent = second.verdict is Verdict.ABSENT, tables.doubts.get((workspace.id, Verdict.ABSENT))
         offline_since = min((doubt.offline_since for doubt in doubts if doubt.offline_since is not None), default=now)
         adopted_due_s = max(0.0, policy.restarts.uncertain_s - (now - offline_since))
         due_at = now + (adopted_due_s if workspace.offline else policy.restarts.grace_s)
@@ -466,8 +466,8 @@ class Flips(Part):
                 backoff_until=now + loop.backoff_s if loop.backoff_s else None,
                 adopted=workspace.offline,
                 released=policy.released,
-                absent_sightings=0 if absent is None else absent.sightings,
-                absent_since=None if absent is None else absent.since,
+                absent_sightings=absent.sightings if is_absent and absent is not None else 0,
+                absent_since=(now if absent is None else absent.since) if is_absent else None,
                 first_due_at=due_at,
                 watched_since=watched_since,
             )
@@ -835,7 +835,7 @@ class Holds(Part):
 
     @_transaction
     def count_all(self, _: Deadline) -> int:
-        return self.tables.count_on_hold()
+        return len(self.tables.on_hold())
 
     def _active(self, most: int) -> ActiveHolds:
         holds, now = self.tables.holds, self.tables.now

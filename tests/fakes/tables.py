@@ -1,10 +1,10 @@
 """The database in memory: the platform's rows and the reconciler's own. Times are seconds of one clock."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from handler.domain.coverage import Coverage
-from handler.domain.decide import CANDIDATE_STATUSES, EXTERNAL
 from handler.domain.decide import ADOPTED_STATUS, CANDIDATE_STATUSES, EXTERNAL
 from handler.domain.model import Verdict
 from handler.store.restarts import LATEST_END_OF_STOP_SECONDS
@@ -144,19 +144,18 @@ class Tables:
         """Tell whether the workspace is on hold now, singly or with everything."""
         return any(one in self.holds and self.holds[one].ends_at > self.now for one in (workspace_id, None))
 
-    def hold_ended_at(self, workspace_id: str) -> float:
-        """Return when the latest hold, single or on everything, ends or ended; the beginning of time if none did."""
-        ends = (self.holds[one].ends_at for one in (workspace_id, None) if one in self.holds)
-        return max(ends, default=float("-inf"))
-
     def on_hold_singly(self) -> set[str]:
         """Return the workspaces that are on hold by themselves."""
         return {one for one, hold in self.holds.items() if one is not None and hold.ends_at > self.now}
 
-    def count_on_hold(self) -> int:
-        """Return how many workspaces a hold on everything covers."""
-        up = {one for one, row in self.workspaces.items() if row.is_up}
-        return len(up | self.on_hold_singly())
+    def on_hold(self) -> set[str]:
+        """Return the workspaces that are on hold: also all candidates, if everything is."""
+        candidates = {one for one, row in self.workspaces.items() if row.is_up}
+        return self.on_hold_singly() | (candidates if self.is_on_hold(None) else set())
+
+    def hold_ended_at(self, workspace_id: str) -> float:
+        """Return when the latest hold, single or on everything, ends or ended; the beginning of time without one."""
+        return max((self.holds[one].ends_at for one in (workspace_id, None) if one in self.holds), default=-math.inf)
 
     def is_stopped(self) -> bool:
         """Tell whether no restart may be asked for now."""
