@@ -18,7 +18,15 @@ from tests.fakes.tables import Row, StoredDoubt, StoredHold, StoredRestart, Stor
 # The columns of a restart that tests compare. Its times show only in what may be done with it.
 RESTART_COLUMNS = ("id", "workspace_id", "instance_id", "attempts", "refusals", "last_answer", "outcome", "streak")
 # What else there is, the times only as whether they are set.
-MORE_COLUMNS = ("adopted", "released", "absent_sightings", "watched_since", "watch_ended_at", "up_since", "kept_back_at")
+MORE_COLUMNS = (
+    "adopted",
+    "released",
+    "absent_sightings",
+    "watched_since",
+    "watch_ended_at",
+    "up_since",
+    "kept_back_at",
+)
 DOUBT_COLUMNS = ("workspace_id", "kind", "instance_id", "reason", "sightings", "by_hand", "offline_since")
 Restarts = list[tuple[Any, ...]]
 CYCLES = [str(UUID(int=number)) for number in (0xA, 0xB)]
@@ -212,7 +220,7 @@ class InPostgres:
         those = "" if workspace_id is None else f" WHERE workspace_id = '{workspace_id}'"
         try:
             connection.run("BEGIN")
-            connection.run(f"SELECT FROM reconciler.{table}{those} FOR UPDATE")  # noqa: S608 - a test's own names
+            connection.run(f"SELECT FROM reconciler.{table}{those} FOR UPDATE")
             yield
             connection.run("ROLLBACK")
         finally:

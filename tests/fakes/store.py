@@ -24,7 +24,7 @@ from handler.store.flip import Flipped, FlipPolicy, captured_status
 from handler.store.lease import LONGEST_SECONDS, MARGIN_SECONDS
 from handler.store.memory import CLOSED_RESTARTS_KEPT_DAYS
 from handler.store.restarts import Judge
-from tests.fakes.tables import Row, StoredDoubt, StoredHold, StoredRestart, StoredSource, StoredStop, Tables
+from tests.fakes.tables import StoredDoubt, StoredHold, StoredRestart, StoredSource, StoredStop, Tables
 
 IDLE_GRACE_SECONDS = 1.0  # how long after its deadline the server ends an idle transaction
 _DAY_S = 86_400.0
@@ -135,7 +135,7 @@ class Candidates(Part):
             found = [
                 one
                 for one, row in tables.workspaces.items()
-                if (row.is_up or row.is_offline and self._may_be_adopted(one, adopt=adopt, by_hand=one in named))
+                if (row.is_up or (row.is_offline and self._may_be_adopted(one, adopt=adopt, by_hand=one in named)))
                 and (those is None or one in those)
             ]
             return {one: self._workspace(one) for one in sorted(found, key=coverage.place)[:most]}
@@ -219,9 +219,7 @@ class Doubts(Part):
                 absent.sightings = 0
         if changes.sources is not None:
             tables.sources = {
-                cause: StoredSource(
-                    count, tables.now if (known := tables.sources.get(cause)) is None else known.since
-                )
+                cause: StoredSource(count, tables.now if (known := tables.sources.get(cause)) is None else known.since)
                 for cause, count in changes.sources.items()
             }
 
@@ -238,11 +236,11 @@ class Doubts(Part):
             elif known.locked_by is None:
                 same = known.instance_id == instance_id
                 recent = known.last_seen_at > now - ABSENCES_ADD_UP_SECONDS
-                adds_up = same and (seen.kind is not Verdict.ABSENT or known.sightings > 0 and recent)
+                adds_up = same and (seen.kind is not Verdict.ABSENT or (known.sightings > 0 and recent))
                 known.instance_id, known.reason, known.last_seen_at = instance_id, seen.reason, now
                 known.sightings = (known.sightings if adds_up else 0) + seen.counts
                 known.since = known.since if adds_up else now
-                known.by_hand = seen.by_hand or same and known.by_hand
+                known.by_hand = seen.by_hand or (same and known.by_hand)
                 known.offline_since = known.offline_since if same else None
 
     @_transaction
@@ -357,7 +355,7 @@ class Flips(Part):
                 outcomes |= {one.second.workspace.id: self._write(one, row, policy) for one, row in to_write}
             return outcomes
         finally:
-            self._unlock(locked)
+            self._unlock()
 
     @_transaction
     def would_flip(self, _: Deadline, confirmed: Sequence[Confirmed], policy: FlipPolicy) -> FlipOutcomes:
@@ -382,10 +380,11 @@ class Flips(Part):
                     restart.locked_by = self.cycle_id
         return locked
 
-    def _unlock(self, _: set[str]) -> None:
-        for one in (*self.tables.workspaces.values(), *self.tables.restarts):
-            if one.locked_by == self.cycle_id:
-                one.locked_by = None
+    def _unlock(self) -> None:
+        for row in self.tables.workspaces.values():
+            row.locked_by = None if row.locked_by == self.cycle_id else row.locked_by
+        for restart in self.tables.restarts:
+            restart.locked_by = None if restart.locked_by == self.cycle_id else restart.locked_by
 
     def _current(self, workspace: Workspace, policy: FlipPolicy, locked: set[str] | None) -> CurrentRow | None:
         """Return the row as it is read again; `locked` are the workspaces whose locks we have (None: none needed)."""
@@ -402,7 +401,9 @@ class Flips(Part):
         restarts = up_s = None
         if earlier := tables.restarts_of(workspace.id):
             last = earlier[-1]
-            marks = [last.watch_ended_at, last.closed_at, last.asked_at] if last.watched_since is None else [last.up_since]
+            marks = (
+                [last.watch_ended_at, last.closed_at, last.asked_at] if last.watched_since is None else [last.up_since]
+            )
             restarts = last.streak + (last.asked_at is not None)
             up_s = now - next((at for at in marks if at is not None), now)
         by_hand = any(one.by_hand for one in tables.doubts_of(workspace.id))
@@ -525,7 +526,10 @@ class Restarts(Part):
             if not one.is_open and one.watch_ended_at is None and is_free and self.is_still_owed(one) and not others:
                 self.watch.wrote("owe_again", one)
                 one.watch_ended_at = now
-                (streak, backoff_s), last = loops[one.id], [at for at in (one.asked_at, one.closed_at) if at is not None]
+                (streak, backoff_s), last = (
+                    loops[one.id],
+                    [at for at in (one.asked_at, one.closed_at) if at is not None],
+                )
                 due_at = max(now, max(last) + RECOVERY_SECONDS)
                 owed = StoredRestart(
                     id=_next_id(tables),
@@ -691,7 +695,7 @@ class Restarts(Part):
         owed = self._lock(restart)
         if owed is None:
             return
-        if owed.claimed_by == self.cycle_id or not claimed and owed.last_answer != "claimed":
+        if owed.claimed_by == self.cycle_id or (not claimed and owed.last_answer != "claimed"):
             self.watch.wrote("record_answer")
             owed.last_answer = str(answer)
             if not restart.watched and wait_s is not None:

@@ -172,7 +172,7 @@ class Tables:
         """Tell whether a restart is open or watched. By hand, a watch over another instance's is no obstacle."""
         row = self.workspaces[workspace_id]
         return any(
-            one.is_open or one.is_watched and (one.instance_id == row.instance_id or not by_hand)
+            one.is_open or (one.is_watched and (one.instance_id == row.instance_id or not by_hand))
             for one in self.restarts_of(workspace_id)
         )
 
