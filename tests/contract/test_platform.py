@@ -7,7 +7,7 @@ from typing import Protocol
 import pytest
 
 from handler.deadline import Deadline
-from handler.domain.model import Cause, Failure, Restart, Workspace
+from handler.domain.model import Cause, Failure, Workspace
 from handler.net.secrets import Secrets, Tokens
 from handler.restarts import Answer, Platform, Reply
 from handler.restarts.platform import HttpPlatform
@@ -101,8 +101,8 @@ class InMemory:
     def answered(self, workspace: Workspace, word: str, *, lied: bool) -> None:
         raise AssertionError(workspace, word, lied)
 
-    def asks(self, restart: Restart) -> Asked:
-        self._world.asked.append(Asked(restart.id, restart.workspace_id, restart.instance_id, self.clock()))
+    def asks(self, workspace_id: str, instance_id: str) -> Asked:
+        self._world.asked.append(Asked(1, workspace_id, instance_id, self.clock()))
         return self._world.asked[-1]
 
 
@@ -154,9 +154,15 @@ def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
 
 
 def ask(subject: Subject, seconds: float = 5.0) -> Reply:
-    return subject.platform().restart(
-        Restart(1, uuid(1), instance(1), 0, 0, of_this_cycle=True), subject.deadline(seconds)
-    )
+    """Connect and ask, both by the same deadline."""
+    deadline = subject.deadline(seconds)
+    connection = subject.platform().connect(deadline)
+    if isinstance(connection, Reply):
+        return connection
+    try:
+        return connection.restart(uuid(1), instance(1), deadline)
+    finally:
+        connection.close()
 
 
 def test_an_accepted_restart_provisions_another_instance(subject: Subject) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from handler import process
 from handler.deadline import Deadline
-from handler.domain.model import NOT_FOUND, VERDICT_OF_STATE, Restart, Sighting, Verdict, Workspace
+from handler.domain.model import NOT_FOUND, VERDICT_OF_STATE, Sighting, Verdict, Workspace
 from handler.net.secrets import Secrets, Tokens
 from handler.probes import Probe
 from handler.probes.control_plane.probe import ControlPlaneProbe
@@ -88,8 +88,8 @@ class InMemory:
     def answered(self, workspace: Workspace, word: str, *, lied: bool) -> None:
         pass
 
-    def asks(self, restart: Restart) -> Asked:
-        raise AssertionError(restart)
+    def asks(self, workspace_id: str, instance_id: str) -> Asked:
+        raise AssertionError(workspace_id, instance_id)
 
 
 class OfEc2:

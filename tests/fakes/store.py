@@ -447,7 +447,7 @@ class Flips(Part):
             older.watch_ended_at = now
             watched_since = older.watched_since if older.instance_id == workspace.instance_id else None
         doubts = tables.doubts_of(workspace.id)
-        absent = tables.doubts.get((workspace.id, Verdict.ABSENT)) if second.verdict is Verdict.ABSENT else None
+        is_absent, absent = second.verdict is Verdict.ABSENT, tables.doubts.get((workspace.id, Verdict.ABSENT))
         offline_since = min((doubt.offline_since for doubt in doubts if doubt.offline_since is not None), default=now)
         adopted_due_s = max(0.0, policy.restarts.uncertain_s - (now - offline_since))
         due_at = now + (adopted_due_s if workspace.offline else policy.restarts.grace_s)
@@ -466,8 +466,8 @@ class Flips(Part):
                 backoff_until=now + loop.backoff_s if loop.backoff_s else None,
                 adopted=workspace.offline,
                 released=policy.released,
-                absent_sightings=0 if absent is None else absent.sightings,
-                absent_since=None if absent is None else absent.since,
+                absent_sightings=absent.sightings if is_absent and absent is not None else 0,
+                absent_since=(now if absent is None else absent.since) if is_absent else None,
                 first_due_at=due_at,
                 watched_since=watched_since,
             )
