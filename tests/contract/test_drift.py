@@ -3,22 +3,37 @@
 import random
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 
 from handler.domain.coverage import BEFORE_ALL, Coverage, Progress
-from handler.domain.model import Restart, Workspace, sighting_of
+from handler.domain.doubts import DoubtChanges
+from handler.domain.model import Restart, Verdict
 from handler.domain.policy import CrashLoopPolicy
+from handler.domain.restarts import Owed
 from handler.errors import ReconcilerError
-from handler.store import FlipPolicy, Selection, Store
+from handler.store import Selection, Store
 from sandbox.postgres import StatusType
+from tests.contract.steps import (
+    CLOSE,
+    FRESH_S,
+    LEASE_S,
+    RETRY_S,
+    confirmed,
+    decide,
+    doubt,
+    note,
+    policy,
+    select,
+    soon,
+    watched,
+)
 from tests.contract.subjects import InMemory, InPostgres, Subject
-from tests.contract.test_store import CLOSE, FRESH_S, LEASE_S, RETRY_S, UNCERTAIN_S, soon
 from tests.unit.builders import instance, uuid
 
-LIVES, STEPS = 12, 80
+LIVES, STEPS = 12, 100
 A_MOMENT_S = 0.001  # so that later events have later times in memory, too
 WORKSPACES = 3
 LOOP = CrashLoopPolicy(backoff_s=300, reset_s=600)
@@ -57,31 +72,41 @@ def _age(life: Life, number: int, chance: random.Random) -> object:
 
 
 def _select(life: Life, number: int, chance: random.Random) -> object:
-    limit, narrowed = chance.randint(1, 4), chance.random() < 0.2
+    limit, narrowed = chance.randint(1, 4), chance.random() < 0.3
+    adopt, by_hand = chance.random() < 0.9, narrowed and chance.random() < 0.5
     ids = [uuid(number)] if narrowed else None
-    life.selection = life.store(chance).candidates.select(soon(), limit=limit, workspace_ids=ids)
-    found = [(one.id, one.instance_id, one.last_heartbeat_at is None) for one in life.selection.workspaces]
+    life.selection = select(life.store(chance), limit, ids, adopt=adopt, by_hand=by_hand)
+    found = [
+        (one.id, one.instance_id, one.last_heartbeat_at is None, one.on_hold, one.offline)
+        for one in life.selection.workspaces
+    ]
     return found, life.selection.all_selected, life.selection.queues, life.selection.coverage
 
 
-def _flip(life: Life, number: int, chance: random.Random) -> object:
-    """Flip one of the last selected workspaces, or ask what a flip would do."""
-    if life.selection is None or not life.selection.workspaces:
+def _flip(life: Life, _: int, chance: random.Random) -> object:
+    """Flip what was last selected, or some of it, or ask what a flip would do."""
+    if life.selection is None:
         return None
-    workspace = life.selection.workspaces[number % len(life.selection.workspaces)]
     flips = life.store(chance).flips
     attempt = flips.would_flip if chance.random() < 0.1 else flips.flip
-    return attempt(soon(), sighting_of(workspace, "stopped"), FlipPolicy(life.selection.selected_at, 60, LOOP))
+    seen = [
+        confirmed(one, chance.choice(("stopped", "not_found")), age_s=chance.choice((0.0, 0.0, 0.0, 60.0)))
+        for one in life.selection.workspaces[: chance.randint(1, 3)]
+    ]
+    terms = policy(life.selection, loop=LOOP, grace_s=chance.choice((0.0, 100.0)), released=chance.random() < 0.2)
+    return attempt(soon(), seen, terms) if seen else None
 
 
 def _recall(life: Life, _: int, chance: random.Random) -> object:
-    memory = life.store(chance).memory.recall(soon(), breaker_window_s=600)
-    known = {one: (seen.instance_id, seen.sightings) for one, seen in memory.absences.items()}
-    return known, memory.recently_flipped, _Ages(tuple(seen.age_s for _, seen in sorted(memory.absences.items())))
+    memory = life.store(chance).doubts.recall(soon(), breaker_window_s=600)
+    known = sorted(memory.doubts.items())
+    ages = [age_s for _, seen in known for age_s in (seen.age_s, seen.seen_s)]
+    return [(key, seen.instance_id, seen.sightings) for key, seen in known], memory.fleet, _Ages(tuple(ages))
 
 
 def _gauges(life: Life, _: int, chance: random.Random) -> object:
-    found = life.store(chance).gauges(soon())
+    store = life.store(chance)
+    found = store.gauges(soon())
     return (
         (
             found.restarts_pending,
@@ -89,8 +114,9 @@ def _gauges(life: Life, _: int, chance: random.Random) -> object:
             found.restarts_backing_off,
             found.restarts_unrecovered,
             found.on_hold,
+            store.fleet_gauges(soon()),
         ),
-        _Ages((found.oldest_restart_age_s, found.coverage_age_s)),
+        _Ages((found.oldest_restart_age_s, found.coverage_age_s, found.oldest_doubt_s)),
     )
 
 
@@ -104,9 +130,29 @@ class _Ages:  # noqa: PLW1641 - it is only compared
         return isinstance(other, _Ages) and self.ages_s == pytest.approx(other.ages_s, abs=CLOSE)
 
 
-def _due(life: Life, _: int, chance: random.Random) -> object:
-    life.restarts = life.store(chance).restarts.due(soon(), limit=3, own_only=chance.random() < 0.2)
-    return life.restarts
+def _due(life: Life, number: int, chance: random.Random) -> object:
+    grace_s, released_only = chance.choice((0.0, 100.0)), chance.random() < 0.1
+    ids = [uuid(number)] if chance.random() < 0.2 else None
+    store = life.store(chance)
+    found = store.restarts.due(
+        soon(),
+        refused=chance.random() < 0.3,
+        limit=2,
+        released_only=released_only,
+        fresh_s=FRESH_S,
+        grace_s=grace_s,
+        workspace_ids=ids,
+    )
+    life.restarts = [one.restart for one in found] or life.restarts
+    count = store.restarts.count_due(soon(), most=2, grace_s=grace_s, workspace_ids=ids)
+    return _said(found), count
+
+
+def _said(owed: list[Owed]) -> object:
+    """Return what is the same on both databases, and the ages apart."""
+    return [replace(one, restart=replace(one.restart, absent_s=0.0)) for one in owed], _Ages(
+        tuple(one.restart.absent_s for one in owed)
+    )
 
 
 def _on_restart(act: Callable[[Store, Restart, random.Random], object]) -> Step:
@@ -120,7 +166,45 @@ def _on_restart(act: Callable[[Store, Restart, random.Random], object]) -> Step:
 
 
 def _follow(life: Life, _: int, chance: random.Random) -> object:
-    return life.store(chance).restarts.cancel_moved_on(soon(), own_only=chance.random() < 0.2)
+    return sorted(life.store(chance).restarts.cancel_moved_on(soon()), key=lambda one: one.id)
+
+
+def _claim(store: Store, restart: Restart, chance: random.Random) -> object:
+    """Decide about a restart; return only what was decided."""
+    decision = decide(
+        store,
+        restart,
+        chance.choice(("stopped", "stopped", "not_found", "running", "stopping", "no such word")),
+        age_s=chance.choice((0.0, 0.0, 0.0, 60.0)),
+        grace_s=chance.choice((0.0, 100.0)),
+        blind=chance.random() < 0.2,
+    )
+    return None if decision is None else (decision.step, decision.restart.id)
+
+
+def _watch(life: Life, _: int, chance: random.Random) -> object:
+    """See what is watched, and note something of it."""
+    store = life.store(chance)
+    found = sorted(watched(store), key=lambda one: one.restart.id)
+    life.restarts = [one.restart for one in found] or life.restarts
+    noted: dict[str, list[int]] = {"ended": [], "up": [], "not_up": []}
+    for one in found:
+        noted[chance.choice(("ended", "up", "up", "not_up", "not_up", "not_up"))].append(one.restart.id)
+    note(store, **noted)
+    said = [
+        (one.restart.id, one.status, one.is_open, one.same_instance, one.up_s is None, one.on_hold) for one in found
+    ]
+    return said, _Ages(tuple(one.up_s or 0.0 for one in found))
+
+
+def _again(store: Store, restart: Restart, chance: random.Random) -> object:
+    return store.restarts.owe_again(soon(), {restart.id: (chance.randint(0, 4), chance.choice((0.0, 200.0)))})
+
+
+def _breaker(life: Life, number: int, chance: random.Random) -> None:
+    restarts = life.store(chance).restarts
+    act = restarts.release if chance.random() < 0.3 else restarts.keep_back
+    act(soon(), workspace_ids=[uuid(number)] if chance.random() < 0.5 else None)
 
 
 def _coverage(life: Life, number: int, chance: random.Random) -> None:
@@ -129,10 +213,36 @@ def _coverage(life: Life, number: int, chance: random.Random) -> None:
     life.store(chance).memory.save_coverage(soon(), Progress(coverage, completed_pass=chance.random() < 0.5))
 
 
-def _absent(life: Life, number: int, chance: random.Random) -> None:
-    absent = [Workspace(uuid(number), instance(chance.randint(1, 2)), None)]
-    found = [uuid(one) for one in range(1, 4) if one != number and chance.random() < 0.3]
-    life.store(chance).memory.remember_absences(soon(), absent, found)
+def _doubts(life: Life, number: int, chance: random.Random) -> None:
+    """Save doubts of some workspaces, and forget others'."""
+    others = [uuid(one) for one in range(1, WORKSPACES + 1) if one != number]
+    new = [
+        doubt(
+            number,
+            kind,
+            instance_id=instance(chance.randint(1, 2)),
+            reason=chance.choice(("why", "why not")),
+            counts=chance.random() < 0.8,
+            by_hand=chance.random() < 0.1,
+        )
+        for kind in Verdict
+        if kind is not Verdict.RUNNING and chance.random() < 0.5
+    ]
+    sources = {cause: 1001 for cause in ("timeout", "throttled") if chance.random() < 0.3}
+    changes = DoubtChanges(
+        tuple(new),
+        (),
+        tuple(one for one in others if chance.random() < 0.2),
+        tuple(one for one in others if chance.random() < 0.2),
+        sources if chance.random() < 0.5 else None,
+    )
+    life.store(chance).doubts.save(soon(), changes)
+
+
+def _tend(life: Life, number: int, chance: random.Random) -> None:
+    doubts = life.store(chance).doubts
+    doubts.set_reasons(soon(), {uuid(number): "row_locked"})
+    doubts.tend(soon())
 
 
 def _hold(life: Life, number: int, chance: random.Random) -> object:
@@ -170,21 +280,22 @@ STEPS_AND_WEIGHTS: tuple[tuple[Step, int], ...] = (
     (_recall, 3),
     (_gauges, 3),
     (_due, 10),
-    (
-        _on_restart(
-            lambda store, restart, _: store.restarts.claim(
-                soon(), restart, uncertain_s=UNCERTAIN_S, heartbeat_fresh_s=FRESH_S
-            )
-        ),
-        10,
-    ),
-    (_on_restart(lambda store, restart, _: store.restarts.accepted(soon(), restart)), 3),
-    (_on_restart(lambda store, restart, _: store.restarts.cancel(soon(), restart)), 1),
-    (_on_restart(lambda store, restart, _: store.restarts.put_off(soon(), [restart], wait_s=RETRY_S)), 2),
+    (_on_restart(_claim), 14),
+    (_on_restart(lambda store, restart, _: store.restarts.accepted(soon(), restart)), 4),
+    (_on_restart(lambda store, restart, _: store.restarts.give_back(soon(), restart)), 2),
+    (_on_restart(lambda store, restart, _: store.restarts.put_off(soon(), [restart], wait_s=RETRY_S)), 1),
+    (_on_restart(lambda store, restart, _: store.restarts.count_absences(soon(), [restart])), 1),
+    (_on_restart(_again), 3),
+    (_watch, 4),
+    (_breaker, 3),
     (
         _on_restart(
             lambda store, restart, chance: store.restarts.record_answer(
-                soon(), restart, chance.choice(("refused", "blocked")), wait_s=chance.choice((None, RETRY_S))
+                soon(),
+                restart,
+                chance.choice(("refused", "blocked")),
+                wait_s=chance.choice((None, RETRY_S)),
+                claimed=chance.random() < 0.8,
             )
         ),
         4,
@@ -193,7 +304,8 @@ STEPS_AND_WEIGHTS: tuple[tuple[Step, int], ...] = (
     (_follow, 3),
     (_coverage, 2),
     (lambda life, _, chance: life.store(chance).memory.purge(soon()), 2),
-    (_absent, 4),
+    (_doubts, 8),
+    (_tend, 3),
     (_hold, 2),
     (_release, 3),
     (_age, 10),
@@ -226,7 +338,9 @@ def test_the_store_in_memory_and_the_real_one_answer_the_same(
             assert told[0] == told[1], step
             assert lives[0].subject.rows() == lives[1].subject.rows(), step
             assert lives[0].subject.restarts() == lives[1].subject.restarts(), step
-            assert lives[0].subject.events() == lives[1].subject.events()
+            assert lives[0].subject.more() == lives[1].subject.more(), step
+            assert lives[0].subject.doubts() == lives[1].subject.doubts(), step
+            assert sorted(lives[0].subject.events()) == sorted(lives[1].subject.events())
 
 
 def _told(step: Step, life: Life, number: int, chance: random.Random) -> object:

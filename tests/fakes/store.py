@@ -24,7 +24,7 @@ from handler.store.flip import Flipped, FlipPolicy, captured_status
 from handler.store.lease import LONGEST_SECONDS, MARGIN_SECONDS
 from handler.store.memory import KEPT_DAYS
 from handler.store.restarts import Judge
-from tests.fakes.tables import Row, StoredDoubt, StoredHold, StoredRestart, StoredSource, StoredStop, Tables
+from tests.fakes.tables import StoredDoubt, StoredHold, StoredRestart, StoredSource, StoredStop, Tables
 
 IDLE_GRACE_SECONDS = 1.0  # how long after its deadline the server ends an idle transaction
 _DAY_S = 86_400.0
@@ -135,7 +135,7 @@ class Candidates(Part):
             found = [
                 one
                 for one, row in tables.workspaces.items()
-                if (row.is_up or row.is_offline and self._may_be_adopted(one, adopt=adopt, by_hand=one in named))
+                if (row.is_up or (row.is_offline and self._may_be_adopted(one, adopt=adopt, by_hand=one in named)))
                 and (those is None or one in those)
             ]
             return {one: self._workspace(one) for one in sorted(found, key=coverage.place)[:most]}
@@ -236,11 +236,11 @@ class Doubts(Part):
             elif known.locked_by is None:
                 same = known.instance_id == instance_id
                 recent = known.last_seen_at > now - ABSENCES_ADD_UP_SECONDS
-                adds_up = same and (seen.kind is not Verdict.ABSENT or known.sightings > 0 and recent)
+                adds_up = same and (seen.kind is not Verdict.ABSENT or (known.sightings > 0 and recent))
                 known.instance_id, known.reason, known.last_seen_at = instance_id, seen.reason, now
                 known.sightings = (known.sightings if adds_up else 0) + seen.counts
                 known.since = known.since if adds_up else now
-                known.by_hand = seen.by_hand or same and known.by_hand
+                known.by_hand = seen.by_hand or (same and known.by_hand)
                 known.offline_since = known.offline_since if same else None
 
     @_transaction
@@ -355,7 +355,7 @@ class Flips(Part):
                 outcomes |= {one.second.workspace.id: self._write(one, row, policy) for one, row in to_write}
             return outcomes
         finally:
-            self._unlock(locked)
+            self._unlock()
 
     @_transaction
     def would_flip(self, _: Deadline, confirmed: Sequence[Confirmed], policy: FlipPolicy) -> FlipOutcomes:
@@ -380,10 +380,11 @@ class Flips(Part):
                     restart.locked_by = self.cycle_id
         return locked
 
-    def _unlock(self, _: set[str]) -> None:
-        for one in (*self.tables.workspaces.values(), *self.tables.restarts):
-            if one.locked_by == self.cycle_id:
-                one.locked_by = None
+    def _unlock(self) -> None:
+        for row in self.tables.workspaces.values():
+            row.locked_by = None if row.locked_by == self.cycle_id else row.locked_by
+        for restart in self.tables.restarts:
+            restart.locked_by = None if restart.locked_by == self.cycle_id else restart.locked_by
 
     def _current(self, workspace: Workspace, policy: FlipPolicy, locked: set[str] | None) -> CurrentRow | None:
         """Return the row as it is read again; `locked` are the workspaces whose locks we have (None: none needed)."""
@@ -446,7 +447,7 @@ class Flips(Part):
             older.watch_ended_at = now
             watched_since = older.watched_since if older.instance_id == workspace.instance_id else None
         doubts = tables.doubts_of(workspace.id)
-        absent = tables.doubts.get((workspace.id, Verdict.ABSENT)) if second.verdict is Verdict.ABSENT else None
+        is_absent, absent = second.verdict is Verdict.ABSENT, tables.doubts.get((workspace.id, Verdict.ABSENT))
         offline_since = min((doubt.offline_since for doubt in doubts if doubt.offline_since is not None), default=now)
         adopted_due_s = max(0.0, policy.restarts.uncertain_s - (now - offline_since))
         due_at = now + (adopted_due_s if workspace.offline else policy.restarts.grace_s)
@@ -465,8 +466,8 @@ class Flips(Part):
                 backoff_until=now + loop.backoff_s if loop.backoff_s else None,
                 adopted=workspace.offline,
                 released=policy.released,
-                absent_sightings=0 if absent is None else absent.sightings,
-                absent_since=None if absent is None else absent.since,
+                absent_sightings=absent.sightings if is_absent and absent is not None else 0,
+                absent_since=(now if absent is None else absent.since) if is_absent else None,
                 first_due_at=due_at,
                 watched_since=watched_since,
             )
@@ -694,7 +695,7 @@ class Restarts(Part):
         owed = self._lock(restart)
         if owed is None:
             return
-        if owed.claimed_by == self.cycle_id or not claimed and owed.last_answer != "claimed":
+        if owed.claimed_by == self.cycle_id or (not claimed and owed.last_answer != "claimed"):
             self.watch.wrote("record_answer")
             owed.last_answer = str(answer)
             if not restart.watched and wait_s is not None:
