@@ -148,7 +148,7 @@ class CurrentRow:
 
     The database has already judged the heartbeat. `restarts` counts the restarts in a row that were asked for so far;
     `up_s` is how many seconds the workspace has been up since the last one. Both are None if no restart was ever owed.
-    `restarting` tells that a restart is open, or watched. `locked` tells that somebody else has locked the open one.
+    `restarting` tells that a restart is open, or watched. `locked` tells that somebody else has locked it, or the row.
     """
 
     status: str | None

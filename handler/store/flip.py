@@ -36,21 +36,23 @@ FROM platform.workspaces WHERE workspaces.id = ANY (CAST(:ids AS uuid[])) ORDER 
 _LOCKED_ROWS = _ROWS + " FOR NO KEY UPDATE SKIP LOCKED"
 _LOCK_RESTARTS = """
 SELECT workspace_id::text FROM reconciler.restarts
-WHERE workspace_id = ANY (CAST(:ids AS uuid[])) AND closed_at IS NULL
+WHERE workspace_id = ANY (CAST(:ids AS uuid[]))
+  AND (closed_at IS NULL OR watched_since IS NOT NULL AND watch_ended_at IS NULL)
 ORDER BY id FOR UPDATE SKIP LOCKED
 """
 # What our own tables say, read after the locks and so in a newer snapshot: a hold that was placed meanwhile counts. A
 # restart counts as asked for from its claim on. Unwatched ones are of a time before there was a watch.
 _OWN = f"""
 SELECT asked.id::text, EXISTS (SELECT FROM platform.workspaces WHERE workspaces.id = asked.id),
-       {on_hold("asked.id")}, last_restart.restarts, last_restart.up_s, last_restart.is_open,
+       {on_hold("asked.id")}, last_restart.restarts, last_restart.up_s, last_restart.is_live,
        EXISTS (SELECT FROM platform.workspaces WHERE workspaces.id = asked.id AND {
     RESTARTING.format(by_hand="COALESCE(doubt.by_hand, false)")
 }),
        COALESCE(doubt.sightings, 0), COALESCE(doubt.absent_s, 0), COALESCE(doubt.offline_s, 0)
 FROM unnest(CAST(:ids AS uuid[])) AS asked (id)
 LEFT JOIN LATERAL (
-    SELECT streak + CASE WHEN asked_at IS NULL THEN 0 ELSE 1 END AS restarts, closed_at IS NULL AS is_open,
+    SELECT streak + CASE WHEN asked_at IS NULL THEN 0 ELSE 1 END AS restarts,
+           closed_at IS NULL OR watched_since IS NOT NULL AND watch_ended_at IS NULL AS is_live,
            CAST(extract(epoch FROM now() - CASE
                WHEN watched_since IS NOT NULL THEN COALESCE(up_since, now())
                ELSE COALESCE(watch_ended_at, closed_at, asked_at, now()) END) AS double precision) AS up_s
@@ -289,8 +291,11 @@ class Flips:
 
 
 def _current(captured: Workspace, row: Sequence[Any] | None, own: Sequence[Any], *, ours: set[str] | None) -> _Current:
-    """Put together what the database says. `ours`: the workspaces whose open restarts we have locked; None: none."""
-    exists, is_on_hold, restarts, up_s, is_open, restarting, sightings, absent_s, offline_s = own
+    """Put together what the database says.
+
+    `ours` are the workspaces whose restart, open or watched, we have locked; None: no lock is needed.
+    """
+    exists, is_on_hold, restarts, up_s, is_live, restarting, sightings, absent_s, offline_s = own
     if row is None:
         # The row is gone, or somebody else has locked it; then nothing else about it matters.
         locked = CurrentRow(captured_status(captured), captured.instance_id, None, fresh_heartbeat=False, locked=True)
@@ -305,7 +310,7 @@ def _current(captured: Workspace, row: Sequence[Any] | None, own: Sequence[Any],
         restarts=restarts,
         up_s=up_s,
         restarting=restarting,
-        locked=bool(is_open) and ours is not None and captured.id not in ours,
+        locked=bool(is_live) and ours is not None and captured.id not in ours,
     )
     return _Current(current, heartbeat_age_s, sightings, absent_s, offline_s)
 
