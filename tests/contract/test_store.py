@@ -10,8 +10,8 @@ from handler.domain.backoff import CrashLoop
 from handler.domain.coverage import Coverage, Progress, Queues
 from handler.domain.model import Restart, SkipReason, Verdict
 from handler.domain.report import FleetGauges, Gauges
-from handler.errors import LeaseLostError, RequestError, RowLockedError, StoreError
-from handler.store import Flipped, Store
+from handler.errors import LeaseLostError, RowLockedError, StoreError
+from handler.store import ActiveHolds, Flipped, Store
 from handler.store.lease import LONGEST_SECONDS
 from tests.contract.steps import (
     CLOSE,
@@ -547,12 +547,12 @@ def test_a_restart_that_was_never_asked_for_does_not_count(subject: Subject) -> 
 def test_a_hold_keeps_its_restart_from_being_asked_for_until_its_grace_is_over(subject: Subject) -> None:
     store = flipped(subject)
     restart = the_due(store)
-    (hold,) = store.holds.place(soon(), [uuid(1)], reason="maintenance", lasts_s=100)
+    (hold,) = store.holds.place(soon(), [uuid(1)], reason="maintenance", lasts_s=100).holds
     assert (hold.workspace_id, hold.reason, hold.ends_at[10], hold.ends_at[-1]) == (uuid(1), "maintenance", "T", "Z")
     assert (step(store, restart), due(store), gauges(store).on_hold) == ("wait", [], 1)
     subject.age(101)
     store = holding(subject)
-    assert (store.holds.active(soon()), gauges(store).on_hold) == ([], 0)
+    assert (store.holds.active(soon()), gauges(store).on_hold) == (ActiveHolds([]), 0)
     assert due(store, grace_s=180.0) == []
     assert store.restarts.count_due(soon(), most=9, grace_s=180.0, workspace_ids=None) == 0
     decision = decide(store, restart, grace_s=180.0)
@@ -572,17 +572,6 @@ def test_one_that_was_asked_for_before_has_no_second_grace(subject: Subject) -> 
     assert [owed.restart.id for owed in due(store, grace_s=180.0)] == [restart.id]
 
 
-def test_a_hold_is_replaced_and_ended_by_hand(subject: Subject) -> None:
-    store = subject.store()
-    for number in (1, 2):
-        subject.add(uuid(number), instance(number))
-    store.holds.place(soon(), [uuid(1), uuid(2)], reason="why", lasts_s=100)
-    holds = store.holds.place(soon(), [uuid(1)], reason="why not", lasts_s=500)
-    assert [(one.workspace_id, one.reason) for one in holds] == [(uuid(2), "why"), (uuid(1), "why not")]
-    assert [one.workspace_id for one in store.holds.release(soon(), [uuid(1), uuid(99)])] == [uuid(2)]
-    assert [one.on_hold for one in select(store).workspaces] == [False, True]
-
-
 def test_what_ended_long_ago_is_purged_but_nothing_that_is_watched(subject: Subject) -> None:
     month = 31 * 86_400
     store = flipped(subject, 1, 2)
@@ -597,20 +586,6 @@ def test_what_ended_long_ago_is_purged_but_nothing_that_is_watched(subject: Subj
     holding(subject).memory.purge(soon())
     assert [one[0] for one in subject.restarts()] == [1]
     assert selected(store) == []
-
-
-def test_a_hold_with_an_unknown_workspace_is_refused_as_a_whole(subject: Subject) -> None:
-    subject.add(uuid(1), instance(1))
-    with pytest.raises(RequestError):
-        subject.store().holds.place(soon(), [uuid(1), uuid(2)], reason="why", lasts_s=100)
-    assert subject.store().holds.active(soon()) == []
-
-
-def test_a_hold_waits_for_whoever_has_the_row_and_gives_up_in_time(subject: Subject) -> None:
-    subject.add(uuid(1), instance(1))
-    with subject.locked(uuid(1)), pytest.raises(StoreError):
-        subject.store().holds.place(Deadline(0.2), [uuid(1)], reason="why", lasts_s=100)
-    assert subject.store().holds.active(soon()) == []
 
 
 def test_a_release_ends_a_crash_loops_back_off(subject: Subject) -> None:
