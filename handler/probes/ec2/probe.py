@@ -36,6 +36,8 @@ _RUNNING = "running"
 
 # What EC2 says about one instance: its state, or why there is no answer.
 _Learnt = str | Failure
+# A single instance may be why a batch fails, or they may be too many for one answer.
+_PERHAPS_OF_ONE = (Cause.SERVER_ERROR, Cause.OVERSIZE)
 _CONTRADICTION = Failure(Cause.GARBLED_ANSWER)
 
 
@@ -124,7 +126,7 @@ class Ec2Probe:
         learnt = {one: learnt[one] for one in ids if one in learnt}
         if cut_off and time.monotonic() < enough_at:
             return learnt
-        if failure.cause is Cause.SERVER_ERROR and len(missing) > 1 and self._may_bisect():
+        if failure.cause in _PERHAPS_OF_ONE and len(missing) > 1 and self._may_bisect():
             half = len(missing) // 2
             for part in (missing[:half], missing[half:]):
                 learnt |= self._ask(part, deadline, enough_at=enough_at, attempts=1)
