@@ -20,15 +20,18 @@ from botocore.awsrequest import AWSResponse
 from botocore.config import Config
 
 from handler.deadline import Deadline
+from handler.domain.model import Cause
 from handler.errors import SettingsError
-from handler.net.bounded import BoundedPools
+from handler.net import limits
+from handler.net.bounded import BoundedPools, CallError
 
 if TYPE_CHECKING:
     from types_boto3_ec2 import EC2Client
     from types_boto3_rds import RDSClient
     from types_boto3_secretsmanager import SecretsManagerClient
 
-BODY_LIMIT = 64 * 1024 * 1024
+# A thousand instances have 3.4 MB, and one call asks for 200. A secret has up to 64 KiB, six times that in JSON.
+BODY_LIMIT = 4 * 1024 * 1024
 # One attempt: the caller decides what to retry, and when.
 _CONFIG = Config(retries={"mode": "standard", "total_max_attempts": 1})
 
@@ -75,7 +78,9 @@ class Aws:
         region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
         if region:
             session.set_config_variable("region", region)
-        for event, handler in handlers.items():
+        # For the whole session, so that no client that botocore makes on its own (STS) goes past them.
+        own: dict[str, Callable[..., Any]] = {"before-send": self._send, limits.EVENT: limits.check}
+        for event, handler in {**own, **handlers}.items():
             session.register(event, handler)
         self._session = boto3.session.Session(botocore_session=session)
         self._clients: dict[str, Any] = {}
@@ -117,6 +122,8 @@ class Aws:
         """Return the text of the secret with this ARN. Raises botocore's exceptions and CallError."""
         with self.within(deadline):
             answer = self.secrets_manager().get_secret_value(SecretId=arn)
+        if "SecretString" not in answer and "SecretBinary" not in answer:  # then it is not from Secrets Manager
+            raise CallError(Cause.GARBLED_ANSWER, sent=True)
         return answer.get("SecretString", "")
 
     def database_token(self, host: str, port: int, user: str) -> str:
@@ -130,9 +137,7 @@ class Aws:
     def _client(self, service: _Service) -> Any:
         with self._making:
             if service not in self._clients:
-                client = self._made(service)
-                client.meta.events.register("before-send", self._send)
-                self._clients[service] = client
+                self._clients[service] = self._made(service)
             return self._clients[service]
 
     def _made(self, service: _Service) -> Any:

@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from http import HTTPStatus
 from typing import Any
 
 import urllib3
@@ -31,7 +32,20 @@ FAILURES = (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError, Va
 # RFC 9110, 15.3
 SUCCESS = range(200, 300)
 _INTERIM = range(100, 200)
-_LENGTH = re.compile(r"[0-9]+")
+# These have no body, whatever their headers say (RFC 9112, 6.3).
+_WITHOUT_BODY = (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED)
+# Status line and headers together. AWS sends 1 KiB; what proxies pass on by default is 4 to 16 KiB.
+HEAD_LIMIT = 64 * 1024
+# Only what every parser reads alike: each line ends in CRLF and holds no other control character, and no header goes on
+# in a second line. http.client and e-mail's parser read much else, each line break in its own way.
+_HEAD = re.compile(
+    rb"HTTP/1\.[0-9] (?P<status>[1-9][0-9]{2})(?: [\t -~\x80-\xff]*+)?\r\n"
+    rb"(?:[!#$%&'*+.^_`|~0-9A-Za-z-]++:[\t -~\x80-\xff]*+\r\n)*+\r\n"
+)
+# Of more digits than a 64-bit number, or of thousands, which int() refuses, http.client makes "until the end".
+_LENGTH = re.compile(r"[0-9]{1,19}")
+_CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})[\t ]*+(?:;[\t -~\x80-\xff]*+)?\r\n")
+_HTTP_1_0 = 10  # as http.client notes it
 # The socket module takes 0 for "do not block".
 _SHORTEST_S = 0.001
 
@@ -271,47 +285,73 @@ class _HttpsPool(_ConnectsAhead, HTTPSConnectionPool):
 class _BoundedResponse(http.client.HTTPResponse):
     def __init__(self, sock: socket.socket, *args: Any, deadline: Deadline, **options: Any) -> None:
         super().__init__(sock, *args, **options)
-        self._reader = BoundedReader(self.fp.detach(), sock, deadline)
-        self.fp = io.BufferedReader(self._reader)
+        self.fp = io.BufferedReader(BoundedReader(self.fp.detach(), sock, deadline))
 
     def begin(self) -> None:
-        """Read status and headers. Refuse broken headers, which http.client would guess at (RFC 9112, 6.3).
+        """Read status and headers. Refuse what is not plain, or leaves the body's length open (RFC 9112, 6.3).
 
         Skip every interim answer, because it settles nothing. http.client skips only 100 (RFC 9110, 15.2).
         """
-        super().begin()
-        while self.status in _INTERIM:
-            self.headers = self.msg = None  # type: ignore[assignment]  # as `begin` expects them
+        head = self._head()
+        while int(head["status"]) in _INTERIM:
+            head = self._head()
+        connection, self.fp = self.fp, io.BufferedReader(io.BytesIO(head[0]))
+        try:
             super().begin()
+        finally:
+            self.fp = connection
         lengths = set(self.headers.get_all("Content-Length", []))
         codings = self.headers.get_all("Transfer-Encoding", [])
         if (
-            self._reader.ended  # the connection ended before the headers did
-            or self.headers.defects
+            self.headers.defects
+            or self.headers.get_payload()
             or len(lengths) > 1
             or not all(_LENGTH.fullmatch(one) for one in lengths)
             or (codings and (lengths or len(codings) > 1 or not self.chunked))
+            or (codings and (self.version == _HTTP_1_0 or self.status in _WITHOUT_BODY))
         ):
             raise http.client.HTTPException("broken headers")
 
+    def _head(self) -> re.Match[bytes]:
+        """Read one whole head: the status line and all headers. Raises HTTPException."""
+        head, line = b"", b""
+        while line not in (b"\r\n", b"\n") and len(head) < HEAD_LIMIT:
+            line = self.fp.readline(HEAD_LIMIT - len(head))
+            if not line:
+                break
+            head += line
+        if not head:
+            raise http.client.RemoteDisconnected("no answer")
+        plain = _HEAD.fullmatch(head)
+        if plain is None:
+            raise http.client.HTTPException("broken head")
+        return plain
+
+    # typeshed leaves the next two out.
+
+    def _get_chunk_left(self) -> int | None:
+        """Refuse a chunk that does not end where it says, which http.client would overlook."""
+        if self.chunk_left == 0:
+            if self.fp.read(2) != b"\r\n":
+                raise http.client.IncompleteRead(b"")
+            self.chunk_left = None
+        left: int | None = super()._get_chunk_left()  # type: ignore[misc]
+        return left
+
     def _read_next_chunk_size(self) -> int:
-        """Refuse a negative size, which would make http.client read past any limit."""
-        size: int = super()._read_next_chunk_size()  # type: ignore[misc]  # typeshed leaves it out
-        if size < 0:
+        """Read only digits: http.client would also take a sign, blanks, underscores or `0x`."""
+        size = _CHUNK_SIZE.fullmatch(self.fp.readline(HEAD_LIMIT))
+        if size is None:
             raise ValueError
-        return size
+        return int(size[1], 16)
 
 
 class BoundedReader(io.RawIOBase):
-    """Reads from a socket until `deadline`, which may be replaced for the next answer.
-
-    `ended` tells whether the other side has stopped sending.
-    """
+    """Reads from a socket until `deadline`, which may be replaced for the next answer."""
 
     def __init__(self, raw: io.RawIOBase, sock: socket.socket, deadline: Deadline) -> None:
         """Read through `raw`, which reads from `sock`."""
         self._raw, self._sock, self.deadline = raw, sock, deadline
-        self.ended = False
 
     def readable(self) -> bool:
         """See IOBase."""
@@ -323,9 +363,7 @@ class BoundedReader(io.RawIOBase):
         if left_s <= 0.0:
             raise TimeoutError
         self._sock.settimeout(left_s)
-        count = self._raw.readinto(buffer)
-        self.ended = count == 0
-        return count
+        return self._raw.readinto(buffer)
 
     def close(self) -> None:
         """See IOBase."""

@@ -14,9 +14,10 @@ from typing import Any
 import botocore.exceptions
 
 from handler.deadline import Deadline
-from handler.errors import SecretError
+from handler.errors import ReconcilerError, SecretError
 from handler.net.aws_errors import code_of, is_server_error, is_throttling
 from handler.net.bounded import CallError
+from handler.net.limits import is_shallow_json
 from handler.settings import Remote, header_safe
 from handler.telemetry import logger
 
@@ -78,7 +79,7 @@ class Secrets:
     def _fetched(self, arn: str, variable: str, deadline: Deadline) -> Mapping[str, Any]:
         """Fetch a secret and keep it. Forget the last one, unless Secrets Manager is away. Raises SecretError."""
         try:
-            secret: Any = json.loads(self._fetch(arn, deadline))
+            text = self._fetch(arn, deadline)
         except botocore.exceptions.ClientError as error:
             why = code_of(error) or "an error without a proper code"
             refusal = f"{variable}: the secret cannot be fetched: {why}"
@@ -86,16 +87,28 @@ class Secrets:
                 raise _AwayError(refusal) from None
             self._cached.pop(arn, None)
             raise SecretError(refusal) from None
-        except (botocore.exceptions.BotoCoreError, CallError) as error:
+        except ReconcilerError:
+            raise
+        except Exception as error:  # noqa: BLE001 - botocore's own, and what it trips over in an answer that is none
             why = error.cause if isinstance(error, CallError) else type(error).__name__
             raise _AwayError(f"{variable}: the secret cannot be fetched: {why}") from None
-        except (ValueError, RecursionError):
-            secret = None
-        if not isinstance(secret, dict):
+        secret = _parsed(text)
+        if secret is None:
             self._cached.pop(arn, None)
             raise SecretError(f"{variable}: the secret is not text that holds a JSON object")
         self._cached[arn] = _Cached(secret, self._clock())
         return secret
+
+
+def _parsed(text: Any) -> dict[str, Any] | None:
+    """Return the JSON object in a secret's text, or None. What Secrets Manager says is text need not be."""
+    if not isinstance(text, str) or not is_shallow_json(text):
+        return None
+    try:
+        secret = json.loads(text)
+    except ValueError:
+        return None
+    return secret if isinstance(secret, dict) else None
 
 
 class Tokens:

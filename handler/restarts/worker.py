@@ -230,7 +230,7 @@ class RestartWorker:
 
         for restart, reply in in_parallel(ask, claimed(), deadline, at_once=CALLS_AT_ONCE):
             del unanswered[restart.id]
-            if reply.answer is Answer.REFUSED and reply.reason.cause is Cause.OUT_OF_TIME:
+            if reply.answer is Answer.REFUSED and reply.reason.cause is not Cause.HTTP_STATUS:  # nothing was sent
                 self._give_back(restart, closing)
             else:
                 calls += 1
@@ -330,7 +330,7 @@ class RestartWorker:
             self._log.failure("platform's answer not recorded", error)
 
     def _give_back(self, restart: Restart, closing: Deadline) -> None:
-        """Undo a claim: nothing was sent, because the evidence had grown too old."""
+        """Undo a claim: nothing was sent after all."""
         try:
             self._store.give_back(closing, restart)
         except ReconcilerError as error:  # then it counts as uncertain

@@ -26,13 +26,32 @@ def refusal(kind: str, status: str) -> Script:
     return (answer(json.dumps({"__type": kind, "Message": "no"}).encode(), status=status),)
 
 
+def with_text(text: str) -> bytes:
+    return json.dumps({"SecretString": text}).encode()
+
+
 AWAY: dict[str, Script] = {
     "throttles": refusal("ThrottlingException", "400 Bad Request"),
     "has too many requests": (answer(b"slow down", status="429 Too Many Requests"),),
     "is broken": refusal("InternalServiceError", "500 Internal Server Error"),
     "is behind a page": (answer(b"<html>sorry</html>", status="503 Service Unavailable"),),
+    "is a page": (answer(b"<html>welcome</html>"),),
+    "says nothing": (answer(b"{}"),),
+    "says something else": (answer(b"[1]"),),
+    "fails in other words": (answer(b"[1]", status="400 Bad Request"),),
+    "is too deep": (answer(b'{"SecretString": ' + b"[" * 60_000),),
+    "is a flood": (answer(b'{"a": [' + b"[]," * 400_000 + b'[]], "SecretString": "{}"}'),),
+    "is endless": (answer(b'{"SecretString": "' + b"x" * 5_000_000 + b'"}'),),
     "hangs up": (End.CLOSE,),
     "drips": (head("Content-Length: 1000"), Drip(b" ")),
+}
+NO_OBJECT = {
+    "a number": b'{"SecretString": 1}',
+    "an object": b'{"SecretString": {"token": "t"}}',
+    "bytes": b'{"SecretBinary": "e30="}',
+    "a list": with_text("[]"),
+    "something deep": with_text('{"token": ' + "[" * 60_000 + "]" * 60_000 + "}"),
+    "a number of too many digits": with_text('{"token": ' + "1" * 60_000 + "}"),
 }
 DENIED: dict[str, Script] = {
     "denies access": refusal("AccessDeniedException", "400 Bad Request"),
@@ -76,3 +95,12 @@ def test_a_secret_that_is_denied_or_deleted_serves_no_longer(monkeypatch: pytest
         for _ in range(2):
             with pytest.raises(SecretError):
                 read()
+
+
+@pytest.mark.parametrize("name", NO_OBJECT)
+def test_what_is_no_object_of_text_is_no_secret(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    with (
+        fetched_once(monkeypatch, Clock(), (answer(NO_OBJECT[name]),)) as read,
+        pytest.raises(SecretError, match="PLATFORM_SECRET_ARN: the secret is not text that holds a JSON object"),
+    ):
+        read()

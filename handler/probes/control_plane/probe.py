@@ -13,6 +13,7 @@ from handler.deadline import Deadline
 from handler.domain.model import Cause, Failure, Sighting, Workspace, sighting_of, unknown
 from handler.net.bounded import SUCCESS, Answer, CallError
 from handler.net.http import HttpClient
+from handler.net.limits import is_shallow_json
 from handler.net.secrets import Tokens
 from handler.parallel import HANDOVER_SECONDS
 from handler.probes import fair_share
@@ -176,8 +177,11 @@ def _until_all_end(done: "queue.SimpleQueue[Sighting | None]", workers: int, dea
 
 def _parsed(body: bytes, instance_id: str) -> str:
     try:
-        answer = json.loads(body.decode("utf-8"), object_pairs_hook=_without_duplicates, parse_constant=_no_number)
-    except (ValueError, RecursionError) as error:
+        text = body.decode("utf-8")
+        if not is_shallow_json(text):
+            raise _NoAnswerError(Failure(Cause.NOT_JSON))
+        answer = json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_no_number)
+    except ValueError as error:
         raise _NoAnswerError(Failure(Cause.NOT_JSON)) from error
     state = answer.get("state") if isinstance(answer, dict) else None
     if not isinstance(state, str):

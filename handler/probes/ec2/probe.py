@@ -37,6 +37,8 @@ IMPAIRED_PAGES = 3
 _INSTANCE_ID = re.compile(r"i-(?:[0-9a-f]{8}|[0-9a-f]{17})")
 _RUNNING = "running"
 
+# A single instance may be why a batch fails, or they may be too many for one answer.
+_PERHAPS_OF_ONE = (Cause.SERVER_ERROR, Cause.OVERSIZE)
 _CONTRADICTION = Failure(Cause.GARBLED_ANSWER)
 
 
@@ -162,7 +164,7 @@ class Ec2Probe:
         learnt = {one: learnt[one] for one in ids if one in learnt}
         if cut_off and time.monotonic() < enough_at:
             return learnt
-        if failure.cause is Cause.SERVER_ERROR and len(missing) > 1 and self._may_bisect():
+        if failure.cause in _PERHAPS_OF_ONE and len(missing) > 1 and self._may_bisect():
             half = len(missing) // 2
             for part in (missing[:half], missing[half:]):
                 learnt |= self._ask(part, deadline, enough_at=enough_at, attempts=1)
