@@ -193,14 +193,20 @@ class Doubts(Part):
             key: Known(one.instance_id, one.sightings, now - one.since, now - one.last_seen_at)
             for key, one in tables.doubts.items()
         }
-        dead = {one.workspace_id for one in tables.doubts.values() if tables.remembers_dead(one) and one.sightings > 0}
+        remembered = {
+            one.workspace_id for one in tables.doubts.values() if tables.remembers_dead(one) and one.sightings > 0
+        }
+        acted_on = set()
         for one in tables.restarts:
             is_kept_back = one.is_open and one.kept_back_at is not None and not one.released
             if one.flipped_at > now - breaker_window_s or is_kept_back:
-                dead.add(one.workspace_id)
-        free = [one for one in tables.workspaces if not tables.is_on_hold(one)]
-        up = {one for one in free if tables.workspaces[one].is_up}
-        return Memory(known, Fleet(len(up), {one: one in up for one in dead if not tables.is_on_hold(one)}))
+                acted_on.add(one.workspace_id)
+        up = {one for one, row in tables.workspaces.items() if row.is_up and not tables.is_on_hold(one)}
+
+        def free(those: set[str]) -> dict[str, bool]:
+            return {one: one in up for one in those if not tables.is_on_hold(one)}
+
+        return Memory(known, Fleet(len(up), free(remembered - acted_on), free(acted_on)))
 
     def save(self, deadline: Deadline, changes: DoubtChanges) -> None:
         """Save in two transactions, like the real one for few doubts."""
