@@ -338,7 +338,7 @@ GUARDS = (
         _DECIDE,
         "_breaker",
         Code("{one: up for one, up in fleet.remembered.items() if one not in alive}", "{}"),
-        f"{_TEST_STORIES}TestALostZone::test_the_breaker_stays_open_over_the_dead_for_as_long_as_they_are",
+        f"{_TEST_DECIDE}test_the_second_rule_counts_the_whole_fleet",
     ),
     Guard(
         "absence: number of sightings",
@@ -454,7 +454,7 @@ GUARDS = (
         _FLIP,
         "_WRITE",
         Sql("clock_timestamp() <= to_timestamp(not_after)", "not_after IS NOT NULL"),
-        f"{_TEST_STORE}EVIDENCE",
+        f"{_TEST_STORE}test_evidence_expires_after_five_seconds_by_the_databases_clock",
     ),
     Guard(
         "evidence: in the claim",
@@ -462,7 +462,7 @@ GUARDS = (
         _RESTARTS,
         "_CLAIM",
         Sql("AND clock_timestamp() <= to_timestamp(not_after)", "AND not_after IS NOT NULL"),
-        f"{_TEST_STORED_RESTARTS}EVIDENCE",
+        f"{_TEST_STORED_RESTARTS}test_nothing_is_claimed_if_something_comes_after_the_decision",
     ),
     Guard(
         "second probe: dead stays dead",
@@ -745,7 +745,7 @@ GUARDS = (
             "{hold_ended_at('owed.workspace_id')} + make_interval(secs => :grace_s) <= now()",
             "CAST(:grace_s AS text) IS NOT NULL",
         ),
-        f"{_TEST_STORED_RESTARTS}GRACE",
+        f"{_TEST_STORE}test_a_hold_keeps_its_restart_from_being_asked_for_until_its_grace_is_over",
     ),
     Guard(
         "heartbeat: at the claim",
@@ -769,7 +769,7 @@ GUARDS = (
         _RESTARTS,
         "_OWE_AGAIN",
         Sql("+ make_interval(secs => {RECOVERY_SECONDS})", ""),
-        f"{_TEST_WORKER}",
+        f"{_TEST_STORED_RESTARTS}test_a_restart_that_did_nothing_is_owed_again_a_while_after_its_last_call",
     ),
     Guard(
         "restart: nothing but sending after the claim",
@@ -860,7 +860,7 @@ GUARDS = (
         _RESTARTS,
         "_MAY_BE_ASKED",
         Sql("AND NOT {_STOPPED}", ""),
-        f"{_TEST_STORIES}TestWhatThePlatformAnswers::test_one_that_asks_to_be_left_alone_is_left_alone",
+        f"{_TEST_STORED_RESTARTS}test_while_the_platform_asks_to_be_left_alone_no_cycle_may_ask",
     ),
     Guard(
         "Retry-After: a jump of the clock",
@@ -868,7 +868,7 @@ GUARDS = (
         _RESTARTS,
         "_STOP_IS_ON",
         Sql("AND ends_at <= now() + make_interval(secs => {LATEST_END_OF_STOP_SECONDS})", ""),
-        f"{_TEST_STORE}test_a_stop_that_lies_days_ahead_is_of_a_clock_that_has_jumped",
+        f"{_TEST_STORED_RESTARTS}test_a_stop_that_lies_days_ahead_is_of_a_clock_that_has_jumped",
     ),
     Guard(
         "Retry-After: this cycle",
@@ -1003,7 +1003,7 @@ GUARDS = (
         _STORED_DOUBTS,
         "_FORGET",
         Sql("FOR UPDATE SKIP LOCKED", ""),
-        f"{_TEST_LOCKED}test_a_locked_doubt_about_an_instance_that_is_back_keeps_no_other_from_being_forgotten",
+        f"{_TEST_STORED_DOUBTS}test_doubts_that_somebody_has_locked_stay_as_they_are_and_cost_no_others",
     ),
     Guard(
         "locked doubt: saved",
@@ -1011,7 +1011,7 @@ GUARDS = (
         _STORED_DOUBTS,
         "_SAVE",
         Sql("FOR UPDATE OF doubts SKIP LOCKED", ""),
-        f"{_TEST_LOCKED}test_locked_doubts_cost_themselves_alone",
+        f"{_TEST_STORED_DOUBTS}test_doubts_that_somebody_has_locked_stay_as_they_are_and_cost_no_others",
     ),
     Guard(
         "locked doubt: by halves",
