@@ -357,7 +357,7 @@ def test_due_restarts_have_time_of_their_own() -> None:
     world.probe_takes_s = 8
 
     def answer_slowly(_: str) -> None:
-        world.tables.now += 1  # the fake's calls come one after the other: eight take eight seconds
+        world.tables.now += 0.5  # the fake's calls come one after the other
 
     def spend_the_time_to_flip() -> None:
         world.tables.now = began_at + 26
