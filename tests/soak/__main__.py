@@ -100,6 +100,7 @@ class Soak:
         until = time.monotonic() + SETTLING_S
         while self._restless() and time.monotonic() < until:
             process.invoke(SCHEDULED, 1)
+            self.world.beat()
             if unowed := self._offline_and_unowed():  # what the runbook has a person do about the alarm
                 process.invoke({"mode": "apply", "workspace_ids": unowed, "adopt": True}, 1)
             time.sleep(0.2)

@@ -132,6 +132,14 @@ class World:
         else:
             self.ec2.set_state(instance_id, state)
 
+    def beat(self) -> None:
+        """Let every living machine whose row is offline send a heartbeat, which sets the row online."""
+        for row in self.database.query(
+            "SELECT id::text AS id, instance_id FROM workspaces WHERE status = 'offline' AND instance_id <> ''"
+        ):
+            if self.ec2.state_of(row["instance_id"]) == "running":
+                self.fleet.update(row["id"], status="online")
+
     def _terminate(self, instance_id: str) -> None:
         """Terminate an instance for the platform, and record it if it was alive, which must not happen."""
         if not self.ledger.was_dead(instance_id, time.time()):
