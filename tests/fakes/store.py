@@ -683,8 +683,8 @@ class Restarts(Part):
     @_transaction
     def count_absences(self, _: Deadline, restarts: Iterable[Restart]) -> None:
         self.require_lease()
-        self.watch.wrote("count_absences")
         for one in self._unlocked(restart.id for restart in restarts):
+            self.watch.wrote("count_absences", one)
             self._count_absence(one)
 
     @_transaction

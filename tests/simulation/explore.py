@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import cache
 
 from handler.request import DRY_RUN, Request
 from tests.fakes.world import World
@@ -11,9 +12,6 @@ from tests.simulation.simulation import FULL, SETTINGS, Actor, Setup, Simulation
 
 # What happens in one cycle: at which point, which action. Points are counted from the cycle's first call.
 Script = tuple[tuple[int, Action], ...]
-
-_SPECIAL = {call: tuple(one for one in ACTIONS if one.offered(call)) for call in ("probe", "restart", "inside flip")}
-_USUAL = tuple(one for one in ACTIONS if one.offered("any other"))
 
 # So slow that the deadline cuts off what one cycle cannot reach.
 SLOW_PROBE_SECONDS = 9.0
@@ -30,9 +28,10 @@ _LIKELY = {
 _UNLIKELY = 0.05
 
 
+@cache
 def offered(call: str) -> tuple[Action, ...]:
     """Return what can happen at a point before that call."""
-    return _SPECIAL.get(call, _USUAL)
+    return tuple(one for one in ACTIONS if one.offered(call))
 
 
 class _NoEffectError(BaseException):
@@ -51,7 +50,7 @@ class Scripted:
         self.calls.append(call)
         for at, action in self._script:
             if at == point:
-                simulation.note(f"    >>> {action.name}")
+                simulation.disturb(action.name)
                 if not action.act(simulation, actor, self._workspace_id):
                     raise _NoEffectError
 
@@ -151,7 +150,7 @@ class Random:
             return
         action, one = chance.choice(offered(call)), chance.choice(list(workspaces))
         self._left -= 1
-        simulation.note(f"    >>> {action.name} ({one})")
+        simulation.disturb(f"{action.name} ({one})")
         action.act(simulation, actor, one)
 
 
