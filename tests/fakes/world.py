@@ -118,8 +118,9 @@ class World:
     is_lively: bool = False
     # The monitor also restarts what it takes offline, once.
     monitor_restarts: bool = False
-    # When the monitor took a workspace offline.
+    # Since when a workspace is offline, for all that any cycle has seen; and since when one was that was adopted.
     offline_at: dict[str, float] = field(default_factory=dict)
+    adopted_from: dict[str, float] = field(default_factory=dict)
     # Workspaces and instances that a cycle saw dead or absent while the row was up, or by hand; ids of restarts that
     # were owed again.
     seen_dead: set[tuple[str, str]] = field(default_factory=set)
@@ -153,7 +154,14 @@ class World:
         assert isinstance(world, cls)
         return world
 
-    def add(self, workspace_id: str, state: str | None, *, streak: int | None = None) -> None:
+    def add(
+        self,
+        workspace_id: str,
+        state: str | None,
+        *,
+        streak: int | None = None,
+        heartbeat_age_s: float = HEARTBEAT_AGE_SECONDS,
+    ) -> None:
         """Add a workspace whose instance is in a state, or not known to EC2 (None).
 
         With `streak`, it was restarted some minutes ago, after that many restarts in a row.
@@ -163,7 +171,7 @@ class World:
             self.instances[instance_id] = Instance(state)
         self.population += 1
         self.tables.workspaces[workspace_id] = Row(
-            instance_id, heartbeat_at=self.tables.now - HEARTBEAT_AGE_SECONDS, updated_at=self.tables.now
+            instance_id, heartbeat_at=self.tables.now - heartbeat_age_s, updated_at=self.tables.now
         )
         if streak is not None:
             self._was_restarted(workspace_id, streak)
@@ -252,9 +260,9 @@ class World:
                 row.status, row.updated_at = "provisioning", now
                 step = "boot" if job.step == "write" else "fail"
                 self.jobs.append(Job(now + BOOT_SECONDS, step, job.workspace_id))
-            elif row is not None and row.status == "provisioning" and job.step == "fail":
-                row.status, row.updated_at = "failed", now
-            elif row is not None and row.status == "provisioning":
+            elif row is not None and job.step == "fail":
+                row.status, row.updated_at = ("failed" if row.status == "provisioning" else row.status), now
+            elif row is not None and row.status in _BEATS_SET_ONLINE:  # the monitor takes long provisioning offline
                 row.status, row.instance_id, row.heartbeat_at, row.updated_at = "online", self.launch(), now, now
 
     def restart_itself(self, workspace_id: str) -> bool:
@@ -271,7 +279,7 @@ class World:
         if row.status in _NOT_MONITORED or row.locked_by is not None:
             return False
         row.status, row.updated_at = "offline", now
-        self.offline_at[workspace_id] = now
+        self.offline_at.setdefault(workspace_id, now)
         if self.monitor_restarts:
             self.become(row.instance_id, "terminated")
             self.jobs.append(Job(now + OWN_RESTART_SECONDS, "write", workspace_id))

@@ -311,6 +311,6 @@ ACTIONS = (
 )
 
 
-def narrowed(workspace_id: str) -> Request:
+def narrowed(workspace_id: str, *, adopt: bool = False) -> Request:
     """Return the request for one workspace."""
-    return Request(APPLY, workspace_ids=(workspace_id,))
+    return Request(APPLY, workspace_ids=(workspace_id,), adopt=adopt)

@@ -3,7 +3,7 @@
 import contextlib
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from math import ceil
 from typing import TypeVar
@@ -137,6 +137,7 @@ class Actor(Watch):
         self.answers: dict[str, list[Answered]] = {}
         self.swept: dict[str, str] = {}  # the first answers, by workspace
         self.breaker: Oracle | None = None
+        self.rows: dict[str, Row] = {}
         self.claims: dict[int, float] = {}
         self.asked: dict[int, Asked] = {}
 
@@ -157,6 +158,8 @@ class Actor(Watch):
             raise ConnectionLostError("simulated: the request is lost")
 
     def inside(self, call: str) -> None:
+        # A claim locks no row of the platform's. This is its last look at them.
+        self.rows = {one: replace(row) for one, row in self.tables.workspaces.items()} if call == "claim" else {}
         self._point(f"inside {call}")
 
     def after(self, call: str) -> None:
@@ -204,6 +207,12 @@ class Actor(Watch):
         if call not in _WITHOUT_LEASE:
             is_ours = lease is not None and lease[0] == self.cycle_id and lease[1] > self.tables.now
             self.require(is_ours, f"{call} without the lease")
+        if call == "tend":
+            for one in [one for one in self.world.offline_at if not self._is_offline(one)]:
+                del self.world.offline_at[one]
+        if call == "save_coverage":  # whatever becomes of the cycle, these were checked
+            for one in self.swept:
+                self.world.waited.pop(one, None)
         if isinstance(subject, Confirmed):
             self._flips(subject)
         elif call == "claim":
@@ -222,6 +231,10 @@ class Actor(Watch):
             self.require(asked is not None and not asked.is_refused, "a restart is called accepted that is not")
         elif isinstance(subject, Restart) and call == "give_back":
             self.require(subject.id not in self.asked, "a claim is given back though the platform was asked")
+
+    def _is_offline(self, workspace_id: str) -> bool:
+        row = self.tables.workspaces.get(workspace_id)
+        return row is not None and row.status == "offline"
 
     def _flips(self, confirmed: Confirmed) -> None:
         workspace, world, now = confirmed.second.workspace, self.world, self.tables.now
@@ -243,6 +256,7 @@ class Actor(Watch):
             self.require(pair in world.seen_dead, "a row is adopted that no cycle saw dead while it was up")
             live = self.tables.live_restart(workspace.id)
             self.require(live is None, "a row is adopted that somebody is restarting")
+            world.adopted_from[workspace.id] = world.offline_at.get(workspace.id, now)
         else:
             world.flipped += 1
         world.flips = [(at, one) for at, one in world.flips if at > now - self._window_s] + [(now, workspace.id)]
@@ -306,7 +320,7 @@ class Actor(Watch):
     def _claims(self, restart: Restart, sighting: Sighting) -> None:
         tables, settings, now = self.tables, self.settings, self.tables.now
         (owed,) = (one for one in tables.restarts if one.id == restart.id)
-        row = tables.workspaces.get(owed.workspace_id)
+        row = self.rows.get(owed.workspace_id)
         if row is None or row.status != "offline" or row.instance_id != owed.instance_id:
             raise ViolationError("a restart is claimed that is not owed any more")
         self.require(not tables.is_on_hold(owed.workspace_id), "the restart of a workspace on hold is claimed")
@@ -320,7 +334,7 @@ class Actor(Watch):
         self._is_fresh(owed.instance_id)
         if owed.attempts == 0:
             if owed.adopted:
-                earliest = self.world.offline_at.get(owed.workspace_id, owed.flipped_at) + settings.restarts.uncertain_s
+                earliest = self.world.adopted_from[owed.workspace_id] + settings.restarts.uncertain_s
             else:
                 earliest = owed.flipped_at + settings.restarts.grace_s
             earliest = max(earliest, tables.hold_ended_at(owed.workspace_id) + settings.restarts.grace_s)
@@ -499,7 +513,7 @@ class Simulation:
         """Return the restarts that are owed, the watches without need, and the rows that nobody takes or cares for."""
         world, tables = self.world, self.world.tables
         candidates = [one for one, row in tables.workspaces.items() if row.is_up]
-        nothing_found = bool(candidates) and not any(map(world.instance_of, candidates))
+        nothing_found = not any(map(world.instance_of, candidates))
         left = []
         for one in tables.restarts:
             row = tables.workspaces.get(one.workspace_id)
