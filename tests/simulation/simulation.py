@@ -358,16 +358,18 @@ class Actor(Watch):
 
     def asks(self, workspace_id: str, instance_id: str) -> Asked:
         owed = [
-            one for one in self.tables.restarts if (one.workspace_id, one.instance_id) == (workspace_id, instance_id)
+            one.id
+            for one in self.tables.restarts
+            if (one.workspace_id, one.instance_id) == (workspace_id, instance_id) and one.id in self.claims
         ]
-        self.require(owed and owed[-1].id in self.claims, "a restart is asked for without a claim")
+        self.require(owed, "a restart is asked for without a claim")
         answer = self.answers[instance_id][-1]
         self.require(answer.is_gone, "a restart is asked for, and nobody looked again")
         self.require(self.clock() - answer.clock <= EVIDENCE_SECONDS, "a restart is asked for on old evidence")
         was_dead = instance_id in self.died or self._was_absent(workspace_id, instance_id)
         # A single stale answer suffices here: the flip has had two before.
         self.require(was_dead or (answer.lied and answer.word in DEAD), "restarted, but its instance was never dead")
-        asked = Asked(owed[-1].id, workspace_id, instance_id, self.claims[owed[-1].id])
+        asked = Asked(owed[-1], workspace_id, instance_id, self.claims[owed[-1]])
         for earlier in self.world.asked:
             same = (earlier.workspace_id, earlier.instance_id) == (workspace_id, instance_id)
             wait_s = RECOVERY_SECONDS if asked.restart_id in self.world.again else self.settings.restarts.uncertain_s
