@@ -21,6 +21,7 @@ from handler.errors import ConnectionLostError, LeaseLostError, RequestError, Ro
 from handler.store import ActiveHolds, FlipOutcomes, Selection, Store
 from handler.store.candidates import UNOWED_SECONDS, selection
 from handler.store.flip import Flipped, FlipPolicy, captured_status
+from handler.store.holds import MOST_SHOWN
 from handler.store.lease import LONGEST_SECONDS, MARGIN_SECONDS
 from handler.store.memory import KEPT_DAYS
 from handler.store.restarts import Judge
@@ -798,7 +799,7 @@ class Holds(Part):
     """See handler.store.Holds. Nobody locks a hold here."""
 
     @_transaction
-    def active(self, _: Deadline, *, most: int) -> ActiveHolds:
+    def active(self, _: Deadline, *, most: int = MOST_SHOWN) -> ActiveHolds:
         return self._active(most)
 
     @_transaction
@@ -809,14 +810,14 @@ class Holds(Part):
 
     @_transaction
     def place(
-        self, _: Deadline, workspace_ids: Sequence[str] | None, *, reason: str, lasts_s: float, most: int
+        self, _: Deadline, workspace_ids: Sequence[str] | None, *, reason: str, lasts_s: float, most: int = MOST_SHOWN
     ) -> ActiveHolds:
         for one in (None,) if workspace_ids is None else workspace_ids:
             self.tables.holds[one] = StoredHold(reason, self.tables.now + lasts_s)
         return self._active(most)
 
     @_transaction
-    def release(self, _: Deadline, workspace_ids: Sequence[str] | None, *, most: int) -> ActiveHolds:
+    def release(self, _: Deadline, workspace_ids: Sequence[str] | None, *, most: int = MOST_SHOWN) -> ActiveHolds:
         tables = self.tables
         loops = [one for one in tables.restarts if one.workspace_id in (workspace_ids or ())]
         if any(one.locked_by is not None and (one.streak or one.backoff_until is not None) for one in loops):
