@@ -702,7 +702,7 @@ class Restarts(Part):
         owed = self._lock(restart)
         if owed is None:
             return
-        if owed.claimed_by == self.cycle_id or (not claimed and owed.last_answer != "claimed"):
+        if owed.claimed_by == self.cycle_id if claimed else owed.attempts == restart.attempts:
             self.watch.wrote("record_answer")
             owed.last_answer = str(answer)
             if not restart.watched and wait_s is not None:
