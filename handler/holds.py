@@ -17,8 +17,6 @@ from handler.telemetry import hold_changed, hold_trouble
 ANSWER_SECONDS = 1.5
 # What a late hold still gets for its answer.
 _LEAST_SECONDS = 0.2
-# Nobody reads more than this.
-HOLDS_REPORTED = 100
 
 
 def carry_out(request: Request, store: Store, deadline: Deadline, in_time: Deadline) -> dict[str, Any]:
@@ -32,13 +30,13 @@ def carry_out(request: Request, store: Store, deadline: Deadline, in_time: Deadl
     unchecked = False
     try:
         if not request.applies:
-            outcome, active = "unchanged", store.holds.active(in_time, most=HOLDS_REPORTED)
+            outcome, active = "unchanged", store.holds.active(in_time)
         elif request.hold:
             unchecked = ids is not None and not store.holds.exist(in_time, ids)
             outcome, active = "held", _place(request.hold, store, deadline, in_time)
             hold_changed("on hold", ids, f"for {request.hold.lasts_s} s: {request.hold.reason}")
         else:
-            outcome, active = "released", store.holds.release(in_time, ids, most=HOLDS_REPORTED)
+            outcome, active = "released", store.holds.release(in_time, ids)
             hold_changed("released", ids, "by hand")
     except (RequestError, RightsMissingError, SchemaMissingError):
         store.check_rights(in_time, to_apply=request.applies)  # it names all that is missing, and matters more
@@ -56,9 +54,7 @@ def carry_out(request: Request, store: Store, deadline: Deadline, in_time: Deadl
 
 def _place(hold: HoldRequest, store: Store, deadline: Deadline, in_time: Deadline) -> ActiveHolds:
     def place(time_left: Deadline) -> ActiveHolds:
-        return store.holds.place(
-            time_left, hold.workspace_ids, reason=hold.reason, lasts_s=hold.lasts_s, most=HOLDS_REPORTED
-        )
+        return store.holds.place(time_left, hold.workspace_ids, reason=hold.reason, lasts_s=hold.lasts_s)
 
     try:
         return place(in_time)

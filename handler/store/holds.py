@@ -23,7 +23,9 @@ _LEAST_CHECK_SECONDS = 0.2
 _KEPT_SECONDS = 0.4
 # A release that comes upon a lock looks again after this long.
 _PAUSE_SECONDS = 0.05
-# An answer lists no more workspaces than this in flight; a cycle asks for some hundred restarts.
+# An answer lists no more holds than this, because nobody reads more, ...
+MOST_SHOWN = 100
+# ... and no more workspaces in flight: a cycle asks for some hundred restarts.
 MOST_IN_FLIGHT = 1000
 
 # A row without a workspace is a hold on everything.
@@ -171,7 +173,7 @@ class Holds:
         """Use a session of the database."""
         self._session = session
 
-    def active(self, deadline: Deadline, *, most: int) -> ActiveHolds:
+    def active(self, deadline: Deadline, *, most: int = MOST_SHOWN) -> ActiveHolds:
         """Return the holds that have not ended, but no more than `most` of them."""
         with self._session.transaction(deadline, read_only=True, rights=RIGHTS_TO_HOLD) as transaction:
             return _active(transaction, most)
@@ -196,7 +198,13 @@ class Holds:
         return True
 
     def place(
-        self, deadline: Deadline, workspace_ids: Sequence[str] | None, *, reason: str, lasts_s: float, most: int
+        self,
+        deadline: Deadline,
+        workspace_ids: Sequence[str] | None,
+        *,
+        reason: str,
+        lasts_s: float,
+        most: int = MOST_SHOWN,
     ) -> ActiveHolds:
         """Put the workspaces on hold for `lasts_s` seconds from now, in place of what holds they have.
 
@@ -208,7 +216,9 @@ class Holds:
             transaction.run(statement, ids=_ids(workspace_ids), reason=reason, lasts_s=lasts_s)
             return _active(transaction, most)
 
-    def release(self, deadline: Deadline, workspace_ids: Sequence[str] | None, *, most: int) -> ActiveHolds:
+    def release(
+        self, deadline: Deadline, workspace_ids: Sequence[str] | None, *, most: int = MOST_SHOWN
+    ) -> ActiveHolds:
         """End the workspaces' holds and back-offs, and forget their crash loops; return the holds that are active.
 
         Of everything: end the hold on everything, and what stop the platform asked for. All or nothing: raises

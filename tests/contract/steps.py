@@ -11,7 +11,7 @@ from handler.domain.model import Restart, Sighting, SkipReason, Verdict, Workspa
 from handler.domain.policy import AbsencePolicy, CrashLoopPolicy, RestartPolicy
 from handler.domain.report import Gauges
 from handler.domain.restarts import Circumstances, Owed, RestartDecision, Watched, before_asking
-from handler.store import Flipped, FlipPolicy, Selection, Store
+from handler.store import ActiveHolds, Flipped, FlipPolicy, Selection, Store
 from tests.contract.subjects import Subject
 from tests.unit.builders import instance, uuid
 
@@ -31,6 +31,14 @@ def holding(subject: Subject, cycle: int = 0) -> Store:
     store = subject.store(cycle)
     assert store.lease.acquire(soon(), lasts_s=LEASE_S)
     return store
+
+
+def hold(
+    store: Store, *numbers: int, lasts_s: float = 100, reason: str = "why", deadline: Deadline | None = None
+) -> ActiveHolds:
+    """Put these workspaces on hold; with none, everything."""
+    ids = [uuid(number) for number in numbers] or None
+    return store.holds.place(deadline or soon(), ids, reason=reason, lasts_s=lasts_s, most=9)
 
 
 # --- candidates and flips ---

@@ -246,12 +246,12 @@ def _tend(life: Life, number: int, chance: random.Random) -> None:
 
 
 def _hold(life: Life, number: int, chance: random.Random) -> object:
-    holds = life.store(chance).holds.place(soon(), [uuid(number)], reason="why", lasts_s=100)
-    return [(one.workspace_id, one.reason) for one in holds]
+    holds = life.store(chance).holds.place(soon(), [uuid(number)], reason="why", lasts_s=100, most=99)
+    return [(one.workspace_id, one.reason) for one in holds.holds]
 
 
 def _release(life: Life, number: int, chance: random.Random) -> object:
-    return [one.workspace_id for one in life.store(chance).holds.release(soon(), [uuid(number)])]
+    return [one.workspace_id for one in life.store(chance).holds.release(soon(), [uuid(number)], most=99).holds]
 
 
 def _on_row(act: Callable[[Subject, str, random.Random], object]) -> Step:

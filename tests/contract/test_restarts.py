@@ -19,6 +19,7 @@ from tests.contract.steps import (
     flip,
     flipped,
     gauges,
+    hold,
     holding,
     note,
     soon,
@@ -69,7 +70,7 @@ def test_those_that_were_refused_are_listed_apart(subject: Subject) -> None:
 
 def test_what_may_not_be_asked_for_is_left_out(subject: Subject) -> None:
     store = flipped(subject, 1, 2)
-    store.holds.place(soon(), [uuid(1)], reason="why", lasts_s=100)
+    hold(store, 1)
     assert ids(store) == [2]
     assert ids(store, released_only=True) == []
     store.restarts.release(soon(), workspace_ids=[uuid(2)])
@@ -79,7 +80,7 @@ def test_what_may_not_be_asked_for_is_left_out(subject: Subject) -> None:
 def test_an_open_breaker_keeps_back_what_is_due_free_and_not_released(subject: Subject) -> None:
     store = flipped(subject, 1, 2, 3, 4, 5)
     store.restarts.release(soon(), workspace_ids=[uuid(2)])
-    store.holds.place(soon(), [uuid(3)], reason="why", lasts_s=100)
+    hold(store, 3)
     store.restarts.put_off(soon(), [the_due(store, 4)], wait_s=RETRY_S)
     with subject.locked_own("restarts", uuid(5)):
         store.restarts.keep_back(soon(), workspace_ids=None)
@@ -161,7 +162,7 @@ def test_nothing_is_claimed_if_something_comes_after_the_decision(subject: Subje
     store = flipped(subject)
     restart = the_due(store)
     if moment == "a hold":
-        store.holds.place(soon(), [uuid(1)], reason="why", lasts_s=100)
+        hold(store, 1)
     if moment == "a stop":
         store.restarts.stop(soon(), lasts_s=100)
     blind = decide(store, restart, age_s=6.0 if moment == "old evidence" else 0.0, blind=True)
@@ -357,7 +358,7 @@ def test_a_watch_says_what_became_of_the_workspace(subject: Subject) -> None:
     assert step(store, the_due(store, 3)) == "ask"
     subject.update(uuid(1), status="degraded")
     subject.delete(uuid(3))
-    store.holds.place(soon(), [uuid(2)], reason="why", lasts_s=100)
+    hold(store, 2)
     note(store, up=[restart.id])
     subject.age(30)
     one, two, three = sorted(watched(store), key=lambda watch: watch.restart.id)
@@ -404,7 +405,7 @@ def test_a_restart_counts_as_unrecovered_a_while_after_it_was_first_asked_for(su
     assert gauges(store).restarts_unrecovered == 2
     note(holding(subject), up=[1])
     assert gauges(store).restarts_unrecovered == 1
-    store.holds.place(soon(), [uuid(2)], reason="why", lasts_s=100)
+    hold(store, 2)
     assert gauges(store).restarts_unrecovered == 0
 
 
@@ -440,7 +441,7 @@ NOT_AGAIN: dict[str, Callable[[Subject, Store], object]] = {
     "the row is up": lambda subject, _: subject.update(uuid(1), status="online"),
     "another instance": lambda subject, _: subject.update(uuid(1), instance_id=instance(2)),
     "gone": lambda subject, _: subject.delete(uuid(1)),
-    "on hold": lambda _, store: store.holds.place(soon(), [uuid(1)], reason="why", lasts_s=100),
+    "on hold": lambda _, store: hold(store, 1),
     "the watch is over": lambda _, store: note(store, ended=[1]),
     "owed already": lambda _, store: store.restarts.owe_again(soon(), {1: (0, 0.0)}),
 }

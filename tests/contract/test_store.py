@@ -10,8 +10,8 @@ from handler.domain.backoff import CrashLoop
 from handler.domain.coverage import Coverage, Progress, Queues
 from handler.domain.model import Restart, SkipReason, Verdict
 from handler.domain.report import FleetGauges, Gauges
-from handler.errors import LeaseLostError, RequestError, RowLockedError, StoreError
-from handler.store import Flipped, Store
+from handler.errors import LeaseLostError, RowLockedError, StoreError
+from handler.store import ActiveHolds, Flipped, Store
 from handler.store.lease import LONGEST_SECONDS
 from tests.contract.steps import (
     CLOSE,
@@ -28,12 +28,12 @@ from tests.contract.steps import (
     flip,
     flipped,
     gauges,
+    hold,
     holding,
     note,
     policy,
     save,
     select,
-    selected,
     soon,
     step,
     the_due,
@@ -187,9 +187,6 @@ IN_TIME: dict[str, Callable[[Store, Restart, Deadline], object]] = {
     "record_answer": lambda store, restart, late: store.restarts.record_answer(
         late, restart, "refused", wait_s=RETRY_S
     ),
-    "active": lambda store, _, late: store.holds.active(late),
-    "place": lambda store, restart, late: store.holds.place(late, [restart.workspace_id], reason="why", lasts_s=9),
-    "release a hold": lambda store, restart, late: store.holds.release(late, [restart.workspace_id]),
 }
 
 
@@ -219,7 +216,7 @@ def test_the_candidates_are_those_with_an_instance_of_ours_that_should_be_up(sub
     subject.add(uuid(23), instance(23), runtime=None)
     subject.add(uuid(24), instance(24), heartbeat_age_s=None)
     subject.add(uuid(25), instance(25))
-    subject.store().holds.place(soon(), [uuid(25)], reason="why", lasts_s=100)
+    hold(subject.store(), 25)
     found = {one.id: one for one in select(subject.store()).workspaces}
     assert list(found) == [uuid(2), uuid(4), uuid(23), uuid(24), uuid(25)]
     assert found[uuid(2)].instance_id == instance(2)
@@ -267,7 +264,7 @@ def test_what_is_open_and_how_old_it_is(subject: Subject) -> None:
     store.restarts.record_answer(soon(), blocked, "blocked", wait_s=RETRY_S)
     accepted(store, 3)
     recovered = accepted(store, 4)
-    store.holds.place(soon(), [uuid(5)], reason="why", lasts_s=10_000)
+    hold(store, 5, lasts_s=10_000)
     note(store, up=[recovered.id])
     subject.age(901)
     now = gauges(store)
@@ -288,8 +285,8 @@ def test_the_oldest_doubts_age_leaves_out_holds_and_counts_from_their_end(subjec
         subject.add(uuid(number), instance(number))
     store = holding(subject)
     save(store, doubt(1), doubt(2))
-    store.holds.place(soon(), [uuid(1)], reason="why", lasts_s=100)
-    store.holds.place(soon(), [uuid(2)], reason="why", lasts_s=30)
+    hold(store, 1)
+    hold(store, 2, lasts_s=30)
     subject.age(50)
     assert gauges(store).oldest_doubt_s == pytest.approx(20, abs=CLOSE)
     subject.age(60)
@@ -321,7 +318,7 @@ LATER: dict[str, tuple[Callable[[Subject], object], SkipReason | None]] = {
     "it has no status": (lambda subject: subject.update(uuid(1), status=None), SkipReason.STATUS_MOVED),
     "it is external": (lambda subject: subject.update(uuid(1), runtime="external"), SkipReason.STATUS_MOVED),
     "it is on hold": (
-        lambda subject: subject.store().holds.place(soon(), [uuid(1)], reason="why", lasts_s=60),
+        lambda subject: hold(subject.store(), 1),
         SkipReason.ON_HOLD,
     ),
     "the instance is cleared": (
@@ -376,7 +373,7 @@ def test_each_workspace_of_a_set_is_flipped_or_not_for_itself(subject: Subject) 
     seen = old + [confirmed(one) for one in selection.workspaces[1:]]
     subject.update(uuid(2), status="paused")
     subject.delete(uuid(3))
-    store.holds.place(soon(), [uuid(4)], reason="why", lasts_s=60)
+    hold(store, 4)
     with subject.locked(uuid(5)):
         outcomes = store.flips.flip(soon(), seen, policy(selection))
     assert outcomes == {
@@ -547,12 +544,17 @@ def test_a_restart_that_was_never_asked_for_does_not_count(subject: Subject) -> 
 def test_a_hold_keeps_its_restart_from_being_asked_for_until_its_grace_is_over(subject: Subject) -> None:
     store = flipped(subject)
     restart = the_due(store)
-    (hold,) = store.holds.place(soon(), [uuid(1)], reason="maintenance", lasts_s=100)
-    assert (hold.workspace_id, hold.reason, hold.ends_at[10], hold.ends_at[-1]) == (uuid(1), "maintenance", "T", "Z")
+    active = hold(store, 1, reason="maintenance")
+    (shown,) = active.holds
+    assert (shown.workspace_id, shown.reason, shown.ends_at[10], shown.ends_at[-1]) == (
+        *(uuid(1), "maintenance"),
+        *("T", "Z"),
+    )
+    assert (active.singly, active.on_everything) == (1, False)
     assert (step(store, restart), due(store), gauges(store).on_hold) == ("wait", [], 1)
     subject.age(101)
     store = holding(subject)
-    assert (store.holds.active(soon()), gauges(store).on_hold) == ([], 0)
+    assert (store.holds.active(soon(), most=9), gauges(store).on_hold) == (ActiveHolds([]), 0)
     assert due(store, grace_s=180.0) == []
     assert store.restarts.count_due(soon(), most=9, grace_s=180.0, workspace_ids=None) == 0
     decision = decide(store, restart, grace_s=180.0)
@@ -567,50 +569,42 @@ def test_one_that_was_asked_for_before_has_no_second_grace(subject: Subject) -> 
     restart = the_due(store)
     decide(store, restart)
     store.restarts.record_answer(soon(), restart, "refused", wait_s=0.0)
-    store.holds.place(soon(), [uuid(1)], reason="why", lasts_s=10)
+    hold(store, 1, lasts_s=10)
     subject.age(11)
     assert [owed.restart.id for owed in due(store, grace_s=180.0)] == [restart.id]
 
 
-def test_a_hold_is_replaced_and_ended_by_hand(subject: Subject) -> None:
-    store = subject.store()
-    for number in (1, 2):
-        subject.add(uuid(number), instance(number))
-    store.holds.place(soon(), [uuid(1), uuid(2)], reason="why", lasts_s=100)
-    holds = store.holds.place(soon(), [uuid(1)], reason="why not", lasts_s=500)
-    assert [(one.workspace_id, one.reason) for one in holds] == [(uuid(2), "why"), (uuid(1), "why not")]
-    assert [one.workspace_id for one in store.holds.release(soon(), [uuid(1), uuid(99)])] == [uuid(2)]
-    assert [one.on_hold for one in select(store).workspaces] == [False, True]
-
-
 def test_what_ended_long_ago_is_purged_but_nothing_that_is_watched(subject: Subject) -> None:
-    month = 31 * 86_400
     store = flipped(subject, 1, 2)
     accepted(store, 1)
     accepted(store, 2)
     note(store, ended=[2])
-    store.holds.place(soon(), [uuid(1)], reason="why", lasts_s=100)
+    hold(store, 1)
     subject.age(20 * 86_400)
     holding(subject).memory.purge(soon())
     assert [one[0] for one in subject.restarts()] == [1, 2]
-    subject.age(month)
+    subject.age(31 * 86_400)
     holding(subject).memory.purge(soon())
     assert [one[0] for one in subject.restarts()] == [1]
-    assert selected(store) == []
 
 
-def test_a_hold_with_an_unknown_workspace_is_refused_as_a_whole(subject: Subject) -> None:
-    subject.add(uuid(1), instance(1))
-    with pytest.raises(RequestError):
-        subject.store().holds.place(soon(), [uuid(1), uuid(2)], reason="why", lasts_s=100)
-    assert subject.store().holds.active(soon()) == []
+def test_a_restart_that_is_claimed_is_in_flight(subject: Subject) -> None:
+    store = flipped(subject)
+    restart = the_due(store)
+    assert store.holds.in_flight(soon(), None, locked=True) == []
+    decide(store, restart)
+    for whose, found in ((None, [uuid(1)]), ([uuid(1)], [uuid(1)]), ([uuid(2)], [])):
+        assert store.holds.in_flight(soon(), whose, locked=True) == found
+        assert store.holds.in_flight(soon(), whose, locked=False) == found
 
 
-def test_a_hold_waits_for_whoever_has_the_row_and_gives_up_in_time(subject: Subject) -> None:
-    subject.add(uuid(1), instance(1))
-    with subject.locked(uuid(1)), pytest.raises(StoreError):
-        subject.store().holds.place(Deadline(0.2), [uuid(1)], reason="why", lasts_s=100)
-    assert subject.store().holds.active(soon()) == []
+def test_the_age_of_a_restart_counts_from_the_end_of_its_hold(subject: Subject) -> None:
+    store = flipped(subject)
+    hold(store, 1)
+    subject.age(150)
+    store = holding(subject)
+    store.memory.purge(soon())
+    assert gauges(store).oldest_restart_age_s == pytest.approx(50, abs=CLOSE)
 
 
 def test_a_release_ends_a_crash_loops_back_off(subject: Subject) -> None:
@@ -624,7 +618,7 @@ def test_a_release_ends_a_crash_loops_back_off(subject: Subject) -> None:
     assert (due(store), gauges(store).restarts_backing_off) == ([], 1)
     restart = Restart(4, uuid(1), instance(4), streak=3)
     assert step(store, restart) == "wait"
-    store.holds.release(soon(), [uuid(1)])
+    store.holds.release(soon(), [uuid(1)], most=9)
     assert (the_due(store), gauges(store).restarts_backing_off) == (replace(restart, streak=0), 0)
     assert [one[-1] for one in subject.restarts()] == [0, 0, 0, 0]
 

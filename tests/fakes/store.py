@@ -21,6 +21,7 @@ from handler.errors import ConnectionLostError, LeaseLostError, RequestError, Ro
 from handler.store import ActiveHolds, FlipOutcomes, Selection, Store
 from handler.store.candidates import UNOWED_SECONDS, selection
 from handler.store.flip import Flipped, FlipPolicy, captured_status
+from handler.store.holds import MOST_SHOWN
 from handler.store.lease import LONGEST_SECONDS, MARGIN_SECONDS
 from handler.store.memory import KEPT_DAYS
 from handler.store.restarts import Judge
@@ -192,14 +193,20 @@ class Doubts(Part):
             key: Known(one.instance_id, one.sightings, now - one.since, now - one.last_seen_at)
             for key, one in tables.doubts.items()
         }
-        dead = {one.workspace_id for one in tables.doubts.values() if tables.remembers_dead(one) and one.sightings > 0}
+        remembered = {
+            one.workspace_id for one in tables.doubts.values() if tables.remembers_dead(one) and one.sightings > 0
+        }
+        acted_on = set()
         for one in tables.restarts:
             is_kept_back = one.is_open and one.kept_back_at is not None and not one.released
             if one.flipped_at > now - breaker_window_s or is_kept_back:
-                dead.add(one.workspace_id)
-        free = [one for one in tables.workspaces if not tables.is_on_hold(one)]
-        up = {one for one in free if tables.workspaces[one].is_up}
-        return Memory(known, Fleet(len(up), {one: one in up for one in dead if not tables.is_on_hold(one)}))
+                acted_on.add(one.workspace_id)
+        up = {one for one, row in tables.workspaces.items() if row.is_up and not tables.is_on_hold(one)}
+
+        def free(those: set[str]) -> dict[str, bool]:
+            return {one: one in up for one in those if not tables.is_on_hold(one)}
+
+        return Memory(known, Fleet(len(up), free(remembered - acted_on), free(acted_on)))
 
     def save(self, deadline: Deadline, changes: DoubtChanges) -> None:
         """Save in two transactions, like the real one for few doubts."""
@@ -792,7 +799,7 @@ class Holds(Part):
     """See handler.store.Holds. Nobody locks a hold here."""
 
     @_transaction
-    def active(self, _: Deadline, *, most: int) -> ActiveHolds:
+    def active(self, _: Deadline, *, most: int = MOST_SHOWN) -> ActiveHolds:
         return self._active(most)
 
     @_transaction
@@ -803,14 +810,14 @@ class Holds(Part):
 
     @_transaction
     def place(
-        self, _: Deadline, workspace_ids: Sequence[str] | None, *, reason: str, lasts_s: float, most: int
+        self, _: Deadline, workspace_ids: Sequence[str] | None, *, reason: str, lasts_s: float, most: int = MOST_SHOWN
     ) -> ActiveHolds:
         for one in (None,) if workspace_ids is None else workspace_ids:
             self.tables.holds[one] = StoredHold(reason, self.tables.now + lasts_s)
         return self._active(most)
 
     @_transaction
-    def release(self, _: Deadline, workspace_ids: Sequence[str] | None, *, most: int) -> ActiveHolds:
+    def release(self, _: Deadline, workspace_ids: Sequence[str] | None, *, most: int = MOST_SHOWN) -> ActiveHolds:
         tables = self.tables
         loops = [one for one in tables.restarts if one.workspace_id in (workspace_ids or ())]
         if any(one.locked_by is not None and (one.streak or one.backoff_until is not None) for one in loops):

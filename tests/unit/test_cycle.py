@@ -6,6 +6,7 @@ from math import ceil
 
 import pytest
 
+from handler.domain.coverage import Coverage
 from handler.domain.model import SkipReason, Verdict
 from handler.domain.report import Report
 from handler.errors import ConnectionLostError, ReconcilerError, RowLockedError, SecretError, StoreError
@@ -223,6 +224,24 @@ def test_the_override_lifts_the_breaker_for_this_cycle() -> None:
     assert Invocation(fleet(5, _1="stopped", _2="stopped", _3="stopped")).run(OVERRIDE).flipped == 3
 
 
+def test_those_who_were_brought_forward_do_not_open_the_breaker() -> None:
+    """Of four hundred, a cycle checks forty: ten of the dead that came first, and thirty in turn."""
+    dead = [*range(1, 11), *range(101, 116)]
+    world = fleet(400, **dict.fromkeys((f"_{number}" for number in dead), "stopped"))
+    world.tables.coverage = Coverage(uuid(100), uuid(100), tuple(map(uuid, range(1, 11))))
+    report = Invocation(world, CANDIDATE_LIMIT="40").run()
+    assert (report.checked, report.dead, report.breaker_open) == (40, 25, False)
+
+
+def test_what_the_open_breaker_blocks_stands_in_the_report() -> None:
+    world = fleet(400, **dict.fromkeys((f"_{number}" for number in range(1, 302)), "stopped"))
+    row(world, 1).heartbeat_at = world.tables.now
+    report = Invocation(world).run()
+    assert report.breaker_open
+    assert (len(report.flips), {flip.blocked for flip in report.flips}) == (99, {True})
+    assert uuid(1) not in flipped(report)
+
+
 # --- a part of the fleet ---
 
 
@@ -328,6 +347,26 @@ def test_a_flip_that_failed_for_lack_of_time_is_brought_forward() -> None:
 
     assert skipped(Invocation(world, first={"flip": [take_long]}).run()) == {"out_of_time": 1}
     assert world.tables.coverage.brought_forward == (uuid(2),)
+
+
+def test_due_restarts_have_time_of_their_own() -> None:
+    """The control plane takes eight seconds for an answer, and so does the platform."""
+    world = fleet(400)
+    for number in range(401, 411):
+        owe(world, number)
+    world.probe_takes_s = 8
+
+    def answer_slowly(_: str) -> None:
+        world.tables.now += 0.5  # the fake's calls come one after the other
+
+    def spend_the_time_to_flip() -> None:
+        world.tables.now = began_at + 26
+
+    began_at = world.tables.now
+    invocation = Invocation(world, asked=answer_slowly, in_bulk=True, each={"recall": spend_the_time_to_flip})
+    invocation.run()
+    assert world.tables.now - began_at <= 45.5
+    assert sorted(invocation.asked)[:8] == list(range(401, 409))
 
 
 def test_slow_restarts_are_no_deadline_hit() -> None:
