@@ -377,7 +377,7 @@ def test_a_lock_on_the_platforms_table_leaves_the_figures_at_the_end_as_they_are
         connection.run("BEGIN")
         connection.run("LOCK TABLE workspaces IN ACCESS EXCLUSIVE MODE")
 
-    stage.ec2.script.before(lock, nth=3)  # at the second probe
+    stage.ec2.script.before(lock, nth=2, action="DescribeInstances")
     outcome = cycle(stage, RECONFIRM_TIMEOUT_SECONDS="0.2", CYCLE_DEADLINE_SECONDS="3")
     assert outcome.skips == {"reconfirm_error": 1}
     assert unrecovered(outcome) == 1

@@ -133,7 +133,7 @@ def test_what_is_flipped_is_the_state_that_was_confirmed_right_before(stage: Sta
     stage.add("running")
     workspace = stage.add("stopped")
     instance = stage.instance_of(workspace)
-    stage.ec2.script.before(lambda _: stage.ec2.set_state(instance, "terminated"), nth=2)
+    stage.ec2.script.before(lambda _: stage.ec2.set_state(instance, "terminated"), nth=2, action="DescribeInstances")
     stage.cycle().assert_only_flipped({workspace: "terminated"})
 
 

@@ -105,7 +105,9 @@ def test_old_restarts_are_purged_in_small_steps_but_those_that_are_watched_or_lo
         )
     )
     stage.fleet.add("i-00000000000000001", id=workspace, status="offline")
-    stage.database.query("UPDATE reconciler.restarts SET watched_since = closed_at, watch_ended_at = NULL WHERE id = :id", id=watched)
+    stage.database.query(
+        "UPDATE reconciler.restarts SET watched_since = closed_at, watch_ended_at = NULL WHERE id = :id", id=watched
+    )
     with contextlib.closing(stage.database.connect()) as somebody:
         somebody.run("BEGIN")
         somebody.run("SELECT FROM reconciler.restarts WHERE id = :id FOR UPDATE", id=locked)
