@@ -24,8 +24,8 @@ SET = 200
 OLDEST_IN_SET_SECONDS = 2.0
 # The platform's rows are locked for no longer than this: it may want them.
 LONGEST_LOCK_SECONDS = 1.0
-# If the first rows all fail alike, so many of them, the others probably would, too: sets that fail are not split any more,
-# until one succeeds.
+# If so many rows fail alike at the very beginning, the others probably would, too: until a set succeeds, none is split
+# any more.
 MOST_FAILURES_ALIKE = 5
 
 # `Flips.flip` or `Flips.would_flip`. A SkipReason says why a workspace is not flipped.

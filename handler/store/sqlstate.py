@@ -74,6 +74,6 @@ def concerns_a_row(error: StoreError) -> bool:
     """Tell whether one row may be to blame for an error, through a trigger or a constraint, and not a whole set."""
     if error.sqlstate is None:
         return isinstance(error, NotWrittenError)
-    if error.sqlstate in _A_ROWS or error.in_function and error.sqlstate != QUERY_CANCELED:
+    if error.sqlstate in _A_ROWS or (error.in_function and error.sqlstate != QUERY_CANCELED):
         return True
     return not error.sqlstate.startswith(_NOT_A_ROWS)
