@@ -378,3 +378,14 @@ def test_an_event_takes_named_offline_rows_that_no_cycle_saw_dead(subject: Subje
     assert named(5) == []
     subject.update(uuid(5), instance_id=instance(6))
     assert named(5) == [uuid(5)]
+
+
+def test_a_hold_on_everything_counts_every_candidate_those_to_adopt_too(subject: Subject) -> None:
+    """The alarm on a hold that lasts compares the two."""
+    taken_offline(subject)
+    subject.add(uuid(2), instance(2))
+    subject.add(uuid(3), instance(3), status="offline")
+    store = holding(subject)
+    assert len(selected(store)) == 2
+    hold(store)
+    assert store.holds.count_all(soon()) == gauges(store).on_hold == 2
