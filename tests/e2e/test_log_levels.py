@@ -64,16 +64,20 @@ def secrets_of(world: World, control_plane: ControlPlane) -> list[str]:
 
 @pytest.fixture
 def witness(artifact: Path, tmp_path: Path) -> Path:
-    """The artifact, with a handler that logs at DEBUG itself, as a library and as the project's own code."""
+    """The artifact, with a handler that logs at DEBUG itself, as a library and as the project's own code.
+
+    Before the project's code is loaded, Lambda's runtime prints what libraries log.
+    """
     directory = tmp_path / "witness"
     directory.mkdir()
     for part in artifact.iterdir():
         (directory / part.name).symlink_to(part)
     (directory / "witness.py").write_text(
         "import logging\n"
+        "logging.getLogger('a library').debug('seen')\n"
         "import handler.app\n"
         "def lambda_handler(event, context):\n"
-        "    logging.getLogger('a library').debug('seen')\n"
+        "    logging.getLogger('a library').error('seen')\n"
         "    handler.app.logger.debug('seen')\n"
         "    return handler.app.lambda_handler(event, context)\n"
     )
