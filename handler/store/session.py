@@ -317,7 +317,7 @@ def _made(login: Mapping[str, Any], deadline: Deadline) -> _Connection:
 
 
 def _in_time(make: Callable[[], _Connection], deadline: Deadline) -> _Connection:
-    """Return the connection that `make` makes, unless the deadline comes first: a name lookup obeys no timeout.
+    """Return the connection that `make` makes, unless the deadline comes first: pg8000 waits anew for each packet.
 
     A connection that comes too late is closed. Raises TimeoutError, or what `make` raises.
     """
