@@ -52,7 +52,11 @@ def six_silent(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     look_up = socket.getaddrinfo
     with unreachable_port() as port:
         silent = look_up("127.0.0.1", port, type=socket.SOCK_STREAM) * 6
-        monkeypatch.setattr(socket, "getaddrinfo", lambda host, *a, **b: silent if host == NAME else look_up(host, *a, **b))
+
+        def look_up_all(host: str, *more: Any, **options: Any) -> Any:
+            return silent if host == NAME else look_up(host, *more, **options)
+
+        monkeypatch.setattr(socket, "getaddrinfo", look_up_all)
         yield
 
 
@@ -63,7 +67,7 @@ def endless_lookup(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     def wait(host: str, *more: Any, **options: Any) -> Any:
         if host == NAME:
-            over.wait(30)
+            over.wait(5)
             raise socket.gaierror(socket.EAI_AGAIN, "try again")
         return look_up(host, *more, **options)
 
