@@ -23,7 +23,7 @@ def in_parallel(
     """Yield what `work` returns for each item, in any order, until the deadline. Raises what `work` raises.
 
     At most `at_once` calls run at a time, and an item is taken only when there is room for it. `work` must end by the
-    deadline on its own. A call that is stuck in a name lookup, which obeys no timeout, is left behind.
+    deadline on its own. A call that is late all the same is left behind.
     """
     pool = ThreadPoolExecutor(at_once)
     under_way: set[Future[Result]] = set()
