@@ -581,16 +581,16 @@ GUARDS = (
         "one row whose flip a trigger refuses keeps two hundred others from being flipped",
         _FLIPS,
         "Flipper._failed",
-        Code("half and isinstance(error, StoreError) and concerns_a_row(error)", "False"),
+        Code("half and of_a_row and not self._hopeless", "False"),
         f"{_TEST_FLIPS}test_an_error_of_one_row_costs_that_row_alone",
     ),
     Guard(
         "flip: an error of all rows",
         "a trigger that refuses every flip uses up the cycle",
         _FLIPS,
-        "Flipper._outcomes",
+        "Flipper._hopeless",
         Code("self._failed_alike[1] >= MOST_FAILURES_ALIKE", "False"),
-        f"{_TEST_FLIPS}test_after_five_rows_that_fail_alike_nothing_more_is_tried",
+        f"{_TEST_FLIPS}test_after_five_rows_that_fail_alike_no_set_is_split_any_more",
     ),
     Guard(
         "flip: status",
@@ -972,7 +972,7 @@ GUARDS = (
         _CYCLE,
         "_restarts",
         Arguments("workspace_ids=request.workspace_ids", "workspace_ids=None"),
-        f"{_TEST_RESTARTS}test_a_narrowed_cycle_asks_for_the_restarts_of_the_named_workspaces_only",
+        f"{_TEST_CYCLE}test_a_narrowed_cycle_asks_for_the_restarts_of_the_named_workspaces_only",
     ),
     # --- time ---
     Guard(
@@ -1099,7 +1099,7 @@ GUARDS = (
         _STORED_DOUBTS,
         "Doubts._save",
         Code("(doubts[:half], doubts[half:]) if half else ()", "()"),
-        f"{_TEST_LOCKED}test_a_doubt_that_somebody_is_inserting_costs_itself_alone",
+        f"{_TEST_LOCKED}test_an_absence_that_somebody_is_inserting_costs_its_own_count_alone",
     ),
     Guard(
         "doubts that cannot be saved",
