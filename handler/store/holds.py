@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from handler.deadline import Deadline
-from handler.domain.model import Hold
+from handler.domain.model import LONGEST_REASON, Hold
 from handler.errors import ConnectionLostError, RequestError, RowLockedError, SecretError, StoreError
 from handler.store.session import LOCK_WAIT_SECONDS, Session, Transaction
 from handler.store.sqlstate import QUERY_CANCELED
@@ -95,7 +95,8 @@ WHERE EXISTS (SELECT FROM reconciler.restart_stops WHERE ends_at > now())
 """  # noqa: S608 - put together from constants
 # Of several holds of one workspace, the last one to end counts.
 _ACTIVE = f"""
-SELECT workspace_id::text, reason, to_char(ends_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"'),
+SELECT workspace_id::text, left(reason, {LONGEST_REASON}),
+       to_char(ends_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"'),
        {COUNT_ON_HOLD_SINGLY}, {ALL_ON_HOLD}
 FROM (
     SELECT DISTINCT ON (holds.workspace_id) * FROM reconciler.holds WHERE ends_at > now()
