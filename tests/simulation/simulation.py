@@ -534,6 +534,11 @@ class Simulation:
             may_be_taken = row.is_up or (row.is_offline and known and self.setup.settings.adopt_offline)
             if may_be_taken and dead and tables.live_restart(one) is None and not tables.is_on_hold(one):
                 left.append(f"{one} is to be taken")
+            latest = tables.restarts_of(one)[-1] if tables.restarts_of(one) else None
+            asked = latest is not None and any(a.restart_id == latest.id and not a.is_refused for a in world.asked)
+            if latest is not None and asked and row.is_offline and dead and row.instance_id == latest.instance_id:
+                if tables.live_restart(one) is None and not tables.is_on_hold(one):
+                    left.append(f"restart {latest.id} came to nothing, and nobody watches it")
             cared_for = tables.live_restart(one) is not None or bool(tables.doubts_of(one))
             if row.is_up and not self._runs(row.instance_id or "") and not cared_for:
                 left.append(f"{one} is silent")
