@@ -9,8 +9,8 @@ claim between the locked re-read and the write, something may happen:
 - to our own rows: somebody locks a restart, doubts, the coverage or the lease; somebody puts everything on hold;
 - to the instance: it is stopped, started or terminated;
 - to EC2: it is stale, does not find the instance, or does not answer;
-- to the platform: nobody can connect; it refuses, is blocked, throttles, loses the request, accepts it and says so late,
-  accepts it in vain, or fails to provision;
+- to the platform: nobody can connect; it refuses, is blocked, throttles, loses the request, accepts it and says so
+  late, accepts it in vain, or fails to provision;
 - to the function: evidence grows old on the way; it is delayed, frozen for a moment or past its lease, or killed; it
   loses a request to the database, or the answer; another cycle or dry run begins.
 
@@ -24,8 +24,8 @@ Actor):
 - nothing is flipped, adopted, claimed or asked for on evidence that is older than five seconds, nor without two
   sightings of death, nor against a hold, a heartbeat, another's lock, or a lease that is lost;
 - no restart comes before its grace is over, in its back-off, or while an earlier request may be under way;
-- the breaker is what its two rules say, worked out anew (class Oracle); while it is open, nothing is flipped or adopted,
-  and no restart is claimed that is not released;
+- the breaker is what its two rules say, worked out anew (class Oracle); while it is open, nothing is flipped or
+  adopted, and no restart is claimed that is not released;
 - only what a cycle saw dead while its row was up is adopted, and nothing that somebody is restarting.
 
 Events and restarts are counted after every cycle. A full cycle that nothing disturbed leaves a doubt or a restart for
@@ -50,8 +50,8 @@ What is modelled and what is not:
 - Threads: `in_parallel` is replaced by one call after another, or several claims before their calls, and `gathered` by
   lists of one, or of all that a probe in bulk answers. A call that outlives its cycle (a name lookup that hangs) is not
   modelled, nor is the order of answers that come at once.
-- The process's clock stands still while it is frozen. So what is sent right after it thaws may be late by the database's
-  clock; what is written may not.
+- The process's clock stands still while it is frozen. So what is sent right after it thaws may be late by the
+  database's clock; what is written may not.
 - EC2 may be stale in one answer at a time, and not find an instance in two. It can be stale twice in one cycle: this
   limit is shown in `test_limits.py`.
 - The platform does what it was asked for within `RESTART_UNCERTAIN_SECONDS`, or never.

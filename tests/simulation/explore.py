@@ -28,6 +28,8 @@ ORDERS = (
 )
 # In so many schedules a first cycle is left alone, and some time passes, so that restarts are due, or doubts old.
 LATER, GRACE_OVER_SECONDS = 0.5, 240.0
+# In the smallest world, a cycle may ask for a restart right after its flip.
+AT_ONCE: Setup = Setup(replace(SETTINGS, restarts=replace(SETTINGS.restarts, grace_s=0.0)))
 # Half of what happens at a point is something that can happen at few others.
 SPECIAL = 0.5
 _LIKELY = {
@@ -89,7 +91,7 @@ class Exhaustive:
 
     world: bytes
     workspace_id: str = "workspace 1"
-    setup: Setup = field(default_factory=lambda: AT_ONCE)
+    setup: Setup = AT_ONCE
     _known: dict[tuple[bytes, tuple[int, ...]], int] = field(default_factory=dict)
 
     def schedules(self, *actions: int) -> int:
@@ -155,8 +157,6 @@ class Exhaustive:
         return trace
 
 
-# In the smallest world, a cycle may ask for a restart right after its flip.
-AT_ONCE = Setup(replace(SETTINGS, restarts=replace(SETTINGS.restarts, grace_s=0.0)))
 OFFLINE, OWED, WATCHED = "offline", "owed", "watched"
 STATES = ("stopped", "running", OFFLINE, OWED, WATCHED)
 

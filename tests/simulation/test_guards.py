@@ -23,6 +23,8 @@ from tests.simulation.simulation import Simulation, ViolationError
 
 MOST_WALKS = 20_000
 NEVER = float("inf")
+# As they are, before a test replaces them.
+_OWED, _POLICY = vars(store.Restarts)["_owed"], vars(cycle)["_policy"]
 
 Patch = pytest.MonkeyPatch
 Removal = Callable[[Patch], None]
@@ -68,10 +70,9 @@ def _blind_to_holds(part: store.Part, workspace_id: str, not_after: float) -> Sk
     return None if in_time else SkipReason.OUT_OF_TIME
 
 
-def _blind_to_heartbeats(
-    restarts: store.Restarts, *args: Any, _owed: Any = store.Restarts._owed, **options: Any
-) -> Owed:
-    return replace(_owed(restarts, *args, **options), heartbeat=False)
+def _blind_to_heartbeats(restarts: store.Restarts, *args: Any, _owed: Any = _OWED, **options: Any) -> Owed:
+    owed: Owed = _owed(restarts, *args, **options)
+    return replace(owed, heartbeat=False)
 
 
 def _asks_whatever_it_saw(owed: Owed, sighting: Sighting, now: Circumstances) -> RestartDecision:
@@ -79,7 +80,7 @@ def _asks_whatever_it_saw(owed: Owed, sighting: Sighting, now: Circumstances) ->
     return before_probing(owed, now) or RestartDecision(owed.restart, Step.ASK, "")
 
 
-def _without_grace(*args: Any, _policy: Any = cycle._policy) -> FlipPolicy:
+def _without_grace(*args: Any, _policy: Any = _POLICY) -> FlipPolicy:
     policy: FlipPolicy = _policy(*args)
     return replace(policy, restarts=replace(policy.restarts, grace_s=0.0))
 
