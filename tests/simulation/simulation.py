@@ -131,7 +131,7 @@ class Actor(Watch):
         self.world.cycles += 1
         self.cycle_id = f"cycle {self.world.cycles}"
         self.frozen_s = 0.0
-        self.crashed = self.remembered = self.disturbed = False
+        self.crashed = self.disturbed = self.coverage_is_saved = False
         self.fault: str | None = None
         self.closes_at = self.clock() + simulation.setup.settings.cycle_deadline_seconds + cycle.CLOSING_SECONDS
         self.selected: dict[str, Seen] = {}
@@ -139,6 +139,7 @@ class Actor(Watch):
         self.answers: dict[str, list[Answered]] = {}
         self.swept: dict[str, str] = {}  # the first answers, by workspace
         self.breaker: Oracle | None = None
+        self.noted: set[tuple[str, str]] = set()  # whose absence this cycle has saved
         self.rows: dict[str, Row] = {}
         self.claims: dict[int, float] = {}
         self.asked: dict[int, Asked] = {}
@@ -234,6 +235,7 @@ class Actor(Watch):
 
     def _checked_these(self) -> None:
         """Note who was checked, whatever becomes of the cycle."""
+        self.coverage_is_saved = True
         for one in self.swept:
             self.world.waited.pop(one, None)
 
@@ -300,7 +302,7 @@ class Actor(Watch):
     def _was_absent(self, workspace_id: str, instance_id: str) -> bool:
         """Tell whether the instance was absent for as often and as long as the policy asks, this time included."""
         policy, times = self.settings.absence, self.world.unfound.get((workspace_id, instance_id), [])
-        if not times or times[-1] != self.tables.now:  # this cycle's own sighting counts, even if it was not saved
+        if (workspace_id, instance_id) not in self.noted:  # this cycle's own sighting counts, even if it was not saved
             times = [*times, self.tables.now]
         return len(times) >= policy.sightings and self.tables.now - times[0] >= policy.min_age_s
 
@@ -321,6 +323,7 @@ class Actor(Watch):
             self.require(not one.offline or pair in self.world.seen_dead or doubt.by_hand, "an offline row is doubted")
             self.world.seen_dead.add(pair)
         if doubt.kind == "absent" and doubt.counts:
+            self.noted.add(pair)
             unfound[pair] = [*unfound.get(pair, []), self.tables.now]
 
     def _not_found_again(self, restart: Restart | StoredRestart) -> None:
@@ -587,7 +590,9 @@ class Simulation:
             return
         for one, word in actor.swept.items():
             row = tables.workspaces.get(one)
-            if word != "running" and row is not None and row.instance_id == actor.selected[one].instance_id:
+            if word == "running" or row is None or not (row.is_up or row.is_offline):
+                continue
+            if row.instance_id == actor.selected[one].instance_id:
                 cared_for = tables.doubts_of(one) or tables.live_restart(one) is not None
                 ran_again = actor.answers[row.instance_id or ""][-1].word == "running"
                 if not cared_for and not ran_again:
@@ -595,7 +600,7 @@ class Simulation:
 
     def _check_fairness(self, actor: Actor, report: Report) -> None:
         """Check that nobody waits longer than it takes to go round, however little each cycle got done."""
-        if actor.order.narrowed or actor.order.mode != APPLY or (report.deferred and not report.checked):
+        if not actor.coverage_is_saved or (report.deferred and not report.checked):
             return
         world = self.world
         world.crowded |= bool(world.tables.coverage.brought_forward)  # at most half of the room is theirs
