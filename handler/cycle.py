@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from handler.deadline import Deadline
-from handler.domain.coverage import Progress, advance
+from handler.domain.coverage import MOST_FIRST, Progress, advance
 from handler.domain.decide import Action, Plan, decide
 from handler.domain.doubts import doubt_changes
 from handler.domain.model import Sighting, SkipReason, Verdict
@@ -35,8 +35,6 @@ LONGEST_RESTARTS_RESERVE = 0.4
 # the slowest answer for the second probe, but at most this fraction of the cycle.
 SECOND_PROBE_FACTOR = 1.25
 LONGEST_RESERVE = 0.5
-# At most this many workspaces are brought forward, since they are stored by name. They get half of the checks at most.
-MOST_FIRST = 1000
 # The closing writes are short, and happen even if the cycle's time is over.
 CLOSING_SECONDS = 0.5
 # A report lists no more flips.

@@ -7,6 +7,7 @@ from typing import Any
 
 from aws_lambda_powertools.utilities.data_classes import EventBridgeEvent
 
+from handler.domain.model import LONGEST_REASON
 from handler.errors import RequestError, shown
 
 APPLY = "apply"
@@ -20,7 +21,6 @@ _SHARDING = ("shard", "shards")
 # In a hold and in a release: everything, in place of single workspaces.
 _ALL = "all"
 LONGEST_HOLD_SECONDS = 30 * 86_400
-LONGEST_REASON = 200
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 
 

@@ -24,6 +24,7 @@ DECLARE
                                              'restart_stops, holds}';
     give_up_at pg_catalog.timestamptz;
     strange    pg_catalog.text;
+    bounded    pg_catalog.record;
     installed  integer := 0;  -- 0: nothing, or a schema from before there was a version number
     existing   pg_catalog.text;
     unwatched  boolean;
@@ -118,7 +119,8 @@ BEGIN
     END IF;
     -- Logical replication copies rows to another server, but not how far their ids have been given out there.
     IF to_regclass('reconciler.restarts') IS NOT NULL THEN
-        highest_id := (SELECT max(id) FROM reconciler.restarts);
+        -- A forged row may have any id. None of ours ever gets so high.
+        highest_id := (SELECT max(id) FROM reconciler.restarts WHERE id < 1000000000000000);
         IF highest_id >= (SELECT COALESCE(last_value + 1, start_value) FROM pg_sequences
                           WHERE format('%I.%I', schemaname, sequencename)
                                 = pg_get_serial_sequence('reconciler.restarts', 'id')) THEN
@@ -404,6 +406,98 @@ BEGIN
             ON CONFLICT DO NOTHING;
             DROP TABLE reconciler.absences;
         END IF;
+
+        -- Whoever has the function's role may write what the types allow, and a single value that cannot be calculated
+        -- with would fail every cycle. So each table has bounds. Old rows beyond them are of no use; but a hold stays.
+        UPDATE reconciler.holds
+        SET reason = left(reason, 200), began_at = LEAST(GREATEST(began_at, '2000-01-01Z'), '2200-01-01Z'),
+            ends_at = CASE WHEN ends_at > '2200-01-01Z' THEN 'infinity' ELSE GREATEST(ends_at, '2000-01-01Z') END;
+        FOR bounded IN SELECT * FROM (VALUES
+            ('lease', $$
+                length(scope) <= 200
+                AND LEAST(acquired_at, expires_at) >= '2000-01-01Z'
+                AND GREATEST(acquired_at, expires_at) <= '2200-01-01Z'
+            $$),
+            ('coverage', $$
+                cardinality(brought_forward) <= 1000
+                AND array_length(brought_forward, 1) = cardinality(brought_forward)
+                AND LEAST(first_cycle_at, pass_completed_at) >= '2000-01-01Z'
+                AND GREATEST(first_cycle_at, pass_completed_at) <= '2200-01-01Z'
+            $$),
+            ('doubts', $$
+                length(instance_id) <= 65 AND length(reason) <= 200 AND sightings BETWEEN 0 AND 1000000
+                AND LEAST(since, last_seen_at, offline_since) >= '2000-01-01Z'
+                AND GREATEST(since, last_seen_at, offline_since) <= '2200-01-01Z'
+            $$),
+            ('source_doubts', $$
+                length(cause) <= 200 AND workspaces >= 0
+                AND LEAST(since, last_seen_at) >= '2000-01-01Z' AND GREATEST(since, last_seen_at) <= '2200-01-01Z'
+            $$),
+            ('restarts', $$
+                length(instance_id) <= 65 AND length(last_answer) <= 20
+                AND LEAST(attempts, refusals, streak, absent_sightings) >= 0
+                AND GREATEST(attempts, refusals, streak, absent_sightings) <= 1000000
+                AND LEAST(flipped_at, asked_at, due_at, closed_at, backoff_until, watch_ended_at, kept_back_at,
+                          absent_since, watched_since, up_since, first_due_at) >= '2000-01-01Z'
+                AND GREATEST(flipped_at, asked_at, due_at, closed_at, backoff_until, watch_ended_at, kept_back_at,
+                             absent_since, watched_since, up_since, first_due_at) <= '2200-01-01Z'
+            $$),
+            ('restart_stops', $$
+                LEAST(began_at, ends_at) >= '2000-01-01Z' AND GREATEST(began_at, ends_at) <= '2200-01-01Z'
+            $$),
+            ('holds', $$  -- one without an end may be placed by hand
+                length(reason) <= 200 AND LEAST(began_at, ends_at) >= '2000-01-01Z' AND began_at <= '2200-01-01Z'
+                AND (ends_at <= '2200-01-01Z' OR ends_at = 'infinity')
+            $$)
+        ) AS bounds (name, condition) LOOP
+            EXECUTE format('DELETE FROM reconciler.%I WHERE NOT (%s)', bounded.name, bounded.condition);
+            EXECUTE format('ALTER TABLE reconciler.%1$I DROP CONSTRAINT IF EXISTS %2$I, ADD CONSTRAINT %2$I CHECK (%3$s)',
+                           bounded.name, bounded.name || '_bounds', bounded.condition);
+        END LOOP;
+        INSERT INTO reconciler.coverage DEFAULT VALUES ON CONFLICT DO NOTHING;
+
+        -- An instance that is not found counts as gone once its absence is old enough. So whoever is not the owner
+        -- cannot make an absence older than it is. now() would not do: it is when the transaction began.
+        CREATE OR REPLACE FUNCTION reconciler.date_doubt() RETURNS trigger
+        LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $function$
+        BEGIN
+            IF pg_has_role((SELECT relowner FROM pg_class WHERE oid = TG_RELID), 'USAGE') THEN
+                RETURN NEW;
+            ELSIF TG_OP = 'UPDATE' AND (NEW.workspace_id, NEW.kind, NEW.instance_id)
+                                       = (OLD.workspace_id, OLD.kind, OLD.instance_id) THEN
+                NEW.since := GREATEST(NEW.since, OLD.since);
+            ELSE
+                NEW.since := clock_timestamp();
+            END IF;
+            RETURN NEW;
+        END
+        $function$;
+        -- STABLE: it sees the doubts as they were before the statement, and a flip deletes them in the statement itself.
+        CREATE OR REPLACE FUNCTION reconciler.date_absence() RETURNS trigger
+        LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $function$
+        BEGIN
+            IF NEW.absent_since IS NULL
+               OR pg_has_role((SELECT relowner FROM pg_class WHERE oid = TG_RELID), 'USAGE') THEN
+                RETURN NEW;
+            ELSIF TG_OP = 'UPDATE' AND (NEW.workspace_id, NEW.instance_id) = (OLD.workspace_id, OLD.instance_id) THEN
+                NEW.absent_since := GREATEST(NEW.absent_since, COALESCE(OLD.absent_since, clock_timestamp()));
+            ELSE
+                NEW.absent_since := GREATEST(NEW.absent_since, LEAST(
+                    clock_timestamp(),
+                    (SELECT min(since) FROM reconciler.doubts
+                     WHERE workspace_id = NEW.workspace_id AND instance_id = NEW.instance_id AND kind = 'absent'),
+                    (SELECT min(absent_since) FROM reconciler.restarts
+                     WHERE workspace_id = NEW.workspace_id AND instance_id = NEW.instance_id)));
+            END IF;
+            RETURN NEW;
+        END
+        $function$;
+        DROP TRIGGER IF EXISTS date_doubt ON reconciler.doubts;
+        CREATE TRIGGER date_doubt BEFORE INSERT OR UPDATE ON reconciler.doubts
+            FOR EACH ROW EXECUTE FUNCTION reconciler.date_doubt();
+        DROP TRIGGER IF EXISTS date_absence ON reconciler.restarts;
+        CREATE TRIGGER date_absence BEFORE INSERT OR UPDATE ON reconciler.restarts
+            FOR EACH ROW EXECUTE FUNCTION reconciler.date_absence();
     END IF;
 
     INSERT INTO reconciler.schema_version (version) VALUES (newest)

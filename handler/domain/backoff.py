@@ -9,6 +9,8 @@ LONGEST_RETRY_BACKOFF_S = 900.0
 # This many restarts in a row come at once. Each further one has to wait.
 RESTARTS_WITHOUT_BACKOFF = 3
 LONGEST_CRASH_LOOP_BACKOFF_S = 4 * 3600.0
+# A streak is counted no further: it must never be too large for its column.
+LONGEST_STREAK = 1_000_000
 # Enough to get from a microsecond to the longest wait, and few enough for a float.
 _MOST_DOUBLINGS = 32
 
@@ -33,4 +35,4 @@ def crash_loop(row: CurrentRow, policy: CrashLoopPolicy) -> CrashLoop:
         return CrashLoop(0, 0.0)
     doublings = min(row.restarts - RESTARTS_WITHOUT_BACKOFF, _MOST_DOUBLINGS)
     wait_s = 0.0 if doublings < 0 else min(policy.backoff_s * 2.0**doublings, LONGEST_CRASH_LOOP_BACKOFF_S)
-    return CrashLoop(row.restarts, wait_s)
+    return CrashLoop(min(row.restarts, LONGEST_STREAK), wait_s)

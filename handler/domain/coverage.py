@@ -15,6 +15,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 
+# At most this many workspaces are brought forward, since they are stored by name. They get half of the checks at most.
+MOST_FIRST = 1000
 BEFORE_ALL = "00000000-0000-0000-0000-000000000000"
 
 

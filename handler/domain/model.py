@@ -16,6 +16,11 @@ class Verdict(StrEnum):
 
 NOT_FOUND = "not_found"
 
+# EC2's have 19 characters. A longer text is no instance id: it is UNKNOWN to every probe, and never sent anywhere.
+LONGEST_INSTANCE_ID = 64
+# Of a hold, in characters.
+LONGEST_REASON = 200
+
 # EC2's own words:
 # https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_InstanceState.html
 VERDICT_OF_STATE = {

@@ -92,20 +92,23 @@ def before_probing(owed: Owed, now: Circumstances) -> RestartDecision | None:
 
 
 def before_asking(owed: Owed, sighting: Sighting, now: Circumstances) -> RestartDecision:
-    """Decide about a restart whose instance has just been probed. Only ASK lets the platform be asked."""
+    """Decide about a restart whose instance has just been probed. Only ASK lets the platform be asked.
+
+    The restart is as it is now. Somebody may have changed its workspace or its instance since the probe.
+    """
     settled = before_probing(owed, now)
     if settled is not None:
         return settled
     restart = owed.restart
+    if (sighting.workspace.id, sighting.workspace.instance_id) != (restart.workspace_id, restart.instance_id):
+        return RestartDecision(restart, Step.WAIT, "another instance was probed")
     match sighting.verdict:
         case Verdict.DEAD:
             return RestartDecision(restart, Step.ASK, sighting.state)
         case Verdict.ABSENT:
             dead, reason = _gone(restart, now)
-            if dead:
-                return RestartDecision(restart, Step.ASK, reason)
-            counted = now.full and now.absence_counts
-            return RestartDecision(restart, Step.NEXT_CYCLE if counted else Step.PUT_OFF, reason)
+            not_yet = Step.NEXT_CYCLE if now.full and now.absence_counts else Step.PUT_OFF
+            return RestartDecision(restart, Step.ASK if dead else not_yet, reason)
         case Verdict.RUNNING:
             return RestartDecision(restart, Step.CANCEL_AND_WATCH, "the instance is running")
         case Verdict.TRANSITION | Verdict.UNKNOWN:

@@ -4,19 +4,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from handler.deadline import Deadline
-from handler.domain.coverage import Coverage, Queues
+from handler.domain.coverage import MOST_FIRST, Coverage, Queues
 from handler.domain.evidence import DatabaseClock
 from handler.domain.model import Workspace
 from handler.errors import SchemaMissingError
 from handler.store.doubts import REMEMBERED_DEAD
 from handler.store.holds import on_hold
 from handler.store.session import Session, Transaction
-from handler.store.tables import IS_UP
+from handler.store.tables import IS_UP, short
 
 # A row that is offline for longer than this, and whose restart nobody owes, is somebody's to look at.
 UNOWED_SECONDS = 900
 
-_COVERAGE = "SELECT cursor::text, pass_start::text, brought_forward::text[] FROM reconciler.coverage"
+# An array may have any size, dimensions and NULLs.
+_COVERAGE = f"""
+SELECT cursor::text, pass_start::text,
+       ARRAY(SELECT one::text FROM unnest(brought_forward) AS one WHERE one IS NOT NULL LIMIT {MOST_FIRST})
+FROM reconciler.coverage
+"""  # noqa: S608 - put together from constants
 
 # The server converts nothing: some encodings have bytes without a counterpart in UTF-8, and one of them would fail the
 # whole SELECT.
@@ -40,7 +45,8 @@ _ADOPTED = f"""(workspaces.status = 'offline' AND workspaces.instance_id <> ''
                AND {REMEMBERED_DEAD} AND NOT {RESTARTING.format(by_hand="doubts.by_hand")})))"""
 # In ORDER BY a bare `id` would be the text in front of it, which every collation sorts in its own way.
 _CANDIDATES = f"""
-SELECT workspaces.id::text, instance_id, last_heartbeat_at::text, {on_hold("workspaces.id")}, status = 'offline'
+SELECT workspaces.id::text, {short("instance_id")}, last_heartbeat_at::text, {on_hold("workspaces.id")},
+       status = 'offline'
 FROM platform.workspaces
 WHERE {{condition}} AND (CAST(:ids AS uuid[]) IS NULL OR workspaces.id = ANY (CAST(:ids AS uuid[])))
 ORDER BY workspaces.id > CAST(:cursor AS uuid) DESC, workspaces.id

@@ -13,18 +13,22 @@ from handler.errors import RowLockedError
 from handler.store.holds import on_hold
 from handler.store.lease import Lease
 from handler.store.session import Session, Transaction
-from handler.store.tables import IS_UP
+from handler.store.tables import IS_UP, short
 
 # Rows in one statement. It is small enough to end in time, and large enough for few round trips.
 ROWS_AT_ONCE = 500
+# A cycle forgets and notes no more than this; the others follow in the next ones.
+MOST_TENDED = 5000
+# So many dead are enough for the breaker, and fit into memory.
+MOST_DEAD = 200_000
 # A doubt that somebody else is inserting is found by halves, so that each wait has to be short.
 INSERT_WAIT_SECONDS = 0.05
 
 REMEMBERED_DEAD = "(doubts.kind IN ('absent', 'dead') AND doubts.last_seen_at > now() - make_interval(hours => 24))"
 # The row may still be somebody's to flip or adopt, with this very instance.
-_STILL_RECORDED = """EXISTS (
+_STILL_RECORDED = f"""EXISTS (
     SELECT FROM platform.workspaces
-    WHERE workspaces.id = doubts.workspace_id AND workspaces.instance_id = doubts.instance_id
+    WHERE workspaces.id = doubts.workspace_id AND {short("workspaces.instance_id")} = doubts.instance_id
       AND status IN ('online', 'degraded', 'offline') AND COALESCE(runtime, '') <> 'external'
 )"""
 _OFFLINE = """EXISTS (
@@ -35,13 +39,15 @@ _OFFLINE = """EXISTS (
 _FORGET_OUTDATED = f"""
 DELETE FROM reconciler.doubts
 WHERE (workspace_id, kind) IN (
-    SELECT workspace_id, kind FROM reconciler.doubts WHERE NOT {_STILL_RECORDED} FOR UPDATE SKIP LOCKED
+    SELECT workspace_id, kind FROM reconciler.doubts WHERE NOT {_STILL_RECORDED}
+    LIMIT {MOST_TENDED} FOR UPDATE SKIP LOCKED
 )
 """  # noqa: S608 - put together from constants
 _NOTE_OFFLINE = f"""
 UPDATE reconciler.doubts SET offline_since = CASE WHEN offline_since IS NULL THEN now() END
 WHERE (workspace_id, kind) IN (
-    SELECT workspace_id, kind FROM reconciler.doubts WHERE (offline_since IS NULL) = {_OFFLINE} FOR UPDATE SKIP LOCKED
+    SELECT workspace_id, kind FROM reconciler.doubts WHERE (offline_since IS NULL) = {_OFFLINE}
+    LIMIT {MOST_TENDED} FOR UPDATE SKIP LOCKED
 )
 """  # noqa: S608 - put together from constants
 _DOUBTS = """
@@ -49,6 +55,7 @@ SELECT workspace_id::text, kind, instance_id, sightings,
        CAST(extract(epoch FROM now() - since) AS double precision),
        CAST(extract(epoch FROM now() - last_seen_at) AS double precision)
 FROM reconciler.doubts
+WHERE EXISTS (SELECT FROM platform.workspaces WHERE workspaces.id = doubts.workspace_id)
 """
 _UP = f"""
 SELECT count(*) FROM platform.workspaces
@@ -67,7 +74,7 @@ FROM (
         WHERE closed_at IS NULL AND kept_back_at IS NOT NULL AND NOT released
     ) AS counted GROUP BY workspace_id
 ) AS dead LEFT JOIN platform.workspaces ON workspaces.id = dead.workspace_id
-WHERE NOT {on_hold("dead.workspace_id")}
+WHERE NOT {on_hold("dead.workspace_id")} LIMIT {MOST_DEAD}
 """  # noqa: S608 - put together from constants
 _FORGET = """
 DELETE FROM reconciler.doubts
@@ -114,7 +121,7 @@ WITH seen AS (
 ), updated AS (
     UPDATE reconciler.doubts SET
         instance_id = seen.instance_id, reason = seen.reason, last_seen_at = now(),
-        sightings = CASE WHEN adds_up THEN LEAST(doubts.sightings, 1000000) ELSE 0 END
+        sightings = CASE WHEN adds_up THEN LEAST(doubts.sightings, 999999) ELSE 0 END
                     + CASE WHEN counts THEN 1 ELSE 0 END,
         since = CASE WHEN adds_up THEN doubts.since ELSE now() END,
         by_hand = seen.by_hand OR same_instance AND doubts.by_hand,

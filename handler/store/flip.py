@@ -21,17 +21,19 @@ from handler.store.candidates import RESTARTING
 from handler.store.holds import on_hold
 from handler.store.lease import LEASE_IS_OURS, Lease
 from handler.store.session import LOCK_WAIT_SECONDS, Session, Transaction
+from handler.store.tables import short
 
 SOURCE = "instance-state-reconciler"
 
-_ROWS = """
-SELECT workspaces.id::text, status::text, instance_id, runtime, last_heartbeat_at::text,
+_ROWS = f"""
+SELECT workspaces.id::text, {short("status::text")}, {short("instance_id")}, {short("runtime")},
+       last_heartbeat_at::text,
        COALESCE(last_heartbeat_at > CAST(:selected_at AS timestamptz), false)
        OR COALESCE(last_heartbeat_at > clock_timestamp() - make_interval(secs => :fresh_s), false),
        CASE WHEN isfinite(last_heartbeat_at)
             THEN CAST(extract(epoch FROM clock_timestamp() - last_heartbeat_at) AS double precision) END
 FROM platform.workspaces WHERE workspaces.id = ANY (CAST(:ids AS uuid[])) ORDER BY workspaces.id
-"""
+"""  # noqa: S608 - put together from constants
 # A row that somebody else has locked is passed over.
 _LOCKED_ROWS = _ROWS + " FOR NO KEY UPDATE SKIP LOCKED"
 _LOCK_RESTARTS = """
@@ -66,8 +68,8 @@ LEFT JOIN LATERAL (
 ) AS doubt ON true
 """  # noqa: S608 - put together from constants
 
-# Each workspace's lease, hold and evidence are checked once more, in the statement that writes. The row was up again: an
-# older open restart is cancelled, and an older watch is over; a watch over the same instance's restart goes on with
+# Each workspace's lease, hold and evidence are checked once more, in the statement that writes. The row was up again:
+# an older open restart is cancelled, and an older watch is over; a watch over the same instance's restart goes on with
 # the new one. If the platform was asked to restart this same instance before, it may still be working on it, so the new
 # restart is first due a while after the last call.
 #
@@ -99,7 +101,8 @@ WITH asked AS MATERIALIZED (
     FROM gone
     WHERE restarts.workspace_id = gone.id
       AND (closed_at IS NULL OR watched_since IS NOT NULL AND watch_ended_at IS NULL)
-    RETURNING restarts.id, restarts.workspace_id, restarts.instance_id, attempts, closed_at = now() AS cancelled,
+    RETURNING restarts.id, restarts.workspace_id, {short("restarts.instance_id")} AS instance_id, attempts,
+              closed_at = now() AS cancelled,
               CASE WHEN restarts.instance_id = gone.instance_id THEN watched_since END AS watched_since
 ), owed AS (
     INSERT INTO reconciler.restarts (workspace_id, instance_id, cycle_id, adopted, released, streak, backoff_until,

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from handler.deadline import Deadline
-from handler.domain.model import Hold
+from handler.domain.model import LONGEST_REASON, Hold
 from handler.errors import ConnectionLostError, RequestError, RowLockedError, SecretError, StoreError
 from handler.store.session import LOCK_WAIT_SECONDS, Session, Transaction
 from handler.store.sqlstate import QUERY_CANCELED
@@ -95,7 +95,8 @@ WHERE EXISTS (SELECT FROM reconciler.restart_stops WHERE ends_at > now())
 """  # noqa: S608 - put together from constants
 # Of several holds of one workspace, the last one to end counts.
 _ACTIVE = f"""
-SELECT workspace_id::text, reason, to_char(ends_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"'),
+SELECT workspace_id::text, left(reason, {LONGEST_REASON}),
+       to_char(ends_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"'),
        {COUNT_ON_HOLD_SINGLY}, {ALL_ON_HOLD}
 FROM (
     SELECT DISTINCT ON (holds.workspace_id) * FROM reconciler.holds WHERE ends_at > now()
@@ -120,10 +121,15 @@ SELECT workspace_id::text FROM reconciler.restarts
 WHERE closed_at IS NULL AND {_EVERYBODY} AND id NOT IN (SELECT id FROM free)
 ORDER BY restarts.workspace_id LIMIT :most
 """  # noqa: S608 - put together from constants
+# A hold on everything also keeps rows from being adopted. They are counted, too: an alarm compares with the candidates.
 _COUNT_ALL = f"""
 SELECT {COUNT_ON_HOLD_SINGLY} + (
     SELECT count(*) FROM platform.workspaces
-    WHERE {IS_UP} AND NOT EXISTS (
+    WHERE ({IS_UP} OR workspaces.status = 'offline' AND COALESCE(workspaces.runtime, '') <> 'external' AND EXISTS (
+               SELECT FROM reconciler.doubts
+               WHERE doubts.workspace_id = workspaces.id AND doubts.instance_id = workspaces.instance_id
+                 AND kind IN ('absent', 'dead')))
+      AND NOT EXISTS (
         SELECT FROM reconciler.holds WHERE holds.workspace_id = workspaces.id AND holds.ends_at > now())
 )
 """  # noqa: S608 - put together from constants

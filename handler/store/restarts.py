@@ -13,19 +13,26 @@ from handler.domain.restarts import RECOVERY_SECONDS, Owed, RestartDecision, Ste
 from handler.store.holds import hold_ended_at, on_hold
 from handler.store.lease import LEASE_IS_OURS, Lease
 from handler.store.session import LOCK_WAIT_SECONDS, Session, Transaction
+from handler.store.tables import short
 
 # A stop lasts a day at most. One that ends later than this from now is of a clock that has jumped since.
 LATEST_END_OF_STOP_SECONDS = 90_000
-# A cycle marks no more restarts than this as kept back; the others follow in the next ones.
-MOST_KEPT_BACK = 5000
+# A cycle cancels no more restarts than this because their rows moved on, and marks no more as kept back; the others
+# follow in the next ones.
+MOST_AT_ONCE = 5000
+# A cycle looks at no more watched restarts.
+MOST_WATCHED = 20_000
+# No count goes further: it must never be too large for its column.
+MOST_COUNTED = 1_000_000
 
 _STOP_IS_ON = f"(ends_at > now() AND ends_at <= now() + make_interval(secs => {LATEST_END_OF_STOP_SECONDS}))"
 _STOPPED = f"EXISTS (SELECT FROM reconciler.restart_stops WHERE {_STOP_IS_ON})"
 # One that was never asked for has its grace after a hold, too.
 _DUE = f"""(due_at <= now() AND (attempts > 0
     OR COALESCE({hold_ended_at("owed.workspace_id")} + make_interval(secs => :grace_s) <= now(), true)))"""
-_RESTART = """owed.id, owed.workspace_id::text, owed.instance_id, attempts, refusals, released,
-       watched_since IS NOT NULL, absent_sightings, COALESCE(CAST(extract(epoch FROM now() - absent_since) AS double precision), 0), streak"""
+_RESTART = f"""owed.id, owed.workspace_id::text, {short("owed.instance_id")}, attempts, refusals, released,
+       watched_since IS NOT NULL, absent_sightings,
+       COALESCE(CAST(extract(epoch FROM now() - absent_since) AS double precision), 0), streak"""
 # The comparison is the server's: an instance id that cannot be decoded is another one.
 _STILL_OWED = "COALESCE(current.status = 'offline' AND current.instance_id = owed.instance_id, false)"
 _OWED = f"""
@@ -56,15 +63,17 @@ WHERE id = ANY (ARRAY(
     WHERE closed_at IS NULL
       AND NOT EXISTS (SELECT FROM platform.workspaces AS current
                       WHERE current.id = owed.workspace_id AND {_STILL_OWED})
-    FOR UPDATE SKIP LOCKED
+    LIMIT {MOST_AT_ONCE} FOR UPDATE SKIP LOCKED
 ))
-RETURNING id, workspace_id::text, instance_id, attempts
+RETURNING id, workspace_id::text, {short("instance_id")}, attempts
 """  # noqa: S608 - put together from constants
 _WATCHED = f"""
-SELECT {_RESTART}, current.status::text, closed_at IS NULL, COALESCE(current.instance_id = owed.instance_id, false),
+SELECT {_RESTART}, {short("current.status::text")}, closed_at IS NULL,
+       COALESCE(current.instance_id = owed.instance_id, false),
        CAST(extract(epoch FROM now() - up_since) AS double precision), {on_hold("owed.workspace_id")}
 FROM reconciler.restarts AS owed LEFT JOIN platform.workspaces AS current ON current.id = owed.workspace_id
 WHERE watched_since IS NOT NULL AND watch_ended_at IS NULL
+ORDER BY owed.id LIMIT {MOST_WATCHED}
 """  # noqa: S608 - put together from constants
 _NOTE_WATCH = """
 UPDATE reconciler.restarts SET
@@ -100,7 +109,7 @@ SELECT workspace_id, instance_id, CAST(:cycle_id AS uuid), flipped_at, adopted, 
 FROM ended JOIN again USING (id), LATERAL (
     SELECT GREATEST(now(), GREATEST(asked_at, closed_at) + make_interval(secs => {RECOVERY_SECONDS})) AS at
 ) AS due
-RETURNING id, workspace_id::text, instance_id
+RETURNING id, workspace_id::text, {short("instance_id")}
 """  # noqa: S608 - put together from constants
 _KEEP_BACK = f"""
 UPDATE reconciler.restarts SET kept_back_at = now()
@@ -109,7 +118,7 @@ WHERE id = ANY (ARRAY(
     WHERE closed_at IS NULL AND due_at <= now() AND kept_back_at IS NULL AND NOT released
       AND NOT {on_hold("owed.workspace_id")}
       AND (CAST(:workspace_ids AS uuid[]) IS NULL OR workspace_id = ANY (CAST(:workspace_ids AS uuid[])))
-    LIMIT {MOST_KEPT_BACK} FOR UPDATE SKIP LOCKED
+    LIMIT {MOST_AT_ONCE} FOR UPDATE SKIP LOCKED
 ))
 """  # noqa: S608 - put together from constants
 _RELEASE = """
@@ -129,8 +138,9 @@ _LOCK = _LOCK_ANY.replace("ORDER BY", "AND closed_at IS NULL ORDER BY")
 # claim: from then on, the platform may be at work.
 _CLAIM = f"""
 UPDATE reconciler.restarts AS owed
-SET attempts = attempts + 1, claimed_by = CAST(:cycle_id AS uuid), asked_at = now(), last_answer = 'claimed',
-    due_at = now() + make_interval(secs => :uncertain_s), watched_since = COALESCE(watched_since, now())
+SET attempts = LEAST(attempts + 1, {MOST_COUNTED}), claimed_by = CAST(:cycle_id AS uuid), asked_at = now(),
+    last_answer = 'claimed', due_at = now() + make_interval(secs => :uncertain_s),
+    watched_since = COALESCE(watched_since, now())
 FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS asked (id bigint, not_after double precision)
 WHERE owed.id = asked.id AND {LEASE_IS_OURS} AND clock_timestamp() <= to_timestamp(not_after)
   AND NOT {on_hold("owed.workspace_id")} AND NOT {_STOPPED}
@@ -148,30 +158,30 @@ SET due_at = now() + make_interval(secs => :wait_s),
     absent_sightings = CASE WHEN id = ANY (CAST(:found AS bigint[])) THEN 0 ELSE absent_sightings END
 WHERE id = ANY (CAST(:ids AS bigint[]))
 """
-_COUNT_ABSENCE = """
+_COUNT_ABSENCE = f"""
 UPDATE reconciler.restarts
 SET due_at = now(), absent_since = CASE WHEN absent_sightings > 0 THEN COALESCE(absent_since, now()) ELSE now() END,
-    absent_sightings = absent_sightings + 1
+    absent_sightings = LEAST(absent_sightings + 1, {MOST_COUNTED})
 WHERE id = ANY (CAST(:ids AS bigint[]))
-"""
+"""  # noqa: S608 - put together from constants
 # An answer that settles nothing (REFUSED, BLOCKED) began no work, so it begins no watch.
 # A restart that could not be asked for stays untouched if somebody has claimed it since it was read.
-_RECORD_ANSWER = """
+_RECORD_ANSWER = f"""
 UPDATE reconciler.restarts
 SET last_answer = :answer,
-    refusals = refusals + CASE WHEN CAST(:wait_s AS double precision) IS NULL THEN 0 ELSE 1 END,
+    refusals = LEAST(refusals + CASE WHEN CAST(:wait_s AS double precision) IS NULL THEN 0 ELSE 1 END, {MOST_COUNTED}),
     watched_since = CASE WHEN :watched THEN watched_since END,
     due_at = COALESCE(now() + make_interval(secs => CAST(:wait_s AS double precision)), due_at)
 WHERE id = :id AND closed_at IS NULL
   AND CASE WHEN :claimed THEN claimed_by = CAST(:cycle_id AS uuid) ELSE attempts = :attempts END
-"""
+"""  # noqa: S608 - put together from constants
 _ACCEPT = """
 UPDATE reconciler.restarts SET closed_at = now(), outcome = 'accepted'
 WHERE id = :id AND closed_at IS NULL
 """
 _GIVE_BACK = """
 UPDATE reconciler.restarts
-SET attempts = attempts - 1, claimed_by = NULL, due_at = now(),
+SET attempts = GREATEST(attempts - 1, 0), claimed_by = NULL, due_at = now(),
     asked_at = CASE WHEN attempts > 1 THEN asked_at END,
     last_answer = CASE WHEN :watched THEN 'uncertain' END,
     watched_since = CASE WHEN :watched THEN watched_since END

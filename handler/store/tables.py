@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from handler.domain.model import LONGEST_INSTANCE_ID
+
 # Table, column (None for the whole table) and right.
 Rights = Sequence[tuple[str, str | None, str]]
 
@@ -11,6 +13,15 @@ OWN_TABLES = tuple(
     f"reconciler.{name}"
     for name in ("schema_version", "lease", "coverage", "doubts", "source_doubts", "restarts", "restart_stops", "holds")
 )
+
+
+def short(text: str) -> str:
+    """Return the SQL for the beginning of a text that may have any length; `text` is an SQL expression.
+
+    One that is cut equals nothing that we look for: it has one character more than the longest instance id.
+    """
+    return f"left({text}, {LONGEST_INSTANCE_ID + 1})"
+
 
 # What makes a row a candidate, beside the adopted ones.
 IS_UP = """(workspaces.status IN ('online', 'degraded') AND workspaces.instance_id <> ''

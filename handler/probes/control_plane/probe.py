@@ -10,7 +10,7 @@ from http import HTTPStatus
 from typing import Any
 
 from handler.deadline import Deadline
-from handler.domain.model import Cause, Failure, Sighting, Workspace, sighting_of, unknown
+from handler.domain.model import LONGEST_INSTANCE_ID, Cause, Failure, Sighting, Workspace, sighting_of, unknown
 from handler.net.bounded import SUCCESS, Answer, CallError
 from handler.net.http import HttpClient
 from handler.net.limits import is_shallow_json
@@ -108,6 +108,8 @@ class ControlPlaneProbe:
 
     def _state(self, client: HttpClient, workspace: Workspace, check: Deadline) -> tuple[str, float]:
         """Return the state, and when it arrived."""
+        if len(workspace.instance_id.encode(errors="surrogateescape")) > LONGEST_INSTANCE_ID:
+            raise _NoAnswerError(Failure(Cause.MALFORMED_INSTANCE_ID))
         used = self._used
         answer = self._get(client, workspace, used, check)
         if answer.status in _REFUSED and (renewed := self._tokens.renew(used, check)) != used:
@@ -161,8 +163,8 @@ def _headers(tokens: Mapping[str, str]) -> dict[str, str]:
 def _until_all_end(done: "queue.SimpleQueue[Sighting | None]", workers: int, deadline: Deadline) -> Iterator[Sighting]:
     """Yield the workers' sightings until each has put its None, or until a moment after the deadline.
 
-    Workers end by the deadline on their own, except during a name lookup, which nothing can cut short. Such a worker
-    is left behind: it can no longer send or report anything.
+    Workers end by the deadline on their own. One that is late all the same is left behind: it can no longer send or
+    report anything.
     """
     while workers:
         try:
