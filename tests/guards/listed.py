@@ -996,7 +996,7 @@ GUARDS = (
         "while nobody answers for a name, the function runs until Lambda ends it, and its lease stays",
         _CONNECT,
         "_looked_up",
-        Code("addresses.result(deadline.remaining())", "addresses.result()"),
+        Code("looking.join(deadline.remaining())", "looking.join()"),
         f"{_TEST_SILENT}test_an_invocation_ends_by_its_deadline",
     ),
     Guard(
