@@ -41,14 +41,22 @@ class StoreError(ReconcilerError):
     """A statement failed in the platform's database.
 
     `server_message` is the server's own main message, without details or data, and `sqlstate` its code; both are None
-    if no server answered.
+    if no server answered. `in_function` tells that a trigger's function raised it.
     """
 
-    def __init__(self, message: str, *, server_message: str | None = None, sqlstate: str | None = None) -> None:
-        """Take the message for the log, the server's own, and its code."""
+    def __init__(
+        self,
+        message: str,
+        *,
+        server_message: str | None = None,
+        sqlstate: str | None = None,
+        in_function: bool = False,
+    ) -> None:
+        """Take the message for the log, the server's own, its code, and whether it arose in a trigger's function."""
         super().__init__(message)
         self.server_message = server_message
         self.sqlstate = sqlstate
+        self.in_function = in_function
 
 
 class LoginRefusedError(StoreError):

@@ -24,7 +24,8 @@ SET = 200
 OLDEST_IN_SET_SECONDS = 2.0
 # The platform's rows are locked for no longer than this: it may want them.
 LONGEST_LOCK_SECONDS = 1.0
-# After so many single rows in a row that failed alike, the others would, too.
+# If so many rows fail alike at the very beginning, the others probably would, too: until a set succeeds, none is split
+# any more.
 MOST_FAILURES_ALIKE = 5
 
 # `Flips.flip` or `Flips.would_flip`. A SkipReason says why a workspace is not flipped.
@@ -96,6 +97,8 @@ class Flipper:
         self._log = log
         self._set = SET
         self._failed_alike = ("", 0)
+        self._succeeded = False
+        self._with_others: set[str] = set()  # failed as a part of their set, which may have been another row's fault
 
     def flip(self, sightings: Sequence[Sighting], deadline: Deadline) -> FlipResults:
         """Flip or adopt the workspaces whose death a second probe confirms, as far as time allows."""
@@ -120,15 +123,17 @@ class Flipper:
         return FlipResults(tuple(attempts))
 
     def _attempts(self, sightings: Sequence[Sighting], attempt: Attempt, deadline: Deadline) -> Iterator[Attempted]:
-        """Attempt every flip; and once more those whose evidence was too old by the time the database had it."""
-        too_late = []
-        first_of = {one.workspace.id: one for one in sightings}
+        """Attempt every flip; and once more those that came too late, or failed with others in their set."""
+        again: dict[str, Attempted] = {}
         for one in self._attempts_once(sightings, attempt, deadline):
-            if one.outcome is SkipReason.OUT_OF_TIME and not deadline.over():
-                too_late.append(first_of[one.sighting.workspace.id])
+            if one.outcome is SkipReason.OUT_OF_TIME or one.sighting.workspace.id in self._with_others:
+                again[one.sighting.workspace.id] = one
             else:
                 yield one
-        yield from self._attempts_once(too_late, attempt, deadline)
+        if self._hopeless or deadline.over():
+            yield from again.values()
+        else:
+            yield from self._attempts_once([one for one in sightings if one.workspace.id in again], attempt, deadline)
 
     def _attempts_once(
         self, sightings: Sequence[Sighting], attempt: Attempt, deadline: Deadline
@@ -136,7 +141,8 @@ class Flipper:
         remaining = iter(sightings)
         while batch := {one.workspace.id: one for one in islice(remaining, SET)}:
             seconds = self._probe.sightings([one.workspace for one in batch.values()], deadline)
-            for together in gathered(seconds, deadline, most=SET, longest_s=OLDEST_IN_SET_SECONDS):
+            in_sets = gathered(seconds, deadline, most=SET, longest_s=OLDEST_IN_SET_SECONDS, leave_s=self._timeout_s)
+            for together in in_sets:
                 confirmed = []
                 for second in together:
                     first = batch.pop(second.workspace.id)
@@ -158,34 +164,39 @@ class Flipper:
         evidence_s = min(one.expires_at for one in confirmed) - deadline.now()
         if deadline.over() or evidence_s <= 0.0:
             return [SkipReason.OUT_OF_TIME] * len(confirmed)
-        if self._failed_alike[1] >= MOST_FAILURES_ALIKE:
-            return [SkipReason.RECONFIRM_ERROR] * len(confirmed)
         try:
             outcomes = attempt(deadline.within(min(self._timeout_s, evidence_s)), confirmed, self._policy)
-        except RowLockedError:
-            return [SkipReason.ROW_LOCKED] * len(confirmed)
         except UnfitDatabaseError:
             raise
         except ReconcilerError as error:
             return self._failed(error, confirmed, attempt, deadline)
-        self._failed_alike = ("", 0)
+        self._succeeded = True
         return [outcomes[one.second.workspace.id] for one in confirmed]
 
     def _failed(
         self, error: ReconcilerError, confirmed: Sequence[Confirmed], attempt: Attempt, deadline: Deadline
     ) -> list[Flipped | SkipReason]:
         half = len(confirmed) // 2
-        if half and isinstance(error, StoreError) and concerns_a_row(error):
+        of_a_row = isinstance(error, StoreError) and concerns_a_row(error)
+        if half and of_a_row and not self._hopeless:
             parts = (confirmed[:half], confirmed[half:])
             return [outcome for part in parts for outcome in self._outcomes(part, attempt, deadline)]
-        self._log.flip_failed(confirmed[0].second, error)
-        if half:  # it took too long, or the connection broke: the next set is smaller
-            self._set = half
+        if half:
+            self._with_others.update(one.second.workspace.id for one in confirmed)
+            if not of_a_row:  # it took too long, or the connection broke: the next set is smaller
+                self._set = half
         else:
-            kind, count = self._failed_alike
-            same = self._log.kind_of(error)
-            self._failed_alike = (same, count + 1 if same == kind else 1)
+            kind, (same, count) = self._log.kind_of(error), self._failed_alike
+            self._failed_alike = (kind, count + 1 if kind == same else 1)
+        if isinstance(error, RowLockedError):
+            return [SkipReason.ROW_LOCKED] * len(confirmed)
+        for one in confirmed:
+            self._log.flip_failed(one.second, error)
         return [SkipReason.OUT_OF_TIME if deadline.over() else SkipReason.RECONFIRM_ERROR] * len(confirmed)
+
+    @property
+    def _hopeless(self) -> bool:
+        return not self._succeeded and self._failed_alike[1] >= MOST_FAILURES_ALIKE
 
     def _log_outcome(self, attempted: Attempted, message: str) -> None:
         sighting, outcome = attempted.sighting, attempted.outcome

@@ -92,7 +92,7 @@ class Report:
     oldest_doubt_seconds: int = 0
     unrecorded: int = 0
     offline_unowed: int = 0
-    targets_failed: tuple[str, ...] = ()
-    targets_empty: tuple[str, ...] = ()
+    targets_failed: list[str] = field(default_factory=list)
+    targets_empty: list[str] = field(default_factory=list)
     duration_ms: int = 0
     flips: tuple[Flip, ...] = ()

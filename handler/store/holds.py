@@ -121,10 +121,15 @@ SELECT workspace_id::text FROM reconciler.restarts
 WHERE closed_at IS NULL AND {_EVERYBODY} AND id NOT IN (SELECT id FROM free)
 ORDER BY restarts.workspace_id LIMIT :most
 """  # noqa: S608 - put together from constants
+# A hold on everything also keeps rows from being adopted. They are counted, too: an alarm compares with the candidates.
 _COUNT_ALL = f"""
 SELECT {COUNT_ON_HOLD_SINGLY} + (
     SELECT count(*) FROM platform.workspaces
-    WHERE {IS_UP} AND NOT EXISTS (
+    WHERE ({IS_UP} OR workspaces.status = 'offline' AND COALESCE(workspaces.runtime, '') <> 'external' AND EXISTS (
+               SELECT FROM reconciler.doubts
+               WHERE doubts.workspace_id = workspaces.id AND doubts.instance_id = workspaces.instance_id
+                 AND kind IN ('absent', 'dead')))
+      AND NOT EXISTS (
         SELECT FROM reconciler.holds WHERE holds.workspace_id = workspaces.id AND holds.ends_at > now())
 )
 """  # noqa: S608 - put together from constants

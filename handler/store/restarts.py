@@ -165,6 +165,7 @@ SET due_at = now(), absent_since = CASE WHEN absent_sightings > 0 THEN COALESCE(
 WHERE id = ANY (CAST(:ids AS bigint[]))
 """  # noqa: S608 - put together from constants
 # An answer that settles nothing (REFUSED, BLOCKED) began no work, so it begins no watch.
+# A restart that could not be asked for stays untouched if somebody has claimed it since it was read.
 _RECORD_ANSWER = f"""
 UPDATE reconciler.restarts
 SET last_answer = :answer,
@@ -172,7 +173,7 @@ SET last_answer = :answer,
     watched_since = CASE WHEN :watched THEN watched_since END,
     due_at = COALESCE(now() + make_interval(secs => CAST(:wait_s AS double precision)), due_at)
 WHERE id = :id AND closed_at IS NULL
-  AND (claimed_by = CAST(:cycle_id AS uuid) OR NOT :claimed AND last_answer IS DISTINCT FROM 'claimed')
+  AND CASE WHEN :claimed THEN claimed_by = CAST(:cycle_id AS uuid) ELSE attempts = :attempts END
 """  # noqa: S608 - put together from constants
 _ACCEPT = """
 UPDATE reconciler.restarts SET closed_at = now(), outcome = 'accepted'
@@ -346,6 +347,7 @@ class Restarts:
                 wait_s=wait_s,
                 watched=restart.watched or wait_s is None,
                 claimed=claimed,
+                attempts=restart.attempts,
                 cycle_id=self._cycle_id,
             )
 

@@ -53,7 +53,8 @@ def explained(error: pg8000.exceptions.DatabaseError) -> StoreError:
     code, message = fields.get("C", "?"), fields.get("M", "no message")[:LONGEST_MESSAGE]
     kind, remedy = _ERROR_OF_SQLSTATE.get(code, (StoreError, ""))
     where = fields.get("W", "")
-    if where and _OUR_OWN_BLOCK not in where:  # in a trigger's function, for our own statements call none
+    in_function = bool(where) and _OUR_OWN_BLOCK not in where
+    if in_function:  # a trigger's, for our own statements call none
         if code in _NOT_FOUND:
             remedy = _BY_SCHEMA
         elif kind is RightsMissingError:
@@ -63,15 +64,19 @@ def explained(error: pg8000.exceptions.DatabaseError) -> StoreError:
     elif kind is RightsMissingError and fields.get("R") in _ROW_SECURITY_ROUTINES:
         kind, remedy = RowSecurityError, REMEDIES
     text = f"the database refused: {message} ({code})" + (f": {remedy}" if remedy else "")
-    return kind(text, server_message=message, sqlstate=code)
+    return kind(text, server_message=message, sqlstate=code, in_function=in_function)
 
 
-# Time-outs and cancellations, locks, lost connections, and a server without resources: none is a row's own fault.
+# Time-outs and cancellations, lost connections, and a server without resources: none is a row's own fault.
 _NOT_A_ROWS = ("08", "25", "28", "40", "53", "55", "57", "58", "XX")
+# Unless they are: somebody is inserting the same restart; or a trigger's function talks to another server.
+_A_ROWS = ("55P03",)
 
 
 def concerns_a_row(error: StoreError) -> bool:
     """Tell whether one row may be to blame for an error, through a trigger or a constraint, and not a whole set."""
     if error.sqlstate is None:
         return isinstance(error, NotWrittenError)
+    if error.sqlstate in _A_ROWS or (error.in_function and error.sqlstate != QUERY_CANCELED):
+        return True
     return not error.sqlstate.startswith(_NOT_A_ROWS)

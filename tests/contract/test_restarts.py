@@ -10,6 +10,7 @@ from handler.errors import RowLockedError
 from handler.store import Flipped, Store
 from tests.contract.steps import (
     CLOSE,
+    LEASE_S,
     NOW,
     RETRY_S,
     UNCERTAIN_S,
@@ -292,6 +293,31 @@ def test_an_answer_that_comes_after_another_cycles_claim_changes_nothing(subject
     first.restarts.give_back(soon(), restart)
     assert subject.restarts() == [(1, uuid(1), instance(1), 2, 0, "claimed", None, 0)]
     assert due(second) == []
+
+
+def test_a_connection_refused_says_nothing_of_what_another_cycle_has_asked_for_since(subject: Subject) -> None:
+    """The first cycle was frozen as it connected. The second one's request may still be under way."""
+    first = flipped(subject)
+    restart = the_due(first)
+    subject.age(LEASE_S + 2)
+    second = holding(subject, 1)
+    decide(second, the_due(second))
+    second.restarts.record_answer(soon(), restart, "uncertain", wait_s=None)
+    first.restarts.record_answer(soon(), restart, "refused", wait_s=RETRY_S, claimed=False)
+    assert subject.restarts() == [(1, uuid(1), instance(1), 1, 0, "uncertain", None, 0)]
+    assert len(watched(second)) == 1
+    subject.age(UNCERTAIN_S - 10)
+    assert due(second) == []
+
+
+def test_a_connection_refused_puts_off_one_that_was_uncertain_before(subject: Subject) -> None:
+    store = flipped(subject)
+    decide(store, the_due(store))
+    subject.age(UNCERTAIN_S + 1)
+    again = the_due(store)
+    store.restarts.record_answer(soon(), again, "refused", wait_s=RETRY_S, claimed=False)
+    assert subject.restarts() == [(1, uuid(1), instance(1), 1, 1, "refused", None, 0)]
+    assert (due(store), len(watched(store))) == ([], 1)
 
 
 def test_what_was_not_sent_gives_its_claim_back(subject: Subject) -> None:

@@ -685,8 +685,8 @@ class Restarts(Part):
     @_transaction
     def count_absences(self, _: Deadline, restarts: Iterable[Restart]) -> None:
         self.require_lease()
-        self.watch.wrote("count_absences")
         for one in self._unlocked(restart.id for restart in restarts):
+            self.watch.wrote("count_absences", one)
             self._count_absence(one)
 
     @_transaction
@@ -703,7 +703,7 @@ class Restarts(Part):
         owed = self._lock(restart)
         if owed is None:
             return
-        if owed.claimed_by == self.cycle_id or (not claimed and owed.last_answer != "claimed"):
+        if owed.claimed_by == self.cycle_id if claimed else owed.attempts == restart.attempts:
             self.watch.wrote("record_answer")
             owed.last_answer = str(answer)
             if not restart.watched and wait_s is not None:

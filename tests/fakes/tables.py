@@ -9,6 +9,7 @@ from handler.domain.decide import ADOPTED_STATUS, CANDIDATE_STATUSES, EXTERNAL
 from handler.domain.model import Verdict
 from handler.store.restarts import LATEST_END_OF_STOP_SECONDS
 
+GONE = (Verdict.DEAD, Verdict.ABSENT)
 REMEMBERED_DEAD_SECONDS = 24 * 3600.0
 
 
@@ -150,7 +151,12 @@ class Tables:
 
     def on_hold(self) -> set[str]:
         """Return the workspaces that are on hold: also all candidates, if everything is."""
-        candidates = {one for one, row in self.workspaces.items() if row.is_up}
+        doubted = {(one.workspace_id, one.instance_id) for one in self.doubts.values() if one.kind in GONE}
+        candidates = {
+            one
+            for one, row in self.workspaces.items()
+            if row.is_up or (row.is_offline and (one, row.instance_id) in doubted)
+        }
         return self.on_hold_singly() | (candidates if self.is_on_hold(None) else set())
 
     def hold_ended_at(self, workspace_id: str) -> float:
@@ -192,7 +198,7 @@ class Tables:
     def remembers_dead(self, doubt: StoredDoubt) -> bool:
         """Tell whether a doubt says that the instance was dead or absent within the last 24 hours."""
         recent = doubt.last_seen_at > self.now - REMEMBERED_DEAD_SECONDS
-        return doubt.kind in (Verdict.DEAD, Verdict.ABSENT) and recent
+        return doubt.kind in GONE and recent
 
     def forget(self, doubts: Iterable[StoredDoubt]) -> None:
         """Delete doubts, but for those that somebody else has locked."""

@@ -22,6 +22,13 @@ ERROR = "error"
 # How long the platform takes: to write (or even to read) the row when it is late, and to provision.
 LATE_SECONDS = 100.0
 BOOT_SECONDS = 90.0
+# How often a living workspace sends a heartbeat, and how long the platform's own monitor waits for one.
+HEARTBEAT_SECONDS = 30.0
+MONITOR_SECONDS = 180.0
+# When the platform restarts a workspace by itself, so much time passes between the machine's end and its write.
+OWN_RESTART_SECONDS = 60.0
+_NOT_MONITORED = ("removed", "paused", "hibernated", "offline")
+_BEATS_SET_ONLINE = ("offline", "provisioning")
 # A heartbeat too old to veto a flip; a restart before the breaker's window, but too recent for a healthy stretch.
 HEARTBEAT_AGE_SECONDS = 300.0
 RESTARTED_AGO_SECONDS = 700.0
@@ -40,10 +47,11 @@ _REFUSALS = {
 
 @dataclass
 class Instance:
-    """An instance's state, and the one before it, which a stale answer still gives."""
+    """An instance's state, and the one before it, which a stale answer still gives. It has its state `since` then."""
 
     state: str
     before: str | None = None
+    since: float = 0.0
 
     @property
     def is_dead(self) -> bool:
@@ -71,7 +79,7 @@ class Asked:
 
 @dataclass
 class Job:
-    """What the platform still has to do for a restart: `read` the row, `write` that it provisions, or `boot`."""
+    """What the platform still has to do for a restart: `read` the row, `write` that it provisions, `boot`, or `fail`."""
 
     at: float
     step: str
@@ -106,6 +114,19 @@ class World:
     platform_mood: str | None = None
     # Nobody can connect to the platform.
     unreachable: bool = False
+    # Running instances send heartbeats, and the platform's own monitor takes silent workspaces offline.
+    is_lively: bool = False
+    # The monitor also restarts what it takes offline, once.
+    monitor_restarts: bool = False
+    # Since when a workspace is offline, for all that any cycle has seen; and since when one was that was adopted.
+    offline_at: dict[str, float] = field(default_factory=dict)
+    adopted_from: dict[str, float] = field(default_factory=dict)
+    # Workspaces and instances that a cycle saw dead or absent while the row was up, or by hand; ids of restarts that
+    # were owed again.
+    seen_dead: set[tuple[str, str]] = field(default_factory=set)
+    again: set[int] = field(default_factory=set)
+    # When the breaker was overridden last.
+    overridden_at: float | None = None
     blocked: set[str] = field(default_factory=set)
     # For each workspace and its instance: the times of its remembered absences, as long as nothing resets them.
     unfound: dict[tuple[str, str], list[float]] = field(default_factory=dict)
@@ -133,7 +154,14 @@ class World:
         assert isinstance(world, cls)
         return world
 
-    def add(self, workspace_id: str, state: str | None, *, streak: int | None = None) -> None:
+    def add(
+        self,
+        workspace_id: str,
+        state: str | None,
+        *,
+        streak: int | None = None,
+        heartbeat_age_s: float = HEARTBEAT_AGE_SECONDS,
+    ) -> None:
         """Add a workspace whose instance is in a state, or not known to EC2 (None).
 
         With `streak`, it was restarted some minutes ago, after that many restarts in a row.
@@ -143,7 +171,7 @@ class World:
             self.instances[instance_id] = Instance(state)
         self.population += 1
         self.tables.workspaces[workspace_id] = Row(
-            instance_id, heartbeat_at=self.tables.now - HEARTBEAT_AGE_SECONDS, updated_at=self.tables.now
+            instance_id, heartbeat_at=self.tables.now - heartbeat_age_s, updated_at=self.tables.now
         )
         if streak is not None:
             self._was_restarted(workspace_id, streak)
@@ -171,7 +199,7 @@ class World:
     def launch(self) -> str:
         """Return a new running instance."""
         instance_id = f"i-{0x1000 + len(self.instances):017x}"
-        self.instances[instance_id] = Instance("running")
+        self.instances[instance_id] = Instance("running", since=self.tables.now)
         return instance_id
 
     def become(self, instance_id: str | None, state: str) -> bool:
@@ -179,7 +207,7 @@ class World:
         instance = self.instances.get(instance_id or "")
         if instance is None or instance.state in (state, "terminated"):
             return False
-        instance.before, instance.state = instance.state, state
+        instance.before, instance.state, instance.since = instance.state, state, self.tables.now
         if instance.is_dead:
             for witnessed in self.died:
                 witnessed.add(instance_id or "")
@@ -228,11 +256,47 @@ class World:
             row = rows.get(job.workspace_id)
             if job.asked is not None:
                 self.read(job.asked, writes_at=now)
-            elif row is not None and job.step == "write":
+            elif row is not None and job.step in ("write", "write in vain"):
                 row.status, row.updated_at = "provisioning", now
-                self.jobs.append(Job(now + BOOT_SECONDS, "boot", job.workspace_id))
-            elif row is not None and row.status == "provisioning":
+                step = "boot" if job.step == "write" else "fail"
+                self.jobs.append(Job(now + BOOT_SECONDS, step, job.workspace_id))
+            elif row is not None and job.step == "fail":
+                row.status, row.updated_at = ("failed" if row.status == "provisioning" else row.status), now
+            elif row is not None and row.status in _BEATS_SET_ONLINE:  # the monitor takes long provisioning offline
                 row.status, row.instance_id, row.heartbeat_at, row.updated_at = "online", self.launch(), now, now
+
+    def restart_itself(self, workspace_id: str) -> bool:
+        """Let the platform restart a workspace by itself: the machine ends now, the row says so later."""
+        row = self.tables.workspaces.get(workspace_id)
+        if row is None or not self.become(row.instance_id, "terminated"):
+            return False
+        self.jobs.append(Job(self.tables.now + OWN_RESTART_SECONDS, "write", workspace_id))
+        return True
+
+    def take_offline(self, workspace_id: str) -> bool:
+        """Let the platform's monitor take a workspace offline; tell whether that changes anything."""
+        row, now = self.tables.workspaces[workspace_id], self.tables.now
+        if row.status in _NOT_MONITORED or row.locked_by is not None:
+            return False
+        row.status, row.updated_at = "offline", now
+        self.offline_at.setdefault(workspace_id, now)
+        if self.monitor_restarts:
+            self.become(row.instance_id, "terminated")
+            self.jobs.append(Job(now + OWN_RESTART_SECONDS, "write", workspace_id))
+        return True
+
+    def live(self) -> None:
+        """Let running instances send their heartbeats, and the monitor look for them."""
+        now = self.tables.now
+        latest = now - now % HEARTBEAT_SECONDS
+        for workspace_id, row in self.tables.workspaces.items():
+            instance = self.instances.get(row.instance_id or "")
+            beats = instance is not None and instance.state == "running" and instance.since <= latest
+            if beats and row.locked_by is None and (row.heartbeat_at or 0.0) < latest:
+                row.heartbeat_at = row.updated_at = latest
+                row.status = "online" if row.status in _BEATS_SET_ONLINE else row.status
+            if row.heartbeat_at is not None and row.heartbeat_at < now - MONITOR_SECONDS:
+                self.take_offline(workspace_id)
 
     def _is_locked(self, job: Job) -> bool:
         row = self.tables.workspaces.get(job.workspace_id)
@@ -325,8 +389,12 @@ class _Connection:
             asked.is_refused = True
             return refusal
         late_at = world.tables.now + LATE_SECONDS
-        if mood is None:
+        if mood in (None, "in vain", "fail"):
             world.read(asked, writes_at=world.tables.now)
+            if mood is not None and not asked.is_refused:
+                job = world.jobs.pop()
+                if mood == "fail":
+                    world.jobs.append(Job(job.at, "write in vain", workspace_id))
             world.work()
             return Reply(Answer.REFUSED, _http(404)) if asked.is_refused else Reply(Answer.ACCEPTED, _http(202))
         if mood == "write late":

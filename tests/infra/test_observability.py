@@ -42,7 +42,12 @@ ALARMS_WHILE_APPLYING = {
     "UnknownAlarm": "too-much-is-unknown",
     "FlipErrorsAlarm": "flips-fail",
     "FlipsAlarm": "many-workspaces-are-flipped",
+    "DoubtAgeAlarm": "a-workspace-stays-in-doubt",
+    "OfflineUnowedAlarm": "workspaces-stay-offline",
+    "HoldOnEverythingAlarm": "everything-is-on-hold",
 }
+# … this one if EC2 is asked as well, because only EC2 knows status checks …
+ALARMS_WITH_EC2 = {"ImpairedAlarm": "an-instance-is-impaired"}
 # … this one while the schedule applies them …
 ALARMS_ON_SCHEDULE = {"NoCycleAlarm": "no-cycle-completes"}
 # … and these while there is a platform, too: without one, restarts stay owed on purpose.
@@ -51,7 +56,7 @@ ALARMS_WITH_A_PLATFORM = {
     "RestartsUnrecoveredAlarm": "a-restart-did-not-work",
     "RestartsBackingOffAlarm": "a-workspace-restarts-again-and-again",
 }
-EVERY_ALARM = ALARMS | ALARMS_WHILE_APPLYING | ALARMS_ON_SCHEDULE | ALARMS_WITH_A_PLATFORM
+EVERY_ALARM = ALARMS | ALARMS_WHILE_APPLYING | ALARMS_WITH_EC2 | ALARMS_ON_SCHEDULE | ALARMS_WITH_A_PLATFORM
 
 
 @pytest.fixture(scope="module")
@@ -178,6 +183,7 @@ def test_an_alarm_exists_only_while_it_can_tell_something(name: str, stacks: dic
     expected = set(ALARMS)
     if given["Mode"] == "apply":
         expected |= ALARMS_WHILE_APPLYING.keys()
+        expected |= ALARMS_WITH_EC2.keys() if given["Probe"] == "ec2" else set()
         expected |= ALARMS_ON_SCHEDULE.keys() if given["ScheduleState"] == "ENABLED" else set()
         expected |= ALARMS_WITH_A_PLATFORM.keys() if given["PlatformBaseUrl"] else set()
     assert stacks[name].of_type("AWS::CloudWatch::Alarm").keys() == expected
@@ -253,6 +259,9 @@ def test_missing_data_raises_only_the_no_cycle_alarm(stacks: dict[str, Stack]) -
         ("BreakerOpenAlarm", "BreakerOpen", 1, 1),
         ("DeadlineAlarm", "DeadlineHit", 1, 5),
         ("CoverageAgeAlarm", "CoverageAge", 600, 3),
+        ("DoubtAgeAlarm", "OldestDoubtAge", 1800, 3),
+        ("OfflineUnowedAlarm", "OfflineUnowed", 0, 15),
+        ("ImpairedAlarm", "Impaired", 0, 15),
         ("RestartAgeAlarm", "OldestRestartAge", 1800, 3),
         ("RestartsUnrecoveredAlarm", "RestartsUnrecovered", 0, 5),
         ("RestartsBackingOffAlarm", "RestartsBackingOff", 0, 1),
@@ -267,8 +276,8 @@ def test_a_metric_above_its_threshold_for_some_minutes_raises_the_alarm(
     assert properties["Statistic"] == "Maximum"
     assert int(properties["Threshold"]) == threshold
     assert properties["ComparisonOperator"].startswith("GreaterThan")
-    assert properties["Period"] == 60
-    assert properties.get("DatapointsToAlarm", properties["EvaluationPeriods"]) == minutes
+    datapoints = properties.get("DatapointsToAlarm", properties["EvaluationPeriods"])
+    assert properties["Period"] * datapoints == minutes * 60
 
 
 def test_more_than_half_unknown_for_five_minutes_raises_the_alarm(applying: Stack) -> None:
@@ -282,13 +291,35 @@ def test_more_than_half_unknown_for_five_minutes_raises_the_alarm(applying: Stac
 
 
 @pytest.mark.parametrize(("given", "threshold"), [({}, 20), ({"FlipsAlarmCount": "5"}, 5)])
-def test_more_flips_in_ten_minutes_than_the_parameter_says_raise_the_alarm(
+def test_more_flips_and_adoptions_in_ten_minutes_than_the_parameter_says_raise_the_alarm(
     given: dict[str, str], threshold: int, template: Any
 ) -> None:
     properties = alarm(Stack(template, DATABASE | {"Mode": "apply"} | given), "FlipsAlarm")
-    assert (properties["MetricName"], properties["Statistic"]) == ("Flipped", "Sum")
-    assert properties["Period"] * properties["EvaluationPeriods"] == 600
+    assert inputs(properties) == {"flipped": ("Flipped", "Sum", 600), "adopted": ("Adopted", "Sum", 600)}
+    assert properties["Metrics"][0]["Expression"] == "flipped + adopted"
+    assert properties["EvaluationPeriods"] == 1
     assert (properties["ComparisonOperator"], int(properties["Threshold"])) == ("GreaterThanThreshold", threshold)
+
+
+def test_a_day_on_which_every_candidate_was_on_hold_raises_the_alarm(applying: Stack) -> None:
+    properties = alarm(applying, "HoldOnEverythingAlarm")
+    assert inputs(properties) == {
+        "on_hold": ("OnHold", "Maximum", 3600),
+        "candidates": ("Candidates", "Maximum", 3600),
+    }
+    assert properties["Metrics"][0]["Expression"] == "IF(candidates > 0 AND on_hold >= candidates, 1, 0)"
+    assert (properties["ComparisonOperator"], properties["Threshold"]) == ("GreaterThanOrEqualToThreshold", 1)
+    assert properties["EvaluationPeriods"] * 3600 == 24 * 3600
+    assert "DatapointsToAlarm" not in properties
+
+
+def inputs(properties: dict[str, Any]) -> dict[str, tuple[str, str, int]]:
+    """Return what an alarm computes its value from: the metric, its statistic and its period, by the input's id."""
+    value, *metrics = properties["Metrics"]
+    assert value.get("ReturnData", True)
+    assert not any(one["ReturnData"] for one in metrics)
+    stats = {one["Id"]: one["MetricStat"] for one in metrics}
+    return {one: (stat["Metric"]["MetricName"], stat["Stat"], stat["Period"]) for one, stat in stats.items()}
 
 
 @pytest.mark.parametrize("name", ["the first deploy", "applying"])
@@ -326,12 +357,12 @@ def test_the_dashboard_fits_on_one_screen_without_gaps_or_overlaps(applying: Sta
     assert len(cells) == len(set(cells)) == 24 * height
 
 
-@pytest.mark.parametrize("parameter", ["CycleDeadlineSeconds", "CoverageAgeAlarmSeconds"])
+@pytest.mark.parametrize("parameter", ["CycleDeadlineSeconds", "CoverageAgeAlarmSeconds", "DoubtAgeAlarmSeconds"])
 @pytest.mark.parametrize("seconds", ["59", "7.5", "045", "4.5e1", "+9", "9."])
 def test_whatever_counts_as_a_number_does_not_break_the_dashboard(parameter: str, seconds: str, template: Any) -> None:
     """CloudFormation hands a number on as it was written, and JSON knows neither 045 nor +9."""
     stack = Stack(template, DATABASE | {parameter: seconds})
-    factor = {"CycleDeadlineSeconds": 1000, "CoverageAgeAlarmSeconds": 1}[parameter]
+    factor = {"CycleDeadlineSeconds": 1000}.get(parameter, 1)
     lines = [
         one["expression"]
         for widget in widgets(stack)

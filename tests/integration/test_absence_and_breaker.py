@@ -360,8 +360,7 @@ def wave_after(stage: Stage, seconds: float, **settings: str) -> tuple[Outcome, 
     populated(stage, running=6)
     first = populated(stage, stopped=4)
     assert_closed(stage.cycle(**settings), dict.fromkeys(first, "stopped"))
-    for one in first:  # the platform is at it
-        stage.fleet.update(one, status="provisioning")
+    stage.platform_is_at_work()
     stage.fleet.age_everything(seconds)
     second = [one for one, status in stage.fleet.statuses().items() if status == "online"][:2]
     for one in second:

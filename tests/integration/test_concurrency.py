@@ -4,14 +4,13 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
 
 from sandbox.control_plane import StatusRequest
 from sandbox.http_server import Answer
-from sandbox.invocation import InvocationError
 from tests.support.events import APPLY, DRY_RUN, SCHEDULED
 from tests.support.stage import Stage
 
@@ -124,94 +123,84 @@ def test_the_lease_of_a_process_that_was_killed_is_free_after_the_longest_possib
 
 def test_a_cycle_that_fails_gives_its_lease_back(stage: Stage) -> None:
     dead = stage.add("terminated")
-    stage.database.query("ALTER TABLE reconciler.absences RENAME COLUMN sightings TO of_tomorrow")
+    stage.database.query("ALTER TABLE reconciler.doubts RENAME COLUMN sightings TO of_tomorrow")
     with pytest.raises(Exception, match=r"infra/schema\.sql"):
         stage.invoke(**MOSTLY_DEAD)
     assert lease(stage) == []
-    stage.database.query("ALTER TABLE reconciler.absences RENAME COLUMN of_tomorrow TO sightings")
+    stage.database.query("ALTER TABLE reconciler.doubts RENAME COLUMN of_tomorrow TO sightings")
     stage.cycle(**MOSTLY_DEAD).assert_only_flipped({dead: "terminated"})
 
 
-CYCLES, DEAD, CHECKS_AT_ONCE = 4, 40, 8
+CYCLES, DEAD = 4, 40
 
 
 class Overlap:
-    """Cycles in separate processes, which get the lease in turn, again and again, while all of them act."""
+    """Cycles in separate processes that all have the lease, so that only locks and claims stand between them.
 
-    def __init__(self, stage: Stage, running: str) -> None:
+    Each looks at everybody, then all act at once. Of each dead workspace's second probes one has no answer, by turns
+    another one, so that no cycle can flip all of them.
+    """
+
+    def __init__(self, stage: Stage, running: str, dead: list[str]) -> None:
         self.arrived = threading.Semaphore(0)
-        self.about_to_act = threading.Semaphore(0)
-        self.all_looked = threading.Event()
-        self.act = threading.Event()
+        self._act = threading.Event()
         self._stage = stage
         self._running = running
-        self._released = [threading.Event() for _ in range(CYCLES)]
+        self._unanswered = {one: CYCLES + number % CYCLES for number, one in enumerate(dead)}
+        self._asked = Counter[str]()
         self._holders: list[str] = []
-        self._looks = self._turns = 0
         self._counting = threading.Lock()
 
     def look(self, question: StatusRequest) -> None:
-        """Stop each cycle at its question about the running workspace, and at its second probes of the dead."""
-        with self._counting:
-            self._looks += 1
-            first_looks = CYCLES * (DEAD + 1)
-            again = self._looks > first_looks
-            if self._looks == first_looks:
-                self.all_looked.set()
+        """Stop each cycle at its question about the running workspace, and let the next one take the lease."""
         if question.workspace_id == self._running:
-            number = len(self._holders)
             self._holders += [row["holder"] for row in lease(self._stage)]
             self._stage.database.query("UPDATE reconciler.lease SET expires_at = now()")
             self.arrived.release()
-            self._released[number].wait(TIMEOUT_S)
-        elif again:
-            self.about_to_act.release()
-            self.act.wait(TIMEOUT_S)
-            self.pass_on()
+            self._act.wait(TIMEOUT_S)
 
-    def release(self, number: int) -> None:
-        """Give a cycle the lease, and let it go on until it is about to act."""
-        self._give(number)
-        self._released[number].set()
-        for _ in range(CHECKS_AT_ONCE):
-            assert self.about_to_act.acquire(timeout=TIMEOUT_S)
-
-    def pass_on(self, *_: object) -> None:
-        """Give the lease to the next of them."""
+    def answer(self, question: StatusRequest) -> Answer | None:
+        """Leave one second probe of each dead workspace without an answer."""
         with self._counting:
-            self._turns += 1
-            self._give(self._turns % CYCLES)
+            asked = self._asked[question.workspace_id]
+            self._asked[question.workspace_id] += 1
+        return Answer(503) if asked == self._unanswered.get(question.workspace_id) else None
 
-    def _give(self, number: int) -> None:
-        self._stage.database.query(
-            "UPDATE reconciler.lease SET holder = CAST(:holder AS uuid), expires_at = now() + interval '1 minute'",
-            holder=self._holders[number],
-        )
+    @contextmanager
+    def all_act(self) -> Iterator[None]:
+        """Give all of them the lease, and let them go on."""
+        query = self._stage.database.query
+        query("ALTER TABLE reconciler.lease DROP CONSTRAINT lease_pkey")
+        try:
+            query("DELETE FROM reconciler.lease")
+            query(
+                "INSERT INTO reconciler.lease (scope, holder, expires_at) "
+                "SELECT 'fleet', unnest(CAST(:holders AS uuid[])), now() + interval '1 minute'",
+                holders=self._holders,
+            )
+            self._act.set()
+            yield
+        finally:
+            query("ALTER TABLE reconciler.lease ADD CONSTRAINT lease_pkey PRIMARY KEY (scope)")
 
 
 def test_four_cycles_that_act_at_once_flip_and_restart_each_workspace_once(stage: Stage) -> None:
     running, dead = stage.add("running"), stage.add_all(DEAD, "terminated")
-    overlap = Overlap(stage, running)
+    overlap = Overlap(stage, running, dead)
     stage.control_plane.script.before(overlap.look)
-    stage.platform.instead.before(overlap.pass_on)
-    settings = stage.settings("control_plane") | MOSTLY_DEAD | {"PROBE_CONCURRENCY": str(CHECKS_AT_ONCE)}
-    settings |= {"PROBE_TIMEOUT_SECONDS": str(TIMEOUT_S)}
+    stage.control_plane.script.reply(overlap.answer)
+    settings = stage.settings("control_plane") | MOSTLY_DEAD | {"PROBE_TIMEOUT_SECONDS": str(TIMEOUT_S)}
     with ExitStack() as processes:
         cycles = []
         for _ in range(CYCLES):
             cycles.append(processes.enter_context(stage.invoke.in_process(APPLY, **settings)))
             assert overlap.arrived.acquire(timeout=TIMEOUT_S)
-        assert overlap.all_looked.wait(TIMEOUT_S)
-        for number in range(CYCLES):
-            overlap.release(number)
-        overlap.act.set()
-        for cycle in cycles:
-            with suppress(InvocationError):  # one that has lost its lease at its end says so
-                cycle.wait(TIMEOUT_S)
+        with overlap.all_act():
+            reports = [cycle.wait(TIMEOUT_S) for cycle in cycles]
+    assert {report["outcome"] for report in reports} == {"completed"}
+    assert sum(report["flipped"] for report in reports) == DEAD
     assert len({event["payload"]["cycle_id"] for event in stage.fleet.events()}) > 1, "only one of them acted"
     stage.control_plane.script.clear()
-    stage.platform.instead.clear()
-    stage.platform.instead.reply(Answer(body=b"{}"))
     stage.fleet.age_everything(A_WHILE_S)
     stage.cycle(**settings)
     once = dict.fromkeys(dead, 1)

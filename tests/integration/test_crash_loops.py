@@ -16,6 +16,8 @@ SLACK_S = 10.0
 AN_HOUR_S = 3600.0
 # How long an accepted restart may take to bring its workspace back.
 RECOVERY_S = 900.0
+# How long a workspace has to be up until it has recovered.
+RECOVERED_S = 300.0
 # Most of these fleets is dead, and the probe is right about it.
 NO_BREAKER = {"BREAKER_MAX_DEAD_FRACTION": "1"}
 IN_A_ROW = 3
@@ -271,12 +273,10 @@ def degraded(stage: Stage, workspace: str) -> None:
     stage.fleet.update(workspace, status="degraded")
 
 
-NOT_BACK = {
-    **{one: rows_status(one) for one in ("offline", "provisioning", "failed", "awaiting_agent")},
-    "degraded": degraded,
-}
+NOT_BACK = {one: rows_status(one) for one in ("offline", "provisioning", "failed", "awaiting_agent")}
+BACK = {"online": comes_back, "degraded": degraded}
 BACK_OR_NOT_WANTED = {
-    "online": comes_back,
+    **BACK,
     **{one: rows_status(one) for one in ("paused", "removed", "hibernating", "hibernated")},
     "gone": deleted,
 }
@@ -319,9 +319,28 @@ def test_a_restart_that_worked_or_is_not_wanted_any_more_is_not_counted(
     assert unrecovered(cycle(stage)) == 1
     becomes(stage, workspace)
     assert unrecovered(cycle(stage)) == 0
+    if becomes in BACK.values():
+        stage.fleet.age_everything(RECOVERED_S)
+        assert unrecovered(cycle(stage)) == 0
     if becomes is not deleted:  # what happens to it later is no fault of that restart
         stage.fleet.update(workspace, status="failed")
         assert unrecovered(cycle(stage)) == 0
+
+
+@pytest.mark.parametrize("becomes", BACK.values(), ids=BACK.keys())
+def test_a_workspace_that_is_up_for_less_than_five_minutes_has_not_recovered(
+    stage: Stage, becomes: Callable[[Stage, str], None]
+) -> None:
+    workspace = restarted(stage)
+    becomes(stage, workspace)
+    assert unrecovered(cycle(stage)) == 0
+    stage.fleet.age_everything(RECOVERED_S - SLACK_S)
+    assert unrecovered(cycle(stage)) == 0
+    stage.fleet.update(workspace, status="failed")
+    stage.fleet.age_everything(RECOVERY_S - RECOVERED_S)
+    assert unrecovered(cycle(stage)) == 0
+    stage.fleet.age_everything(SLACK_S)
+    assert unrecovered(cycle(stage)) == 1
 
 
 def test_only_the_newest_restart_of_a_workspace_is_counted(stage: Stage) -> None:
@@ -358,7 +377,7 @@ def test_a_lock_on_the_platforms_table_leaves_the_figures_at_the_end_as_they_are
         connection.run("BEGIN")
         connection.run("LOCK TABLE workspaces IN ACCESS EXCLUSIVE MODE")
 
-    stage.ec2.script.before(lock, nth=2)
+    stage.ec2.script.before(lock, nth=2, action="DescribeInstances")
     outcome = cycle(stage, RECONFIRM_TIMEOUT_SECONDS="0.2", CYCLE_DEADLINE_SECONDS="3")
     assert outcome.skips == {"reconfirm_error": 1}
     assert unrecovered(outcome) == 1

@@ -31,6 +31,8 @@ A_WHILE_S = 400.0
 SECRET_ARN = "arn:aws:secretsmanager:eu-central-1:123456789012:secret:hanging"
 
 MOSTLY_DEAD = {"BREAKER_MAX_DEAD_FRACTION": "1"}
+# The words of the statement that writes flips.
+FLIPS_WRITE = b"WITH asked AS MATERIALIZED"
 DEAD_S_ANSWER = b'{"state": "terminated"}'
 
 
@@ -62,10 +64,10 @@ def timed_failure(
 
 
 def assert_each_once(stage: Stage, workspaces: list[str]) -> None:
-    """Fail unless each of these, and nobody else, is offline with one event and one restart, accepted in one call."""
+    """Fail unless each of these, and nobody else, is down with one event and one restart, accepted in one call."""
     once = dict.fromkeys(workspaces, 1)
-    offline = [one for one, status in stage.fleet.statuses().items() if status == "offline"]
-    assert sorted(offline) == sorted(workspaces)
+    down = [one for one, status in stage.fleet.statuses().items() if status != "online"]
+    assert sorted(down) == sorted(workspaces)
     assert Counter(event["workspace_id"] for event in stage.fleet.events()) == once
     assert Counter(call.workspace_id for call in stage.platform.calls) == once
     assert Counter(one["workspace_id"] for one in stage.fleet.restarts() if one["outcome"] == "accepted") == once
@@ -74,6 +76,7 @@ def assert_each_once(stage: Stage, workspaces: list[str]) -> None:
 def go_on(stage: Stage, **settings: str) -> None:
     """Run cycles, a while apart, until nobody is online any more and nothing is owed."""
     for _ in range(6):
+        stage.platform_is_at_work()
         stage.fleet.age_everything(A_WHILE_S)
         report = stage.cycle(**settings).report
         if report["restarts"]["pending"] == 0 and "online" not in stage.fleet.statuses().values():
@@ -172,7 +175,7 @@ def test_a_table_that_is_locked_from_the_start_ends_the_cycle_with_an_error_in_t
     stage.add("terminated")
     with ExitStack() as locks:
         lock_table(stage, "workspaces", locks)
-        message = timed_failure(stage, 1)
+        message = timed_failure(stage, 2)
     assert "timeout" in message
     assert Snapshot.of(stage.database).events == []
 
@@ -195,10 +198,10 @@ def test_a_table_that_is_locked_right_before_the_flip_costs_the_flips_and_not_th
 
 @dataclass(frozen=True, slots=True)
 class Freeze:
-    """Where the database falls silent: before the nth piece with these words; and how long the cycle is to last."""
+    """Where the database falls silent: before these words, or the ones after them; and how long a cycle is to last."""
 
     words: bytes
-    nth: int = 1
+    then: bytes = b""
     deadline_s: float = 2
 
 
@@ -206,8 +209,10 @@ FREEZES = {
     "at its first words": Freeze(b"BEGIN", deadline_s=1),
     "as the lease is taken": Freeze(b"reconciler.lease AS current", deadline_s=1),
     "as the candidates are selected": Freeze(b"instance_id <> ", deadline_s=1),
-    "as the second flip is committed": Freeze(b"COMMIT", nth=7),
+    "as the flips are written": Freeze(FLIPS_WRITE),
+    "as the flips are committed": Freeze(FLIPS_WRITE, then=b"COMMIT"),
     "as a restart is claimed": Freeze(b"claimed_by = "),
+    "as a claim is committed": Freeze(b"claimed_by = ", then=b"COMMIT"),
     "as the cursor is saved": Freeze(b"SET cursor"),
     "as the lease is given back": Freeze(b"DELETE FROM reconciler.lease"),
 }
@@ -222,7 +227,7 @@ def test_a_database_that_falls_silent_delays_no_cycle_and_leaves_nothing_half_do
         settings = stage.settings("control_plane") | MOSTLY_DEAD | {"DATABASE_URL": proxy.url}
         settings["CYCLE_DEADLINE_SECONDS"] = str(freeze.deadline_s)
         stage.cycle(DRY_RUN, **settings)  # the process is warm when it happens
-        proxy.before(freeze.words, proxy.freeze, nth=freeze.nth)
+        proxy.before(freeze.words, lambda: proxy.before(freeze.then, proxy.freeze) if freeze.then else proxy.freeze())
         with ends_within(freeze.deadline_s), contextlib.suppress(StoreError):
             stage.invoke(**settings)
         assert proxy.frozen
@@ -235,7 +240,7 @@ def test_a_flip_that_the_network_lost_locks_its_row_only_for_a_moment(stage: Sta
     stage.add_all(2, "running")
     dead = stage.add("terminated")
     with PostgresProxy(stage.database) as proxy, contextlib.closing(stage.database.connect()) as platform:
-        proxy.before(b"WITH flipped AS", proxy.freeze)
+        proxy.before(FLIPS_WRITE, proxy.freeze)
         settings = {"DATABASE_URL": proxy.url, "RECONFIRM_TIMEOUT_SECONDS": "0.2", "CYCLE_DEADLINE_SECONDS": "2"}
         with contextlib.suppress(StoreError):
             stage.invoke(APPLY, **settings)

@@ -348,20 +348,33 @@ def test_a_limit_looks_at_so_many_and_leaves_the_others_to_the_full_cycles(stage
     assert (cursor(stage.database), outcome.metrics()) == (before, [])
 
 
-@pytest.mark.parametrize("how", ["workspace_ids", "limit"])
-def test_a_narrowed_cycle_asks_for_its_own_restarts_and_leaves_the_others_to_the_full_cycles(
-    stage: Stage, how: str
-) -> None:
+def with_an_owed_restart(stage: Stage) -> tuple[str, str]:
+    """Return a workspace whose restart is owed, and one whose instance is dead."""
     stage.add_all(6, "running")
     owed = stage.add("stopped")
     stage.cycle(PLATFORM_BASE_URL=None).assert_only_owed(owed)
-    own = stage.add("stopped")
-    outcome = stage.cycle(narrowed_to([own]) if how == "workspace_ids" else APPLY | {"limit": 100})
+    return owed, stage.add("stopped")
+
+
+def test_a_cycle_over_named_workspaces_asks_for_their_restarts_and_leaves_the_others_to_the_full_cycles(
+    stage: Stage,
+) -> None:
+    owed, own = with_an_owed_restart(stage)
+    outcome = stage.cycle(narrowed_to([own]))
     outcome.assert_only_flipped({own: "stopped"})
     assert outcome.report["restarts"] == dict.fromkeys(outcome.report["restarts"], 0) | {"accepted": 1, "pending": 1}
+    stage.platform_is_at_work()
     full = stage.cycle()
     assert [call.workspace_id for call in full.calls] == [owed]
     assert full.report["restarts"]["pending"] == 0
+
+
+def test_a_cycle_with_a_limit_asks_for_no_restart_and_leaves_its_own_to_the_full_cycles(stage: Stage) -> None:
+    owed, own = with_an_owed_restart(stage)
+    outcome = stage.cycle(APPLY | {"limit": 100})
+    assert (outcome.flipped, outcome.calls) == ({own}, [])
+    assert outcome.report["restarts"] == dict.fromkeys(outcome.report["restarts"], 0) | {"pending": 2}
+    assert {call.workspace_id for call in stage.cycle().calls} == {owed, own}
 
 
 # --- what is answered ---
@@ -370,7 +383,8 @@ ZERO: dict[str, Any] = {
     "mode": "apply",
     "probe": "ec2",
     "outcome": "completed",
-    **dict.fromkeys(("candidates", "checked", "running", "transition", "dead", "absent", "unknown", "flipped"), 0),
+    **dict.fromkeys(("candidates", "checked", "running", "transition", "dead", "absent", "unknown", "impaired"), 0),
+    **dict.fromkeys(("flipped", "adopted"), 0),
     "completed_pass": True,
     "skipped": dict.fromkeys(
         (
@@ -389,7 +403,9 @@ ZERO: dict[str, Any] = {
         ),
         0,
     ),
-    "on_hold": 0,
+    **dict.fromkeys(("on_hold", "oldest_doubt_seconds", "unrecorded", "offline_unowed"), 0),
+    "targets_failed": [],
+    "targets_empty": [],
     "flips": [],
 }
 

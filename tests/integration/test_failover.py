@@ -148,7 +148,7 @@ def before_the_second_look(pair: Pair, then: Callable[..., object]) -> None:
 
 
 def before_the_restarts(pair: Pair, then: Callable[..., object]) -> None:
-    pair.name.before(b"watch_ended_at = now()", then)
+    pair.name.before(b"SET closed_at = now(), outcome = 'cancelled'", then)
 
 
 @pytest.mark.parametrize("moment", [before_the_second_look, before_the_flip_s_first_statement, before_the_flip_s_write])

@@ -91,6 +91,7 @@ def test_hundreds_of_refusals_do_not_fill_the_log(own: Stage, postgres: Postgres
     assert len(skipped) == 100
     assert sum(line["count"] for line in skipped) + more["flip skipped"] == 250
     assert more[FAILED] == 249
+    assert outcome.skips == {"reconfirm_error": 250}
     assert len(outcome.log) < 110
 
 

@@ -83,7 +83,7 @@ def test_the_first_time_it_creates_everything_and_says_so(environment: pytest.Mo
     report = installed(environment, empty.owner_url)
     assert report["role"] == RECONCILER_ROLE
     assert report["applied"] == ["infra/schema.sql", "infra/grants.sql"]
-    tables = {f"reconciler.{table}" for table in ("absences", "coverage", "lease", "restarts", "schema_version")}
+    tables = {f"reconciler.{table}" for table in ("doubts", "coverage", "lease", "restarts", "schema_version")}
     assert tables <= set(report["created"])
     assert "UPDATE (status) on workspaces" in report["granted"]
     json.dumps(report)

@@ -14,7 +14,7 @@ from tests.support.stage import Outcome, Stage
 NO_BREAKER = {"BREAKER_MAX_DEAD_FRACTION": "1"}
 # A row that is waited for is waited for this long: half a second, and what the rest of a cycle may take here.
 SHORT_MS = 2_500
-A_MINUTE_S, AN_ABSENCE_S = 61.0, 90.0
+A_MINUTE_S, AN_ABSENCE_S, RECOVERED_S = 61.0, 90.0, 300.0
 CYCLE = "00000000-0000-4000-8000-00000000000c"
 OPEN_RESTART = f"""
     INSERT INTO reconciler.restarts (workspace_id, instance_id, cycle_id, due_at)
@@ -101,10 +101,17 @@ def test_a_locked_accepted_restart_stays_watched_and_the_others_watch_ends(stage
     cycle(stage)
     for one in (locked, other):
         stage.fleet.update(one, status="online", instance_id=stage.instances(1, "running")[0])
+    cycle(stage)
+    stage.fleet.age_everything(RECOVERED_S)
+
+    def watched() -> dict[str, bool]:
+        return {one["workspace_id"]: one["watch_ended_at"] is None for one in stage.fleet.restarts()}
+
     with lock(stage, "restarts", locked):
         cycle(stage)
-        watched = {one["workspace_id"]: one["watch_ended_at"] is None for one in stage.fleet.restarts()}
-        assert watched == {locked: True, other: False}
+        assert watched() == {locked: True, other: False}
+    cycle(stage)
+    assert watched() == {locked: False, other: False}
 
 
 @pytest.mark.parametrize("answer", [Answer(202), Answer(503)], ids=["accepted", "refused"])
@@ -149,11 +156,11 @@ def test_a_restart_that_somebody_is_inserting_costs_its_own_flip_alone(stage: St
         assert outcome.reasons == {locked: "row_locked"}
 
 
-# --- absences ---
+# --- doubts ---
 
 
 def sightings(stage: Stage) -> dict[str, int]:
-    return {one["workspace_id"]: one["sightings"] for one in stage.fleet.absences()}
+    return {one["workspace_id"]: one["sightings"] for one in stage.fleet.doubts() if one["kind"] == "absent"}
 
 
 def test_locked_absences_cost_their_own_counts_alone(stage: Stage) -> None:
@@ -164,10 +171,10 @@ def test_locked_absences_cost_their_own_counts_alone(stage: Stage) -> None:
     stage.fleet.age_everything(AN_ABSENCE_S)
     cycle(stage)
     stage.fleet.age_everything(AN_ABSENCE_S)
-    locks = "SELECT FROM reconciler.absences WHERE workspace_id = ANY (CAST(:ids AS uuid[])) FOR UPDATE"
+    locks = "SELECT FROM reconciler.doubts WHERE workspace_id = ANY (CAST(:ids AS uuid[])) FOR UPDATE"
     with open_transaction(stage, locks, ids=locked):
         assert cycle(stage).flipped == {*locked, *others}
-        assert sightings(stage) == dict.fromkeys(locked, 2) | dict.fromkeys(others, 3)
+        assert sightings(stage) == dict.fromkeys(locked, 2), "the flip ends the others"
     assert stage.fleet.row(dead)["status"] == "offline"
 
 
@@ -175,15 +182,10 @@ def test_a_locked_absence_of_an_instance_that_is_back_keeps_no_other_from_being_
     stage.add("running")
     locked, other, old = stage.add_all(3, None)
     cycle(stage)
-    stage.database.query(
-        "UPDATE reconciler.absences SET last_seen_at = now() - interval '2 hours'"
-        " WHERE workspace_id = CAST(:id AS uuid)",
-        id=old,
-    )
     stage.fleet.delete(old)
     for one in (locked, other):
         stage.control_plane.script.reply(state_answer("running"), workspace_id=one)
-    with lock(stage, "absences", locked):
+    with lock(stage, "doubts", locked):
         cycle(stage)
         assert set(sightings(stage)) == {locked}
     cycle(stage)
@@ -193,21 +195,21 @@ def test_a_locked_absence_of_an_instance_that_is_back_keeps_no_other_from_being_
 def test_an_absence_that_somebody_is_inserting_costs_its_own_count_alone(stage: Stage) -> None:
     stage.add("running")
     locked, *others = stage.add_all(20, None)
-    insert = "INSERT INTO reconciler.absences (workspace_id, instance_id, sightings) VALUES (CAST(:id AS uuid), 'i', 1)"
+    insert = "INSERT INTO reconciler.doubts (workspace_id, kind, instance_id) VALUES (CAST(:id AS uuid), 'absent', 'i')"
     with open_transaction(stage, insert, id=locked):
         cycle(stage)
         assert sightings(stage) == dict.fromkeys(others, 1)
 
 
-def test_absences_that_cannot_be_saved_cost_no_flip_and_no_restart(stage: Stage) -> None:
+def test_doubts_that_cannot_be_saved_cost_no_flip_and_no_restart(stage: Stage) -> None:
     stage.add("running")
     absent, dead = stage.add(None), stage.add("terminated")
-    stage.database.query("ALTER TABLE reconciler.absences ADD CONSTRAINT nothing_goes CHECK (sightings < 0) NOT VALID")
+    stage.database.query("ALTER TABLE reconciler.doubts ADD CONSTRAINT nothing_goes CHECK (sightings < 0) NOT VALID")
     with contextlib.ExitStack() as afterwards:
-        afterwards.callback(stage.database.query, "ALTER TABLE reconciler.absences DROP CONSTRAINT nothing_goes")
+        afterwards.callback(stage.database.query, "ALTER TABLE reconciler.doubts DROP CONSTRAINT nothing_goes")
         outcome = cycle(stage)
     assert (outcome.flipped, called(outcome)) == ({dead}, {dead})
-    assert len(outcome.lines("absences not saved")) == 1
+    assert len(outcome.lines("doubts not saved")) == 1
     outcome.assert_untouched(absent)
 
 
@@ -220,7 +222,7 @@ def test_a_locked_coverage_costs_the_progress_alone(stage: Stage) -> None:
     with open_transaction(stage, "SELECT FROM reconciler.coverage FOR UPDATE"):
         outcome = cycle(stage)
         outcome.assert_flipped(dead, "terminated")
-        assert len(outcome.lines("coverage not saved")) == 1
+        assert len(outcome.lines("coverage not saved")) == 2, "before it acts, and at its end"
         assert not outcome.report["completed_pass"]
     assert cycle(stage).report["completed_pass"]
 

@@ -121,7 +121,7 @@ def raced(stage: Stage, probe: str, *, at_probe: int, mode: str) -> Raced:
         stage.mark(*(workspaces[name] for name in names))
 
     if probe == "ec2":
-        stage.ec2.script.before(lambda _: happens(*RACES), nth=at_probe)
+        stage.ec2.script.before(lambda _: happens(*RACES), nth=at_probe, action="DescribeInstances")
     else:
         for name, workspace in workspaces.items():
             stage.control_plane.script.before(
@@ -274,7 +274,7 @@ def test_a_failure_at_the_flip_leaves_no_trace_and_the_next_cycle_does_everythin
     breaks, mends = FAILURES[name]
     stage.add_all(3, "running")
     workspaces = stage.add_all(2, "stopped")
-    stage.ec2.script.before(lambda _: execute(stage.database, breaks), nth=2)
+    stage.ec2.script.before(lambda _: execute(stage.database, breaks), nth=2, action="DescribeInstances")
     stage.meanwhile.callback(execute, stage.database, mends)
     outcome = stage.cycle()
     outcome.assert_only_flipped({})
@@ -292,7 +292,7 @@ def test_a_table_that_is_locked_costs_each_flip_its_time_and_nothing_else(stage:
         connection.run("BEGIN")
         connection.run("LOCK TABLE workspaces IN ACCESS EXCLUSIVE MODE")
 
-    stage.ec2.script.before(lock, nth=2)
+    stage.ec2.script.before(lock, nth=2, action="DescribeInstances")
     outcome = stage.cycle(RECONFIRM_TIMEOUT_SECONDS="0.2", CYCLE_DEADLINE_SECONDS="3")
     outcome.assert_only_flipped({})
     assert outcome.reasons == dict.fromkeys(workspaces, "reconfirm_error")
@@ -302,7 +302,8 @@ def test_a_lease_that_is_lost_between_the_second_look_at_a_row_and_the_flip_leav
     stage.add_all(3, "running")
     workspace = stage.add("stopped")
     with PostgresProxy(stage.database) as proxy:
-        proxy.before(b"WITH flipped", lambda: execute(stage.database, "UPDATE reconciler.lease SET expires_at = now()"))
+        lose_it = "UPDATE reconciler.lease SET expires_at = now()"
+        proxy.before(b"WITH asked AS MATERIALIZED", lambda: execute(stage.database, lose_it))
         with pytest.raises(LeaseLostError):
             stage.cycle(DATABASE_URL=proxy.url)
     assert stage.fleet.statuses()[workspace] == "online"
@@ -366,7 +367,7 @@ def test_an_instance_that_ec2_no_longer_calls_dead_at_the_second_look_saves_the_
             else:
                 stage.ec2.set_state(instance, state)
 
-    stage.ec2.script.before(revive, nth=2)
+    stage.ec2.script.before(revive, nth=2, action="DescribeInstances")
     outcome = stage.cycle(APPLY | OVERRIDE)
     outcome.assert_only_flipped({})
     assert outcome.reasons == dict.fromkeys(workspaces.values(), "not_confirmed")
@@ -383,7 +384,7 @@ def test_an_instance_that_ec2_no_longer_calls_dead_at_the_second_look_saves_the_
 def test_a_second_call_to_ec2_without_an_answer_saves_all_workspaces_in_it(stage: Stage, reply: Reply) -> None:
     stage.add_all(3, "running")
     workspaces = stage.add_all(2, "stopped")
-    stage.ec2.script.reply(reply, nth=2)
+    stage.ec2.script.reply(reply, nth=2, action="DescribeInstances")
     outcome = stage.cycle(PROBE_TIMEOUT_SECONDS="2")
     outcome.assert_only_flipped({})
     assert outcome.reasons == dict.fromkeys(workspaces, "not_confirmed")

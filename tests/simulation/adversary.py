@@ -11,15 +11,22 @@ from tests.simulation.simulation import FULL, OTHERS, Actor, Simulation
 
 DELAY_SECONDS = 50.0  # more than a cycle may last
 SHORT_DELAY_SECONDS = 12.0  # more than a call may last
+AGEING_SECONDS = 3.0  # less than evidence lasts, and more if it happens twice
 FREEZE_SECONDS = 400.0  # more than a lease lasts, and than a claim keeps others away
+SHORT_FREEZE_SECONDS = 5.5  # more than evidence lasts
 HOLD_SECONDS = 600.0
 # EC2 may be wrong about a new instance for minutes; a stale answer is corrected by the next one.
 NOT_FOUND_ANSWERS = 2
 DEEPEST = 2  # one cycle within another
 
 # What can happen at which call. Every call that is not one of the two below goes to the database.
-PROBE, RESTART, INSIDE = "probe", "restart", "inside flip"
-_NO_DATABASE = (PROBE, RESTART, INSIDE)
+PROBE, CONNECT, RESTART = "probe", "connect", "restart"
+INSIDE = ("inside flip", "inside claim")
+_NO_DATABASE = (PROBE, CONNECT, RESTART, *INSIDE)
+# Here the cycle looks at nothing that somebody else might have changed since its call before, and writes nothing that
+# anybody else reads before its next call. So what happens to rows and instances here, might as well happen there.
+_QUIET = ("check_rights", "acquire", "count_due", "recall", "save_coverage", "_forget", "_save", "set_reasons", "purge")
+_AT_THE_END = ("gauges", "fleet_gauges", "release")
 
 # Returns whether it had any effect.
 Act = Callable[[Simulation, Actor, str], bool]
@@ -27,7 +34,7 @@ Act = Callable[[Simulation, Actor, str], bool]
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """Something that can happen, and the calls before which it makes a difference."""
+    """Something that can happen, and the calls before which it makes a difference that it makes nowhere else."""
 
     name: str
     act: Act
@@ -85,18 +92,61 @@ def _external(_: Simulation, row: Row) -> bool:
 
 
 def _hold(simulation: Simulation, _: Actor, workspace_id: str) -> bool:
-    """Place a hold, which also waits for the row's lock."""
+    """Place a hold, which waits for nobody's lock."""
     tables = simulation.world.tables
+    tables.holds[workspace_id] = StoredHold("maintenance", tables.now + HOLD_SECONDS)
+    return True
 
-    def place(_: Row) -> bool:
-        tables.holds[workspace_id] = StoredHold("maintenance", tables.now + HOLD_SECONDS)
-        return True
 
-    return simulation.on_row(workspace_id, place)
+def _hold_everything(simulation: Simulation, _: Actor, __: str) -> bool:
+    tables = simulation.world.tables
+    tables.holds[None] = StoredHold("maintenance", tables.now + HOLD_SECONDS)
+    return True
 
 
 def _release(simulation: Simulation, _: Actor, workspace_id: str) -> bool:
-    return simulation.world.tables.holds.pop(workspace_id, None) is not None
+    """End the workspace's hold, or the one on everything."""
+    tables = simulation.world.tables
+    active = [one for one in (workspace_id, None) if one in tables.holds and tables.holds[one].ends_at > tables.now]
+    for one in active:
+        tables.holds[one].ends_at = tables.now
+    return bool(active)
+
+
+def _lock_restart(simulation: Simulation, _: Actor, workspace_id: str) -> bool:
+    """Lock our own row about a restart. One that a cycle has locked is not free."""
+    live = simulation.world.tables.live_restart(workspace_id)
+    if live is None or live.locked_by is not None:
+        return False
+    live.locked_by = OTHERS
+    return True
+
+
+def _lock_doubts(simulation: Simulation, _: Actor, workspace_id: str) -> bool:
+    doubts = simulation.world.tables.doubts_of(workspace_id)
+    for one in doubts:
+        one.locked_by = OTHERS
+    return bool(doubts)
+
+
+def _lock_table(name: str) -> Act:
+    def act(simulation: Simulation, _: Actor, __: str) -> bool:
+        locked = simulation.world.tables.locked
+        changed = name not in locked
+        locked.add(name)
+        return changed
+
+    return act
+
+
+def _monitor(simulation: Simulation, _: Actor, workspace_id: str) -> bool:
+    """Have the platform's monitor take the workspace offline, as it does when heartbeats stop."""
+    world = simulation.world
+    return simulation.on_row(workspace_id, lambda _: world.take_offline(workspace_id))
+
+
+def _restart_itself(simulation: Simulation, _: Actor, workspace_id: str) -> bool:
+    return simulation.world.restart_itself(workspace_id)
 
 
 def _delete(simulation: Simulation, _: Actor, workspace_id: str) -> bool:
@@ -134,6 +184,11 @@ def _mood(mood: str) -> Act:
         return changed
 
     return act
+
+
+def _unreachable(simulation: Simulation, _: Actor, __: str) -> bool:
+    changed, simulation.world.unreachable = not simulation.world.unreachable, True
+    return changed
 
 
 def _block(simulation: Simulation, _: Actor, workspace_id: str) -> bool:
@@ -184,57 +239,78 @@ def _database(call: str) -> bool:
     return call not in _NO_DATABASE
 
 
-def _probe(call: str) -> bool:
-    return call == PROBE
+def _seen(call: str) -> bool:
+    return call not in _QUIET and call not in _AT_THE_END
 
 
-def _restart(call: str) -> bool:
-    return call == RESTART
+def _not_at_the_end(call: str) -> bool:
+    return call not in _AT_THE_END
+
+
+def _before(*calls: str) -> Callable[[str], bool]:
+    return lambda call: call in calls
 
 
 ACTIONS = (
     # the platform's row
-    Action("records another instance", _row(_change)),
-    Action("clears the instance", _row(_clear)),
-    Action("deletes the row", _delete),
-    Action("pauses it", _row(lambda _, row: _set(row, "paused"))),
-    Action("hibernates it", _row(_hibernate)),
-    Action("reprovisions it", _row(_reprovision)),
-    Action("sets it degraded", _row(lambda _, row: _set(row, "degraded"))),
-    Action("sets it online", _row(lambda _, row: _set(row, "online"))),
-    Action("makes it external", _row(_external)),
-    Action("records a heartbeat", _row(_heartbeat)),
-    Action("locks the row", _row(_lock)),
-    Action("holds it", _hold),
-    Action("releases it", _release),
+    Action("records another instance", _row(_change), _seen),
+    Action("clears the instance", _row(_clear), _seen),
+    Action("deletes the row", _delete, _seen),
+    Action("pauses it", _row(lambda _, row: _set(row, "paused")), _seen),
+    Action("hibernates it", _row(_hibernate), _seen),
+    Action("reprovisions it", _row(_reprovision), _seen),
+    Action("sets it degraded", _row(lambda _, row: _set(row, "degraded")), _seen),
+    Action("sets it online", _row(lambda _, row: _set(row, "online")), _seen),
+    Action("makes it external", _row(_external), _seen),
+    Action("records a heartbeat", _row(_heartbeat), _seen),
+    Action("locks the row", _row(_lock), _seen),
+    Action("the monitor takes it offline", _monitor, _seen),
+    Action("the platform restarts it itself", _restart_itself, _seen),
+    # our own rows
+    Action("holds it", _hold, _not_at_the_end),
+    Action("holds everything", _hold_everything, _before("select", "flip", *INSIDE, "claim", RESTART)),
+    Action("releases it", _release, _not_at_the_end),
+    Action("locks the restart", _lock_restart, _seen),
+    Action("locks the doubts", _lock_doubts, _before("tend", "_forget", "_save", "flip", "inside flip", "set_reasons")),
+    Action("locks the coverage", _lock_table("coverage"), _before("save_coverage")),
+    Action("locks the lease", _lock_table("lease"), _before("acquire", "release")),
     # the instance
-    Action("stops the instance", _instance("stopped")),
-    Action("starts the instance", _instance("running")),
-    Action("terminates the instance", _instance("terminated")),
+    Action("stops the instance", _instance("stopped"), _seen),
+    Action("starts the instance", _instance("running"), _seen),
+    Action("terminates the instance", _instance("terminated"), _seen),
     # what is said of it
-    Action("EC2 is stale", _lie(None, 1), _probe),
-    Action("EC2 does not find it", _lie(NOT_FOUND, NOT_FOUND_ANSWERS), _probe),
-    Action("no answer about it", _lie(ERROR, 1), _probe),
+    Action("EC2 is stale", _lie(None, 1), _before(PROBE)),
+    Action("EC2 does not find it", _lie(NOT_FOUND, NOT_FOUND_ANSWERS), _before(PROBE)),
+    Action("no answer about it", _lie(ERROR, 1), _before(PROBE)),
     # the platform's restart
-    Action("the platform refuses", _mood("refuse"), _restart),
-    Action("the platform throttles", _mood("throttle"), _restart),
-    Action("the platform loses the request", _mood("lose"), _restart),
-    Action("the platform writes late", _mood("write late"), _restart),
-    Action("the platform reads late", _mood("read late"), _restart),
-    Action("the platform is blocked", _block, _restart),
+    Action("nobody can connect to the platform", _unreachable, _before(CONNECT)),
+    Action("the platform refuses", _mood("refuse"), _before(RESTART)),
+    Action("the platform throttles", _mood("throttle"), _before(RESTART)),
+    Action("the platform loses the request", _mood("lose"), _before(RESTART)),
+    Action("the platform writes late", _mood("write late"), _before(RESTART)),
+    Action("the platform reads late", _mood("read late"), _before(RESTART)),
+    Action("the platform accepts in vain", _mood("in vain"), _before(RESTART)),
+    Action("the platform fails to provision", _mood("fail"), _before(RESTART)),
+    Action("the platform is blocked", _block, _before(RESTART)),
     # the function
+    Action("evidence ages", _pass(AGEING_SECONDS), _before("flip", CONNECT, "claim", *INSIDE, RESTART)),
     Action("a short delay", _pass(SHORT_DELAY_SECONDS)),
     Action("the deadline passes", _pass(DELAY_SECONDS)),
+    Action(
+        "it is frozen for a moment",
+        _pass(SHORT_FREEZE_SECONDS, frozen=True),
+        _before("flip", CONNECT, "claim", "inside claim"),
+    ),
     Action("it is frozen", _pass(FREEZE_SECONDS, frozen=True)),
     Action("it crashes", _crash),
     Action("its request to the database is lost", _fault("before"), _database),
     Action("the database's answer is lost", _fault("after"), _database),
-    Action("a second cycle", _second(FULL)),
-    Action("a dry run meanwhile", _second(Request(DRY_RUN))),
-    Action("frozen, a second cycle", _second(FULL, freeze=True)),
+    Action("a second cycle", _second(FULL), _not_at_the_end),
+    Action("a dry run meanwhile", _second(Request(DRY_RUN)), _before("select", "flip", "claim", "accepted")),
+    Action("frozen, a second cycle", _second(FULL, freeze=True), _not_at_the_end),
 )
 
 
-def narrowed(workspace_id: str) -> Request:
+def narrowed(workspace_id: str, *, adopt: bool = False) -> Request:
     """Return the request for one workspace."""
-    return Request(APPLY, workspace_ids=(workspace_id,))
+    return Request(APPLY, workspace_ids=(workspace_id,), adopt=adopt)

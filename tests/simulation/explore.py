@@ -1,10 +1,12 @@
 """Schedules: all of them for the smallest world, and random ones for larger worlds."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import cache
 
-from handler.request import DRY_RUN, Request
+from handler.domain.restarts import RECOVERY_SECONDS
+from handler.request import APPLY, DRY_RUN, Request
 from tests.fakes.world import World
 from tests.simulation.adversary import ACTIONS, Action, narrowed
 from tests.simulation.simulation import FULL, SETTINGS, Actor, Setup, Simulation, ViolationError
@@ -12,27 +14,38 @@ from tests.simulation.simulation import FULL, SETTINGS, Actor, Setup, Simulation
 # What happens in one cycle: at which point, which action. Points are counted from the cycle's first call.
 Script = tuple[tuple[int, Action], ...]
 
-_SPECIAL = {call: tuple(one for one in ACTIONS if one.offered(call)) for call in ("probe", "restart", "inside flip")}
-_USUAL = tuple(one for one in ACTIONS if one.offered("any other"))
-
 # So slow that the deadline cuts off what one cycle cannot reach.
 SLOW_PROBE_SECONDS = 9.0
-MOST_WORKSPACES, MOST_CYCLES, MOST_ACTIONS = 5, 4, 6
+MOST_WORKSPACES, MOST_CYCLES, MOST_ACTIONS = 5, 6, 6
+# In so many worlds workspaces send heartbeats, and the platform's monitor takes silent ones offline.
+LIVELY = 0.4
+HEARTBEAT_AGES_S = (70.0, 130.0, 300.0)
+ORDERS = (
+    *(FULL,) * 12,
+    Request(DRY_RUN),
+    *(narrowed("workspace 1"), narrowed("workspace 1", adopt=True)),
+    Request(APPLY, override_breaker=True),
+)
 _LIKELY = {
     "probe": 0.2,
     "flip": 0.3,
     "inside flip": 0.4,
+    "connect": 0.2,
     "claim": 0.3,
+    "inside claim": 0.3,
     "restart": 0.5,
     "accepted": 0.3,
     "record_answer": 0.3,
 }
 _UNLIKELY = 0.05
+# After a crash, the next cycle has to wait for so long at most.
+LEASE_SECONDS = 60.0
 
 
+@cache
 def offered(call: str) -> tuple[Action, ...]:
     """Return what can happen at a point before that call."""
-    return _SPECIAL.get(call, _USUAL)
+    return tuple(one for one in ACTIONS if one.offered(call))
 
 
 class _NoEffectError(BaseException):
@@ -51,7 +64,7 @@ class Scripted:
         self.calls.append(call)
         for at, action in self._script:
             if at == point:
-                simulation.note(f"    >>> {action.name}")
+                simulation.disturb(action.name)
                 if not action.act(simulation, actor, self._workspace_id):
                     raise _NoEffectError
 
@@ -66,7 +79,7 @@ class Exhaustive:
 
     world: bytes
     workspace_id: str = "workspace 1"
-    setup: Setup = field(default_factory=Setup)
+    setup: Setup = field(default_factory=lambda: AT_ONCE)
     _known: dict[tuple[bytes, tuple[int, ...]], int] = field(default_factory=dict)
 
     def schedules(self, *actions: int) -> int:
@@ -132,11 +145,45 @@ class Exhaustive:
         return trace
 
 
+# In the smallest world, a cycle may ask for a restart right after its flip.
+AT_ONCE = Setup(replace(SETTINGS, restarts=replace(SETTINGS.restarts, grace_s=0.0)))
+OFFLINE, OWED, WATCHED = "offline", "owed", "watched"
+
+
 def smallest_world(state: str) -> bytes:
-    """Return a world with one workspace, whose instance is in that state."""
+    """Return a world with one workspace, whose instance is in that state.
+
+    Or it is stopped, and the workspace is further on: taken OFFLINE by the platform's monitor after a cycle had seen it
+    dead; OWED a restart that is due; or WATCHED, because the platform has accepted a restart in vain.
+    """
     world = World()
-    world.add("workspace 1", state)
+    world.add("workspace 1", "stopped" if state in (OFFLINE, OWED, WATCHED) else state)
+    simulation = Simulation(world, AT_ONCE, None)
+    if state == OFFLINE:
+        simulation.adversary = _once("flip", lambda actor: setattr(actor, "crashed", True))
+        simulation.minute()
+        world.take_offline("workspace 1")
+    elif state in (OWED, WATCHED):
+        simulation.adversary = _once(
+            *(
+                ("claim", lambda actor: setattr(actor, "crashed", True))
+                if state == OWED
+                else ("restart", lambda _: setattr(world, "platform_mood", "in vain"))
+            )
+        )
+        simulation.minute()
+    world.tables.now += RECOVERY_SECONDS if state == WATCHED else LEASE_SECONDS
     return world.snapshot()
+
+
+def _once(call: str, act: Callable[[Actor], object]) -> Callable[[Simulation, Actor, str], None]:
+    """Return an adversary that acts at every call of that name."""
+
+    def adversary(_: Simulation, actor: Actor, at: str) -> None:
+        if at == call:
+            act(actor)
+
+    return adversary
 
 
 class Random:
@@ -151,7 +198,7 @@ class Random:
             return
         action, one = chance.choice(offered(call)), chance.choice(list(workspaces))
         self._left -= 1
-        simulation.note(f"    >>> {action.name} ({one})")
+        simulation.disturb(f"{action.name} ({one})")
         action.act(simulation, actor, one)
 
 
@@ -161,14 +208,24 @@ def walk(seed: int, trace: list[str] | None = None) -> World:
     world, count = World(), chance.randint(1, MOST_WORKSPACES)
     for number in range(1, count + 1):
         state = chance.choice(("running", "running", "stopped", "terminated", None))
-        world.add(f"workspace {number}", state, streak=chance.choice((None, None, 0, 2, 3)))
+        world.add(
+            f"workspace {number}",
+            state,
+            streak=chance.choice((None, None, 0, 2, 3)),
+            heartbeat_age_s=chance.choice(HEARTBEAT_AGES_S),
+        )
     world.probe_takes_s = chance.choice((0.0, 0.0, 0.0, SLOW_PROBE_SECONDS))
+    world.is_lively = chance.random() < LIVELY
+    world.monitor_restarts = chance.random() < LIVELY
     settings = replace(
         SETTINGS,
         candidate_limit=chance.choice((2, 100)),
         heartbeat_fresh_seconds=chance.choice((0.0, 60.0)),
         restarts=replace(
-            SETTINGS.restarts, per_cycle=chance.choice((1, 100)), uncertain_s=chance.choice((110.0, 300.0))
+            SETTINGS.restarts,
+            per_cycle=chance.choice((1, 100)),
+            uncertain_s=chance.choice((110.0, 300.0)),
+            grace_s=chance.choice((0.0, 0.0, 180.0)),
         ),
         breaker=replace(SETTINGS.breaker, min_dead=chance.choice((2, 3))),
     )
@@ -177,7 +234,7 @@ def walk(seed: int, trace: list[str] | None = None) -> World:
     adversary = Random(chance, actions=chance.randint(1, MOST_ACTIONS))
     simulation = Simulation(world, setup, adversary, trace)
     for _ in range(cycles):
-        simulation.minute(chance.choice((FULL, FULL, FULL, FULL, Request(DRY_RUN), narrowed("workspace 1"))))
+        simulation.minute(chance.choice(ORDERS))
     simulation.settle()
     return world
 

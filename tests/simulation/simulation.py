@@ -3,38 +3,41 @@
 import contextlib
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from math import ceil
 from typing import TypeVar
 
 import pytest
 
-from handler import cycle
+from handler import cycle, flips
 from handler.deadline import Deadline
 from handler.domain.backoff import LONGEST_CRASH_LOOP_BACKOFF_S
-from handler.domain.decide import CANDIDATE_STATUSES, EXTERNAL
+from handler.domain.doubts import Doubt
+from handler.domain.evidence import EVIDENCE_SECONDS, Confirmed
 from handler.domain.model import NOT_FOUND, Restart, Sighting, Workspace
 from handler.domain.report import Report
+from handler.domain.restarts import RECOVERY_SECONDS, UNWANTED, RestartDecision
 from handler.errors import ConnectionLostError, ReconcilerError
 from handler.request import APPLY, Request
 from handler.restarts import worker
 from handler.settings import Settings
 from handler.telemetry import logger
 from tests.fakes.store import Watch, fake_store
-from tests.fakes.tables import Row
+from tests.fakes.tables import Row, StoredRestart
 from tests.fakes.world import DEAD, ERROR, Asked, Platform, Probe, World
 
 FULL = Request(APPLY)
 SETTINGS = Settings.from_env({"DATABASE_URL": "postgresql://role:word@simulated/platform?sslmode=disable"})
 PERIOD_SECONDS = 60.0
 OTHERS = "others"  # who has locked a row, if no cycle has
-# This many quiet cycles, each after the longest wait, have to close every restart, even if each accepts only one.
-QUIET_CYCLES = 8
-QUIET_SECONDS = LONGEST_CRASH_LOOP_BACKOFF_S + 60.0
+# So much time passes before each of the quiet cycles that have to close every restart and end every watch, even if each
+# accepts only one: long enough for any grace, back-off and watch, and often enough for sightings of absence to add up.
+LONG_QUIET_SECONDS = LONGEST_CRASH_LOOP_BACKOFF_S + 60.0
+QUIET_SECONDS = (200.0, 200.0, 400.0, *((LONG_QUIET_SECONDS, 400.0, 400.0) * 8))
 
 # Writes that need no lease: they record what happened, or concern the lease itself.
-_WITHOUT_LEASE = ("acquire", "release", "accepted", "record_answer", "stop")
+_WITHOUT_LEASE = ("acquire", "release", "accepted", "record_answer", "give_back", "stop")
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -60,6 +63,63 @@ class Setup:
     claims_ahead: int = 1
 
 
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A candidate as the SELECT saw it. `in_turn` tells that it was not brought forward."""
+
+    instance_id: str | None
+    heartbeat_at: float | None
+    on_hold: bool
+    offline: bool
+    in_turn: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """What EC2 said of an instance, whether it lied, and when, by the database's clock and by the process's."""
+
+    word: str
+    lied: bool
+    at: float
+    clock: float
+
+    @property
+    def is_gone(self) -> bool:
+        return self.word in (NOT_FOUND, *DEAD)
+
+
+class Oracle:
+    """The breaker by its two rules, worked out anew from what one cycle saw and what the database says."""
+
+    def __init__(self, actor: "Actor") -> None:
+        """Look at the database at the moment at which the cycle reads what is remembered."""
+        tables, policy = actor.tables, actor.simulation.setup.settings.breaker
+        counted = {one: seen for one, seen in actor.selected.items() if one in actor.swept and not seen.on_hold}
+        words = {one: actor.swept[one] for one in counted if actor.swept[one] != ERROR}
+        dead_now = {one for one, word in words.items() if word in (NOT_FOUND, *DEAD)}
+        in_turn = [one for one in words if counted[one].in_turn and not counted[one].offline]
+        acted_on = {
+            one.workspace_id
+            for one in tables.restarts
+            if one.flipped_at > tables.now - policy.window_s
+            or (one.is_open and one.kept_back_at is not None and not one.released)
+        }
+        remembered = {
+            one.workspace_id for one in tables.doubts.values() if tables.remembers_dead(one) and one.sightings > 0
+        }
+        running = {one for one, word in words.items() if word == "running"}
+        others = {one for one in acted_on | (remembered - running) if not tables.is_on_hold(one)}
+        up = {one for one, row in tables.workspaces.items() if row.is_up and not tables.is_on_hold(one)}
+        not_up = {one for one in dead_now if counted[one].offline} | {one for one in others - dead_now if one not in up}
+        dead, fleet = len(dead_now | others), len(up) + len(not_up)
+
+        def too_many(dead: int, of: int) -> bool:
+            return dead >= policy.min_dead and dead > policy.max_dead_fraction * of
+
+        first = not actor.order.narrowed and too_many(len(dead_now.intersection(in_turn)), len(in_turn))
+        self.is_open = not actor.order.override_breaker and (first or too_many(dead, fleet))
+
+
 class Actor(Watch):
     """One invocation of the function. It may be frozen, killed, or lose its connection to the database."""
 
@@ -69,15 +129,21 @@ class Actor(Watch):
         self.world.cycles += 1
         self.cycle_id = f"cycle {self.world.cycles}"
         self.frozen_s = 0.0
-        self.crashed = self.remembered = False
+        self.crashed = self.remembered = self.disturbed = False
         self.fault: str | None = None
         self.closes_at = self.clock() + simulation.setup.settings.cycle_deadline_seconds + cycle.CLOSING_SECONDS
-        self.selected: dict[str, tuple[str | None, float | None]] = {}
+        self.selected: dict[str, Seen] = {}
         self.died: set[str] = set()
-        self.answers: dict[str, list[tuple[str, bool]]] = {}
-        self.first: dict[str, tuple[str, str]] = {}
+        self.answers: dict[str, list[Answered]] = {}
+        self.swept: dict[str, str] = {}  # the first answers, by workspace
+        self.breaker: Oracle | None = None
+        self.rows: dict[str, Row] = {}
         self.claims: dict[int, float] = {}
         self.asked: dict[int, Asked] = {}
+
+    @property
+    def settings(self) -> Settings:
+        return self.simulation.setup.settings
 
     def clock(self) -> float:
         """Return the process's monotonic time, which stands still while it is frozen."""
@@ -91,20 +157,16 @@ class Actor(Watch):
             self.fault = None
             raise ConnectionLostError("simulated: the request is lost")
 
-    def inside(self) -> None:
-        self._point("inside flip")
+    def inside(self, call: str) -> None:
+        # A claim locks no row of the platform's. This is its last look at them.
+        self.rows = {one: replace(row) for one, row in self.tables.workspaces.items()} if call == "claim" else {}
+        self._point(f"inside {call}")
 
     def after(self, call: str) -> None:
         if call == "select":
-            self.selected = {
-                one: (row.instance_id, row.heartbeat_at)
-                for one, row in self.tables.workspaces.items()
-                if row.status in ("online", "degraded")
-                and row.instance_id
-                and row.runtime != "external"
-                and not self.tables.is_on_hold(one)
-            }
-            self.died |= {one for one, instance in self.world.instances.items() if instance.is_dead}
+            self._selects()
+        elif call == "recall":
+            self.breaker = Oracle(self)
         if self.fault == "after":
             self.fault = None
             raise ConnectionLostError("simulated: the answer is lost")
@@ -114,6 +176,22 @@ class Actor(Watch):
             self.simulation.point(self, call)
         if self.crashed:
             raise CrashError
+
+    def _selects(self) -> None:
+        tables, first = self.tables, self.tables.coverage.brought_forward
+        named = self.order.workspace_ids or ()
+        self.selected = {
+            one: Seen(row.instance_id, row.heartbeat_at, tables.is_on_hold(one), row.is_offline, one not in first)
+            for one, row in tables.workspaces.items()
+            if row.is_up or (row.is_offline and (self._may_be_adopted(one, row) or (self.order.adopt and one in named)))
+        }
+        self.died |= {one for one, instance in self.world.instances.items() if instance.is_dead}
+
+    def _may_be_adopted(self, workspace_id: str, row: Row) -> bool:
+        tables = self.tables
+        remembered = [one for one in tables.doubts_of(workspace_id) if tables.remembers_dead(one)]
+        known = any(one.instance_id == row.instance_id for one in remembered)
+        return self.settings.adopt_offline and known and tables.live_restart(workspace_id) is None
 
     # what it does, checked against the invariants
 
@@ -129,110 +207,184 @@ class Actor(Watch):
         if call not in _WITHOUT_LEASE:
             is_ours = lease is not None and lease[0] == self.cycle_id and lease[1] > self.tables.now
             self.require(is_ours, f"{call} without the lease")
-        if isinstance(subject, Sighting):
+        if call == "tend":
+            for one in [one for one in self.world.offline_at if not self._is_offline(one)]:
+                del self.world.offline_at[one]
+        if call == "save_coverage":  # whatever becomes of the cycle, these were checked
+            for one in self.swept:
+                self.world.waited.pop(one, None)
+        if isinstance(subject, Confirmed):
             self._flips(subject)
-        elif isinstance(subject, Restart) and call == "claim":
-            row = self.tables.workspaces.get(subject.workspace_id)
-            owed = row is not None and row.status == "offline" and row.instance_id == subject.instance_id
-            self.require(owed, "a restart is claimed that is not owed any more")
-            self.require(
-                not self.tables.is_on_hold(subject.workspace_id), "the restart of a workspace on hold is claimed"
-            )
-            self.require(not self.tables.is_stopped(), "a restart is claimed though the platform asked for none")
-            self.claims[subject.id] = self.tables.now
+        elif call == "claim":
+            assert isinstance(subject, tuple)
+            self._claims(*subject)
+        elif isinstance(subject, StoredRestart) and call == "owe_again":
+            self._owes_again(subject)
+        elif isinstance(subject, StoredRestart):
+            self._not_found_again(subject)
+        elif isinstance(subject, Doubt):
+            self._remembers(subject)
+        elif isinstance(subject, RestartDecision) and call == "next cycle":
+            self._not_found_again(subject.restart)
         elif isinstance(subject, Restart) and call == "accepted":
             asked = self.asked.get(subject.id)
             self.require(asked is not None and not asked.is_refused, "a restart is called accepted that is not")
-        elif call == "remember_absences":
-            self._remembers()
+        elif isinstance(subject, Restart) and call == "give_back":
+            self.require(subject.id not in self.asked, "a claim is given back though the platform was asked")
 
-    def _flips(self, sighting: Sighting) -> None:
-        workspace, world, now = sighting.workspace, self.world, self.tables.now
+    def _is_offline(self, workspace_id: str) -> bool:
+        row = self.tables.workspaces.get(workspace_id)
+        return row is not None and row.status == "offline"
+
+    def _flips(self, confirmed: Confirmed) -> None:
+        workspace, world, now = confirmed.second.workspace, self.world, self.tables.now
         row, selected = self.tables.workspaces.get(workspace.id), self.selected.get(workspace.id)
         if row is None or selected is None:
             raise ViolationError("a row is flipped that is gone, or was no candidate")
-        fresh_s = self.simulation.setup.settings.heartbeat_fresh_seconds
-        self.require(row.status in ("online", "degraded"), "a row is flipped that is no candidate")
+        is_candidate = row.status == "offline" if workspace.offline else row.status in ("online", "degraded")
+        self.require(is_candidate, "a row is flipped that is no candidate")
         self.require(row.runtime != "external", "an external workspace is flipped")
         self.require(not self.tables.is_on_hold(workspace.id), "a workspace on hold is flipped")
-        self.require(row.instance_id == selected[0], "a row is flipped that records another instance")
-        self.require(row.heartbeat_at == selected[1], "a workspace is flipped that sent a heartbeat")
-        young = row.heartbeat_at is not None and row.heartbeat_at > now - fresh_s
-        self.require(not young, "a workspace is flipped whose heartbeat is young")
+        self.require(row.instance_id == selected.instance_id, "a row is flipped that records another instance")
+        self.require(row.heartbeat_at == selected.heartbeat_at, "a workspace is flipped that sent a heartbeat")
+        self._no_young_heartbeat(row)
+        self.require(self.breaker is not None and not self.breaker.is_open, "a flip though the breaker is open")
         self._was_dead(workspace)
-        world.flipped += 1
+        self._is_fresh(workspace.instance_id)
+        if workspace.offline:
+            pair = (workspace.id, workspace.instance_id)
+            self.require(pair in world.seen_dead, "a row is adopted that no cycle saw dead while it was up")
+            live = self.tables.live_restart(workspace.id)
+            self.require(live is None, "a row is adopted that somebody is restarting")
+            world.adopted_from[workspace.id] = world.offline_at.get(workspace.id, now)
+        else:
+            world.flipped += 1
         world.flips = [(at, one) for at, one in world.flips if at > now - self._window_s] + [(now, workspace.id)]
         self._bounds_the_damage()
 
+    def _is_fresh(self, instance_id: str) -> None:
+        """Require that the latest answer is five seconds old at most, by the database's clock."""
+        age_s = self.tables.now - self.answers[instance_id][-1].at
+        self.require(age_s <= EVIDENCE_SECONDS, f"acted on evidence that is {age_s:.1f} s old")
+
+    def _no_young_heartbeat(self, row: Row) -> None:
+        fresh_s = self.settings.heartbeat_fresh_seconds
+        young = row.heartbeat_at is not None and row.heartbeat_at > self.tables.now - fresh_s
+        self.require(not young, "acted though the heartbeat is young")
+
     @property
     def _window_s(self) -> float:
-        return self.simulation.setup.settings.breaker.window_s
+        return self.settings.breaker.window_s
 
     def _was_dead(self, workspace: Workspace) -> None:
         """Require that the instance was dead, or was absent for as often and as long as the policy asks."""
-        settings, answers = self.simulation.setup.settings, self.answers.get(workspace.instance_id, [])
-        seen_dead = [word in (NOT_FOUND, *DEAD) for word, _ in answers[-2:]]
-        self.require(seen_dead == [True, True], "a workspace is flipped whose instance was not seen dead twice")
-        if workspace.instance_id in self.died:
-            return
-        times = self.world.unfound.get((workspace.id, workspace.instance_id), [])
-        if not self.remembered:  # this cycle's own sighting counts, even if it could not be saved
-            times = [*times, self.tables.now]
-        if len(times) >= settings.absence.sightings and self.tables.now - times[0] >= settings.absence.min_age_s:
+        answers = self.answers.get(workspace.instance_id, [])[-2:]
+        self.require([one.is_gone for one in answers] == [True, True], "flipped, but not seen dead twice")
+        if workspace.instance_id in self.died or self._was_absent(workspace.id, workspace.instance_id):
             return
         # EC2 is eventually consistent: nobody can detect that both of its answers were stale.
-        stale = all(lied and word in DEAD for word, lied in answers[-2:])
+        stale = all(one.lied and one.word in DEAD for one in answers)
         self.require(stale, "a workspace is flipped whose instance was never dead")
         self.world.stale_flips += 1
 
-    def _bounds_the_damage(self) -> None:
-        settings = self.simulation.setup.settings
-        flipped = len({one for _, one in self.world.flips})
-        most = max(settings.breaker.min_dead - 1, settings.breaker.max_dead_fraction * self.world.population)
-        self.require(flipped <= most, f"{flipped} of {self.world.population} are flipped within the breaker's window")
+    def _was_absent(self, workspace_id: str, instance_id: str) -> bool:
+        """Tell whether the instance was absent for as often and as long as the policy asks, this time included."""
+        policy, times = self.settings.absence, self.world.unfound.get((workspace_id, instance_id), [])
+        if not times or times[-1] != self.tables.now:  # this cycle's own sighting counts, even if it was not saved
+            times = [*times, self.tables.now]
+        return len(times) >= policy.sightings and self.tables.now - times[0] >= policy.min_age_s
 
-    def _remembers(self) -> None:
-        unfound = self.world.unfound
-        self.remembered = True
-        found = any(word not in (NOT_FOUND, ERROR) for _, word in self.first.values())
-        for workspace_id, (instance_id, word) in self.first.items():
-            if word == ERROR or not found:
-                continue
-            kept = unfound.pop((workspace_id, instance_id), [])
-            for other in [key for key in unfound if key[0] == workspace_id]:
-                del unfound[other]
-            if word == NOT_FOUND:
-                unfound[workspace_id, instance_id] = [*kept, self.tables.now]
+    def _bounds_the_damage(self) -> None:
+        """Require that few are flipped within the breaker's window, but for those that were on hold in between."""
+        settings, tables, world = self.settings, self.tables, self.world
+        if world.overridden_at is not None and world.overridden_at > tables.now - self._window_s:
+            return
+        flipped = len({one for _, one in world.flips if one not in tables.holds})
+        most = max(settings.breaker.min_dead - 1, settings.breaker.max_dead_fraction * world.population)
+        self.require(flipped <= most, f"{flipped} of {world.population} are flipped within the breaker's window")
+
+    def _remembers(self, doubt: Doubt) -> None:
+        """Note the sightings of absence, and what is remembered dead while its row was up."""
+        one, unfound = doubt.workspace, self.world.unfound
+        pair = (one.id, one.instance_id)
+        if doubt.kind in ("dead", "absent"):
+            self.require(not one.offline or pair in self.world.seen_dead or doubt.by_hand, "an offline row is doubted")
+            self.world.seen_dead.add(pair)
+        if doubt.kind == "absent" and doubt.counts:
+            unfound[pair] = [*unfound.get(pair, []), self.tables.now]
+
+    def _not_found_again(self, restart: Restart | StoredRestart) -> None:
+        pair = (restart.workspace_id, restart.instance_id)
+        self.world.unfound[pair] = [*self.world.unfound.get(pair, []), self.tables.now]
+
+    def _claims(self, restart: Restart, sighting: Sighting) -> None:
+        tables, settings, now = self.tables, self.settings, self.tables.now
+        (owed,) = (one for one in tables.restarts if one.id == restart.id)
+        row = self.rows.get(owed.workspace_id)
+        if row is None or row.status != "offline" or row.instance_id != owed.instance_id:
+            raise ViolationError("a restart is claimed that is not owed any more")
+        self.require(not tables.is_on_hold(owed.workspace_id), "the restart of a workspace on hold is claimed")
+        self.require(not tables.is_stopped(), "a restart is claimed though the platform asked for none")
+        is_open = self.breaker is None or self.breaker.is_open
+        self.require(not is_open or owed.released, "a restart is claimed though the breaker is open")
+        self._no_young_heartbeat(row)
+        self.require(owed.due_at <= now, "a restart is claimed that is not due")
+        self.require(owed.backoff_until is None or owed.backoff_until <= now, "a restart is claimed in its back-off")
+        self.require(sighting.verdict in ("dead", "absent"), "a restart is claimed whose instance is not dead")
+        self._is_fresh(owed.instance_id)
+        if owed.attempts == 0:
+            if owed.adopted:
+                earliest = self.world.adopted_from[owed.workspace_id] + settings.restarts.uncertain_s
+            else:
+                earliest = owed.flipped_at + settings.restarts.grace_s
+            earliest = max(earliest, tables.hold_ended_at(owed.workspace_id) + settings.restarts.grace_s)
+            self.require(now >= earliest, "a restart is claimed before its grace is over")
+        self.claims[owed.id] = now
+
+    def _owes_again(self, restart: StoredRestart) -> None:
+        self.require(not self.tables.is_on_hold(restart.workspace_id), "owed again on hold")
+        self.require(self.breaker is not None and not self.breaker.is_open, "owed again though the breaker is open")
+        self.require(self.answers[restart.instance_id][-1].is_gone, "owed again though the instance is not dead")
+        self.world.again.add(max(one.id for one in self.tables.restarts) + 1)
 
     def answered(self, workspace: Workspace, word: str, *, lied: bool) -> None:
         self.simulation.note(self.cycle_id, "hears:", workspace.instance_id, word, "(a lie)" if lied else "")
-        self.answers.setdefault(workspace.instance_id, []).append((word, lied))
-        self.first.setdefault(workspace.id, (workspace.instance_id, word))
+        answer = Answered(word, lied, self.tables.now, self.clock())
+        self.answers.setdefault(workspace.instance_id, []).append(answer)
+        if self.breaker is None:
+            self.swept[workspace.id] = word
+        if word not in (NOT_FOUND, ERROR):
+            self.world.unfound.pop((workspace.id, workspace.instance_id), None)
 
     def asks(self, workspace_id: str, instance_id: str) -> Asked:
         owed = [
-            one for one in self.tables.restarts if (one.workspace_id, one.instance_id) == (workspace_id, instance_id)
+            one.id
+            for one in self.tables.restarts
+            if (one.workspace_id, one.instance_id) == (workspace_id, instance_id) and one.id in self.claims
         ]
-        self.require(owed and owed[-1].id in self.claims, "a restart is asked for without a claim")
-        restart_id = owed[-1].id
-        words = [word for word, _ in self.answers.get(instance_id, ())]
-        self.require(words and words[-1] in (NOT_FOUND, *DEAD), "a restart is asked for, and nobody looked again")
-        asked = Asked(restart_id, workspace_id, instance_id, self.claims[restart_id])
-        uncertain_s = self.simulation.setup.settings.restarts.uncertain_s
+        self.require(owed, "a restart is asked for without a claim")
+        answer = self.answers[instance_id][-1]
+        self.require(answer.is_gone, "a restart is asked for, and nobody looked again")
+        self.require(self.clock() - answer.clock <= EVIDENCE_SECONDS, "a restart is asked for on old evidence")
+        was_dead = instance_id in self.died or self._was_absent(workspace_id, instance_id)
+        # A single stale answer suffices here: the flip has had two before.
+        self.require(was_dead or (answer.lied and answer.word in DEAD), "restarted, but its instance was never dead")
+        asked = Asked(owed[-1], workspace_id, instance_id, self.claims[owed[-1]])
         for earlier in self.world.asked:
-            same = (earlier.workspace_id, earlier.instance_id) == (asked.workspace_id, asked.instance_id)
-            apart_s = abs(asked.claimed_at - earlier.claimed_at)
-            under_way = same and not earlier.is_refused and apart_s < uncertain_s
+            same = (earlier.workspace_id, earlier.instance_id) == (workspace_id, instance_id)
+            wait_s = RECOVERY_SECONDS if asked.restart_id in self.world.again else self.settings.restarts.uncertain_s
+            wait_s = self.settings.restarts.uncertain_s if earlier.restart_id == asked.restart_id else wait_s
+            under_way = same and not earlier.is_refused and abs(asked.claimed_at - earlier.claimed_at) < wait_s
             self.require(not under_way, "a restart is asked for while an earlier request may be under way")
         self.world.asked.append(asked)
-        self.asked[restart_id] = asked
+        self.asked[asked.restart_id] = asked
         return asked
 
 
 # The invocations under way, the innermost last.
 _running: list[Actor] = []
 
-# May do anything at a point: before a call, or inside a flip.
+# May do anything at a point: before a call, or inside a flip or a claim.
 Adversary = Callable[["Simulation", Actor, str], None]
 
 
@@ -261,6 +413,12 @@ class Simulation:
             self.adversary(self, actor, call)
             self._catch_up()
 
+    def disturb(self, what: str) -> None:
+        """Note that an adversary is about to act."""
+        self.note(f"    >>> {what}")
+        for actor in _running:
+            actor.disturbed = True
+
     def on_row(self, workspace_id: str, write: Callable[[Row], bool]) -> bool:
         """Write to a row, or, if a flip has locked it, right after the flip; tell whether that has an effect."""
         row = self.world.tables.workspaces.get(workspace_id)
@@ -279,6 +437,8 @@ class Simulation:
                 write()
         if self.world.jobs:
             self.world.work()
+        if self.world.is_lively:
+            self.world.live()
 
     def cycle(self, order: Request = FULL) -> Report | None:
         """Run one invocation to its end, however it ends; return its report if there is one."""
@@ -286,6 +446,8 @@ class Simulation:
         _running.append(actor)
         self.world.died.append(actor.died)
         world, setup = self.world, self.setup
+        if order.override_breaker:
+            world.overridden_at = world.tables.now
         parts = cycle.Parts(
             actor.cycle_id,
             fake_store(world.tables, actor.cycle_id, actor),
@@ -305,8 +467,8 @@ class Simulation:
             self.world.died.pop()
         self._catch_up()
         self._check_books()
-        if report is not None:
-            self._check_fairness(actor, report)
+        if report is not None and report.outcome == "completed":
+            self._check_report(actor, report)
         return report
 
     def minute(self, order: Request = FULL) -> None:
@@ -314,67 +476,113 @@ class Simulation:
         tables = self.world.tables
         ends_at = tables.now + PERIOD_SECONDS
         self.cycle(order)
-        for row in tables.workspaces.values():
-            row.locked_by = None
+        self._unlock()
         tables.now = max(tables.now, ends_at)
         self._catch_up()
 
+    def _unlock(self) -> None:
+        tables = self.world.tables
+        tables.locked.clear()
+        for row in tables.workspaces.values():
+            row.locked_by = None
+        for restart in tables.restarts:
+            restart.locked_by = None
+        for doubt in tables.doubts.values():
+            doubt.locked_by = None
+
     def settle(self) -> None:
-        """Run quiet cycles until no restart is owed, or only blocked ones are. Raises ViolationError if one stays owed.
+        """Run quiet cycles until nothing is left to do. Raises ViolationError if something is, or if somebody is silent.
 
         If none of the candidates' instances is found at all, "not found" proves nothing, and the restart of an absent
-        instance may wait.
+        instance may wait. So may everything while the breaker is open.
         """
         world, self.adversary = self.world, None
         world.lies.clear()
-        world.platform_mood = None
+        world.platform_mood, world.unreachable, world.monitor_restarts = None, False, False
         world.probe_takes_s = 0.0
-        for _ in range(QUIET_CYCLES):
-            if not self._unsettled():
-                return
-            world.tables.now += QUIET_SECONDS
+        is_stopped = False
+        for seconds in QUIET_SECONDS:
+            if is_stopped or not self._unsettled():
+                break
+            world.tables.now += seconds
             self._catch_up()
-            self.cycle()
-        if self._unsettled():
-            raise ViolationError(f"restarts stay owed: {self._unsettled()}")
+            report = self.cycle()
+            is_stopped = report is not None and report.breaker_open and seconds == LONG_QUIET_SECONDS
+        if not is_stopped and self._unsettled():
+            raise ViolationError(f"this stays as it is: {self._unsettled()}")
 
-    def _unsettled(self) -> list[int]:
-        world = self.world
-        candidates = [
-            one
-            for one, row in world.tables.workspaces.items()
-            if row.status in CANDIDATE_STATUSES
-            and row.runtime != EXTERNAL
-            and row.instance_id
-            and not world.tables.is_on_hold(one)
-        ]
-        nothing_found = bool(candidates) and not any(map(world.instance_of, candidates))
-        return [
-            one.id
-            for one in world.tables.open_restarts()
-            if one.workspace_id not in world.blocked and not (nothing_found and one.instance_id not in world.instances)
-        ]
+    def _unsettled(self) -> list[str]:
+        """Return the restarts that are owed, the watches without need, and the rows that nobody takes or cares for."""
+        world, tables = self.world, self.world.tables
+        candidates = [one for one, row in tables.workspaces.items() if row.is_up]
+        nothing_found = not any(map(world.instance_of, candidates))
+        left = []
+        for one in tables.restarts:
+            row = tables.workspaces.get(one.workspace_id)
+            may_wait = one.workspace_id in world.blocked or (nothing_found and one.instance_id not in world.instances)
+            if one.is_open and not may_wait:
+                left.append(f"restart {one.id} is owed")
+            if one.is_watched and not one.is_open and not may_wait:
+                over = row is None or row.status in (*UNWANTED, "online", "degraded")
+                in_vain = row is not None and row.status == "offline" and row.instance_id == one.instance_id
+                if over or (in_vain and not self._runs(one.instance_id)):
+                    left.append(f"restart {one.id} is watched")
+        for one, row in tables.workspaces.items():
+            remembered = [doubt for doubt in tables.doubts_of(one) if tables.remembers_dead(doubt)]
+            known = any(doubt.instance_id == row.instance_id for doubt in remembered)
+            dead = row.instance_id in world.instances and not self._runs(row.instance_id or "")
+            may_be_taken = row.is_up or (row.is_offline and known and self.setup.settings.adopt_offline)
+            if may_be_taken and dead and tables.live_restart(one) is None and not tables.is_on_hold(one):
+                left.append(f"{one} is to be taken")
+            cared_for = tables.live_restart(one) is not None or bool(tables.doubts_of(one))
+            if row.is_up and not self._runs(row.instance_id or "") and not cared_for:
+                left.append(f"{one} is silent")
+        return left
+
+    def _runs(self, instance_id: str) -> bool:
+        instance = self.world.instances.get(instance_id)
+        return instance is not None and not instance.is_dead
 
     def _check_books(self) -> None:
-        """Check: one event and one restart for each flip; at most one open restart for each workspace."""
-        tables = self.world.tables
-        restarts = [(one.workspace_id, one.instance_id) for one in tables.restarts]
-        if restarts != tables.events or len(restarts) != self.world.flipped:
+        """Check: one event and one restart for each flip; at most one open or watched restart for each workspace."""
+        world, tables = self.world, self.world.tables
+        first = [one for one in tables.restarts if not one.adopted and one.id not in world.again]
+        restarts = [(one.workspace_id, one.instance_id) for one in first]
+        if restarts != tables.events or len(restarts) != world.flipped:
             raise ViolationError("flips, events and restarts do not agree")
-        owed = [one.workspace_id for one in tables.open_restarts()]
-        if len(set(owed)) < len(owed):
-            raise ViolationError("two open restarts for one workspace")
+        live = [one.workspace_id for one in tables.restarts if one.is_open or one.is_watched]
+        if len(set(live)) < len(live):
+            raise ViolationError("two live restarts for one workspace")
+
+    def _check_report(self, actor: Actor, report: Report) -> None:
+        if actor.breaker is None or report.breaker_open is not actor.breaker.is_open:
+            raise ViolationError("the breaker is not what its two rules say")
+        self._check_doubts(actor)
+        self._check_fairness(actor, report)
+
+    def _check_doubts(self, actor: Actor) -> None:
+        """Check that an undisturbed full cycle leaves nobody that it saw in trouble without a doubt or a restart."""
+        tables = self.world.tables
+        if actor.order.narrowed or actor.order.mode != APPLY or actor.disturbed:
+            return
+        for one, word in actor.swept.items():
+            row = tables.workspaces.get(one)
+            if word != "running" and row is not None and row.instance_id == actor.selected[one].instance_id:
+                cared_for = tables.doubts_of(one) or tables.live_restart(one) is not None
+                ran_again = actor.answers[row.instance_id or ""][-1].word == "running"
+                if not cared_for and not ran_again:
+                    raise ViolationError(f"{one} looks dead, and nobody remembers it")
 
     def _check_fairness(self, actor: Actor, report: Report) -> None:
         """Check that nobody waits longer than it takes to go round, however little each cycle got done."""
-        if actor.order != FULL or report.outcome != "completed" or (report.deferred and not report.checked):
+        if actor.order.narrowed or actor.order.mode != APPLY or (report.deferred and not report.checked):
             return
         world = self.world
         world.crowded |= bool(world.tables.coverage.brought_forward)  # at most half of the room is theirs
         room = report.checked if report.deferred else self.setup.settings.candidate_limit
         world.room = min(world.room, room - room // 2 if world.crowded else room)
         bound = ceil(world.population / world.room)
-        unchecked = actor.selected.keys() - actor.first.keys()
+        unchecked = actor.selected.keys() - actor.swept.keys()
         world.waited = {one: world.waited.get(one, 0) + 1 for one in unchecked}
         if max(world.waited.values(), default=0) > bound:
             raise ViolationError(f"not everybody was checked within {bound} cycles: {world.waited}")
@@ -382,10 +590,12 @@ class Simulation:
 
 @contextlib.contextmanager
 def simulated() -> Iterator[None]:
-    """Replace the handler's thread pool by simulated calls, and silence its log."""
+    """Replace the handler's threads by simulated calls, and silence its log."""
     level = logger.log_level
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(worker, "in_parallel", _one_after_another)
+        for module in (flips, worker):
+            patch.setattr(module, "gathered", _together)
         logger.setLevel(logging.CRITICAL)
         try:
             yield
@@ -402,3 +612,10 @@ def _one_after_another(
         if not taken:
             return
         yield from [work(item) for item in taken]
+
+
+def _together(items: Iterator[Item], deadline: Deadline, *, most: int, longest_s: float) -> Iterator[list[Item]]:
+    """Do what handler.parallel.gathered does: items of a probe in bulk come together, others one by one."""
+    del deadline, longest_s
+    while together := list(islice(items, most if _running[-1].simulation.setup.in_bulk else 1)):
+        yield together

@@ -7,8 +7,11 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 
+import pg8000.exceptions
+
+from bench.conditions import limited
 from tests.soak.world import DEADLINE_S, HEARTBEAT_FRESH_S, Adversary, World, world
 from tests.support.events import APPLY, DRY_RUN, SCHEDULED
 from tests.support.killing import Invocations
@@ -16,6 +19,8 @@ from tests.support.warm import Holdings, WarmProcess
 
 PROBES = ("ec2", "control_plane")
 KILLED_SHARE = 0.5
+# So many of a warm process's invocations get the share of a processor that Lambda gives at 512 MB.
+SLOWED_SHARE = 0.5
 # The contract allows one second over the deadline; an answer has to come back through a pipe, too.
 LONGEST_CYCLE_S = DEADLINE_S + 1.5
 SETTLING_S = 120.0
@@ -50,7 +55,7 @@ class Soak:
                     driver.start()
                 while time.monotonic() < ends_at and all(driver.is_alive() for driver in drivers):
                     drivers[0].join(min(15.0, max(0.0, ends_at - time.monotonic())))
-                    self._say(f"{adversary.actions} actions of the adversary")
+                    self._say(f"{adversary.actions} actions of the adversary, {adversary.failovers} failovers")
                 if any(not driver.is_alive() for driver in drivers):
                     self.wrong.append("a driver of invocations has given up")
                 self._over.set()
@@ -69,7 +74,9 @@ class Soak:
             process = warm[self._random.choice(PROBES)]
             event = self._random.choice([SCHEDULED, SCHEDULED, SCHEDULED, APPLY, DRY_RUN])
             began_at = time.monotonic()
-            self.outcomes.update(process.invoke(event, 1).outcomes)
+            slowed = limited(process.pid) if self._random.random() < SLOWED_SHARE else nullcontext()
+            with slowed:
+                self.outcomes.update(process.invoke(event, 1).outcomes)
             self.longest_s = max(self.longest_s, time.monotonic() - began_at)
 
     def _drive_killed(self) -> None:
@@ -93,6 +100,9 @@ class Soak:
         until = time.monotonic() + SETTLING_S
         while self._restless() and time.monotonic() < until:
             process.invoke(SCHEDULED, 1)
+            self.world.beat()
+            if unowed := self._offline_and_unowed():  # what the runbook has a person do about the alarm
+                process.invoke({"mode": "apply", "workspace_ids": unowed, "adopt": True}, 1)
             time.sleep(0.2)
         self.wrong += [f"{what} after {SETTLING_S:.0f} s without any fault" for what in self._restless()]
         self.world.platform.settle()
@@ -109,6 +119,13 @@ class Soak:
             for what, which in (("dead", dead), ("not online", not_online), ("restarts owed", owed))
             if which
         ]
+
+    def _offline_and_unowed(self) -> list[str]:
+        rows = self.world.database.query(
+            "SELECT id::text AS id FROM workspaces WHERE status = 'offline' AND instance_id <> '' AND NOT EXISTS ("
+            "SELECT FROM reconciler.restarts WHERE workspace_id = workspaces.id AND closed_at IS NULL)"
+        )
+        return [row["id"] for row in rows]
 
     def _not_flat(self, early: dict[str, Holdings], late: dict[str, Holdings]) -> Iterator[str]:
         for probe in PROBES:
@@ -130,13 +147,18 @@ class Soak:
             instance = flip["instance_id"]
             if flip["status"] not in ("online", "degraded") or flip["runtime"] == "external":
                 yield f"false flip: the row of {instance} was {flip['status']}"
-            if ledger.died_at.get(instance, float("inf")) > flip["at_s"]:
+            if not ledger.was_dead(instance, flip["at_s"]):
                 yield f"false flip: {instance} was alive"
             if flip["heartbeat_age_s"] is not None and flip["heartbeat_age_s"] < HEARTBEAT_FRESH_S * 0.9:
                 yield f"false flip: {instance} had sent a heartbeat {flip['heartbeat_age_s']:.2f} s before"
         flips = Counter((str(flip["workspace_id"]), flip["instance_id"]) for flip in witness)
         events = Counter((str(one["workspace_id"]), one["payload"]["instance_id"]) for one in self.world.fleet.events())
-        owed = Counter((str(one["workspace_id"]), one["instance_id"]) for one in self.world.fleet.restarts())
+        flipped = {  # one that is owed again keeps the time of its flip
+            (str(one["workspace_id"]), one["instance_id"], one["flipped_at"])
+            for one in self.world.fleet.restarts()
+            if not one["adopted"]
+        }
+        owed = Counter((workspace_id, instance_id) for workspace_id, instance_id, _ in flipped)
         for what, others in (("events", events), ("owed restarts", owed)):
             if others != flips:
                 yield f"flips and {what} differ: too few {flips - others}, too many {others - flips}"
@@ -147,7 +169,10 @@ class Soak:
             yield f"a cycle took {self.longest_s:.1f} s with a deadline of {DEADLINE_S:.0f} s"
 
     def _say(self, what: str) -> None:
-        flips = self.world.database.query("SELECT count(*) AS count FROM witness")[0]["count"]
+        try:
+            flips = self.world.database.query("SELECT count(*) AS count FROM witness")[0]["count"]
+        except (pg8000.exceptions.Error, OSError):  # in the middle of a failover
+            return
         restarts, in_the_window = len(self.world.platform.restarts), len(self.world.ledger.in_the_window)
         outcomes = ", ".join(f"{name} {count}" for name, count in self.outcomes.most_common())
         print(

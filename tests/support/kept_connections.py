@@ -1,7 +1,7 @@
 """A database whose connections are reused: for tests that run thousands of small queries."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,13 +15,17 @@ class _Kept:
 
     def __init__(self, connection: Any, idle: "list[_Kept]") -> None:
         self.run = connection.run
-        self.hang_up = connection.close
         self._connection = connection
         self._idle = idle
 
     @property
     def columns(self) -> Any:
         return self._connection.columns
+
+    def hang_up(self) -> None:
+        """Close the connection, whatever state it is in."""
+        with suppress(pg8000.exceptions.Error, OSError):
+            self._connection.close()
 
     def close(self) -> None:
         try:
@@ -33,8 +37,15 @@ class _Kept:
 
 
 @dataclass(frozen=True, slots=True)
-class _KeepingDatabase(Database):
+class KeepingDatabase(Database):
+    """See `kept_connections`."""
+
     idle: list[_Kept] = field(default_factory=list)
+
+    def forget(self) -> None:
+        """Hang up the idle connections: the server has been restarted."""
+        while self.idle:
+            self.idle.pop().hang_up()
 
     def connect(self) -> Any:
         try:
@@ -44,11 +55,10 @@ class _KeepingDatabase(Database):
 
 
 @contextmanager
-def kept_connections(database: Database) -> Iterator[Database]:
+def kept_connections(database: Database) -> Iterator[KeepingDatabase]:
     """Yield the same database, whose owner opens no more connections than it uses at once."""
-    keeping = _KeepingDatabase(database.name, database.url, database.owner_url, database._server)  # noqa: SLF001 - it stays the same
+    keeping = KeepingDatabase(database.name, database.url, database.owner_url, database._server)  # noqa: SLF001 - it stays the same
     try:
         yield keeping
     finally:
-        for connection in keeping.idle:
-            connection.hang_up()
+        keeping.forget()

@@ -59,6 +59,11 @@ _EMPTY = """
     INSERT INTO reconciler.coverage DEFAULT VALUES
 """
 
+_PROVISION = """
+    UPDATE workspaces SET status = 'provisioning', updated_at = now()
+    WHERE status = 'offline' AND id IN (SELECT workspace_id FROM reconciler.restarts WHERE outcome = 'accepted')
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -226,6 +231,10 @@ class Stage:
     def instance_of(self, workspace_id: str) -> str:
         """Return the instance that a workspace records."""
         return str(self.fleet.row(workspace_id)["instance_id"])
+
+    def platform_is_at_work(self) -> None:
+        """Let the platform provision new instances for the workspaces whose restart it has accepted."""
+        self.database.query(_PROVISION)
 
     def mark(self, *workspace_ids: str) -> None:
         """Compare the running cycle with these rows as they are now, because something else changed them."""

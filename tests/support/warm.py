@@ -48,6 +48,11 @@ class WarmProcess:
     def __exit__(self, *_: object) -> None:
         self._process.communicate()  # closes its stdin, whereupon it ends
 
+    @property
+    def pid(self) -> int:
+        """The number of the process."""
+        return self._process.pid
+
     def invoke(self, event: Any, times: int) -> Holdings:
         """Invoke the handler this many times; return the process's open resources afterwards."""
         assert self._process.stdin is not None

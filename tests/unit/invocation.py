@@ -79,7 +79,8 @@ class Invocation(Watch):
     """One invocation of the function. It sees how the store is called, and asks the probe and the platform.
 
     `first` is what happens before the first calls of a name take effect, one after the other; `each` is what happens at
-    every call. `answers_take_s` is how many seconds each answer takes.
+    every call. `answers_take_s` is how many seconds each answer takes. With `in_bulk`, the probe answers about many
+    instances at once.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class Invocation(Watch):
         each: Mapping[str, Happening] | None = None,
         answers_take_s: Mapping[str, float] | None = None,
         asked: Callable[[str], object] = lambda _: None,
+        in_bulk: bool = False,
         **variables: str,
     ) -> None:
         world.cycles += 1
@@ -104,6 +106,7 @@ class Invocation(Watch):
         self._each = each or {}
         self._answers_take_s = answers_take_s or {}
         self._when_asked = asked
+        self._in_bulk = in_bulk
 
     def run(self, request: Request = FULL, seconds: float = 45) -> Report:
         """Run the cycle."""
@@ -129,7 +132,7 @@ class Invocation(Watch):
         return store
 
     def probe(self) -> fakes.Probe:
-        return fakes.Probe(self.world, self, in_bulk=False, timeout_s=self.settings.probe_timeout_seconds)
+        return fakes.Probe(self.world, self, in_bulk=self._in_bulk, timeout_s=self.settings.probe_timeout_seconds)
 
     def platform(self) -> Platform:
         return _OneByOne(fakes.Platform(self.world, self))

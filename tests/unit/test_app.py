@@ -66,7 +66,7 @@ class Cycles:
         self.seconds.append(deadline.remaining())
         if self.failure is not None:
             raise self.failure
-        return self.report, Gauges(0, 0, 0, 0, 0.0, 0.0, 0)
+        return self.report, Gauges(0, 0, 0, 0, 0.0, 0.0, 0, 0.0)
 
 
 @pytest.fixture
@@ -192,6 +192,19 @@ def test_the_answer_lists_the_first_hundred_flips(cycles: Cycles) -> None:
     answer = app.lambda_handler({"mode": "apply"}, lambda_context())
     assert [one["workspace_id"] for one in answer["flips"]] == [uuid(number) for number in range(100)]
     assert answer["flipped"] == 150
+
+
+def test_a_flip_is_marked_only_if_it_was_adopted_or_blocked(cycles: Cycles) -> None:
+    flips = (
+        Flip(uuid(1), instance(1), "stopped"),
+        Flip(uuid(2), instance(2), "stopped", adopted=True),
+        Flip(uuid(3), instance(3), "stopped", blocked=True),
+    )
+    cycles.report = Report("apply", "ec2", flips=flips)
+    answer = app.lambda_handler({"mode": "apply"}, lambda_context())
+    marks = [{key: value for key, value in flip.items() if value is True} for flip in answer["flips"]]
+    assert marks == [{}, {"adopted": True}, {"blocked": True}]
+    assert all(value is not False for flip in answer["flips"] for value in flip.values())
 
 
 @pytest.fixture

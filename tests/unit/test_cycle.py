@@ -6,6 +6,7 @@ from math import ceil
 
 import pytest
 
+from handler.domain.coverage import Coverage
 from handler.domain.model import SkipReason, Verdict
 from handler.domain.report import Report
 from handler.errors import ConnectionLostError, ReconcilerError, RowLockedError, SecretError, StoreError
@@ -171,13 +172,15 @@ def test_what_prevents_one_flip_leaves_the_others(request_made: Request, happeni
     ],
 )
 @pytest.mark.parametrize(("request_made", "call"), [(FULL, "flip"), (DRY_RUN, "would_flip")], ids=["apply", "dry run"])
-def test_what_prevents_a_set_of_flips_costs_only_the_set(
+def test_a_set_that_fails_is_tried_once_more(
     request_made: Request, call: str, error: Exception, reason: SkipReason
 ) -> None:
     world = fleet(1000, **dict.fromkeys((f"_{number}" for number in range(1, 301)), "stopped"))
     report = Invocation(world, first={call: [fails(error)]}).run(request_made)
-    assert skipped(report) == {reason: 200}
-    assert len(flipped(report)) == 100
+    assert (skipped(report), len(flipped(report))) == ({}, 300)
+    world = fleet(1000, **dict.fromkeys((f"_{number}" for number in range(1, 301)), "stopped"))
+    report = Invocation(world, each={call: fails(error)}).run(request_made)
+    assert (skipped(report), flipped(report)) == ({reason: 300}, [])
 
 
 @pytest.mark.parametrize("second", ["running", "stopping", None, "hovering"])
@@ -223,6 +226,24 @@ def test_the_override_lifts_the_breaker_for_this_cycle() -> None:
     assert Invocation(fleet(5, _1="stopped", _2="stopped", _3="stopped")).run(OVERRIDE).flipped == 3
 
 
+def test_those_who_were_brought_forward_do_not_open_the_breaker() -> None:
+    """Of four hundred, a cycle checks forty: ten of the dead that came first, and thirty in turn."""
+    dead = [*range(1, 11), *range(101, 116)]
+    world = fleet(400, **dict.fromkeys((f"_{number}" for number in dead), "stopped"))
+    world.tables.coverage = Coverage(uuid(100), uuid(100), tuple(map(uuid, range(1, 11))))
+    report = Invocation(world, CANDIDATE_LIMIT="40").run()
+    assert (report.checked, report.dead, report.breaker_open) == (40, 25, False)
+
+
+def test_what_the_open_breaker_blocks_stands_in_the_report() -> None:
+    world = fleet(400, **dict.fromkeys((f"_{number}" for number in range(1, 302)), "stopped"))
+    row(world, 1).heartbeat_at = world.tables.now
+    report = Invocation(world).run()
+    assert report.breaker_open
+    assert (len(report.flips), {flip.blocked for flip in report.flips}) == (99, {True})
+    assert uuid(1) not in flipped(report)
+
+
 # --- a part of the fleet ---
 
 
@@ -239,6 +260,25 @@ def test_a_narrowed_cycle_moves_no_cursor_and_completes_no_pass(request_made: Re
     report = invocation.run(request_made)
     assert (report.candidates, report.completed_pass) == (candidates, False)
     assert "save_coverage" not in invocation.wrote_by
+
+
+@pytest.mark.parametrize(
+    ("request_made", "asked"),
+    [
+        pytest.param(Request("apply", (uuid(3), uuid(7))), [7], id="chosen workspaces"),
+        pytest.param(Request("apply", limit=5), [], id="a limit"),
+        pytest.param(FULL, [7, 8], id="everybody"),
+    ],
+)
+def test_a_narrowed_cycle_asks_for_the_restarts_of_the_named_workspaces_only(
+    request_made: Request, asked: list[int]
+) -> None:
+    world = fleet(6)
+    owe(world, 7)
+    owe(world, 8)
+    invocation = Invocation(world)
+    invocation.run(request_made)
+    assert sorted(invocation.asked) == asked
 
 
 def test_the_smaller_of_the_events_and_the_settings_limit_counts() -> None:
@@ -328,6 +368,26 @@ def test_a_flip_that_failed_for_lack_of_time_is_brought_forward() -> None:
 
     assert skipped(Invocation(world, first={"flip": [take_long]}).run()) == {"out_of_time": 1}
     assert world.tables.coverage.brought_forward == (uuid(2),)
+
+
+def test_due_restarts_have_time_of_their_own() -> None:
+    """The control plane takes eight seconds for an answer, and so does the platform."""
+    world = fleet(400)
+    for number in range(401, 411):
+        owe(world, number)
+    world.probe_takes_s = 8
+
+    def answer_slowly(_: str) -> None:
+        world.tables.now += 0.5  # the fake's calls come one after the other
+
+    def spend_the_time_to_flip() -> None:
+        world.tables.now = began_at + 26
+
+    began_at = world.tables.now
+    invocation = Invocation(world, asked=answer_slowly, in_bulk=True, each={"recall": spend_the_time_to_flip})
+    invocation.run()
+    assert world.tables.now - began_at <= 45.5
+    assert sorted(invocation.asked)[:8] == list(range(401, 409))
 
 
 def test_slow_restarts_are_no_deadline_hit() -> None:

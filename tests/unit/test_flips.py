@@ -77,13 +77,24 @@ def test_an_error_of_one_row_costs_that_row_alone(error: StoreError, log: Log) -
     assert line["workspace_id"] == uuid(7)
 
 
-def test_after_five_rows_that_fail_alike_nothing_more_is_tried() -> None:
+def test_after_five_rows_that_fail_alike_no_set_is_split_any_more() -> None:
     def fail(_: list[int]) -> None:
         raise TRIGGER
 
-    results, sets = flip(64, fail)
-    assert sum(len(one) == 1 for one in sets) == 5
-    assert results.skipped == {SkipReason.RECONFIRM_ERROR: 64}
+    results, sets = flip(450, fail)
+    assert sets[:5] == [list(range(1, size + 1)) for size in (200, 100, 50, 25, 12)]
+    assert len(sets) < 25
+    assert results.skipped == {SkipReason.RECONFIRM_ERROR: 450}
+
+
+def test_bad_rows_side_by_side_stop_nobody() -> None:
+    def fail(numbers: list[int]) -> None:
+        if any(number < 20 for number in numbers):
+            raise TRIGGER
+
+    results, _ = flip(64, fail)
+    assert sorted(flipped(results)) == list(range(20, 65))
+    assert results.skipped == {SkipReason.RECONFIRM_ERROR: 19}
 
 
 def test_bad_rows_among_good_ones_stop_nobody() -> None:
@@ -96,7 +107,7 @@ def test_bad_rows_among_good_ones_stop_nobody() -> None:
 
 
 @pytest.mark.parametrize("error", [TIMEOUT, ConnectionLostError("gone")], ids=["a time-out", "the connection broke"])
-def test_a_set_that_fails_as_a_whole_is_not_split_but_the_next_one_is_smaller(error: StoreError) -> None:
+def test_a_set_that_fails_as_a_whole_is_tried_once_more_in_smaller_ones(error: StoreError) -> None:
     errors = iter([error])
 
     def fail(_: list[int]) -> None:
@@ -104,8 +115,17 @@ def test_a_set_that_fails_as_a_whole_is_not_split_but_the_next_one_is_smaller(er
             raise one
 
     results, sets = flip(400, fail)
-    assert [len(one) for one in sets] == [200, 100, 100]
-    assert results.skipped == {SkipReason.RECONFIRM_ERROR: 200}
+    assert [len(one) for one in sets] == [200, 100, 100, 100, 100]
+    assert len(flipped(results)) == 400
+
+
+def test_a_row_that_takes_too_long_costs_fewer_others_each_time() -> None:
+    def fail(numbers: list[int]) -> None:
+        if 7 in numbers:
+            raise TIMEOUT
+
+    results, _ = flip(200, fail)
+    assert flipped(results) == list(range(101, 201))
 
 
 def slow_database(world: World, then: Callable[[], object] = lambda: None) -> Callable[[list[int]], None]:
@@ -131,9 +151,8 @@ def all_dead(count: int) -> World:
 def test_evidence_that_expired_meanwhile_is_gathered_once_more() -> None:
     world = all_dead(400)
     results, sets = flip(400, slow_database(world), world=world)
-    assert [len(one) for one in sets] == [200, 100, 50, 50]
-    assert flipped(results) == list(range(301, 401))
-    assert results.skipped == {SkipReason.RECONFIRM_ERROR: 300}
+    assert [len(one) for one in sets] == [200, 100, *[50] * 8]
+    assert flipped(results) == list(range(1, 401))
 
 
 def test_machines_that_run_again_by_then_are_left_alone() -> None:
@@ -144,4 +163,4 @@ def test_machines_that_run_again_by_then_are_left_alone() -> None:
             world.instances[instance(number)].state = "running"
 
     results, _ = flip(400, slow_database(world, start_again), world=world)
-    assert results.skipped == {SkipReason.RECONFIRM_ERROR: 300, SkipReason.NOT_CONFIRMED: 100}
+    assert results.skipped == {SkipReason.NOT_CONFIRMED: 100}

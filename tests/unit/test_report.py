@@ -7,8 +7,9 @@ from handler.domain.report import Report, RestartCounts
 
 FIELDS = (
     *("mode", "probe", "outcome", "candidates", "checked", "running", "transition", "dead", "absent", "unknown"),
-    *("flipped", "completed_pass", "skipped", "deferred", "deadline_hit", "breaker_open", "restarts", "on_hold"),
-    *("duration_ms", "flips"),
+    *("impaired", "flipped", "adopted", "completed_pass", "skipped", "deferred", "deadline_hit", "breaker_open"),
+    *("restarts", "on_hold", "oldest_doubt_seconds", "unrecorded", "offline_unowed"),
+    *("targets_failed", "targets_empty", "duration_ms", "flips"),
 )
 SKIPPED = (
     *("row_gone", "status_moved", "instance_cleared", "instance_changed", "row_locked", "on_hold", "fresh_heartbeat"),

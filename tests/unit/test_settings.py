@@ -37,6 +37,7 @@ NUMBERS = {
     "BREAKER_WINDOW_SECONDS": (600, 0, 86_400),
     "ABSENT_MIN_AGE_SECONDS": (120, 0, 3600),
     "HEARTBEAT_FRESH_SECONDS": (60, 0, 86_400),
+    "RESTART_GRACE_SECONDS": (180, 0, 86_400),
     "RESTART_RETRY_SECONDS": (60, 0, 86_400),
     "RESTART_UNCERTAIN_SECONDS": (300, 1, 86_400),
     "CRASH_LOOP_BACKOFF_SECONDS": (300, 0, 86_400),
@@ -58,6 +59,7 @@ PLACES = {
     "ABSENT_SIGHTINGS": "absence.sightings",
     "ABSENT_MIN_AGE_SECONDS": "absence.min_age_s",
     "RESTARTS_PER_CYCLE": "restarts.per_cycle",
+    "RESTART_GRACE_SECONDS": "restarts.grace_s",
     "RESTART_RETRY_SECONDS": "restarts.retry_s",
     "RESTART_UNCERTAIN_SECONDS": "restarts.uncertain_s",
     "CRASH_LOOP_BACKOFF_SECONDS": "crash_loop.backoff_s",
@@ -91,7 +93,7 @@ def test_a_time_or_share_may_have_a_fraction(name: str) -> None:
 
 def test_missing_words_have_their_defaults() -> None:
     settings = read()
-    assert (settings.probe, settings.mode) == ("ec2", "apply")
+    assert (settings.probe, settings.mode, settings.adopt_offline) == ("ec2", "apply", True)
     assert (settings.control_plane, settings.platform, settings.platform_org_id) == (None, None, None)
 
 
@@ -114,6 +116,11 @@ def test_an_empty_variable_counts_as_unset() -> None:
         "PLATFORM_ORG_ID",
     )
     assert read(**dict.fromkeys((*empty, *remotes, "DATABASE_CA_FILE", "HTTPS_CA_FILE", "DATABASE_NAME"), "")) == read()
+
+
+@pytest.mark.parametrize(("word", "adopts"), [("true", True), ("false", False), ("", True)])
+def test_adoption_can_be_switched_off(word: str, adopts: bool) -> None:
+    assert read(ADOPT_OFFLINE=word).adopt_offline is adopts
 
 
 def test_other_variables_are_ignored() -> None:
@@ -284,6 +291,8 @@ def test_a_very_long_number_is_refused_in_few_words(name: str) -> None:
             {"DATABASE_SSLMODE": "on"}, "DATABASE_SSLMODE: found 'on'", "verify-full", id="no word of libpq's"
         ),
         pytest.param({"DATABASE_AUTH": "IAM"}, "DATABASE_AUTH: found 'IAM'", "password or iam", id="auth in capitals"),
+        pytest.param({"ADOPT_OFFLINE": "no"}, "ADOPT_OFFLINE: found 'no'", "true or false", id="another word"),
+        pytest.param({"ADOPT_OFFLINE": "True"}, "ADOPT_OFFLINE: found 'True'", "true or false", id="a capital"),
         pytest.param({"DATABASE_PORT": "0"}, "DATABASE_PORT: found '0'", "from 1 to 65535", id="port zero"),
         pytest.param({"DATABASE_PORT": "65536"}, "DATABASE_PORT: found '65536'", "from 1 to 65535", id="a high port"),
         pytest.param({"DATABASE_PORT": "tcp"}, "DATABASE_PORT: found 'tcp'", "whole number", id="a port of letters"),
@@ -418,7 +427,10 @@ def test_a_bad_database_url_is_refused_and_not_shown(url: str, why: str) -> None
 TOKENS = ("CP_SHARED_SECRET", "CP_ADMIN_TOKEN", "PLATFORM_TOKEN", "PLATFORM_ORG_ID")
 ADDRESSES = ("CP_BASE_URL", "PLATFORM_BASE_URL")
 ARNS = ("DATABASE_SECRET_ARN", "CP_SECRET_ARN", "PLATFORM_SECRET_ARN")
-WORDS = ("PROBE", "MODE", "DATABASE_SSLMODE", "DATABASE_AUTH", "DATABASE_PORT", "DATABASE_CA_FILE", "HTTPS_CA_FILE")
+WORDS = (
+    *("PROBE", "MODE", "ADOPT_OFFLINE", "DATABASE_SSLMODE", "DATABASE_AUTH", "DATABASE_PORT"),
+    *("DATABASE_CA_FILE", "HTTPS_CA_FILE"),
+)
 EVERY_VARIABLE = (*ALL_NUMBERS, *WORDS, *ARNS, *ADDRESSES, *TOKENS, "DATABASE_URL", "DATABASE_HOST", "DATABASE_NAME")
 SECRET = "Zq7Wx9"
 
