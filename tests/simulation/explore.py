@@ -164,11 +164,13 @@ def smallest_world(state: str) -> bytes:
         simulation.minute()
         world.take_offline("workspace 1")
     elif state in (OWED, WATCHED):
-        simulation.adversary = _once(*(
-            ("claim", lambda actor: setattr(actor, "crashed", True))
-            if state == OWED
-            else ("restart", lambda _: setattr(world, "platform_mood", "in vain"))
-        ))
+        simulation.adversary = _once(
+            *(
+                ("claim", lambda actor: setattr(actor, "crashed", True))
+                if state == OWED
+                else ("restart", lambda _: setattr(world, "platform_mood", "in vain"))
+            )
+        )
         simulation.minute()
     world.tables.now += RECOVERY_SECONDS if state == WATCHED else LEASE_SECONDS
     return world.snapshot()
