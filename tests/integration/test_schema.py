@@ -120,8 +120,8 @@ def structure(database: Database) -> dict[str, list[Any]]:
             WHERE connamespace = 'reconciler'::regnamespace AND contype <> 'n' ORDER BY 1, 2
         """,
         "triggers": """
-            SELECT tgrelid::regclass::text, pg_get_triggerdef(pg_trigger.oid), pg_get_functiondef(tgfoid) FROM pg_trigger
-            JOIN pg_class ON pg_class.oid = tgrelid
+            SELECT tgrelid::regclass::text, pg_get_triggerdef(pg_trigger.oid), pg_get_functiondef(tgfoid)
+            FROM pg_trigger JOIN pg_class ON pg_class.oid = tgrelid
             WHERE relnamespace = 'reconciler'::regnamespace AND NOT tgisinternal ORDER BY 1, 2
         """,
         "indexes": "SELECT indexname, indexdef FROM pg_indexes WHERE schemaname = 'reconciler' ORDER BY indexname",
