@@ -1,7 +1,9 @@
 """The base of the HTTP stand-ins: a small server that answers well, badly, slowly or not at all."""
 
 import os
+import select
 import socket
+import ssl
 import struct
 import threading
 import time
@@ -94,6 +96,7 @@ class HttpStandIn(ABC):
     """
 
     def __init__(self) -> None:
+        self.tls: ssl.SSLContext | None = None  # set before `start`: it speaks HTTPS
         self.peak_in_flight = 0
         self.connections = 0
         self._in_flight = 0
@@ -111,7 +114,7 @@ class HttpStandIn(ABC):
         """The base URL, without a trailing slash. Raises RuntimeError while the server is not running."""
         if self._server is None:
             raise RuntimeError(f"{type(self).__name__} is not running")
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
+        return f"{'https' if self.tls else 'http'}://127.0.0.1:{self._server.server_address[1]}"
 
     @property
     def running(self) -> bool:
@@ -198,10 +201,17 @@ class _Server(ThreadingMixIn, TCPServer):
         thread.start()
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
+        thread = threading.current_thread()
         try:
+            if self.stand_in.tls is not None:
+                request = self.stand_in.tls.wrap_socket(request, server_side=True, do_handshake_on_connect=False)
+                self._live[thread] = request
+                request.do_handshake()
             super().process_request_thread(request, client_address)
+        except OSError:  # the client does not like the certificate; everything else is handled below
+            request.close()
         finally:
-            self._live.pop(threading.current_thread(), None)
+            self._live.pop(thread, None)
 
     def join_connections(self, timeout_s: float) -> None:
         for thread in list(self._live):
@@ -284,15 +294,11 @@ class _Connection(BaseHTTPRequestHandler):
         """Wait that long (None: forever). Raises ConnectionAbortedError once either end cuts the connection."""
         if seconds == 0:
             return
-        self.connection.settimeout(seconds)
-        try:
-            # A client that waits for its answer sends nothing, so only a closed connection ends this wait early.
-            self.connection.recv(1, socket.MSG_PEEK)
-        except TimeoutError:
-            return
-        finally:
-            self.connection.settimeout(None)
-        raise ConnectionAbortedError
+        # A client that waits for its answer sends nothing, so only a closed connection ends this wait early.
+        poll = select.poll()
+        poll.register(self.connection, select.POLLIN)
+        if poll.poll(None if seconds is None else seconds * 1000):
+            raise ConnectionAbortedError
 
     def _reset(self) -> None:
         """Close the connection at once, with a reset."""

@@ -55,5 +55,7 @@ def _looked_up(host: str, port: int, deadline: Deadline) -> _Addresses:
         except Exception as error:  # noqa: BLE001 - it is raised where it was asked for
             addresses.set_exception(error)
 
-    threading.Thread(target=look_up, daemon=True).start()
-    return addresses.result(deadline.remaining())
+    looking = threading.Thread(target=look_up, daemon=True)
+    looking.start()
+    looking.join(deadline.remaining())
+    return addresses.result(timeout=0.0)

@@ -99,6 +99,7 @@ _TEST_SEARCH_PATH = "tests/integration/test_search_path.py::"
 _TEST_SESSION = "tests/integration/test_session.py::"
 _TEST_SILENT = "tests/integration/test_silent_addresses.py::"
 _TEST_SECRETS = "tests/unit/test_secrets.py::"
+_TEST_STOLEN_ROLE = "tests/integration/test_stolen_role.py::"
 _TEST_STORE = "tests/contract/test_store.py::"
 _TEST_STORED_RESTARTS = "tests/contract/test_restarts.py::"
 _TEST_STORIES = "tests/integration/test_stories.py::"
@@ -351,6 +352,14 @@ GUARDS = (
         "_parsed",
         Code('answer.get("instance_id", instance_id) != instance_id', "False"),
         f"{_TEST_CACHES}test_an_answer_about_another_instance_is_none",
+    ),
+    Guard(
+        "control plane: instance ids of any length",
+        "a workspace is restarted for what is said of the beginning of its instance id",
+        _CONTROL_PLANE,
+        "ControlPlaneProbe._state",
+        Code("len(workspace.instance_id.encode(errors='surrogateescape')) > LONGEST_INSTANCE_ID", "False"),
+        f"{_TEST_HOSTILE}test_an_instance_id_of_any_length_is_unknown_asks_nobody_and_stays",
     ),
     Guard(
         "HTTP: quoted instance id",
@@ -726,6 +735,17 @@ GUARDS = (
         f"{_TEST_REFUSALS}test_a_restart_is_claimed_once",
     ),
     Guard(
+        "claim: the probed instance",
+        "whoever writes our tables exchanges a restart after its probe, and a living instance is restarted",
+        _LIFE,
+        "before_asking",
+        Code(
+            "(sighting.workspace.id, sighting.workspace.instance_id) != (restart.workspace_id, restart.instance_id)",
+            "False",
+        ),
+        f"{_TEST_STOLEN_ROLE}test_a_restart_that_is_exchanged_after_its_probe_restarts_nobody",
+    ),
+    Guard(
         "claim: restart is open",
         "a restart is claimed although it was accepted or cancelled",
         _RESTARTS,
@@ -996,7 +1016,7 @@ GUARDS = (
         "while nobody answers for a name, the function runs until Lambda ends it, and its lease stays",
         _CONNECT,
         "_looked_up",
-        Code("addresses.result(deadline.remaining())", "addresses.result()"),
+        Code("looking.join(deadline.remaining())", "looking.join()"),
         f"{_TEST_SILENT}test_an_invocation_ends_by_its_deadline",
     ),
     Guard(

@@ -75,3 +75,12 @@ def test_rows_without_an_instance_are_those_that_the_metric_counts(stage: Stage)
     stage.fleet.add(None, status="offline")
     assert stage.cycle().report["unrecorded"] == 2
     assert sorted(ids(stage.database, "Rows without an instance")) == sorted(unrecorded)
+
+
+def test_where_full_cycles_adopt_nothing_the_event_does_it_the_second_time(stage: Stage) -> None:
+    stage.add_all(9, "running")
+    dead = stage.add("terminated", status="offline", updated_age_s=OLD_S)
+    event = {"mode": "apply", "workspace_ids": [dead], "adopt": True}
+    assert stage.cycle(event, ADOPT_OFFLINE="false").report["adopted"] == 0
+    assert stage.cycle(ADOPT_OFFLINE="false").report["adopted"] == 0
+    assert stage.cycle(event, ADOPT_OFFLINE="false").report["adopted"] == 1
