@@ -117,8 +117,8 @@ class Platform:
         self._server = _TakesAll(latency_s).start()
 
     def environment(self) -> dict[str, str]:
-        """Return the settings that have the reconciler ask this platform."""
-        return {"PLATFORM_BASE_URL": self._server.url, "PLATFORM_TOKEN": "bench"}
+        """Return the settings that have the reconciler ask this platform, in the cycle that flips."""
+        return {"PLATFORM_BASE_URL": self._server.url, "PLATFORM_TOKEN": "bench", "RESTART_GRACE_SECONDS": "0"}
 
     def figures(self) -> dict[str, Any]:
         """Return how many restarts were asked for since the last look, and how many at once."""

@@ -1,8 +1,9 @@
 """A set of flips or claims beside any other writer: every interleaving ends as if one side had gone first.
 
-Whatever becomes of one workspace in a set, the other is flipped or claimed. Two connections to a real PostgreSQL at READ COMMITTED. The reconciler's side is the handler's own code, stopped before
-each statement. The expected outcomes are not written down here: both sides run one after the other, in both orders, and
-every interleaving has to end like one of the two, in all tables and in the answers that each side gets.
+Whatever becomes of one workspace in a set, the other is flipped or claimed. Two connections to a real PostgreSQL at
+READ COMMITTED. The reconciler's side is the handler's own code, stopped before each statement. The expected outcomes
+are not written down here: both sides run one after the other, in both orders, and every interleaving has to end like
+one of the two, in all tables and in the answers that each side gets.
 """
 
 from collections.abc import Callable, Mapping
