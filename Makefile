@@ -40,7 +40,7 @@ help: ## list the targets
 setup: $(STAMP) ## install everything into .venv (other targets do it when needed)
 
 .PHONY: demo
-demo: $(STAMP) ## one cycle on a made-up fleet; ARGS="--probe control_plane --watch", ARGS=--help lists the rest
+demo: $(STAMP) ## two cycles on a made-up fleet; ARGS="--probe control_plane --watch", ARGS=--help lists the rest
 	@$(PY) -m sandbox.demo $(ARGS)
 
 ##@ Deploy

@@ -8,8 +8,7 @@ class Deadline:
     """A moment on a monotonic clock after which nothing may begin.
 
     A part of it, made by `within`, never lasts longer. Once closed, a deadline and all its parts are over. So a thread
-    that is still stuck in a name lookup, which nothing can interrupt, finds its time over when it comes back, even if
-    the process was frozen and its clock stood still.
+    that comes back late finds its time over, even if the process was frozen and its clock stood still.
     """
 
     def __init__(

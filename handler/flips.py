@@ -141,7 +141,8 @@ class Flipper:
         remaining = iter(sightings)
         while batch := {one.workspace.id: one for one in islice(remaining, SET)}:
             seconds = self._probe.sightings([one.workspace for one in batch.values()], deadline)
-            for together in gathered(seconds, deadline, most=SET, longest_s=OLDEST_IN_SET_SECONDS):
+            in_sets = gathered(seconds, deadline, most=SET, longest_s=OLDEST_IN_SET_SECONDS, leave_s=self._timeout_s)
+            for together in in_sets:
                 confirmed = []
                 for second in together:
                     first = batch.pop(second.workspace.id)

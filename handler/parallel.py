@@ -23,7 +23,7 @@ def in_parallel(
     """Yield what `work` returns for each item, in any order, until the deadline. Raises what `work` raises.
 
     At most `at_once` calls run at a time, and an item is taken only when there is room for it. `work` must end by the
-    deadline on its own. A call that is stuck in a name lookup, which obeys no timeout, is left behind.
+    deadline on its own. A call that is late all the same is left behind.
     """
     pool = ThreadPoolExecutor(at_once)
     under_way: set[Future[Result]] = set()
@@ -39,10 +39,13 @@ def in_parallel(
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def gathered(items: Iterator[Item], deadline: Deadline, *, most: int, longest_s: float) -> Iterator[list[Item]]:
+def gathered(
+    items: Iterator[Item], deadline: Deadline, *, most: int, longest_s: float, leave_s: float = 0.0
+) -> Iterator[list[Item]]:
     """Yield the items in lists: up to `most` of those that come within `longest_s` seconds of a list's first one.
 
-    Items that are waited for delay no list. The last list comes by the deadline. Raises what `items` raises.
+    Items that are waited for delay no list. In the last `leave_s` seconds before the deadline, which are for using
+    them, no list waits for more. The last list comes by the deadline. Raises what `items` raises.
     """
     arrived: queue.SimpleQueue[Item | _End] = queue.SimpleQueue()
 
@@ -58,7 +61,7 @@ def gathered(items: Iterator[Item], deadline: Deadline, *, most: int, longest_s:
     threading.Thread(target=take, daemon=True).start()
     end: _End | None = None
     while end is None:
-        together, end = _those_in_time(arrived, deadline, most, longest_s)
+        together, end = _those_in_time(arrived, deadline, most, longest_s, leave_s)
         if together:
             yield together
     if end.error is not None:
@@ -66,7 +69,7 @@ def gathered(items: Iterator[Item], deadline: Deadline, *, most: int, longest_s:
 
 
 def _those_in_time(
-    arrived: "queue.SimpleQueue[Item | _End]", deadline: Deadline, most: int, longest_s: float
+    arrived: "queue.SimpleQueue[Item | _End]", deadline: Deadline, most: int, longest_s: float, leave_s: float
 ) -> "tuple[list[Item], _End | None]":
     """Return the next list, and the end, if nothing more is to be waited for."""
     together: list[Item] = []
@@ -79,7 +82,7 @@ def _those_in_time(
         if isinstance(item, _End):
             return together, item
         if not together:
-            wait_until = min(wait_until, time.monotonic() + longest_s)
+            wait_until = min(wait_until - leave_s, time.monotonic() + longest_s)
         together.append(item)
     return together, None
 

@@ -2,6 +2,8 @@
 
 import logging
 import os
+import sys
+import threading
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -68,11 +70,6 @@ LOG_KEYS = (
     *("on_hold", "duration_ms", "report"),
 )
 
-# At DEBUG they log whole requests and answers, secrets included.
-_TALKATIVE = ("boto3", "botocore", "urllib3")
-for _library in _TALKATIVE:
-    logging.getLogger(_library).setLevel(logging.WARNING)
-
 
 def _level() -> str:
     """Return the configured level, or INFO if it is not a level: the settings refuse it later."""
@@ -84,6 +81,38 @@ logger = Logger(service=os.environ.get("POWERTOOLS_SERVICE_NAME") or SERVICE, le
 # Powertools prefers AWS_LAMBDA_LOG_LEVEL, the level of Lambda's own filter. That one never goes above INFO, because
 # Lambda treats metrics as lines of level INFO and would drop them. So lines below our level are dropped here.
 logging.getLogger(logger.name).setLevel(_level())
+
+_record = logging.getLogRecordFactory()
+_BELOW_EVERY_HANDLER = -1
+
+
+def _own_record(name: str, level: int, path: str, line: int, *rest: Any, **more: Any) -> logging.LogRecord:
+    """Make a log record. One that is not ours gets no text, and a level at which nobody prints it."""
+    if name == logger.name:
+        return _record(name, level, path, line, *rest, **more)
+    return _record(name, _BELOW_EVERY_HANDLER, path, line, "left out", (), None)
+
+
+def _thread_failed(failure: threading.ExceptHookArgs) -> None:
+    logger.error("thread failed", error=failure.exc_type.__name__)
+
+
+def _only_own_lines() -> None:
+    """Let nothing be printed but our own lines, at any level, whatever handlers there are.
+
+    Libraries log, warn and raise with what a remote has sent them, and that may be a request with its tokens. Lambda's
+    runtime has put a handler on the root logger before this module is loaded.
+    """
+    logging.setLogRecordFactory(_own_record)
+    logging.getLogger().setLevel(logging.WARNING)  # so that records for nobody are not even made
+    logging.captureWarnings(capture=True)
+    if threading.excepthook is threading.__excepthook__:  # pytest's notice what a test leaves behind
+        threading.excepthook = _thread_failed
+    if sys.unraisablehook is sys.__unraisablehook__:
+        sys.unraisablehook = lambda _: None
+
+
+_only_own_lines()
 
 
 class CycleLog:

@@ -1,4 +1,4 @@
-"""The demo: runs one cycle of the real handler on a sample fleet and shows what it did.
+"""The demo: runs two cycles of the real handler on a sample fleet and shows what they did.
 
 python -m sandbox.demo [--probe ec2|control_plane] [--event FILE] [--workspaces N] [--watch]
 """
@@ -7,6 +7,7 @@ import argparse
 import json
 import signal
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,8 @@ from sandbox.watch import watch
 from sandbox.world import World, world
 
 _EVENTS = Path(__file__).parent.parent / "events"
+# Seconds instead of minutes: the restarts are due by the second cycle.
+_GRACE_S = 2
 _FAILED = 1
 _INTERRUPTED = 130
 _TERMINATED = 143
@@ -35,11 +38,11 @@ def main(arguments: list[str] | None = None) -> int:
         event = json.loads(options.event.read_text())
         headline("Setting up")
         with _populated_world(options.workspaces, options.probe) as populated:
-            environment = populated.environment(options.probe)
+            environment = populated.environment(options.probe) | {"RESTART_GRACE_SECONDS": str(_GRACE_S)}
             if options.watch and _is_cycle(event):
                 watch(populated, event, environment)
             else:
-                _one_cycle(populated, event, environment, title=f"{options.event.name}, probe {options.probe}")
+                _once(populated, event, environment, title=f"{options.event.name}, probe {options.probe}")
     except InvocationError as error:
         say()
         say(styled(f"The cycle failed: {error.last_line}", "red"))
@@ -53,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="make demo", description="Runs one cycle of the reconciler on a sample fleet, on this machine alone."
+        prog="make demo", description="Runs the reconciler on a sample fleet, on this machine alone."
     )
     parser.add_argument("--probe", choices=["ec2", "control_plane"], default="ec2", help="the source of truth (ec2)")
     parser.add_argument(
@@ -102,21 +105,25 @@ def _populated_world(number: int, probe: str) -> Iterator[World]:
         yield populated
 
 
-def _one_cycle(populated: World, event: Any, environment: Mapping[str, str], *, title: str) -> None:
-    """Run one cycle; show the fleet before and after it. Raises InvocationError."""
+def _once(populated: World, event: Any, environment: Mapping[str, str], *, title: str) -> None:
+    """Send the event; if its cycle flips workspaces, send it again after the grace. Show the fleet before and after.
+
+    Raises InvocationError.
+    """
     before = Snapshot.of(populated)
     show.fleet_before(before)
-    headline(f"The log of the {'cycle' if _is_cycle(event) else 'request'} ({title})")
-    lines: list[Mapping[str, Any]] = []
-    with Invocation(event, environment) as invocation:
-        for line in invocation:
-            show.log_line(line)
-            if isinstance(line, dict):
-                lines.append(line)
-        report = invocation.wait()
+    report, lines = _invoke(
+        event, environment, f"The log of the {'cycle' if _is_cycle(event) else 'request'} ({title})"
+    )
     if not _is_cycle(event):
         show.holds(report)
         return
+    reports, latest = [report], lines
+    if report["mode"] == "apply" and report["flipped"]:
+        time.sleep(_GRACE_S)
+        again, latest = _invoke(event, environment, f"The log of the next cycle, after the grace of {_GRACE_S} s")
+        reports.append(again)
+        lines = lines + latest
     populated.platform.settle()
     explanations = Explanations(lines)
     results = {
@@ -124,9 +131,22 @@ def _one_cycle(populated: World, event: Any, environment: Mapping[str, str], *, 
         for row in before.rows
     }
     show.fleet_after(before, Snapshot.of(populated), results)
-    show.report(report)
-    show.metrics(lines)
-    show.summary(report, restarted=len(populated.platform.restarts))
+    for one, which in zip(reports, ("The report", "The next cycle's report"), strict=False):
+        show.report(one, which)
+    show.metrics(latest)
+    show.summary(reports, restarted=len(populated.platform.restarts))
+
+
+def _invoke(event: Any, environment: Mapping[str, str], title: str) -> tuple[dict[str, Any], list[Mapping[str, Any]]]:
+    """Invoke the handler and show its log under the title; return its answer and its lines."""
+    headline(title)
+    lines: list[Mapping[str, Any]] = []
+    with Invocation(event, environment) as invocation:
+        for line in invocation:
+            show.log_line(line)
+            if isinstance(line, dict):
+                lines.append(line)
+        return invocation.wait(), lines
 
 
 def _is_cycle(event: Any) -> bool:

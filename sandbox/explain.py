@@ -19,7 +19,10 @@ SKIPPED = {
     "out_of_time": "the cycle ran out of time; the next one takes it first",
 }
 
-_DECISIONS = ("workspace flipped", "would flip", "flip skipped", "instance unknown", "instance absent")
+_DECISIONS = (
+    *("workspace flipped", "workspace adopted", "would flip", "would adopt", "flip skipped"),
+    *("instance unknown", "instance absent", "adoption waits"),
+)
 
 _RESTARTS = {
     "restart accepted": "the platform accepted its restart",
@@ -28,7 +31,8 @@ _RESTARTS = {
     "restart uncertain": "the platform did not answer, so its restart is uncertain",
     "restart blocked": "its restart is blocked by a paused ancestor",
     "restart backing off": "it is in a crash loop, so its restart waits",
-    "restart put off": "it sends heartbeats again, so its restart waits",
+    "restart put off": "its restart was put off",
+    "restart owed again": "its restart did nothing, so it is owed again",
 }
 
 _IN_TRANSITION = ("pending", "stopping", "shutting-down")
@@ -37,14 +41,14 @@ _CANDIDATE_STATUSES = ("online", "degraded")
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What the cycle did with a workspace (flipped, would flip, skipped, waiting, healthy or ignored), and why."""
+    """What became of a workspace, in a word that `sandbox.show` knows, and why."""
 
     word: str
     why: str
 
 
 class Explanations:
-    """The handler's log lines of one cycle, by workspace."""
+    """The handler's log lines of one or more cycles, by workspace. Of several about one, the latest counts."""
 
     def __init__(self, lines: Iterable[Mapping[str, Any]]) -> None:
         self._decisions: dict[str, Mapping[str, Any]] = {}
@@ -67,11 +71,11 @@ class Explanations:
             return _undecided(row, state, in_cycle=in_cycle)
         reason = str(decision.get("reason", ""))
         match decision["message"]:
-            case "workspace flipped":
+            case "workspace flipped" | "workspace adopted" as message:
                 restart = self._restarts.get(workspace_id, "its restart is owed")
-                return Result("flipped", f"{reason}; {restart}")
-            case "would flip":
-                return Result("would flip", f"{reason}; an applied cycle would flip it")
+                return Result(message.removeprefix("workspace "), f"{reason}; {restart}")
+            case "would flip" | "would adopt" as message:
+                return Result(message, f"{reason}; an applied cycle would do it")
             case "flip skipped":
                 return Result("skipped", SKIPPED.get(reason, reason))
             case "instance unknown":

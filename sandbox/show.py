@@ -10,7 +10,9 @@ from sandbox.terminal import headline, pairs, say, styled, table
 _SHOWN_IN_FULL = 40
 _STYLES = {
     "flipped": "red",
+    "adopted": "red",
     "would flip": "red",
+    "would adopt": "red",
     "skipped": "yellow",
     "waiting": "cyan",
     "healthy": "green",
@@ -69,9 +71,9 @@ def _status_change(before: Mapping[str, Any], after: Mapping[str, Any] | None, *
     return " → ".join(statuses)
 
 
-def report(values: Mapping[str, Any]) -> None:
+def report(values: Mapping[str, Any], title: str) -> None:
     """Show the handler's answer without its list of flips, which the fleet's table contains."""
-    headline("The report")
+    headline(title)
     pairs([(name, str(value)) for name, value in values.items() if not isinstance(value, (dict, list))])
     for name in ("skipped", "restarts"):
         counted = [f"{reason} {number}" for reason, number in values[name].items() if number]
@@ -81,7 +83,10 @@ def report(values: Mapping[str, Any]) -> None:
 def holds(values: Mapping[str, Any]) -> None:
     """Show the handler's answer to a hold or release event."""
     headline(f"The answer ({values['mode']}): {values['outcome']}; on hold now: {values['on_hold']}")
-    rows = [(short(one["workspace_id"] or "everything"), one["ends_at"], one["reason"]) for one in values["holds"]]
+    rows = [
+        (short(one["workspace_id"]) if one["workspace_id"] else "everything", one["ends_at"], one["reason"])
+        for one in values["holds"]
+    ]
     if rows:
         table(("id", "on hold until", "reason"), rows)
     if values["in_flight"]:
@@ -89,8 +94,8 @@ def holds(values: Mapping[str, Any]) -> None:
 
 
 def metrics(lines: Sequence[Mapping[str, Any]]) -> None:
-    """Show the metrics that CloudWatch would extract from the log."""
-    headline("The metrics")
+    """Show the metrics that CloudWatch would extract from a cycle's log."""
+    headline("The latest metrics")
     values = [
         (metric["Name"], _with_unit(line[metric["Name"]], metric["Unit"]))
         for line in lines
@@ -108,14 +113,15 @@ def _with_unit(value: Any, unit: str) -> str:
     return f"{number:.4g}" if unit == "Count" else f"{number:.4g} {unit.lower()}"
 
 
-def summary(values: Mapping[str, Any], *, restarted: int) -> None:
-    """Say in a few sentences what a cycle did, given its report and the number of restarts carried out."""
+def summary(reports: Sequence[Mapping[str, Any]], *, restarted: int) -> None:
+    """Say in a few sentences what the cycles did, given their reports and the number of restarts carried out."""
     headline("What just happened")
-    for sentence in _sentences(values, restarted):
+    for sentence in _sentences(reports, restarted):
         say(f"  {sentence}")
 
 
-def _sentences(values: Mapping[str, Any], restarted: int) -> list[str]:
+def _sentences(reports: Sequence[Mapping[str, Any]], restarted: int) -> list[str]:
+    values = reports[0]
     if values["outcome"] != "completed":
         return ["Another cycle was already running, so this one did nothing."]
     meanings = {
@@ -132,10 +138,10 @@ def _sentences(values: Mapping[str, Any], restarted: int) -> list[str]:
     elif values["mode"] != "apply":
         sentences.append(f"A dry run, so nothing was written. An applied cycle would flip: {len(values['flips'])}.")
     else:
-        sentences += [
-            f"Flipped offline: {values['flipped']}, each in one transaction with its event and its owed restart.",
-            f"Restarted by the platform: {restarted}.",
-        ]
+        flipped = sum(one["flipped"] for one in reports)
+        sentences.append(f"Flipped offline: {flipped}, each in one transaction with its event and its owed restart.")
+        if len(reports) > 1:
+            sentences.append(f"Still dead after the grace, and restarted by the platform: {restarted}.")
     skipped = [SKIPPED[reason] for reason, number in values["skipped"].items() if number]
     if skipped:
         sentences.append(f"Skipped, although the instance looked dead: {'; '.join(skipped)}.")

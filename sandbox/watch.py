@@ -16,6 +16,7 @@ _BETWEEN_CYCLES_S = 3.0
 # Seconds instead of minutes, so that a viewer sees every effect.
 _SHORT_TIMES = {
     "HEARTBEAT_FRESH_SECONDS": "2",
+    "RESTART_GRACE_SECONDS": "2",
     "ABSENT_MIN_AGE_SECONDS": "5",
     "BREAKER_WINDOW_SECONDS": "10",
     "CRASH_LOOP_BACKOFF_SECONDS": "5",

@@ -78,6 +78,8 @@ class Aws:
         region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
         if region:
             session.set_config_variable("region", region)
+        # No time is read here. Over some that are none, botocore's parser would think for minutes.
+        session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=str)
         # For the whole session, so that no client that botocore makes on its own (STS) goes past them.
         own: dict[str, Callable[..., Any]] = {"before-send": self._send, limits.EVENT: limits.check}
         for event, handler in {**own, **handlers}.items():

@@ -10,10 +10,11 @@ from handler.deadline import Deadline
 from handler.domain.decide import Fleet, Memory
 from handler.domain.doubts import ABSENCES_ADD_UP_SECONDS, Doubt, DoubtChanges, Known
 from handler.domain.model import Verdict
-from handler.errors import RowLockedError
+from handler.errors import RowLockedError, StoreError
 from handler.store.holds import on_hold
 from handler.store.lease import Lease
 from handler.store.session import Session, Transaction
+from handler.store.sqlstate import concerns_a_row
 from handler.store.tables import IS_UP, short
 
 # Rows in one statement. It is small enough to end in time, and large enough for few round trips.
@@ -220,7 +221,7 @@ class Doubts:
                 transaction.run(_SET_REASONS, reasons=json.dumps(rows), ids=[one for one, _ in some])
 
     def _save(self, deadline: Deadline, doubts: Sequence[Doubt]) -> None:
-        """Save doubts, but for one that somebody else is inserting."""
+        """Save doubts, but for one that somebody else is inserting, or that the database cannot take."""
         # As JSON: in an array's elements pg8000 lets PostgreSQL take the text "null" for NULL.
         rows = [
             {
@@ -237,7 +238,9 @@ class Doubts:
             with self._session.transaction(deadline, lock_wait_s=INSERT_WAIT_SECONDS) as transaction:
                 self._lease.require(transaction)
                 transaction.run(_SAVE, doubts=json.dumps(rows))
-        except RowLockedError:
+        except StoreError as error:
+            if not isinstance(error, RowLockedError) and not concerns_a_row(error):
+                raise
             half = len(doubts) // 2
             for part in (doubts[:half], doubts[half:]) if half else ():
                 self._save(deadline, part)

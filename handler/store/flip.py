@@ -68,8 +68,8 @@ LEFT JOIN LATERAL (
 ) AS doubt ON true
 """  # noqa: S608 - put together from constants
 
-# Each workspace's lease, hold and evidence are checked once more, in the statement that writes. The row was up again: an
-# older open restart is cancelled, and an older watch is over; a watch over the same instance's restart goes on with
+# Each workspace's lease, hold and evidence are checked once more, in the statement that writes. The row was up again:
+# an older open restart is cancelled, and an older watch is over; a watch over the same instance's restart goes on with
 # the new one. If the platform was asked to restart this same instance before, it may still be working on it, so the new
 # restart is first due a while after the last call.
 #

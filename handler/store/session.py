@@ -221,6 +221,10 @@ class Session:
         except UnicodeError as error:
             self.close()
             raise StoreError("a value that is no text can be neither sent to the database nor read from it") from error
+        except Exception as error:
+            self.close()
+            # Only its type: pg8000's own words contain what the server sent.
+            raise StoreError(f"the database's answer makes no sense ({type(error).__name__})") from error
         except BaseException:
             self.close()  # the next statement would read the rest of this answer
             raise
@@ -231,7 +235,7 @@ class Session:
         try:
             self._connection.obey(Deadline(_GRACE_SECONDS))
             self._connection.run("ROLLBACK")
-        except (pg8000.exceptions.Error, OSError):
+        except Exception:  # noqa: BLE001 - whatever it is, the transaction ends with the connection
             self.close()
 
     def _connect(self, deadline: Deadline) -> _Connection:
@@ -316,7 +320,7 @@ def _made(login: Mapping[str, Any], deadline: Deadline) -> _Connection:
 
 
 def _in_time(make: Callable[[], _Connection], deadline: Deadline) -> _Connection:
-    """Return the connection that `make` makes, unless the deadline comes first: a name lookup obeys no timeout.
+    """Return the connection that `make` makes, unless the deadline comes first: pg8000 waits anew for each packet.
 
     A connection that comes too late is closed. Raises TimeoutError, or what `make` raises.
     """

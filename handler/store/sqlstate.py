@@ -16,6 +16,9 @@ from handler.errors import (
 from handler.store.row_security import REMEDIES
 from handler.store.transaction import STANDBY
 
+# A message can name the value that it is about.
+LONGEST_MESSAGE = 1000
+
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
 _ERROR_OF_SQLSTATE: dict[str, tuple[type[StoreError], str]] = {
     "28000": (LoginRefusedError, ""),
@@ -47,7 +50,7 @@ _ROW_SECURITY_ROUTINES = ("check_enable_rls", "ExecWithCheckOptions")
 def explained(error: pg8000.exceptions.DatabaseError) -> StoreError:
     """Return the server's error as one of ours: its code and its main message, without details or data."""
     fields = error.args[0] if error.args and isinstance(error.args[0], dict) else {}
-    code, message = fields.get("C", "?"), fields.get("M", "no message")
+    code, message = fields.get("C", "?"), fields.get("M", "no message")[:LONGEST_MESSAGE]
     kind, remedy = _ERROR_OF_SQLSTATE.get(code, (StoreError, ""))
     where = fields.get("W", "")
     in_function = bool(where) and _OUR_OWN_BLOCK not in where

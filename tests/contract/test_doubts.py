@@ -43,6 +43,12 @@ def fleet(subject: Subject) -> Fleet:
     return subject.store().doubts.recall(soon(), breaker_window_s=BREAKER_WINDOW_S).fleet
 
 
+def add(subject: Subject, *numbers: int) -> None:
+    """Add the workspaces with these numbers: what is remembered of others counts for nothing."""
+    for number in numbers:
+        subject.add(uuid(number), instance(number))
+
+
 def once(subject: Subject, number: int = 1, kind: Verdict = ABSENT) -> Known:
     return known(subject)[uuid(number), kind]
 
@@ -51,6 +57,7 @@ def once(subject: Subject, number: int = 1, kind: Verdict = ABSENT) -> Known:
 
 
 def test_each_kind_is_remembered_for_itself(subject: Subject) -> None:
+    add(subject, 1, 2)
     save(holding(subject), doubt(1, DEAD), doubt(1, UNKNOWN, reason="timeout"), doubt(1, TRANSITION), doubt(2, ABSENT))
     assert set(known(subject)) == {(uuid(1), DEAD), (uuid(1), UNKNOWN), (uuid(1), TRANSITION), (uuid(2), ABSENT)}
     assert (uuid(1), UNKNOWN, instance(1), "timeout", 1, False, False) in subject.doubts()
@@ -58,6 +65,7 @@ def test_each_kind_is_remembered_for_itself(subject: Subject) -> None:
 
 @pytest.mark.parametrize("kind", [ABSENT, DEAD])
 def test_sightings_add_up_from_the_first_one_on(subject: Subject, kind: Verdict) -> None:
+    add(subject, 1, 2)
     for _ in range(3):
         save(holding(subject), doubt(1, kind))
         subject.age(30)
@@ -81,6 +89,7 @@ BEGINS_AGAIN: dict[str, Callable[[Subject], object]] = {
 
 @pytest.mark.parametrize("why", BEGINS_AGAIN)
 def test_absences_are_counted_anew(subject: Subject, why: str) -> None:
+    add(subject, 1, 2)
     save(holding(subject), doubt(1))
     subject.age(100)
     save(holding(subject), doubt(1))
@@ -91,6 +100,7 @@ def test_absences_are_counted_anew(subject: Subject, why: str) -> None:
 
 
 def test_a_dead_sighting_stays_as_old_as_it_is_whatever_comes_between(subject: Subject) -> None:
+    add(subject, 1, 2)
     save(holding(subject), doubt(1, DEAD))
     subject.age(2 * HOUR)
     save(holding(subject), doubt(1, DEAD), found=[uuid(1)])
@@ -99,6 +109,7 @@ def test_a_dead_sighting_stays_as_old_as_it_is_whatever_comes_between(subject: S
 
 
 def test_what_does_not_count_is_refreshed_without_a_sighting(subject: Subject) -> None:
+    add(subject, 1, 2)
     save(holding(subject), doubt(1))
     subject.age(50)
     save(holding(subject), doubt(1, counts=False))
@@ -116,6 +127,7 @@ def test_what_a_person_asked_for_stays_so_for_the_same_instance(subject: Subject
 
 
 def test_a_life_sign_forgets_every_doubt_of_the_workspace(subject: Subject) -> None:
+    add(subject, 1, 2)
     store = holding(subject)
     save(store, doubt(1, DEAD), doubt(1, UNKNOWN), doubt(2))
     save(store, alive=[uuid(1)])
@@ -123,6 +135,7 @@ def test_a_life_sign_forgets_every_doubt_of_the_workspace(subject: Subject) -> N
 
 
 def test_being_found_resets_an_absence_and_nothing_else(subject: Subject) -> None:
+    add(subject, 1, 2)
     store = holding(subject)
     save(store, doubt(1, ABSENT), doubt(1, DEAD))
     save(store, found=[uuid(1)])

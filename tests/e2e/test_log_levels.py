@@ -9,6 +9,7 @@ import pytest
 from sandbox.control_plane import ControlPlane
 from sandbox.postgres import RECONCILER_ROLE
 from tests.e2e.conftest import Start, World
+from tests.integration.test_leaks import ECHOES, Echo, leaks
 from tests.support.events import SCHEDULED
 
 # The stack's LogLevel, and Lambda's application log level.
@@ -64,16 +65,20 @@ def secrets_of(world: World, control_plane: ControlPlane) -> list[str]:
 
 @pytest.fixture
 def witness(artifact: Path, tmp_path: Path) -> Path:
-    """The artifact, with a handler that logs at DEBUG itself, as a library and as the project's own code."""
+    """The artifact, with a handler that logs at DEBUG itself, as a library and as the project's own code.
+
+    Before the project's code is loaded, Lambda's runtime prints what libraries log.
+    """
     directory = tmp_path / "witness"
     directory.mkdir()
     for part in artifact.iterdir():
         (directory / part.name).symlink_to(part)
     (directory / "witness.py").write_text(
         "import logging\n"
+        "logging.getLogger('a library').debug('seen')\n"
         "import handler.app\n"
         "def lambda_handler(event, context):\n"
-        "    logging.getLogger('a library').debug('seen')\n"
+        "    logging.getLogger('a library').error('seen')\n"
         "    handler.app.logger.debug('seen')\n"
         "    return handler.app.lambda_handler(event, context)\n"
     )
@@ -104,3 +109,20 @@ def test_no_secret_is_in_the_log_at_debug(probe: str, world: World, start: Start
     assert all(secrets)
     text = function.log()
     assert [one for one in secrets if one in text or json.dumps(one)[1:-1] in text] == []
+
+
+@pytest.mark.parametrize("level", ["DEBUG", "INFO"])
+def test_no_token_that_a_gateway_sends_back_is_in_the_log(level: str, world: World, start: Start) -> None:
+    for instance in world.ec2.launch(len(ECHOES)):
+        world.fleet.add(instance)
+    tokens = {"shared_secret": "canary-shared-secret", "admin_token": "canary-admin-token"}
+    with Echo() as echo:
+        settings = {
+            "PROBE": "control_plane",
+            "CP_BASE_URL": echo.url,
+            "CP_SECRET_ARN": world.ec2.put_secret("cp", tokens),
+        }
+        function = start(world.settings(**levels(level), **settings))
+        assert function.invoke(SCHEDULED).value["unknown"] == len(ECHOES)
+    assert [line["level"] for line in function.log_lines() if line.get("message") == "instance unknown"]
+    assert leaks(function.log()) == []

@@ -61,6 +61,14 @@ class Part:
         if not self.lease_is_ours():
             raise LeaseLostError("the lease has expired or is another's")
 
+    def may_write(self, workspace_id: str, not_after: float) -> SkipReason | None:
+        """Return what has come between the reading and the writing of a flip or a claim, if anything has."""
+        if not self.lease_is_ours():
+            return SkipReason.OUT_OF_TIME
+        if self.tables.is_on_hold(workspace_id):
+            return SkipReason.ON_HOLD
+        return SkipReason.OUT_OF_TIME if self.tables.now > not_after else None
+
     def stop_and_go_on(self, call: str, deadline: Deadline) -> None:
         """Let others act between two statements. Fail if that takes longer than the server keeps idle transactions."""
         began_at, may_last_s = self.tables.now, deadline.remaining() + IDLE_GRACE_SECONDS
@@ -430,12 +438,9 @@ class Flips(Part):
     def _write(self, one: Confirmed, row: CurrentRow, policy: FlipPolicy) -> Flipped | SkipReason:
         """Write one workspace, if nothing has come between."""
         workspace = one.second.workspace
-        if not self.lease_is_ours():
-            return SkipReason.OUT_OF_TIME
-        if self.tables.is_on_hold(workspace.id):
-            return SkipReason.ON_HOLD
-        if self.tables.now > policy.clock.at(expiry(one.second)):
-            return SkipReason.OUT_OF_TIME
+        came_between = self.may_write(workspace.id, policy.clock.at(expiry(one.second)))
+        if came_between is not None:
+            return came_between
         self.watch.wrote("adopt" if workspace.offline else "flip", one)
         if not workspace.offline:
             stored = self.tables.workspaces[workspace.id]
@@ -643,13 +648,7 @@ class Restarts(Part):
         tables, now = self.tables, self.tables.now
         match decision.step:
             case Step.ASK:
-                came_between = (
-                    not self.lease_is_ours()
-                    or now > clock.at(expiry(sighting))
-                    or tables.is_on_hold(owed.workspace_id)
-                    or tables.is_stopped()
-                )
-                if came_between:
+                if tables.is_stopped() or self.may_write(owed.workspace_id, clock.at(expiry(sighting))) is not None:
                     reason = "the evidence is too old, or a hold or a stop came between"
                     return RestartDecision(decision.restart, Step.WAIT, reason)
                 self.watch.wrote("claim", (decision.restart, sighting))

@@ -79,7 +79,7 @@ class Asked:
 
 @dataclass
 class Job:
-    """What the platform still has to do for a restart: `read` the row, `write` that it provisions, `boot`, or `fail`."""
+    """What the platform still has to do for a restart: `read` the row, `write` `provisioning`, `boot`, or `fail`."""
 
     at: float
     step: str

@@ -39,6 +39,7 @@ _HOLDS = "handler/store/holds.py"
 _HTTP = "handler/net/http.py"
 _LEASE = "handler/store/lease.py"
 _LIFE = "handler/domain/restarts.py"
+_LIMITS = "handler/net/limits.py"
 _MEMORY = "handler/store/memory.py"
 _MODEL = "handler/domain/model.py"
 _PLATFORM = "handler/restarts/platform.py"
@@ -66,6 +67,9 @@ _TEST_CONTROL_PLANE = "tests/integration/test_control_plane.py::"
 _TEST_COVERAGE = "tests/unit/test_coverage.py::"
 _TEST_CRASHES = "tests/integration/test_crashes.py::"
 _TEST_GROWTH = "tests/integration/test_growth.py::"
+_TEST_LARGE = "tests/integration/test_large_answers.py::"
+_TEST_LEAKS = "tests/integration/test_leaks.py::"
+_TEST_LIMITS = "tests/unit/test_limits.py::"
 _TEST_LOCKED = "tests/integration/test_locked_state.py::"
 _TEST_NET = "tests/net/"
 _TEST_DEADLINE = "tests/integration/test_deadline.py::"
@@ -93,7 +97,9 @@ _TEST_RESTARTS = "tests/integration/test_restarts.py::"
 _TEST_ROW_SECURITY = "tests/integration/test_row_level_security.py::"
 _TEST_SEARCH_PATH = "tests/integration/test_search_path.py::"
 _TEST_SESSION = "tests/integration/test_session.py::"
+_TEST_SILENT = "tests/integration/test_silent_addresses.py::"
 _TEST_SECRETS = "tests/unit/test_secrets.py::"
+_TEST_STOLEN_ROLE = "tests/integration/test_stolen_role.py::"
 _TEST_STORE = "tests/contract/test_store.py::"
 _TEST_STORED_RESTARTS = "tests/contract/test_restarts.py::"
 _TEST_STORIES = "tests/integration/test_stories.py::"
@@ -249,6 +255,73 @@ GUARDS = (
         _BROKEN_ANSWER,
     ),
     Guard(
+        "HTTP: plain head",
+        "headers that Python's parsers lose, such as a second length after CR CR LF, are not missed",
+        _BOUNDED,
+        "_BoundedResponse._head",
+        Code("_HEAD.fullmatch(head)", 're.match(rb"(?s)[^ ]* +(?P<status>[0-9]+).*", head)'),
+        f"{_TEST_NET}test_plain_answers.py::test_an_answer_that_is_not_plain_is_none",
+    ),
+    Guard(
+        "HTTP: digits of a length",
+        "a length of thousands of digits is taken for none, and whatever comes is believed",
+        _BOUNDED,
+        "_LENGTH",
+        Code('re.compile(r"[0-9]{1,19}")', 're.compile(r"[0-9]+")'),
+        f"{_TEST_NET}test_plain_answers.py::test_an_answer_that_is_not_plain_is_none",
+    ),
+    Guard(
+        "HTTP: chunks where there can be none",
+        "an answer that has no body for one server, and a verdict for the next, is believed",
+        _BOUNDED,
+        "_BoundedResponse.begin",
+        Code("(codings and (self.version == _HTTP_1_0 or self.status in _WITHOUT_BODY))", "False"),
+        _BROKEN_ANSWER,
+    ),
+    Guard(
+        "HTTP: digits of a chunk's size",
+        "a size that two servers would read differently is believed",
+        _BOUNDED,
+        "_CHUNK_SIZE",
+        Code(
+            r're.compile(rb"([0-9A-Fa-f]{1,16})[\t ]*+(?:;[\t -~\x80-\xff]*+)?\r\n")',
+            r're.compile(rb"([^;\r\n]*)[^\n]*\n")',
+        ),
+        f"{_TEST_NET}test_plain_answers.py::test_chunks_that_are_not_plain_are_none",
+    ),
+    Guard(
+        "HTTP: end of a chunk",
+        "chunks that do not end where they say are believed",
+        _BOUNDED,
+        "_BoundedResponse._get_chunk_left",
+        Code(r'self.fp.read(2) != b"\r\n"', "not self.fp.read(2)"),
+        f"{_TEST_NET}test_plain_answers.py::test_chunks_that_are_not_plain_are_none",
+    ),
+    Guard(
+        "AWS: parts of an answer",
+        "three megabytes in EC2's place fill the memory, and Lambda ends the function",
+        _LIMITS,
+        "check",
+        Code("elements * _BYTES_PER_ELEMENT + pieces * _BYTES_PER_PIECE > MOST_MEMORY", "False"),
+        f"{_TEST_LIMITS}test_what_would_fill_the_memory_is_refused",
+    ),
+    Guard(
+        "AWS: plain XML",
+        "attributes, entities or depth fill the memory",
+        _LIMITS,
+        "check",
+        Code("not is_plain_xml(body)", "False"),
+        f"{_TEST_LIMITS}test_no_parser_sees_what_is_not_plain",
+    ),
+    Guard(
+        "EC2: smaller batches",
+        "instances with much to tell are never answered for, and their dead stay online",
+        _EC2,
+        "_PERHAPS_OF_ONE",
+        Code("(Cause.SERVER_ERROR, Cause.OVERSIZE)", "(Cause.SERVER_ERROR,)"),
+        f"{_TEST_LARGE}test_instances_that_are_too_much_for_one_answer_are_asked_about_in_smaller_batches",
+    ),
+    Guard(
         "JSON: duplicate keys",
         "an answer that contradicts itself is believed",
         _CONTROL_PLANE,
@@ -279,6 +352,14 @@ GUARDS = (
         "_parsed",
         Code('answer.get("instance_id", instance_id) != instance_id', "False"),
         f"{_TEST_CACHES}test_an_answer_about_another_instance_is_none",
+    ),
+    Guard(
+        "control plane: instance ids of any length",
+        "a workspace is restarted for what is said of the beginning of its instance id",
+        _CONTROL_PLANE,
+        "ControlPlaneProbe._state",
+        Code("len(workspace.instance_id.encode(errors='surrogateescape')) > LONGEST_INSTANCE_ID", "False"),
+        f"{_TEST_HOSTILE}test_an_instance_id_of_any_length_is_unknown_asks_nobody_and_stays",
     ),
     Guard(
         "HTTP: quoted instance id",
@@ -509,16 +590,16 @@ GUARDS = (
         "one row whose flip a trigger refuses keeps two hundred others from being flipped",
         _FLIPS,
         "Flipper._failed",
-        Code("half and isinstance(error, StoreError) and concerns_a_row(error)", "False"),
+        Code("half and of_a_row and not self._hopeless", "False"),
         f"{_TEST_FLIPS}test_an_error_of_one_row_costs_that_row_alone",
     ),
     Guard(
         "flip: an error of all rows",
         "a trigger that refuses every flip uses up the cycle",
         _FLIPS,
-        "Flipper._outcomes",
+        "Flipper._hopeless",
         Code("self._failed_alike[1] >= MOST_FAILURES_ALIKE", "False"),
-        f"{_TEST_FLIPS}test_after_five_rows_that_fail_alike_nothing_more_is_tried",
+        f"{_TEST_FLIPS}test_after_five_rows_that_fail_alike_no_set_is_split_any_more",
     ),
     Guard(
         "flip: status",
@@ -652,6 +733,17 @@ GUARDS = (
         "before_probing",
         Code("owed.backing_off or not owed.due", "owed.backing_off"),
         f"{_TEST_REFUSALS}test_a_restart_is_claimed_once",
+    ),
+    Guard(
+        "claim: the probed instance",
+        "whoever writes our tables exchanges a restart after its probe, and a living instance is restarted",
+        _LIFE,
+        "before_asking",
+        Code(
+            "(sighting.workspace.id, sighting.workspace.instance_id) != (restart.workspace_id, restart.instance_id)",
+            "False",
+        ),
+        f"{_TEST_STOLEN_ROLE}test_a_restart_that_is_exchanged_after_its_probe_restarts_nobody",
     ),
     Guard(
         "claim: restart is open",
@@ -900,7 +992,7 @@ GUARDS = (
         _CYCLE,
         "_restarts",
         Arguments("workspace_ids=request.workspace_ids", "workspace_ids=None"),
-        f"{_TEST_RESTARTS}test_a_narrowed_cycle_asks_for_the_restarts_of_the_named_workspaces_only",
+        f"{_TEST_CYCLE}test_a_narrowed_cycle_asks_for_the_restarts_of_the_named_workspaces_only",
     ),
     # --- time ---
     Guard(
@@ -918,6 +1010,14 @@ GUARDS = (
         "connected",
         Code('if left_s <= 0.0:\n    raise TimeoutError("no time is left to connect") from refusal', "pass"),
         f"{_TEST_NET}test_deadlines.py::test_a_call_whose_name_lookup_took_too_long_does_not_go_on",
+    ),
+    Guard(
+        "deadline: name lookups",
+        "while nobody answers for a name, the function runs until Lambda ends it, and its lease stays",
+        _CONNECT,
+        "_looked_up",
+        Code("looking.join(deadline.remaining())", "looking.join()"),
+        f"{_TEST_SILENT}test_an_invocation_ends_by_its_deadline",
     ),
     Guard(
         "deadline: slow answers",
@@ -1019,7 +1119,7 @@ GUARDS = (
         _STORED_DOUBTS,
         "Doubts._save",
         Code("(doubts[:half], doubts[half:]) if half else ()", "()"),
-        f"{_TEST_LOCKED}test_a_doubt_that_somebody_is_inserting_costs_itself_alone",
+        f"{_TEST_LOCKED}test_an_absence_that_somebody_is_inserting_costs_its_own_count_alone",
     ),
     Guard(
         "doubts that cannot be saved",
@@ -1284,12 +1384,47 @@ GUARDS = (
         f"{_TEST_TELEMETRY}test_a_dead_control_plane_gets_a_hundred_log_lines_and_then_one_for_each_cause",
     ),
     Guard(
-        "log: the AWS SDK's own lines",
-        "at the level DEBUG, secrets and tokens are in the log",
+        "log: our own lines only",
+        "a library logs what a gateway sends back: tokens are in the log",
         _TELEMETRY,
-        "_TALKATIVE",
-        Code('("boto3", "botocore", "urllib3")', "()"),
-        f"{_TEST_TELEMETRY}test_no_secret_and_nothing_that_aws_or_the_database_says_in_detail_is_printed",
+        "_own_record",
+        Code("name == logger.name", "True"),
+        f"{_TEST_LEAKS}test_a_control_plane_that_echoes_tokens_puts_none_into_the_log",
+    ),
+    Guard(
+        "log: no warnings",
+        "a library warns of what a gateway sends back: tokens are in the log",
+        _TELEMETRY,
+        "_only_own_lines",
+        Code("logging.captureWarnings(capture=True)", "pass"),
+        f"{_TEST_LEAKS}test_a_control_plane_that_echoes_tokens_puts_none_into_the_log",
+    ),
+    Guard(
+        "log: errors on threads",
+        "Python prints an error with what a gateway has sent",
+        _TELEMETRY,
+        "_only_own_lines",
+        Code("threading.excepthook = _thread_failed", "pass"),
+        f"{_TEST_LEAKS}test_a_control_plane_that_echoes_tokens_puts_none_into_the_log",
+    ),
+    Guard(
+        "log: errors that nobody can catch",
+        "Python prints an error with what a gateway has sent",
+        _TELEMETRY,
+        "_only_own_lines",
+        Code("sys.unraisablehook = lambda _: None", "pass"),
+        f"{_TEST_LEAKS}test_a_control_plane_that_echoes_tokens_puts_none_into_the_log",
+    ),
+    Guard(
+        "log: a database's senseless answer",
+        "Lambda logs what was sent in the database's place",
+        _SESSION,
+        "Session._run",
+        Code(
+            'raise StoreError(f"the database\'s answer makes no sense ({type(error).__name__})") from error',
+            "raise",
+        ),
+        f"{_TEST_NET}test_database.py::test_an_answer_that_makes_no_sense_is_an_error_without_a_word_of_it",
     ),
     Guard(
         "flip errors: counted",

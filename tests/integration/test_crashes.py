@@ -74,14 +74,15 @@ class Scene:
         self.platform = platform
         self.fleet = Fleet(database)
         self.workspaces: list[str] = []
-        self.invoke = Invoke({**environment, **platform.environment, **NO_BREAKER, "DATABASE_URL": database.url})
+        settings = {**NO_BREAKER, "DATABASE_URL": database.url, "RESTART_GRACE_SECONDS": "0"}
+        self.invoke = Invoke({**environment, **platform.environment, **settings})
         self._invocations = invocations
         self._database = database
         self._instances = instances
 
     def begin(self) -> None:
         """Set the scene, with nothing left of an earlier one."""
-        self._database.query("TRUNCATE workspaces, structure_events, reconciler.restarts")
+        self._database.query("TRUNCATE workspaces, structure_events, reconciler.doubts, reconciler.restarts")
         self.platform.restarts.clear()
         live, refused, *dying = self._instances.launch(4)
         _, *self.workspaces = self.fleet.add_all([live, refused])

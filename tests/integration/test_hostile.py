@@ -4,6 +4,7 @@ docs/safety.md describes it. Some of these tests show what is *not* prevented: t
 """
 
 import contextlib
+import json
 import os
 import threading
 from collections.abc import Iterator
@@ -15,9 +16,9 @@ import pytest
 from handler.errors import StoreError
 from sandbox.control_plane import state_answer
 from sandbox.http_server import Answer, HttpStandIn, Reply, Request
-from sandbox.postgres import RECONCILER_ROLE
+from sandbox.postgres import RECONCILER_ROLE, PostgresServer
 from tests.support.events import APPLY
-from tests.support.stage import Stage
+from tests.support.stage import Stage, opened
 
 ALIVE_S, SILENT_S = 5.0, 300.0
 OUR_HEADERS = {
@@ -37,7 +38,6 @@ RECORDED = {
     "a line in the log": 'i-0a\n{"level":"ERROR","message":"breaker open"}',
     "SQL": "i-0a'; DROP TABLE workspaces; --",
     "a format": "%s%n{0.__class__}${jndi:ldap://elsewhere}",
-    "5 kB": "i-" + "0" * 5000,
     "no ASCII": "i-\u202e\u2028\U0001f480",
 }
 
@@ -66,6 +66,31 @@ def test_hostile_rows_are_never_sent_to_ec2_and_stay(stage: Stage) -> None:
     outcome = stage.cycle()
     outcome.assert_only_flipped({})
     assert outcome.causes == dict.fromkeys(workspaces, "malformed_instance_id")
+
+
+@pytest.mark.parametrize("encoding", ["UTF8", "SQL_ASCII"])
+def test_an_instance_id_of_any_length_is_unknown_asks_nobody_and_stays(postgres: PostgresServer, encoding: str) -> None:
+    """It is cut in the database, so that it takes no memory here. What is left of it is no instance id."""
+    with opened(postgres, options=f"ENCODING '{encoding}' LOCALE 'C'") as stage:
+        stage.add("running")
+        stage.database.query("DROP INDEX idx_workspaces_instance_id")  # as it is, it takes 2,700 bytes at most
+        workspaces = stage.fleet.add_all(["i-" + "0" * 63] * 3)
+        long = "UPDATE workspaces SET instance_id = repeat(:text, :times) WHERE id = CAST(:id AS uuid)"
+        stage.database.query(long, id=workspaces[1], text="\u202e", times=66)
+        stage.database.query(long, id=workspaces[2], text="i-0a", times=12_500_000)
+        for one in workspaces:
+            stage.control_plane.script.reply(state_answer("stopped"), workspace_id=one)
+        for probe in ("ec2", "control_plane"):
+            outcome = stage.cycle(**stage.settings(probe))
+            outcome.assert_only_flipped({})
+            assert outcome.causes == dict.fromkeys(workspaces, "malformed_instance_id")
+        assert {one.workspace_id for one in stage.control_plane.requests} & {*workspaces} == set()
+        assert len(json.dumps(outcome.report)) < 10_000
+        doubts = stage.fleet.doubts()
+        # A server without an encoding does not take the text that it gave: that one is not remembered.
+        assert {one["workspace_id"] for one in doubts} >= {workspaces[0], workspaces[2]}
+        stage.cycle()  # and it is the same doubt in the next cycle
+        assert [one["since"] for one in stage.fleet.doubts()] == [one["since"] for one in doubts]
 
 
 def test_a_row_can_have_the_stopped_instance_of_a_paused_workspace_terminated(

@@ -64,7 +64,8 @@ def stage(used_stage: Stage) -> Iterator[Stage]:
     used_stage.ec2.script.clear()
     used_stage.control_plane.script.clear()
     used_stage.database.query(
-        "TRUNCATE workspaces, structure_events, reconciler.restarts, reconciler.restart_stops, reconciler.lease"
+        "TRUNCATE workspaces, structure_events, reconciler.doubts, reconciler.source_doubts, reconciler.restarts, "
+        "reconciler.restart_stops, reconciler.lease"
     )
 
 
@@ -146,7 +147,7 @@ def test_a_dead_workspace_is_online_again_on_a_new_instance(
     dead, running = ec2.launch(2)
     workspace, other = fleet.add_all([dead, running])
     ec2.terminate([dead])
-    report = invoke(**probe)
+    report = invoke(**probe, RESTART_GRACE_SECONDS="0")
     platform.settle()
     (restart,) = platform.restarts
     row = fleet.row(workspace)
@@ -167,15 +168,37 @@ def test_a_dead_workspace_is_online_again_on_a_new_instance(
     ],
     ids=["200", "201", "202", "204", "202 with a body cut off"],
 )
-def test_a_restart_that_the_platform_takes_is_never_asked_for_again(stage: Stage, reply: Reply) -> None:
+def test_a_restart_that_the_platform_is_at_is_never_asked_for_again(stage: Stage, reply: Reply) -> None:
     workspace = stage.add("terminated")
     order(stage, reply)
     assert restarts(stage.cycle()) == {"accepted": 1}
     assert newest_restart(stage, workspace)["outcome"] == "accepted"
+    stage.platform_is_at_work()
     stage.fleet.age_everything(A_DAY_S)
     later = stage.cycle()
     assert later.calls == []
-    assert restarts(later) == {"unrecovered": 1}, "the workspace is still offline"
+    assert restarts(later) == {"unrecovered": 1}, "the workspace is still being provisioned"
+
+
+@both_probes
+def test_a_restart_that_did_nothing_is_owed_again_and_asked_for_a_quarter_of_an_hour_after_its_call(
+    stage: Stage, probe: str
+) -> None:
+    settings = stage.settings(probe)
+    workspace = stage.add("terminated")
+    order(stage, ACCEPTED, ACCEPTED)
+    assert restarts(stage.cycle(**settings)) == {"accepted": 1}
+    stage.fleet.age_everything(A_MINUTE_S)
+    again = stage.cycle(**settings)
+    assert restarts(again) == {"pending": 1}
+    assert [line["workspace_id"] for line in again.lines("restart owed again")] == [workspace]
+    assert due_in_s(stage, workspace) == about(900 - A_MINUTE_S)
+    stage.fleet.age_everything(900 - A_MINUTE_S - CLOCK_SLACK_S)
+    assert stage.cycle(**settings).calls == []
+    stage.fleet.age_everything(CLOCK_SLACK_S)
+    assert restarts(stage.cycle(**settings)) == {"accepted": 1, "unrecovered": 1}
+    assert [one["streak"] for one in stage.fleet.restarts(workspace)] == [0, 1]
+    assert len(stage.fleet.events(workspace)) == 1
 
 
 def test_a_few_restarts_are_asked_for_at_once_and_not_all(stage: Stage) -> None:
@@ -188,7 +211,10 @@ def test_a_few_restarts_are_asked_for_at_once_and_not_all(stage: Stage) -> None:
 def test_one_cycle_asks_for_as_many_restarts_as_it_may_and_the_next_ones_for_the_rest(stage: Stage) -> None:
     stage.add_all(5, "terminated")
     always(stage, ACCEPTED)
-    cycles = [stage.cycle(**NO_BREAKER, RESTARTS_PER_CYCLE="2") for _ in range(4)]
+    cycles = []
+    for _ in range(4):
+        cycles.append(stage.cycle(**NO_BREAKER, RESTARTS_PER_CYCLE="2"))
+        stage.platform_is_at_work()
     assert [len(cycle.calls) for cycle in cycles] == [2, 2, 1, 0]
     assert [cycle.report["restarts"]["pending"] for cycle in cycles] == [3, 1, 0, 0]
     assert len({call.workspace_id for call in stage.platform.calls}) == 5
@@ -521,20 +547,49 @@ def test_a_restart_waits_while_nobody_knows_that_the_instance_is_still_dead(
 
 
 @both_probes
-@pytest.mark.parametrize("state", ["stopped", "terminated", None], ids=["stopped", "terminated", "not found"])
-def test_a_restart_is_asked_for_again_when_the_instance_is_still_dead(
-    stage: Stage, state: str | None, probe: str
-) -> None:
+@pytest.mark.parametrize("state", ["stopped", "terminated"])
+def test_a_restart_is_asked_for_again_when_the_instance_is_still_dead(stage: Stage, state: str, probe: str) -> None:
     settings = stage.settings(probe)
     workspace = refused_a_while_ago(stage, **settings)
-    if state is None:
-        stage.ec2.forget(stage.instance_of(workspace))
-    else:
-        stage.ec2.set_state(stage.instance_of(workspace), state)
+    stage.ec2.set_state(stage.instance_of(workspace), state)
     order(stage, ACCEPTED)
     outcome = stage.cycle(**settings)
     assert restarts(outcome) == {"accepted": 1}
     assert [call.workspace_id for call in outcome.calls] == [workspace]
+
+
+@both_probes
+def test_a_restart_of_an_instance_that_is_not_found_any_more_waits_for_three_sightings_over_two_minutes(
+    stage: Stage, probe: str
+) -> None:
+    settings = stage.settings(probe)
+    stage.add("running")
+    workspace = refused_a_while_ago(stage, **settings)
+    stage.ec2.forget(stage.instance_of(workspace))
+    order(stage, ACCEPTED)
+    for _ in range(2):
+        waiting = stage.cycle(**settings)
+        assert (waiting.calls, restarts(waiting)) == ([], {"pending": 1})
+        assert waiting.lines("restart put off")[0]["reason"].startswith("not found: sighting ")
+        stage.fleet.age_everything(A_MINUTE_S)
+    outcome = stage.cycle(**settings)
+    assert restarts(outcome) == {"accepted": 1}
+    assert [call.workspace_id for call in outcome.calls] == [workspace]
+
+
+@pytest.mark.parametrize("found", ["pending", "stopping", "shutting-down"])
+def test_an_instance_that_is_found_meanwhile_begins_its_sightings_of_absence_anew(stage: Stage, found: str) -> None:
+    settings = stage.settings("control_plane")
+    stage.add("running")
+    workspace = refused_a_while_ago(stage, **settings)
+    always(stage, ACCEPTED)
+    asked = []
+    for state in ("not_found", "not_found", found, "not_found", "not_found", "not_found"):
+        stage.control_plane.script.clear()
+        stage.control_plane.script.reply(state_answer(state), workspace_id=workspace)
+        asked.append(len(stage.cycle(**settings).calls))
+        stage.fleet.age_everything(A_MINUTE_S)
+    assert asked == [0, 0, 0, 0, 0, 1]
 
 
 # --- flipped again ---
@@ -568,13 +623,21 @@ def test_when_nothing_at_all_is_found_an_old_restart_waits(stage: Stage) -> None
     assert restarts(stage.cycle(**settings)) == {"accepted": 1}
 
 
-def test_without_other_candidates_the_restart_of_an_absent_instance_does_not_wait(stage: Stage) -> None:
+def test_without_other_candidates_the_restart_of_an_absent_instance_waits(stage: Stage) -> None:
+    """Its machine may run again, and the credentials lead to another account."""
     workspace = stage.add("terminated")
     order(stage, REFUSED, ACCEPTED)
     stage.cycle(**NO_BREAKER)
     stage.ec2.forget(stage.instance_of(workspace))
-    stage.fleet.age_everything(A_MINUTE_S + CLOCK_SLACK_S)
-    assert restarts(stage.cycle(**NO_BREAKER)) == {"accepted": 1}
+    for _ in range(5):
+        stage.fleet.age_everything(A_MINUTE_S)
+        assert restarts(stage.cycle(**NO_BREAKER)) == {"pending": 1}
+    stage.add("running")
+    asked = []
+    for _ in range(3):
+        stage.fleet.age_everything(A_MINUTE_S)
+        asked.append(len(stage.cycle(**NO_BREAKER).calls))
+    assert asked == [0, 0, 1]
 
 
 def test_a_workspace_that_sends_heartbeats_after_its_flip_is_not_restarted_until_they_stop(stage: Stage) -> None:
@@ -587,6 +650,7 @@ def test_a_workspace_that_sends_heartbeats_after_its_flip_is_not_restarted_until
     outcome = stage.cycle()
     assert (outcome.calls, restarts(outcome)) == ([], {"pending": 1})
     assert [line["reason"] for line in outcome.lines("restart put off")] == ["a heartbeat came after the flip"]
+    stage.fleet.age_everything(A_MINUTE_S)
     stage.fleet.heartbeat(workspace, age_s=A_MINUTE_S + CLOCK_SLACK_S)
     assert restarts(stage.cycle()) == {"accepted": 1}
 
@@ -627,17 +691,17 @@ def test_restarts_stay_owed_without_a_platform_and_are_asked_for_once_there_is_o
     assert restarts(with_platform) == {"accepted": 2}
 
 
-@pytest.mark.parametrize("narrowed_by", ["workspace_ids", "limit"])
-def test_a_narrowed_cycle_asks_for_the_restarts_of_its_own_flips_only(stage: Stage, narrowed_by: str) -> None:
-    earlier = stage.add("terminated")
+def test_a_narrowed_cycle_asks_for_the_restarts_of_the_workspaces_that_it_names(stage: Stage) -> None:
+    earlier, other = stage.add_all(2, "terminated")
     stage.cycle(**NO_PLATFORM)
     own = stage.add("terminated")
     always(stage, ACCEPTED)
-    narrowed = stage.cycle({"mode": "apply", narrowed_by: [earlier, own] if narrowed_by == "workspace_ids" else 10})
-    assert [call.workspace_id for call in narrowed.calls] == [own]
-    assert restarts(narrowed) == {"accepted": 1, "pending": 1}
-    full = stage.cycle()
-    assert [call.workspace_id for call in full.calls] == [earlier]
+    narrowed = stage.cycle({"mode": "apply", "workspace_ids": [earlier, own]}, **NO_BREAKER)
+    assert {call.workspace_id for call in narrowed.calls} == {earlier, own}
+    assert restarts(narrowed) == {"accepted": 2, "pending": 1}
+    stage.platform_is_at_work()
+    full = stage.cycle(**NO_BREAKER)
+    assert [call.workspace_id for call in full.calls] == [other]
     assert restarts(full) == {"accepted": 1}
 
 
@@ -755,6 +819,7 @@ def test_a_warm_process_goes_on_in_the_cycle_that_finds_the_token_rotated(
     always(stage, ACCEPTED)
     stage.add("terminated")
     assert restarts(stage.cycle(**secret, **NO_BREAKER)) == {"accepted": 1}
+    stage.platform_is_at_work()
     stage.platform.token = "rotated"
     ec2.put_secret("platform", {"token": "rotated"})
     ec2.calls.clear()

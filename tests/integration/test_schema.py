@@ -38,7 +38,9 @@ SECONDS = 10.0
 NOTHING_CHANGED = "nothing was changed: for 2 seconds other sessions"
 TRY_AGAIN = "Run infra/schema.sql again"
 
-OWN_TABLES = {"absences", "coverage", "holds", "lease", "restart_stops", "restarts", "schema_version"}
+OWN_TABLES = {
+    *("coverage", "doubts", "holds", "lease", "restart_stops", "restarts", "schema_version", "source_doubts"),
+}
 
 Apply = Callable[[Database], None]
 
@@ -172,7 +174,7 @@ def test_the_owner_of_the_schema_need_not_be_able_to_create_one(postgres: Postgr
         assert transaction.run("SELECT version FROM reconciler.schema_version") == [[SCHEMA_VERSION]]
 
 
-@pytest.mark.parametrize("lost", ["DROP TABLE reconciler.absences", "DROP TABLE reconciler.schema_version"])
+@pytest.mark.parametrize("lost", ["DROP TABLE reconciler.doubts", "DROP TABLE reconciler.schema_version"])
 def test_a_table_that_was_dropped_is_created_again_and_the_others_keep_their_rows(
     database: Database, apply: Apply, lost: str
 ) -> None:
@@ -241,12 +243,15 @@ def test_an_old_schema_becomes_the_same_as_a_new_one_and_keeps_its_data(
         empty.query(statements)
     kept = "workspace_id, cycle_id, flipped_at, attempts, refusals, claimed_by, asked_at, closed_at"
     absences, lease, before = rows(empty, "absences"), rows(empty, "lease"), restarts(empty, kept)
+    assert len(absences) == 1
 
     apply(empty)
 
     assert structure(empty) == structure(database)
     assert version(empty) == SCHEMA_VERSION
-    assert (rows(empty, "absences"), rows(empty, "lease"), restarts(empty, kept)) == (absences, lease, before)
+    doubts = rows(empty, "doubts", "workspace_id, instance_id, sightings, since, last_seen_at")
+    assert (doubts, rows(empty, "lease"), restarts(empty, kept)) == (absences, lease, before)
+    assert rows(empty, "doubts", "kind, by_hand, offline_since") == [("absent", False, None)]
     (coverage,) = rows(
         empty, "coverage", "cursor::text, pass_start::text, brought_forward::text, first_cycle_at, pass_completed_at"
     )
@@ -265,6 +270,9 @@ def test_an_old_schema_becomes_the_same_as_a_new_one_and_keeps_its_data(
         "i-paid": ("2026-01-03", "claimed", "accepted", "2026-01-04" if oldest else None),
         "i-void": ("2026-01-03", None, "cancelled", "2026-01-04" if oldest else None),
     }
+    open_since = {one: since for one, (since,) in restarts(empty, "watched_since").items() if since is not None}
+    assert open_since == dict.fromkeys(("i-claimed", "i-uncertain"), "2026-01-02"), "what was closed stays unwatched"
+    assert restarts(empty, "first_due_at")["i-owed"] == ("2026-01-01",)
     if oldest:
         assert restarts(empty, "streak, backoff_until")["i-owed"] == (0, None)
         assert rows(empty, "holds") == []
@@ -272,7 +280,9 @@ def test_an_old_schema_becomes_the_same_as_a_new_one_and_keeps_its_data(
         assert watched is not None
         assert watched[1:] == (None, "accepted", "2026-01-06")
         assert restarts(empty, "streak, backoff_until")["i-owed"] == (4, "2026-01-05")
-        assert [row[1:] for row in rows(empty, "holds")] == [("a new disk", "2026-01-01", "2026-01-02")]
+        assert [row[1:] for row in rows(empty, "holds", "workspace_id, reason, began_at, ends_at")] == [
+            ("a new disk", "2026-01-01", "2026-01-02")
+        ]
     require(empty)
 
 
@@ -314,7 +324,7 @@ def test_a_newer_schema_is_left_alone(database: Database, apply: Apply) -> None:
 
 
 def test_a_newer_schema_may_have_dropped_a_table(database: Database, postgres: PostgresServer) -> None:
-    database.query("DROP TABLE reconciler.absences; UPDATE reconciler.schema_version SET version = 99")
+    database.query("DROP TABLE reconciler.doubts; UPDATE reconciler.schema_version SET version = 99")
     before = structure(database)
     postgres.psql(database.owner_url, SCHEMA)
     assert structure(database) == before
@@ -334,11 +344,10 @@ CYCLE = (
     """,
     "UPDATE reconciler.restarts SET attempts = attempts + 1",
     OWED,
-    "DELETE FROM reconciler.absences",
     "SELECT ends_at FROM reconciler.holds FOR UPDATE",
 )
-ON_OLD_TABLES = (*CYCLE, "UPDATE reconciler.sweep SET began_at = now()")
-ON_NEW_TABLES = (*CYCLE, "UPDATE reconciler.coverage SET first_cycle_at = now()")
+ON_OLD_TABLES = (*CYCLE, "DELETE FROM reconciler.absences", "UPDATE reconciler.sweep SET began_at = now()")
+ON_NEW_TABLES = (*CYCLE, "DELETE FROM reconciler.doubts", "UPDATE reconciler.coverage SET first_cycle_at = now()")
 ON_THE_PLATFORM_S = (
     "UPDATE workspaces SET updated_at = now()",
     "INSERT INTO structure_events (event_type) VALUES ('WORKSPACE_OFFLINE')",

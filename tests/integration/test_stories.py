@@ -1,5 +1,7 @@
 """What becomes of workspaces, told minute by minute at default settings, on real parts."""
 
+import itertools
+
 import pytest
 
 from sandbox.http_server import Answer, Reset
@@ -171,7 +173,7 @@ class TestWhatThePlatformAnswers:
         outcomes = story.minutes(AN_HOUR)
         asked = [minute for minute, some in enumerate(calls(outcomes)) if some]
         assert asked[:5] == [3, 4, 6, 10, 18]
-        assert max(later - earlier for earlier, later in zip(asked, asked[1:], strict=False)) <= 15
+        assert max(later - earlier for earlier, later in itertools.pairwise(asked)) <= 15
         assert restarts_of(outcomes[-1]) == {"blocked": 1, "pending": 1}
         story.answers()
         assert calls(story.minutes(16)).count([one]) == 1
@@ -207,7 +209,7 @@ class TestWhatThePlatformAnswers:
 
 class TestDoubts:
     def test_a_control_plane_that_answers_nonsense_is_one_doubt(self, stage: Stage) -> None:
-        story = Story(stage, **stage.settings("control_plane"))
+        story = Story(stage, settings=stage.settings("control_plane"))
         stage.fleet.add_all(stage.instances(1001, "running"))
         stage.control_plane.script.reply(Answer(body=b"<html>"))
         outcomes = story.minutes(5)
@@ -268,7 +270,7 @@ class TestACrashLoop:
                 asked.append(minute)
                 story.comes_back(one)
                 story.becomes(one, status="online")
-        waits = [later - earlier for earlier, later in zip(asked, asked[1:], strict=False)]
+        waits = [later - earlier for earlier, later in itertools.pairwise(asked)]
         backoffs = [0, 0, 5, 10, 20, 40, 80, 160, 240, 240, 240]
         assert all(wait in (backoff + 5, backoff + 10) for wait, backoff in zip(waits, backoffs, strict=False)), waits
         assert len(waits) >= 9

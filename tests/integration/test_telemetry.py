@@ -31,11 +31,26 @@ EVERY_LINE_S_KEYS = {
 COUNT, MILLISECONDS, SECONDS = "Count", "Milliseconds", "Seconds"
 METRICS = {
     **dict.fromkeys(("CycleCompleted", "AlreadyRunning", "Candidates", "Checked", "Dead", "Unknown"), COUNT),
-    **dict.fromkeys(("Flipped", "SkippedFlips", "FlipErrors", "Deferred", "BreakerOpen", "DeadlineHit"), COUNT),
+    **dict.fromkeys(
+        (
+            "Impaired",
+            "Flipped",
+            "Adopted",
+            "Unrecorded",
+            "OfflineUnowed",
+            "SkippedFlips",
+            "FlipErrors",
+            "Deferred",
+            "BreakerOpen",
+            "DeadlineHit",
+        ),
+        COUNT,
+    ),
     **dict.fromkeys(("RestartsAccepted", "RestartsPending", "RestartsBlocked", "RestartsBackingOff"), COUNT),
     **dict.fromkeys(("RestartsUnrecovered", "OnHold"), COUNT),
     "CycleDuration": MILLISECONDS,
     "CoverageAge": SECONDS,
+    "OldestDoubtAge": SECONDS,
     "OldestRestartAge": SECONDS,
 }
 
@@ -166,7 +181,12 @@ def test_the_metrics_say_what_the_report_says(stage: Stage) -> None:
         "Checked": report["checked"],
         "Dead": report["dead"],
         "Unknown": report["unknown"],
+        "Impaired": report["impaired"],
         "Flipped": report["flipped"],
+        "Adopted": report["adopted"],
+        "OldestDoubtAge": report["oldest_doubt_seconds"],
+        "Unrecorded": report["unrecorded"],
+        "OfflineUnowed": report["offline_unowed"],
         "SkippedFlips": sum(report["skipped"].values()),
         "Deferred": 0,
         "BreakerOpen": 0,

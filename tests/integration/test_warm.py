@@ -63,7 +63,7 @@ def test_after_two_hundred_invocations_a_process_holds_no_more_than_after_two(st
     stage.platform.instead.before(record_another_dead_instance)
     stage.platform.instead.reply(in_turn([Answer(503), Reset(), Answer(429), Answer(body=b"{}")]))
     settings = {"PROBE_TIMEOUT_SECONDS": "0.05", "CYCLE_DEADLINE_SECONDS": "3", **MOSTLY_DEAD}
-    settings["CRASH_LOOP_BACKOFF_SECONDS"] = "0"
+    settings |= {"CRASH_LOOP_BACKOFF_SECONDS": "0", "RESTART_RETRY_SECONDS": "0"}
     with WarmProcess(stage.invoke.environment | stage.settings(probe) | settings) as process:
         early = process.invoke(APPLY, 2)
         early_sessions = sessions(stage)
@@ -150,6 +150,7 @@ def test_a_rotated_platform_secret_costs_one_fetch_and_no_restart(cloud: Stage, 
     settings = {"PLATFORM_SECRET_ARN": arn, "PLATFORM_TOKEN": None}
     cloud.add("terminated")
     assert cloud.cycle(**settings).report["restarts"]["accepted"] == 1
+    cloud.platform_is_at_work()
     cloud.platform.token = "rotated"
     moto.put_secret("platform", {"token": "rotated"})
     dead = cloud.add_all(2, "terminated")

@@ -104,3 +104,11 @@ def test_what_is_no_object_of_text_is_no_secret(monkeypatch: pytest.MonkeyPatch,
         pytest.raises(SecretError, match="PLATFORM_SECRET_ARN: the secret is not text that holds a JSON object"),
     ):
         read()
+
+
+def test_a_date_that_takes_minutes_to_understand_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    date = json.dumps({"SecretString": '{"token": "u"}', "CreatedDate": "1." * 200_000}).encode()
+    with fetched_once(monkeypatch, Clock(), (answer(date),)) as read:
+        began_at = time.monotonic()
+        assert read() == "u"
+        assert time.monotonic() - began_at < 1

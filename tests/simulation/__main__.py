@@ -7,7 +7,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 
-from tests.simulation.explore import Exhaustive, smallest_world, tell, walk
+from tests.simulation.explore import STATES, Exhaustive, smallest_world, tell, walk
 from tests.simulation.simulation import ViolationError, simulated
 
 _BATCH = 2_000
@@ -27,9 +27,7 @@ def main() -> int:
             print(*tell(arguments.replay), sep="\n")
         return 0
     if arguments.exhaustive:
-        searches = [
-            partial(_all, state, actions) for state in ("stopped", "running") for actions in ((2, 0), (0, 2), (1, 1))
-        ]
+        searches = [partial(_all, state, actions) for state in STATES for actions in ((2, 0), (0, 2), (1, 1))]
     else:
         end = arguments.seed + arguments.schedules
         searches = [partial(_random, first, min(first + _BATCH, end)) for first in range(arguments.seed, end, _BATCH)]

@@ -267,9 +267,9 @@ ACTIONS = (
     Action("the monitor takes it offline", _monitor, _seen),
     Action("the platform restarts it itself", _restart_itself, _seen),
     # our own rows
-    Action("holds it", _hold, _not_at_the_end),
+    Action("holds it", _hold, _seen),
     Action("holds everything", _hold_everything, _before("select", "flip", *INSIDE, "claim", RESTART)),
-    Action("releases it", _release, _not_at_the_end),
+    Action("releases it", _release, _seen),
     Action("locks the restart", _lock_restart, _seen),
     Action("locks the doubts", _lock_doubts, _before("tend", "_forget", "_save", "flip", "inside flip", "set_reasons")),
     Action("locks the coverage", _lock_table("coverage"), _before("save_coverage")),
@@ -294,19 +294,19 @@ ACTIONS = (
     Action("the platform is blocked", _block, _before(RESTART)),
     # the function
     Action("evidence ages", _pass(AGEING_SECONDS), _before("flip", CONNECT, "claim", *INSIDE, RESTART)),
-    Action("a short delay", _pass(SHORT_DELAY_SECONDS)),
-    Action("the deadline passes", _pass(DELAY_SECONDS)),
+    Action("a short delay", _pass(SHORT_DELAY_SECONDS), _seen),
+    Action("the deadline passes", _pass(DELAY_SECONDS), _not_at_the_end),
     Action(
         "it is frozen for a moment",
         _pass(SHORT_FREEZE_SECONDS, frozen=True),
         _before("flip", CONNECT, "claim", "inside claim"),
     ),
-    Action("it is frozen", _pass(FREEZE_SECONDS, frozen=True)),
-    Action("it crashes", _crash),
+    Action("it is frozen", _pass(FREEZE_SECONDS, frozen=True), _not_at_the_end),
+    Action("it crashes", _crash, lambda call: call not in ("gauges", "fleet_gauges")),
     Action("its request to the database is lost", _fault("before"), _database),
     Action("the database's answer is lost", _fault("after"), _database),
-    Action("a second cycle", _second(FULL), _not_at_the_end),
-    Action("a dry run meanwhile", _second(Request(DRY_RUN)), _before("select", "flip", "claim", "accepted")),
+    Action("a second cycle", _second(FULL), _before("check_rights", "acquire", "flip", "claim", "release")),
+    Action("a dry run meanwhile", _second(Request(DRY_RUN)), _before("select", "flip", "inside flip", "claim")),
     Action("frozen, a second cycle", _second(FULL, freeze=True), _not_at_the_end),
 )
 

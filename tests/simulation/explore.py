@@ -26,6 +26,12 @@ ORDERS = (
     *(narrowed("workspace 1"), narrowed("workspace 1", adopt=True)),
     Request(APPLY, override_breaker=True),
 )
+# In so many schedules a first cycle is left alone, and some time passes, so that restarts are due, or doubts old.
+LATER, GRACE_OVER_SECONDS = 0.5, 240.0
+# In the smallest world, a cycle may ask for a restart right after its flip.
+AT_ONCE: Setup = Setup(replace(SETTINGS, restarts=replace(SETTINGS.restarts, grace_s=0.0)))
+# Half of what happens at a point is something that can happen at few others.
+SPECIAL = 0.5
 _LIKELY = {
     "probe": 0.2,
     "flip": 0.3,
@@ -33,11 +39,11 @@ _LIKELY = {
     "connect": 0.2,
     "claim": 0.3,
     "inside claim": 0.3,
-    "restart": 0.5,
+    "restart": 0.8,
     "accepted": 0.3,
     "record_answer": 0.3,
 }
-_UNLIKELY = 0.05
+_UNLIKELY = 0.03
 # After a crash, the next cycle has to wait for so long at most.
 LEASE_SECONDS = 60.0
 
@@ -46,6 +52,12 @@ LEASE_SECONDS = 60.0
 def offered(call: str) -> tuple[Action, ...]:
     """Return what can happen at a point before that call."""
     return tuple(one for one in ACTIONS if one.offered(call))
+
+
+@cache
+def special(call: str) -> tuple[Action, ...]:
+    """Return what can happen at such a point, and at few others."""
+    return tuple(one for one in offered(call) if not one.offered("due"))
 
 
 class _NoEffectError(BaseException):
@@ -79,7 +91,7 @@ class Exhaustive:
 
     world: bytes
     workspace_id: str = "workspace 1"
-    setup: Setup = field(default_factory=lambda: AT_ONCE)
+    setup: Setup = AT_ONCE
     _known: dict[tuple[bytes, tuple[int, ...]], int] = field(default_factory=dict)
 
     def schedules(self, *actions: int) -> int:
@@ -145,9 +157,8 @@ class Exhaustive:
         return trace
 
 
-# In the smallest world, a cycle may ask for a restart right after its flip.
-AT_ONCE = Setup(replace(SETTINGS, restarts=replace(SETTINGS.restarts, grace_s=0.0)))
 OFFLINE, OWED, WATCHED = "offline", "owed", "watched"
+STATES = ("stopped", "running", OFFLINE, OWED, WATCHED)
 
 
 def smallest_world(state: str) -> bytes:
@@ -164,11 +175,13 @@ def smallest_world(state: str) -> bytes:
         simulation.minute()
         world.take_offline("workspace 1")
     elif state in (OWED, WATCHED):
-        simulation.adversary = _once(*(
-            ("claim", lambda actor: setattr(actor, "crashed", True))
-            if state == OWED
-            else ("restart", lambda _: setattr(world, "platform_mood", "in vain"))
-        ))
+        simulation.adversary = _once(
+            *(
+                ("claim", lambda actor: setattr(actor, "crashed", True))
+                if state == OWED
+                else ("restart", lambda _: setattr(world, "platform_mood", "in vain"))
+            )
+        )
         simulation.minute()
     world.tables.now += RECOVERY_SECONDS if state == WATCHED else LEASE_SECONDS
     return world.snapshot()
@@ -194,7 +207,8 @@ class Random:
         chance, workspaces = self._chance, simulation.world.tables.workspaces
         if not self._left or not workspaces or chance.random() > _LIKELY.get(call, _UNLIKELY):
             return
-        action, one = chance.choice(offered(call)), chance.choice(list(workspaces))
+        actions = special(call) if chance.random() < SPECIAL else offered(call)
+        action, one = chance.choice(actions or offered(call)), chance.choice(list(workspaces))
         self._left -= 1
         simulation.disturb(f"{action.name} ({one})")
         action.act(simulation, actor, one)
@@ -223,14 +237,17 @@ def walk(seed: int, trace: list[str] | None = None) -> World:
             SETTINGS.restarts,
             per_cycle=chance.choice((1, 100)),
             uncertain_s=chance.choice((110.0, 300.0)),
-            grace_s=chance.choice((0.0, 0.0, 180.0)),
+            grace_s=chance.choice((0.0, 0.0, 0.0, 180.0)),
         ),
         breaker=replace(SETTINGS.breaker, min_dead=chance.choice((2, 3))),
     )
     setup = Setup(settings, in_bulk=chance.random() < 0.5, claims_ahead=chance.choice((1, 8)))
     cycles = chance.randint(2, MOST_CYCLES)
-    adversary = Random(chance, actions=chance.randint(1, MOST_ACTIONS))
-    simulation = Simulation(world, setup, adversary, trace)
+    simulation = Simulation(world, setup, None, trace)
+    if chance.random() < LATER:
+        simulation.minute()
+        world.tables.now += chance.choice((0.0, GRACE_OVER_SECONDS))
+    simulation.adversary = Random(chance, actions=chance.randint(1, MOST_ACTIONS))
     for _ in range(cycles):
         simulation.minute(chance.choice(ORDERS))
     simulation.settle()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from math import ceil
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 
@@ -17,7 +17,7 @@ from handler.domain.doubts import Doubt
 from handler.domain.evidence import EVIDENCE_SECONDS, Confirmed
 from handler.domain.model import NOT_FOUND, Restart, Sighting, Workspace
 from handler.domain.report import Report
-from handler.domain.restarts import RECOVERY_SECONDS, UNWANTED, RestartDecision
+from handler.domain.restarts import RECOVERY_SECONDS, UNWANTED
 from handler.errors import ConnectionLostError, ReconcilerError
 from handler.request import APPLY, Request
 from handler.restarts import worker
@@ -38,6 +38,8 @@ QUIET_SECONDS = (200.0, 200.0, 400.0, *((LONG_QUIET_SECONDS, 400.0, 400.0) * 8))
 
 # Writes that need no lease: they record what happened, or concern the lease itself.
 _WITHOUT_LEASE = ("acquire", "release", "accepted", "record_answer", "give_back", "stop")
+# With these statuses, a watch has to end before long.
+_WATCH_ENDS = (*UNWANTED, "online", "degraded")
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -129,7 +131,7 @@ class Actor(Watch):
         self.world.cycles += 1
         self.cycle_id = f"cycle {self.world.cycles}"
         self.frozen_s = 0.0
-        self.crashed = self.remembered = self.disturbed = False
+        self.crashed = self.disturbed = self.coverage_is_saved = False
         self.fault: str | None = None
         self.closes_at = self.clock() + simulation.setup.settings.cycle_deadline_seconds + cycle.CLOSING_SECONDS
         self.selected: dict[str, Seen] = {}
@@ -137,6 +139,7 @@ class Actor(Watch):
         self.answers: dict[str, list[Answered]] = {}
         self.swept: dict[str, str] = {}  # the first answers, by workspace
         self.breaker: Oracle | None = None
+        self.noted: set[tuple[str, str]] = set()  # whose absence this cycle has saved
         self.rows: dict[str, Row] = {}
         self.claims: dict[int, float] = {}
         self.asked: dict[int, Asked] = {}
@@ -207,30 +210,39 @@ class Actor(Watch):
         if call not in _WITHOUT_LEASE:
             is_ours = lease is not None and lease[0] == self.cycle_id and lease[1] > self.tables.now
             self.require(is_ours, f"{call} without the lease")
-        if call == "tend":
-            for one in [one for one in self.world.offline_at if not self._is_offline(one)]:
-                del self.world.offline_at[one]
-        if call == "save_coverage":  # whatever becomes of the cycle, these were checked
-            for one in self.swept:
-                self.world.waited.pop(one, None)
-        if isinstance(subject, Confirmed):
-            self._flips(subject)
-        elif call == "claim":
-            assert isinstance(subject, tuple)
-            self._claims(*subject)
-        elif isinstance(subject, StoredRestart) and call == "owe_again":
-            self._owes_again(subject)
-        elif isinstance(subject, StoredRestart):
-            self._not_found_again(subject)
-        elif isinstance(subject, Doubt):
-            self._remembers(subject)
-        elif isinstance(subject, RestartDecision) and call == "next cycle":
-            self._not_found_again(subject.restart)
-        elif isinstance(subject, Restart) and call == "accepted":
-            asked = self.asked.get(subject.id)
-            self.require(asked is not None and not asked.is_refused, "a restart is called accepted that is not")
-        elif isinstance(subject, Restart) and call == "give_back":
-            self.require(subject.id not in self.asked, "a claim is given back though the platform was asked")
+        checks: dict[str, Callable[[Any], None]] = {
+            "tend": lambda _: self._looks_who_is_offline(),
+            "save_coverage": lambda _: self._checked_these(),
+            "save": self._remembers,
+            "flip": self._flips,
+            "adopt": self._flips,
+            "claim": lambda looked_at: self._claims(*looked_at),
+            "owe_again": self._owes_again,
+            "count_absences": self._not_found_again,
+            "next cycle": lambda decision: self._not_found_again(decision.restart),
+            "accepted": self._is_accepted,
+            "give_back": self._gives_back,
+        }
+        if call in checks:
+            checks[call](subject)
+
+    def _is_accepted(self, restart: Restart) -> None:
+        asked = self.asked.get(restart.id)
+        self.require(asked is not None and not asked.is_refused, "a restart is called accepted that is not")
+
+    def _gives_back(self, restart: Restart) -> None:
+        self.require(restart.id not in self.asked, "a claim is given back though the platform was asked")
+
+    def _checked_these(self) -> None:
+        """Note who was checked, whatever becomes of the cycle."""
+        self.coverage_is_saved = True
+        for one in self.swept:
+            self.world.waited.pop(one, None)
+
+    def _looks_who_is_offline(self) -> None:
+        """Forget since when workspaces were offline that a cycle sees up again."""
+        for one in [one for one in self.world.offline_at if not self._is_offline(one)]:
+            del self.world.offline_at[one]
 
     def _is_offline(self, workspace_id: str) -> bool:
         row = self.tables.workspaces.get(workspace_id)
@@ -290,7 +302,7 @@ class Actor(Watch):
     def _was_absent(self, workspace_id: str, instance_id: str) -> bool:
         """Tell whether the instance was absent for as often and as long as the policy asks, this time included."""
         policy, times = self.settings.absence, self.world.unfound.get((workspace_id, instance_id), [])
-        if not times or times[-1] != self.tables.now:  # this cycle's own sighting counts, even if it was not saved
+        if (workspace_id, instance_id) not in self.noted:  # this cycle's own sighting counts, even if it was not saved
             times = [*times, self.tables.now]
         return len(times) >= policy.sightings and self.tables.now - times[0] >= policy.min_age_s
 
@@ -311,6 +323,7 @@ class Actor(Watch):
             self.require(not one.offline or pair in self.world.seen_dead or doubt.by_hand, "an offline row is doubted")
             self.world.seen_dead.add(pair)
         if doubt.kind == "absent" and doubt.counts:
+            self.noted.add(pair)
             unfound[pair] = [*unfound.get(pair, []), self.tables.now]
 
     def _not_found_again(self, restart: Restart | StoredRestart) -> None:
@@ -491,7 +504,7 @@ class Simulation:
             doubt.locked_by = None
 
     def settle(self) -> None:
-        """Run quiet cycles until nothing is left to do. Raises ViolationError if something is, or if somebody is silent.
+        """Run quiet cycles until nothing is left to do. Raises ViolationError if something is, or somebody is silent.
 
         If none of the candidates' instances is found at all, "not found" proves nothing, and the restart of an absent
         instance may wait. So may everything while the breaker is open.
@@ -513,31 +526,41 @@ class Simulation:
 
     def _unsettled(self) -> list[str]:
         """Return the restarts that are owed, the watches without need, and the rows that nobody takes or cares for."""
-        world, tables = self.world, self.world.tables
+        tables = self.world.tables
         candidates = [one for one, row in tables.workspaces.items() if row.is_up]
-        nothing_found = not any(map(world.instance_of, candidates))
-        left = []
-        for one in tables.restarts:
-            row = tables.workspaces.get(one.workspace_id)
-            may_wait = one.workspace_id in world.blocked or (nothing_found and one.instance_id not in world.instances)
-            if one.is_open and not may_wait:
-                left.append(f"restart {one.id} is owed")
-            if one.is_watched and not one.is_open and not may_wait:
-                over = row is None or row.status in (*UNWANTED, "online", "degraded")
-                in_vain = row is not None and row.status == "offline" and row.instance_id == one.instance_id
-                if over or (in_vain and not self._runs(one.instance_id)):
-                    left.append(f"restart {one.id} is watched")
-        for one, row in tables.workspaces.items():
-            remembered = [doubt for doubt in tables.doubts_of(one) if tables.remembers_dead(doubt)]
-            known = any(doubt.instance_id == row.instance_id for doubt in remembered)
-            dead = row.instance_id in world.instances and not self._runs(row.instance_id or "")
-            may_be_taken = row.is_up or (row.is_offline and known and self.setup.settings.adopt_offline)
-            if may_be_taken and dead and tables.live_restart(one) is None and not tables.is_on_hold(one):
-                left.append(f"{one} is to be taken")
-            cared_for = tables.live_restart(one) is not None or bool(tables.doubts_of(one))
-            if row.is_up and not self._runs(row.instance_id or "") and not cared_for:
-                left.append(f"{one} is silent")
-        return left
+        nothing_found = not any(map(self.world.instance_of, candidates))
+        left = [text for one in tables.restarts for text in self._of_restart(one, nothing_found=nothing_found)]
+        return left + [text for one, row in tables.workspaces.items() for text in self._of_row(one, row)]
+
+    def _of_restart(self, restart: StoredRestart, *, nothing_found: bool) -> Iterator[str]:
+        world, row = self.world, self.world.tables.workspaces.get(restart.workspace_id)
+        if restart.workspace_id in world.blocked or (nothing_found and restart.instance_id not in world.instances):
+            return  # it may wait
+        if restart.is_open:
+            yield f"restart {restart.id} is owed"
+        elif restart.is_watched:
+            in_vain = row is not None and row.status == "offline" and row.instance_id == restart.instance_id
+            if row is None or row.status in _WATCH_ENDS or (in_vain and not self._runs(restart.instance_id)):
+                yield f"restart {restart.id} is watched"
+
+    def _of_row(self, workspace_id: str, row: Row) -> Iterator[str]:
+        world, tables = self.world, self.world.tables
+        doubts, is_live = tables.doubts_of(workspace_id), tables.live_restart(workspace_id) is not None
+        if is_live or self._runs(row.instance_id or ""):
+            return
+        if row.is_up and not doubts:
+            yield f"{workspace_id} is silent"
+        if tables.is_on_hold(workspace_id) or row.instance_id not in world.instances:
+            return
+        known = any(tables.remembers_dead(one) and one.instance_id == row.instance_id for one in doubts)
+        if row.is_up or (row.is_offline and known and self.setup.settings.adopt_offline):
+            yield f"{workspace_id} is to be taken"
+        latest = next(reversed(tables.restarts_of(workspace_id)), None)
+        was_asked_for = latest is not None and any(
+            one.restart_id == latest.id and not one.is_refused for one in world.asked
+        )
+        if latest is not None and was_asked_for and row.is_offline and row.instance_id == latest.instance_id:
+            yield f"restart {latest.id} came to nothing, and nobody watches it"
 
     def _runs(self, instance_id: str) -> bool:
         instance = self.world.instances.get(instance_id)
@@ -567,7 +590,9 @@ class Simulation:
             return
         for one, word in actor.swept.items():
             row = tables.workspaces.get(one)
-            if word != "running" and row is not None and row.instance_id == actor.selected[one].instance_id:
+            if word == "running" or row is None or not (row.is_up or row.is_offline):
+                continue
+            if row.instance_id == actor.selected[one].instance_id:
                 cared_for = tables.doubts_of(one) or tables.live_restart(one) is not None
                 ran_again = actor.answers[row.instance_id or ""][-1].word == "running"
                 if not cared_for and not ran_again:
@@ -575,7 +600,7 @@ class Simulation:
 
     def _check_fairness(self, actor: Actor, report: Report) -> None:
         """Check that nobody waits longer than it takes to go round, however little each cycle got done."""
-        if actor.order.narrowed or actor.order.mode != APPLY or (report.deferred and not report.checked):
+        if not actor.coverage_is_saved or (report.deferred and not report.checked):
             return
         world = self.world
         world.crowded |= bool(world.tables.coverage.brought_forward)  # at most half of the room is theirs

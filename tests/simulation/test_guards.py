@@ -8,22 +8,29 @@ import pytest
 
 from handler import cycle, flips
 from handler.deadline import Deadline
-from handler.domain import decide
+from handler.domain import decide, evidence
 from handler.domain.coverage import Coverage, Progress
-from handler.domain.decide import Action, objection
-from handler.domain.model import CurrentRow, SkipReason, Workspace
-from handler.restarts.worker import RestartWorker
-from handler.store import Claim
+from handler.domain.decide import objection
+from handler.domain.model import CurrentRow, Sighting, SkipReason, Workspace
+from handler.domain.restarts import Circumstances, Owed, RestartDecision, Step, WatchStep, before_probing
+from handler.remembering import Remembering
+from handler.restarts import worker
+from handler.store import FlipPolicy
 from tests.fakes import store
-from tests.simulation.explore import Exhaustive, smallest_world, walk
-from tests.simulation.simulation import ViolationError
+from tests.fakes.tables import Row
+from tests.simulation.explore import OFFLINE, WATCHED, Exhaustive, smallest_world, walk
+from tests.simulation.simulation import Simulation, ViolationError
 
 MOST_WALKS = 20_000
+NEVER = float("inf")
+# As they are, before a test replaces them.
+_OWED, _POLICY = vars(store.Restarts)["_owed"], vars(cycle)["_policy"]
 
 Patch = pytest.MonkeyPatch
+Removal = Callable[[Patch], None]
 
 
-def _blind(see: Callable[[CurrentRow, Workspace], CurrentRow]) -> Callable[[Patch], None]:
+def _blind(see: Callable[[CurrentRow, Workspace], CurrentRow]) -> Removal:
     """Hide something in the row from the flip's judgement."""
 
     def judge(row: CurrentRow | None, workspace: Workspace) -> SkipReason | None:
@@ -32,24 +39,63 @@ def _blind(see: Callable[[CurrentRow, Workspace], CurrentRow]) -> Callable[[Patc
     return lambda patch: patch.setattr(store, "objection", judge)
 
 
-def _replace(where: Any, name: str, other: Any) -> Callable[[Patch], None]:
+def _replace(where: Any, name: str, other: Any) -> Removal:
     return lambda patch: patch.setattr(where, name, other)
 
 
-def _claims_nothing(restarts: store.Restarts, *args: Any, _claim: Any = store.Restarts.claim, **options: Any) -> Claim:
-    """Claim, and leave the restart due as it was."""
+def _all(*removals: Removal) -> Removal:
+    """Remove a guard that is in several places."""
+
+    def remove(patch: Patch) -> None:
+        for one in removals:
+            one(patch)
+
+    return remove
+
+
+def _claims_nothing(
+    restarts: store.Restarts, *args: Any, _claim: Any = store.Restarts.claim, **options: Any
+) -> list[RestartDecision]:
+    """Claim, and leave the restarts due as they were."""
     due = {one.id: one.due_at for one in restarts.tables.open_restarts()}
-    answer: Claim = _claim(restarts, *args, **options)
+    decisions: list[RestartDecision] = _claim(restarts, *args, **options)
     for one in restarts.tables.open_restarts():
         one.due_at = due[one.id]
-    return answer
+    return decisions
+
+
+def _blind_to_holds(part: store.Part, workspace_id: str, not_after: float) -> SkipReason | None:
+    del workspace_id
+    in_time = part.lease_is_ours() and part.tables.now <= not_after
+    return None if in_time else SkipReason.OUT_OF_TIME
+
+
+def _blind_to_heartbeats(restarts: store.Restarts, *args: Any, _owed: Any = _OWED, **options: Any) -> Owed:
+    owed: Owed = _owed(restarts, *args, **options)
+    return replace(owed, heartbeat=False)
+
+
+def _asks_whatever_it_saw(owed: Owed, sighting: Sighting, now: Circumstances) -> RestartDecision:
+    del sighting
+    return before_probing(owed, now) or RestartDecision(owed.restart, Step.ASK, "")
+
+
+def _without_grace(*args: Any, _policy: Any = _POLICY) -> FlipPolicy:
+    policy: FlipPolicy = _policy(*args)
+    return replace(policy, restarts=replace(policy.restarts, grace_s=0.0))
+
+
+def _writes_at_once(simulation: Simulation, workspace_id: str, write: Callable[[Row], bool]) -> bool:
+    """Write to a row although a flip has locked it."""
+    row = simulation.world.tables.workspaces.get(workspace_id)
+    return row is not None and write(row)
 
 
 @dataclass(frozen=True, slots=True)
 class Guard:
     """How to remove a guard, and what the simulation then says. `start`: the state, if the smallest world is enough."""
 
-    remove: Callable[[Patch], None]
+    remove: Removal
     violation: str
     start: str | None = None
 
@@ -59,29 +105,60 @@ GUARDS: Mapping[str, Guard] = {
         _blind(lambda row, workspace: replace(row, instance_id=workspace.instance_id)), "another instance", "stopped"
     ),
     "the status is compared": Guard(_blind(lambda row, _: replace(row, status="online")), "no candidate", "stopped"),
-    "a hold is respected": Guard(_blind(lambda row, _: replace(row, on_hold=False)), "on hold", "stopped"),
+    "a hold is respected up to the write": Guard(
+        _replace(store.Part, "may_write", _blind_to_holds), "on hold", "stopped"
+    ),
     "a heartbeat has a veto": Guard(_blind(lambda row, _: replace(row, fresh_heartbeat=False)), "heartbeat", "stopped"),
-    "the row is locked": Guard(_replace(store.Flips, "lock", lambda *_: None), "is flipped", "stopped"),
+    "a heartbeat puts a restart off": Guard(_replace(store.Restarts, "_owed", _blind_to_heartbeats), "heartbeat"),
+    "the row is locked": Guard(_replace(Simulation, "on_row", _writes_at_once), "is flipped", "stopped"),
     "the second probe": Guard(_replace(flips, "confirms", lambda *_: True), "not seen dead twice", "stopped"),
+    "evidence expires": Guard(
+        _all(*(_replace(where, "expiry", lambda _: NEVER) for where in (evidence, worker, store))), "s old", "stopped"
+    ),
+    "evidence expires by the database's clock": Guard(_replace(store, "expiry", lambda _: NEVER), "s old", "stopped"),
     "the lease is respected": Guard(
-        _replace(store.Part, "require_lease", lambda _: None), "without the lease", "stopped"
+        _all(
+            _replace(store.Part, "require_lease", lambda _: None),
+            _replace(store.Part, "lease_is_ours", lambda _: True),
+        ),
+        "without the lease",
+        "stopped",
     ),
     "the claim keeps others away": Guard(
         _replace(store.Restarts, "claim", _claims_nothing), "earlier request", "stopped"
     ),
     "the row is read before it is asked for": Guard(
-        _replace(store, "_is_owed", lambda *_: True), "not owed any more", "stopped"
+        _replace(store.Restarts, "is_still_owed", lambda *_: True), "not owed any more", "stopped"
     ),
-    "an old restart's instance is looked at again": Guard(
-        _replace(RestartWorker, "_still_dead", lambda _, due, *__, **___: list(due)), "nobody looked again"
+    "a restart's instance is looked at again": Guard(
+        _replace(worker, "before_asking", _asks_whatever_it_saw), "is not dead", "stopped"
     ),
+    "a restart has its grace": Guard(_replace(cycle, "_policy", _without_grace), "before its grace"),
+    "a restart has its grace after a hold": Guard(
+        _replace(store.Restarts, "_is_due", lambda self, owed, _: owed.due_at <= self.tables.now), "before its grace"
+    ),
+    "a restart in vain is owed again late": Guard(_replace(store, "RECOVERY_SECONDS", -NEVER), "earlier request"),
+    "restarts are watched": Guard(_replace(worker, "watch", lambda _: WatchStep.END), "nobody watches", WATCHED),
     "the deadline is respected": Guard(_replace(Deadline, "over", lambda _: False), "after the deadline", "stopped"),
     "the next cycle goes on where this one ended": Guard(
         _replace(cycle, "advance", lambda *_, **__: Progress(Coverage(), completed_pass=False)), "not everybody"
     ),
-    "absences are remembered": Guard(_replace(decide, "_absent", lambda *_, **__: (Action.FLIP, "")), "never dead"),
-    "the breaker": Guard(
-        _replace(decide, "_breaker", lambda *_, **__: decide.Breaker(0, 0, open=False)), "breaker's window"
+    "absences are remembered": Guard(_replace(decide, "gone_for_good", lambda *_, **__: (True, "")), "never dead"),
+    "doubts are saved": Guard(_replace(Remembering, "save_doubts", lambda *_, **__: None), "nobody remembers"),
+    "only what was seen dead while it was up is adopted": Guard(
+        _all(
+            _replace(store.Candidates, "_may_be_adopted", lambda *_, **__: True),
+            _replace(decide, "_was_seen_dead", lambda *_: True),
+        ),
+        "an offline row is doubted",
+    ),
+    "what the platform took offline is adopted": Guard(
+        _replace(store.Candidates, "_may_be_adopted", lambda *_, **__: False), "not everybody", OFFLINE
+    ),
+    "the breaker": Guard(_replace(decide, "_breaker", lambda *_, **__: decide.Breaker(False, 0, 0)), "the breaker is"),  # noqa: FBT003
+    "the breaker keeps restarts back": Guard(
+        _replace(cycle, "Circumstances", lambda **facts: Circumstances(**facts | {"breaker_open": False})),
+        "though the breaker is open",
     ),
 }
 

@@ -4,8 +4,8 @@ import pytest
 
 from tests.fakes.world import World
 from tests.simulation.adversary import ACTIONS
-from tests.simulation.explore import smallest_world
-from tests.simulation.simulation import Actor, Setup, Simulation
+from tests.simulation.explore import AT_ONCE, smallest_world
+from tests.simulation.simulation import Actor, Simulation
 
 WORKSPACE = "workspace 1"
 _NAMED = {action.name: action for action in ACTIONS}
@@ -22,7 +22,7 @@ def after(state: str, *happenings: tuple[str, int, str]) -> World:
                 assert _NAMED[name].act(simulation, actor, WORKSPACE)
 
     world = World.restored(smallest_world(state))
-    Simulation(world, Setup(), adversary).minute()
+    Simulation(world, AT_ONCE, adversary).minute()
     return world
 
 

@@ -3,20 +3,21 @@
 import pytest
 
 from tests.fakes.world import BEFORE
-from tests.simulation.explore import Exhaustive, smallest_world, tell, walk
+from tests.simulation.explore import OFFLINE, WATCHED, Exhaustive, smallest_world, tell, walk
 from tests.simulation.simulation import ViolationError
 
-WALKS, CHUNKS = 4_000, 4
+WALKS, CHUNKS = 6_000, 4
 
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("state", "actions", "at_least"),
     [
-        ("stopped", (2, 0), 54_000),
-        ("stopped", (1, 1), 92_000),
-        ("stopped", (0, 2), 23_000),
-        ("running", (1, 1), 56_000),
+        ("stopped", (2, 0), 55_000),
+        ("stopped", (1, 1), 110_000),
+        ("running", (1, 1), 43_000),
+        (OFFLINE, (1, 1), 65_000),
+        (WATCHED, (1, 1), 60_000),
     ],
 )
 def test_whatever_happens_twice_in_two_cycles_breaks_nothing(
@@ -35,7 +36,7 @@ def test_no_random_schedule_of_a_larger_world_breaks_anything(chunk: int) -> Non
 
 
 def test_the_random_schedules_reach_every_kind_of_outcome() -> None:
-    worlds = [walk(seed) for seed in range(600)]
+    worlds = [walk(seed) for seed in range(1_500)]
     restarts = [restart for world in worlds for restart in world.tables.restarts if restart.cycle_id != BEFORE]
     assert len(restarts) > 200
     assert {restart.outcome for restart in restarts} >= {"accepted", "cancelled"}
@@ -44,6 +45,12 @@ def test_the_random_schedules_reach_every_kind_of_outcome() -> None:
     assert any(restart.backoff_until for restart in restarts)
     assert any(world.unfound for world in worlds)
     assert any(world.windows for world in worlds)
+    assert any(restart.adopted for restart in restarts)
+    assert any(restart.kept_back_at for restart in restarts)
+    assert any(restart.released for restart in restarts)
+    assert any(restart.watch_ended_at for restart in restarts)
+    assert any(world.again for world in worlds)
+    assert any(world.tables.doubts for world in worlds)
 
 
 def test_a_schedule_is_the_same_each_time_it_is_run() -> None:

@@ -63,7 +63,7 @@ _WITNESS = f"""
     CREATE TRIGGER note BEFORE UPDATE ON workspaces FOR EACH ROW
     WHEN (session_user <> '{OWNER_ROLE}' AND NEW.status = 'offline' AND OLD.status IS DISTINCT FROM NEW.status)
     EXECUTE FUNCTION note()
-"""
+"""  # noqa: S608 - put together from constants
 
 
 @dataclass(slots=True)
@@ -289,7 +289,7 @@ class Adversary:
         table = self._random.choice(["restarts", "doubts", "coverage", "lease", "holds"])
         with closing(self._world.database.connect()) as connection:
             connection.run("BEGIN")
-            connection.run(f"SELECT FROM reconciler.{table} ORDER BY random() LIMIT 1 FOR UPDATE")  # noqa: S608 - ours
+            connection.run(f"SELECT FROM reconciler.{table} ORDER BY random() LIMIT 1 FOR UPDATE")
             self._stopping.wait(self._random.uniform(0.0, 0.3))
             connection.run("ROLLBACK")
 

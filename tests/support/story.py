@@ -1,6 +1,6 @@
 """A story, told minute by minute on real parts: what happens in the world, and what each cycle makes of it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from sandbox.http_server import Answer
@@ -27,11 +27,11 @@ class Story:
     With `monitor`, the platform takes the silent ones offline. What the platform answers is up to the stage.
     """
 
-    def __init__(self, stage: Stage, *, monitor: bool = False, **settings: str | None) -> None:
+    def __init__(self, stage: Stage, *, monitor: bool = False, settings: Mapping[str, str] | None = None) -> None:
         self.stage = stage
         self.monitor = monitor
         self.alive: set[str] = set()
-        self._settings = DEFAULTS | settings
+        self._settings = {**DEFAULTS, **(settings or {})}
 
     def workspace(self, state: str | None = "running", *, alive: bool = True) -> str:
         """Add a workspace whose instance is in that state; one that is alive sends heartbeats."""

@@ -270,10 +270,12 @@ def test_botocore_parses_nothing_of_a_plain_status_page(environment: pytest.Monk
 
 
 def test_an_odd_status_page_is_read_by_botocore(pages_read: list[Any]) -> None:
-    commented = PAGE.replace(b"<item>", b"<!-- a comment --><item>", 1)
-    answer = answered("describe_instance_status", 200, commented, MaxResults=1000)
+    odd = PAGE.replace(b"<status>ok", b"<status>ok &amp; well", 1)
+    answer = answered("describe_instance_status", 200, odd, MaxResults=1000)
     assert pages_read == [None]
-    assert answer["InstanceStatuses"] == LISTED["InstanceStatuses"]
+    first, *rest = answer["InstanceStatuses"]
+    assert first == LISTED["InstanceStatuses"][0] | {"SystemStatus": {"Status": "ok & well"}}
+    assert rest == LISTED["InstanceStatuses"][1:]
     assert answer["NextToken"] == "token-2"
 
 

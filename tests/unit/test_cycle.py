@@ -172,13 +172,15 @@ def test_what_prevents_one_flip_leaves_the_others(request_made: Request, happeni
     ],
 )
 @pytest.mark.parametrize(("request_made", "call"), [(FULL, "flip"), (DRY_RUN, "would_flip")], ids=["apply", "dry run"])
-def test_what_prevents_a_set_of_flips_costs_only_the_set(
+def test_a_set_that_fails_is_tried_once_more(
     request_made: Request, call: str, error: Exception, reason: SkipReason
 ) -> None:
     world = fleet(1000, **dict.fromkeys((f"_{number}" for number in range(1, 301)), "stopped"))
     report = Invocation(world, first={call: [fails(error)]}).run(request_made)
-    assert skipped(report) == {reason: 200}
-    assert len(flipped(report)) == 100
+    assert (skipped(report), len(flipped(report))) == ({}, 300)
+    world = fleet(1000, **dict.fromkeys((f"_{number}" for number in range(1, 301)), "stopped"))
+    report = Invocation(world, each={call: fails(error)}).run(request_made)
+    assert (skipped(report), flipped(report)) == ({reason: 300}, [])
 
 
 @pytest.mark.parametrize("second", ["running", "stopping", None, "hovering"])
@@ -258,6 +260,25 @@ def test_a_narrowed_cycle_moves_no_cursor_and_completes_no_pass(request_made: Re
     report = invocation.run(request_made)
     assert (report.candidates, report.completed_pass) == (candidates, False)
     assert "save_coverage" not in invocation.wrote_by
+
+
+@pytest.mark.parametrize(
+    ("request_made", "asked"),
+    [
+        pytest.param(Request("apply", (uuid(3), uuid(7))), [7], id="chosen workspaces"),
+        pytest.param(Request("apply", limit=5), [], id="a limit"),
+        pytest.param(FULL, [7, 8], id="everybody"),
+    ],
+)
+def test_a_narrowed_cycle_asks_for_the_restarts_of_the_named_workspaces_only(
+    request_made: Request, asked: list[int]
+) -> None:
+    world = fleet(6)
+    owe(world, 7)
+    owe(world, 8)
+    invocation = Invocation(world)
+    invocation.run(request_made)
+    assert sorted(invocation.asked) == asked
 
 
 def test_the_smaller_of_the_events_and_the_settings_limit_counts() -> None:

@@ -5,7 +5,9 @@ import time
 
 import pytest
 
-from handler.net.limits import DEEPEST, is_plain_xml, is_shallow_json
+from handler.domain.model import Cause
+from handler.net.bounded import CallError
+from handler.net.limits import DEEPEST, check, is_plain_xml, is_shallow_json
 from sandbox import ec2_xml
 from sandbox.ec2_xml import Instance
 
@@ -91,3 +93,56 @@ def test_what_is_no_xml_is_looked_at_once(body: bytes) -> None:
     began_at = time.monotonic()
     assert not is_plain_xml(body)
     assert time.monotonic() - began_at < 1
+
+
+class Operation:
+    """As much of botocore's model as is looked at."""
+
+    def __init__(self, protocol: str) -> None:
+        self.service_model = self
+        self.resolved_protocol = protocol
+
+
+TOO_MUCH = {
+    "elements": ("ec2", b"<a>" + b"<b/>" * 200_000 + b"</a>"),
+    "elements within": ("query", b"<a>" * 200_000 + b"</a>" * 200_000),
+    "lines": ("ec2", b"<a>" + b"\n" * 500_000 + b"</a>"),
+    "other lines": ("ec2", b"<a>" + b"\r" * 500_000 + b"</a>"),
+    "references": ("ec2", b"<a>" + b"&lt;" * 500_000 + b"</a>"),
+    "lists": ("json", b"[" + b"[]," * 300_000 + b"[]]"),
+    "objects": ("json", b"[" + b"{}," * 300_000 + b"{}]"),
+    "numbers": ("json", b"[" + b"0," * 500_000 + b"0]"),
+}
+
+
+@pytest.mark.parametrize("name", TOO_MUCH)
+def test_what_would_fill_the_memory_is_refused(name: str) -> None:
+    protocol, body = TOO_MUCH[name]
+    with pytest.raises(CallError) as refused:
+        check({"body": body}, Operation(protocol))
+    assert (refused.value.cause, refused.value.sent) == (Cause.OVERSIZE, True)
+
+
+@pytest.mark.parametrize("protocol", ["ec2", "query"])
+@pytest.mark.parametrize("name", NOT_PLAIN)
+def test_no_parser_sees_what_is_not_plain(name: str, protocol: str) -> None:
+    answer = {"body": NOT_PLAIN[name]}
+    check(answer, Operation(protocol))
+    assert answer["body"] == b""
+
+
+def test_no_parser_sees_json_that_is_deep() -> None:
+    with pytest.raises(CallError) as refused:
+        check({"body": b"[" * DEEPEST}, Operation("json"))
+    assert (refused.value.cause, refused.value.sent) == (Cause.GARBLED_ANSWER, True)
+
+
+@pytest.mark.parametrize("count", [200, 1_000])
+def test_pages_of_aws_are_seen_as_they_are(count: int) -> None:
+    """One call asks for at most 200 instances, and lists the states of 1,000."""
+    many = [Instance(f"i-{n:017x}", "running", "eu-central-1a", n) for n in range(count)]
+    pages = [ec2_xml.statuses(many, "more", request_id="r"), ec2_xml.instances(many[:500], "more", request_id="r")]
+    for page in pages:
+        answer = {"body": page}
+        check(answer, Operation("ec2"))
+        assert answer["body"] == page

@@ -119,7 +119,7 @@ def test_an_empty_variable_counts_as_unset() -> None:
 
 
 @pytest.mark.parametrize(("word", "adopts"), [("true", True), ("false", False), ("", True)])
-def test_adoption_can_be_switched_off(word: str, adopts: bool) -> None:  # noqa: FBT001 - a case
+def test_adoption_can_be_switched_off(word: str, adopts: bool) -> None:
     assert read(ADOPT_OFFLINE=word).adopt_offline is adopts
 
 

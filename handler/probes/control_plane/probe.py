@@ -163,8 +163,8 @@ def _headers(tokens: Mapping[str, str]) -> dict[str, str]:
 def _until_all_end(done: "queue.SimpleQueue[Sighting | None]", workers: int, deadline: Deadline) -> Iterator[Sighting]:
     """Yield the workers' sightings until each has put its None, or until a moment after the deadline.
 
-    Workers end by the deadline on their own, except during a name lookup, which nothing can cut short. Such a worker
-    is left behind: it can no longer send or report anything.
+    Workers end by the deadline on their own. One that is late all the same is left behind: it can no longer send or
+    report anything.
     """
     while workers:
         try:
