@@ -33,7 +33,7 @@ REMEMBERED_DEAD = "(doubts.kind IN ('absent', 'dead') AND doubts.last_seen_at > 
 _RECORDS_IT = f"""({short("workspaces.instance_id")} = doubts.instance_id
     AND status IN ('online', 'degraded', 'offline') AND COALESCE(runtime, '') <> 'external')"""
 
-# The next doubts that may have to be tended: those that the breaker and the adoptions rest on, and so many of the others
+# The next doubts that may have to be tended: those that the breaker and the adoptions rest on, and some of the others,
 # from a place on that is another one in each cycle.
 _TO_TEND = f"""
 SELECT doubts.workspace_id::text FROM (
@@ -190,7 +190,10 @@ class Doubts:
                 transaction.run(_NOTE_OFFLINE, ids=ids)
 
     def recall(self, deadline: Deadline, *, breaker_window_s: float) -> Memory:
-        """Return the candidates' doubts, and the fleet, of which those flipped in the last `breaker_window_s` seconds are dead."""
+        """Return the candidates' doubts, and the fleet.
+
+        Of the fleet, those flipped in the last `breaker_window_s` seconds are dead.
+        """
         with self._session.transaction(deadline, read_only=True) as transaction:
             doubts = transaction.run(_DOUBTS_OF_CANDIDATES)
             ((count,),) = transaction.run(_UP)
