@@ -33,8 +33,8 @@ REMEMBERED_DEAD = "(doubts.kind IN ('absent', 'dead') AND doubts.last_seen_at > 
 _RECORDS_IT = f"""({short("workspaces.instance_id")} = doubts.instance_id
     AND status IN ('online', 'degraded', 'offline') AND COALESCE(runtime, '') <> 'external')"""
 
-# The next doubts that may have to be tended: those that the breaker and the adoptions rest on, and some of the others,
-# from a place on that is another one in each cycle.
+# The doubts whose row has moved on. Looked at are those that the breaker and the adoptions rest on, and some others
+# around a place that is another one in each cycle.
 _TO_TEND = f"""
 SELECT doubts.workspace_id::text FROM (
     SELECT * FROM reconciler.doubts WHERE {REMEMBERED_DEAD}
@@ -47,7 +47,7 @@ SELECT doubts.workspace_id::text FROM (
 ) AS doubts LEFT JOIN LATERAL (
     SELECT status = 'offline' AS is_offline, {_RECORDS_IT} AS records_it
     FROM platform.workspaces WHERE workspaces.id = doubts.workspace_id LIMIT 1
-) AS row ON true
+) AS recorded ON true
 WHERE NOT COALESCE(records_it, false) OR (offline_since IS NULL) = COALESCE(is_offline, false)
 LIMIT {MOST_TENDED}
 """  # noqa: S608 - put together from constants
@@ -192,7 +192,7 @@ class Doubts:
     def recall(self, deadline: Deadline, *, breaker_window_s: float) -> Memory:
         """Return the candidates' doubts, and the fleet.
 
-        Of the fleet, those flipped in the last `breaker_window_s` seconds are dead.
+        Those that were flipped in the last `breaker_window_s` seconds are dead.
         """
         with self._session.transaction(deadline, read_only=True) as transaction:
             doubts = transaction.run(_DOUBTS_OF_CANDIDATES)
