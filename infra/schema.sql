@@ -328,6 +328,8 @@ BEGIN
         );
         CREATE INDEX IF NOT EXISTS doubts_last_seen_at ON reconciler.doubts (last_seen_at)
             WHERE kind IN ('absent', 'dead');
+        CREATE INDEX IF NOT EXISTS doubts_since ON reconciler.doubts (since);
+        CREATE INDEX IF NOT EXISTS doubts_not_offline ON reconciler.doubts (workspace_id) WHERE offline_since IS NULL;
         COMMENT ON TABLE reconciler.doubts IS
             'Workspaces whose instance is neither alive nor flipped, as the cycles last saw them. Finding the instance '
             'running, another instance in the row, or a flip ends a workspace''s doubts.';

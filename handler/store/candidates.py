@@ -55,7 +55,7 @@ LIMIT :most
 _UP = _CANDIDATES.format(condition=IS_UP)
 _OFFLINE = _CANDIDATES.format(
     condition=f"""workspaces.id IN (
-        SELECT workspace_id FROM reconciler.doubts WHERE kind IN ('absent', 'dead')
+        SELECT workspace_id FROM reconciler.doubts WHERE {REMEMBERED_DEAD}
         UNION ALL SELECT unnest(CAST(:by_hand AS uuid[]))) AND {_ADOPTED}"""  # noqa: S608 - put together from constants
 )
 

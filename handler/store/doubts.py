@@ -1,6 +1,7 @@
 """Doubts: what earlier cycles could neither call alive nor flip, and the fleet that the breaker counts."""
 
 import json
+import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TypeVar
@@ -18,7 +19,9 @@ from handler.store.tables import IS_UP, short
 
 # Rows in one statement. It is small enough to end in time, and large enough for few round trips.
 ROWS_AT_ONCE = 500
-# A cycle forgets and notes no more than this; the others follow in the next ones.
+# A cycle looks at no more than so many doubts that nothing rests on, in each direction, and forgets and notes no more
+# than this; the others follow in the next ones.
+MOST_LOOKED_AT = 500
 MOST_TENDED = 5000
 # So many dead are enough for the breaker, and fit into memory.
 MOST_DEAD = 200_000
@@ -27,36 +30,57 @@ INSERT_WAIT_SECONDS = 0.05
 
 REMEMBERED_DEAD = "(doubts.kind IN ('absent', 'dead') AND doubts.last_seen_at > now() - make_interval(hours => 24))"
 # The row may still be somebody's to flip or adopt, with this very instance.
-_STILL_RECORDED = f"""EXISTS (
-    SELECT FROM platform.workspaces
-    WHERE workspaces.id = doubts.workspace_id AND {short("workspaces.instance_id")} = doubts.instance_id
-      AND status IN ('online', 'degraded', 'offline') AND COALESCE(runtime, '') <> 'external'
-)"""
-_OFFLINE = """EXISTS (
-    SELECT FROM platform.workspaces WHERE workspaces.id = doubts.workspace_id AND status = 'offline'
-)"""
+_RECORDS_IT = f"""({short("workspaces.instance_id")} = doubts.instance_id
+    AND status IN ('online', 'degraded', 'offline') AND COALESCE(runtime, '') <> 'external')"""
 
+# The doubts whose row has moved on. Looked at are those that the breaker and the adoptions rest on, and some others
+# around a place that is another one in each cycle.
+_TO_TEND = f"""
+SELECT doubts.workspace_id::text FROM (
+    SELECT * FROM reconciler.doubts WHERE {REMEMBERED_DEAD}
+    UNION ALL
+    (SELECT * FROM reconciler.doubts WHERE workspace_id >= CAST(:place AS uuid)
+     ORDER BY workspace_id LIMIT {MOST_LOOKED_AT})
+    UNION ALL
+    (SELECT * FROM reconciler.doubts WHERE workspace_id < CAST(:place AS uuid)
+     ORDER BY workspace_id LIMIT {MOST_LOOKED_AT})
+) AS doubts LEFT JOIN LATERAL (
+    SELECT status = 'offline' AS is_offline, {_RECORDS_IT} AS records_it
+    FROM platform.workspaces WHERE workspaces.id = doubts.workspace_id LIMIT 1
+) AS recorded ON true
+WHERE NOT COALESCE(records_it, false) OR (offline_since IS NULL) = COALESCE(is_offline, false)
+LIMIT {MOST_TENDED}
+"""  # noqa: S608 - put together from constants
 # What somebody else has locked is passed over, here and below: the next cycle sees it again.
 _FORGET_OUTDATED = f"""
 DELETE FROM reconciler.doubts
 WHERE (workspace_id, kind) IN (
-    SELECT workspace_id, kind FROM reconciler.doubts WHERE NOT {_STILL_RECORDED}
-    LIMIT {MOST_TENDED} FOR UPDATE SKIP LOCKED
+    SELECT workspace_id, kind FROM reconciler.doubts
+    WHERE workspace_id = ANY (CAST(:ids AS uuid[])) AND NOT EXISTS (
+        SELECT FROM platform.workspaces WHERE workspaces.id = doubts.workspace_id AND {_RECORDS_IT}
+    ) FOR UPDATE SKIP LOCKED
 )
 """  # noqa: S608 - put together from constants
-_NOTE_OFFLINE = f"""
+_NOTE_OFFLINE = """
 UPDATE reconciler.doubts SET offline_since = CASE WHEN offline_since IS NULL THEN now() END
 WHERE (workspace_id, kind) IN (
-    SELECT workspace_id, kind FROM reconciler.doubts WHERE (offline_since IS NULL) = {_OFFLINE}
-    LIMIT {MOST_TENDED} FOR UPDATE SKIP LOCKED
+    SELECT workspace_id, kind FROM reconciler.doubts
+    WHERE workspace_id = ANY (CAST(:ids AS uuid[])) AND (offline_since IS NULL) = EXISTS (
+        SELECT FROM platform.workspaces WHERE workspaces.id = doubts.workspace_id AND status = 'offline'
+    ) FOR UPDATE SKIP LOCKED
 )
-"""  # noqa: S608 - put together from constants
+"""
+# Without those that no candidate has: rows that are offline, and were not seen dead lately.
 _DOUBTS = """
 SELECT workspace_id::text, kind, instance_id, sightings,
        CAST(extract(epoch FROM now() - since) AS double precision),
        CAST(extract(epoch FROM now() - last_seen_at) AS double precision)
 FROM reconciler.doubts
-WHERE EXISTS (SELECT FROM platform.workspaces WHERE workspaces.id = doubts.workspace_id)
+WHERE {condition} AND EXISTS (SELECT FROM platform.workspaces WHERE workspaces.id = doubts.workspace_id)
+"""
+_DOUBTS_OF_CANDIDATES = f"""
+{_DOUBTS.format(condition="offline_since IS NULL")} UNION ALL
+{_DOUBTS.format(condition=f"offline_since IS NOT NULL AND {REMEMBERED_DEAD}")}
 """
 _UP = f"""
 SELECT count(*) FROM platform.workspaces
@@ -160,13 +184,18 @@ class Doubts:
         """Forget the doubts whose row has moved on, and note which rows the platform has taken offline since."""
         with self._session.transaction(deadline) as transaction:
             self._lease.require(transaction)
-            transaction.run(_FORGET_OUTDATED)
-            transaction.run(_NOTE_OFFLINE)
+            ids = [one for (one,) in transaction.run(_TO_TEND, place=str(uuid.uuid4()))]
+            if ids:
+                transaction.run(_FORGET_OUTDATED, ids=ids)
+                transaction.run(_NOTE_OFFLINE, ids=ids)
 
     def recall(self, deadline: Deadline, *, breaker_window_s: float) -> Memory:
-        """Return the doubts, and the fleet, of which those flipped in the last `breaker_window_s` seconds are dead."""
+        """Return the candidates' doubts, and the fleet.
+
+        Those that were flipped in the last `breaker_window_s` seconds are dead.
+        """
         with self._session.transaction(deadline, read_only=True) as transaction:
-            doubts = transaction.run(_DOUBTS)
+            doubts = transaction.run(_DOUBTS_OF_CANDIDATES)
             ((count,),) = transaction.run(_UP)
             dead = transaction.run(_DEAD, window_s=breaker_window_s)
         known = {(row[0], Verdict(row[1])): Known(*row[2:]) for row in doubts}

@@ -8,6 +8,9 @@ from handler.store.candidates import RESTARTING, UNOWED_SECONDS
 from handler.store.holds import ALL_ON_HOLD, COUNT_ON_HOLD_SINGLY, count_all_on_hold, hold_ended_at, on_hold
 from handler.store.session import Session
 
+# The oldest doubt is looked for among so many: a hold that has ended may make the first one younger than others.
+OLDEST_DOUBTS = 500
+
 # Reads only our own tables, because the platform's may be locked.
 _GAUGES = f"""
 WITH owed AS (
@@ -26,8 +29,10 @@ SELECT count(*), count(*) FILTER (WHERE blocked), count(*) FILTER (WHERE backing
                     AS double precision) FROM reconciler.coverage),
        {COUNT_ON_HOLD_SINGLY}, {ALL_ON_HOLD},
        CAST(GREATEST(
-           (SELECT extract(epoch FROM now() - min(GREATEST(since, {hold_ended_at("doubts.workspace_id")})))
-            FROM reconciler.doubts WHERE isfinite(since) AND NOT {on_hold("doubts.workspace_id")}),
+           (SELECT extract(epoch FROM now() - min(GREATEST(since, {hold_ended_at("oldest.workspace_id")}))) FROM (
+                SELECT workspace_id, since FROM reconciler.doubts
+                WHERE isfinite(since) AND NOT {on_hold("doubts.workspace_id")} ORDER BY since LIMIT {OLDEST_DOUBTS}
+            ) AS oldest),
            (SELECT extract(epoch FROM now() - min(since)) FROM reconciler.source_doubts WHERE isfinite(since)),
            0) AS double precision)
 FROM owed

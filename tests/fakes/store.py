@@ -200,7 +200,7 @@ class Doubts(Part):
         known = {
             key: Known(one.instance_id, one.sightings, now - one.since, now - one.last_seen_at)
             for key, one in tables.doubts.items()
-            if one.workspace_id in tables.workspaces
+            if one.workspace_id in tables.workspaces and (one.offline_since is None or tables.remembers_dead(one))
         }
         remembered = {
             one.workspace_id for one in tables.doubts.values() if tables.remembers_dead(one) and one.sightings > 0

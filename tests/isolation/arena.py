@@ -76,6 +76,10 @@ INSERT INTO reconciler.restarts (id, workspace_id, instance_id, cycle_id, attemp
 VALUES (1, '{WORKSPACE}', '{OLD}', '{EARLIER}', 1, now() - interval '1 hour', now() - interval '1 hour', 'claimed',
         now() - interval '1 hour', now() - interval '1 hour', 'accepted');
 """  # noqa: S608 - put together from constants
+BOTH_DOUBTED = f"""
+INSERT INTO reconciler.doubts (workspace_id, kind, instance_id, offline_since)
+VALUES ('{WORKSPACE}', 'dead', '{OLD}', now()), ('{MATE}', 'dead', '{MATES}', now());
+"""  # noqa: S608 - put together from constants
 DOUBTED = f"""
 INSERT INTO reconciler.doubts (workspace_id, kind, instance_id, sightings)
 VALUES ('{WORKSPACE}', 'absent', '{OLD}', 2);
@@ -140,10 +144,10 @@ def _pid_of(session: SteppedSession) -> int:
 # --- what the reconciler does ---
 
 
-def dead(workspace_id: str = WORKSPACE) -> Sighting:
-    """Return the sighting of the dead instance that a workspace recorded."""
+def dead(workspace_id: str, *, offline: bool = False) -> Sighting:
+    """Return the sighting of the dead instance that a workspace records."""
     instance_id = {WORKSPACE: OLD, MATE: MATES}[workspace_id]
-    return Sighting(Workspace(workspace_id, instance_id, HEARTBEAT), Verdict.DEAD, "terminated")
+    return Sighting(Workspace(workspace_id, instance_id, HEARTBEAT, offline=offline), Verdict.DEAD, "terminated")
 
 
 def flip(
@@ -154,8 +158,9 @@ def flip(
     selected_at: str = HEARTBEAT,
     clock: DatabaseClock = FRESH,
     session: Session | None = None,
+    offline: bool = False,
 ) -> FlipOutcomes:
-    """Flip a set of workspaces: both, unless told otherwise."""
+    """Flip a set of workspaces, or adopt them if they are offline: both, unless told otherwise."""
     flips = Flips(session or arena.sessions[cycle], cycle, arena.lease(cycle))
     policy = FlipPolicy(
         selected_at,
@@ -166,7 +171,13 @@ def flip(
         restarts=RestartPolicy(100, 180, 60, 300),
         released=False,
     )
-    return flips.flip(Deadline(TIMEOUT_S), [Confirmed(dead(one), dead(one)) for one in of], policy)
+    return flips.flip(
+        Deadline(TIMEOUT_S), [Confirmed(dead(one, offline=offline), dead(one, offline=offline)) for one in of], policy
+    )
+
+
+def adopt(arena: Arena, cycle: str) -> FlipOutcomes:
+    return flip(arena, cycle, offline=True)
 
 
 def _judge(owed: Owed, sighting: Sighting) -> RestartDecision:

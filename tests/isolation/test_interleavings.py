@@ -1,8 +1,9 @@
 """A set of flips or claims beside any other writer: every interleaving ends as if one side had gone first.
 
-Whatever becomes of one workspace in a set, the other is flipped or claimed. Two connections to a real PostgreSQL at READ COMMITTED. The reconciler's side is the handler's own code, stopped before
-each statement. The expected outcomes are not written down here: both sides run one after the other, in both orders, and
-every interleaving has to end like one of the two, in all tables and in the answers that each side gets.
+Whatever becomes of one workspace in a set, the other is flipped or claimed. Two connections to a real PostgreSQL at
+READ COMMITTED. The reconciler's side is the handler's own code, stopped before each statement. The expected outcomes
+are not written down here: both sides run one after the other, in both orders, and every interleaving has to end like
+one of the two, in all tables and in the answers that each side gets.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,6 +20,7 @@ from tests.guards.__main__ import PAGE
 from tests.isolation.arena import (
     ACCEPTED,
     BEFORE,
+    BOTH_DOUBTED,
     BOTH_OWED,
     DOUBTED,
     MATE,
@@ -27,6 +29,7 @@ from tests.isolation.arena import (
     THEIRS,
     WORKSPACE,
     Arena,
+    adopt,
     cancel_moved_on,
     claim,
     flip,
@@ -80,6 +83,7 @@ WRITES: Mapping[str, str] = {
     "a heartbeat comes": "UPDATE workspaces SET last_heartbeat_at = now(), updated_at = now() WHERE name = 'one'",
     "it is made external": "UPDATE workspaces SET runtime = 'external' WHERE name = 'one'",
 }
+REVIVES = "UPDATE workspaces SET status = 'online', last_heartbeat_at = now(), updated_at = now() WHERE name = 'one'"
 SETTLING_WRITES = ("it is paused", "its row is deleted", "it is reprovisioned", "its instance is cleared")
 HARMLESS_WRITES: Mapping[str, str] = {
     "it degrades": "UPDATE workspaces SET status = 'degraded' WHERE name = 'one' AND status = 'online'",
@@ -113,6 +117,10 @@ def flips(theirs: Callable[[Arena, str], object] | str, interleavings: int, besi
     return Encounter(flip, theirs, "online", "online", besides, interleavings)
 
 
+def adoptions(theirs: Callable[[Arena, str], object] | str, interleavings: int, besides: str = "") -> Encounter:
+    return Encounter(adopt, theirs, "offline", "offline", BOTH_DOUBTED + besides, interleavings)
+
+
 def again(theirs: Callable[[Arena, str], object] | str, interleavings: int) -> Encounter:
     return Encounter(owe_again, theirs, "offline", "offline", ACCEPTED, interleavings)
 
@@ -128,7 +136,7 @@ FLIPS_BESIDE_US = {
     "another cycle flips both": flips(flip, 532),
     "another cycle flips it alone": flips(flip_alone, 728),
     "it is put on hold": flips(place_hold, 210),
-    "its doubts are tended": flips(tend_doubts, 462, DOUBTED),
+    "its doubts are tended": flips(tend_doubts, 210, DOUBTED),
 }
 # They lock something for a while, and leave behind a candidate whose instance is dead.
 HARMLESS = {
@@ -148,12 +156,23 @@ CLAIM_AND_HOLD = claims(hold, 1716)
 CANCELLED = {
     name: Encounter(cancel_moved_on, WRITES[name], "offline", "offline", BOTH_OWED, 35) for name in SETTLING_WRITES
 }
+ADOPTIONS = {
+    **{name: adoptions(WRITES[name], 44) for name in SETTLING_WRITES},
+    "a heartbeat sets it online": adoptions(REVIVES, 44),
+    "another cycle adopts both": adoptions(adopt, 532),
+    "it is put on hold": adoptions(place_hold, 210),
+}
+ADOPTION_AND_WATCH = adoptions(owe_again, 84, ACCEPTED)
 OWED_AGAIN = {
     **{name: again(WRITES[name], 20) for name in SETTLING_WRITES},
     "another cycle does the same": again(owe_again, 20),
     "it is put on hold": again(place_hold, 35),
 }
-ALL = (*[FLIPS] * len(STATUS_TYPES), FLIPS_BESIDE_US, HARMLESS, CLAIMS, {"": CLAIM_AND_HOLD}, CANCELLED, OWED_AGAIN)
+ALL = (
+    *[FLIPS] * len(STATUS_TYPES),
+    *(FLIPS_BESIDE_US, HARMLESS, CLAIMS, CANCELLED, ADOPTIONS, OWED_AGAIN),
+    {"a claim and a hold": CLAIM_AND_HOLD, "an adoption and a watch": ADOPTION_AND_WATCH},
+)
 
 
 def outcome(arena: Arena, answers: Mapping[str, Any]) -> Any:
@@ -210,6 +229,22 @@ def test_a_claim_beside_a_hold_is_prevented_or_told_of(arenas: Callable[[StatusT
     _, (answers, state) = serial_outcomes(arena, CLAIM_AND_HOLD)
     assert answers == {"ours": {WORKSPACE: LEFT_ALONE, MATE: "ask"}, "theirs": (1, [])}
     assert_serial(arena, CLAIM_AND_HOLD, (answers | {"theirs": (1, [WORKSPACE])}, state))
+
+
+@pytest.mark.parametrize("name", ADOPTIONS)
+def test_an_adoption_beside_another_writer_ends_as_if_one_of_them_had_gone_first(
+    arenas: Callable[[StatusType], Arena], name: str
+) -> None:
+    assert_serial(arenas("enum"), ADOPTIONS[name])
+
+
+def test_what_a_watch_may_owe_again_is_never_adopted(arenas: Callable[[StatusType], Arena]) -> None:
+    """While the adoption looks at the watched restart, nothing is owed again: the next cycle does it."""
+    arena = arenas("enum")
+    arena.reset(ADOPTION_AND_WATCH.before)
+    answers, state = outcome(arena, in_order([arena.handler(OURS, adopt)]))
+    assert answers["ours"][WORKSPACE] == LEFT_ALONE
+    assert_serial(arena, ADOPTION_AND_WATCH, (answers | {"theirs": 0}, state))
 
 
 @pytest.mark.parametrize("name", OWED_AGAIN)

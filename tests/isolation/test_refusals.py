@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from handler.domain.model import SkipReason
-from handler.errors import LeaseLostError
 from handler.domain.restarts import Step
+from handler.errors import LeaseLostError
 from handler.store import Flipped
 from sandbox.postgres import StatusType
 from tests.isolation.arena import (
