@@ -7,7 +7,7 @@ from typing import Any
 
 from handler import cycle, holds, process, request
 from handler.deadline import Deadline
-from handler.telemetry import cycle_finished, emit_metrics, logger
+from handler.telemetry import cycle_finished, emit_metrics, emit_would_flip, logger
 
 _ONLY_IF_TRUE = ("adopted", "blocked")
 
@@ -36,6 +36,8 @@ def lambda_handler(event: Any, context: Any) -> dict[str, Any]:
     report = dataclasses.replace(report, duration_ms=round((time.monotonic() - began_at) * 1000))
     if asked.applies and not asked.narrowed:
         emit_metrics(report, gauges)
+    elif asked.scheduled:  # under the setting MODE=dry-run
+        emit_would_flip(report)
     answer = dataclasses.asdict(report)
     answer["flips"] = [_shown(flip) for flip in answer["flips"][: cycle.FLIPS_REPORTED]]
     cycle_finished(answer)

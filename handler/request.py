@@ -42,7 +42,7 @@ class ReleaseRequest:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One cycle. `workspace_ids` and `limit` narrow it; None means every candidate.
+    """One cycle. `workspace_ids` and `limit` narrow it; None means every candidate. The schedule asks for it, or a person.
 
     With `adopt`, it also takes the named workspaces that are offline. With `hold` or `release` there is no cycle, only
     that change.
@@ -53,6 +53,7 @@ class Request:
     limit: int | None = None
     override_breaker: bool = False
     adopt: bool = False
+    scheduled: bool = False
     hold: HoldRequest | None = None
     release: ReleaseRequest | None = None
 
@@ -93,7 +94,7 @@ def _scheduled(event: Mapping[str, Any]) -> Request:
     detail: object = bus_event.detail
     if not isinstance(detail, Mapping) and detail != "{}":
         raise _refusal("detail", detail, 'an object or the string "{}"')
-    return Request(APPLY)
+    return Request(APPLY, scheduled=True)
 
 
 def _by_hand(event: Mapping[str, Any]) -> Request:

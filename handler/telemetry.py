@@ -5,7 +5,7 @@ import os
 import sys
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from aws_lambda_powertools import Logger
@@ -57,6 +57,8 @@ METRIC_UNITS = {
     "OnHold": MetricUnit.Count,
 }
 METRIC_NAMES = tuple(METRIC_UNITS)
+# The only metric of a cycle that the schedule starts under the setting MODE=dry-run.
+WOULD_FLIP = "WouldFlip"
 
 # Every key, beside Powertools' own, that a log line may carry.
 LOG_KEYS = (
@@ -270,12 +272,21 @@ def emit_metrics(report: Report, gauges: Gauges) -> None:
         "OnHold": gauges.on_hold,
         "OldestRestartAge": gauges.oldest_restart_age_s,
     }
+    _emit({name: (unit, values[name]) for name, unit in METRIC_UNITS.items()})
+
+
+def emit_would_flip(report: Report) -> None:
+    """Print one EMF line with what a scheduled cycle would have flipped or adopted, had the setting MODE allowed it."""
+    _emit({WOULD_FLIP: (MetricUnit.Count, len(report.flips))})
+
+
+def _emit(values: Mapping[str, tuple[MetricUnit, float]]) -> None:
     metrics = Metrics(
         namespace=os.environ.get("POWERTOOLS_METRICS_NAMESPACE") or NAMESPACE,
         service=os.environ.get("POWERTOOLS_SERVICE_NAME") or SERVICE,
     )
-    for name, unit in METRIC_UNITS.items():
-        metrics.add_metric(name=name, unit=unit, value=values[name])
+    for name, (unit, value) in values.items():
+        metrics.add_metric(name=name, unit=unit, value=value)
     metrics.flush_metrics()
 
 

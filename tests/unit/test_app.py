@@ -233,6 +233,19 @@ def test_only_full_applied_cycles_emit_metrics(
     assert [replace(report, duration_ms=0) for report in measured] == ([cycles.report] if emitted else [])
 
 
+@pytest.mark.parametrize(("event", "emitted"), [(SCHEDULED, [2]), ({"mode": "apply"}, []), ({}, [])])
+def test_under_the_ceiling_only_the_schedule_says_how_many_it_would_flip(
+    cycles: Cycles, monkeypatch: pytest.MonkeyPatch, event: dict[str, Any], emitted: list[int]
+) -> None:
+    said: list[int] = []
+    monkeypatch.setattr(app, "emit_would_flip", lambda report: said.append(len(report.flips)))
+    monkeypatch.setenv("MODE", "dry-run")
+    flips = (Flip(uuid(1), "i-1", "stopped"), Flip(uuid(2), "i-2", "stopped", adopted=True))
+    cycles.report = Report("dry-run", "ec2", flips=flips)
+    app.lambda_handler(event, lambda_context())
+    assert said == emitted
+
+
 def test_a_cycle_beside_another_one_emits_metrics_too(cycles: Cycles, measured: list[Report]) -> None:
     cycles.report = Report("apply", "ec2", outcome=Outcome.ALREADY_RUNNING)
     assert app.lambda_handler(SCHEDULED, lambda_context())["outcome"] == "already_running"

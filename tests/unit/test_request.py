@@ -28,6 +28,7 @@ ALL = {"all": True, "reason": "wait", "seconds": 60}
 HOLD_FORM = '{"workspace_ids": [UUID, …] or "all": true, "reason": text, "seconds": n}'
 REASON_FORM = "a line of 1 to 200 printable characters"
 SECONDS_FORM = "a whole number from 1 to 2592000 (30 days)"
+BY_SCHEDULE = Request("apply", scheduled=True)
 UNSCHEDULED = "no such field in a scheduled event"
 
 
@@ -37,15 +38,13 @@ UNSCHEDULED = "no such field in a scheduled event"
 @pytest.mark.parametrize(
     ("event", "request_made"),
     [
-        pytest.param(SCHEDULED, Request("apply"), id="a rule of EventBridge"),
-        pytest.param(SCHEDULER, Request("apply"), id="EventBridge Scheduler"),
-        pytest.param(SCHEDULED | {"detail": "{}"}, Request("apply"), id="a rule, its detail a string"),
-        pytest.param(SCHEDULER | {"detail": {}}, Request("apply"), id="Scheduler, its detail an object"),
+        pytest.param(SCHEDULED, BY_SCHEDULE, id="a rule of EventBridge"),
+        pytest.param(SCHEDULER, BY_SCHEDULE, id="EventBridge Scheduler"),
+        pytest.param(SCHEDULED | {"detail": "{}"}, BY_SCHEDULE, id="a rule, its detail a string"),
+        pytest.param(SCHEDULER | {"detail": {}}, BY_SCHEDULE, id="Scheduler, its detail an object"),
+        pytest.param(SCHEDULED | {"id": "1", "resources": [], "region": "x"}, BY_SCHEDULE, id="all that a bus adds"),
         pytest.param(
-            SCHEDULED | {"id": "1", "resources": [], "region": "x"}, Request("apply"), id="all that a bus adds"
-        ),
-        pytest.param(
-            {"source": "aws.events", "detail-type": "Scheduled Event"}, Request("apply"), id="a rule without a detail"
+            {"source": "aws.events", "detail-type": "Scheduled Event"}, BY_SCHEDULE, id="a rule without a detail"
         ),
         pytest.param({}, Request("dry-run"), id="nothing"),
         pytest.param({"mode": "dry-run"}, Request("dry-run"), id="a dry run"),
@@ -107,8 +106,8 @@ def test_an_event_makes_its_request(event: dict[str, Any], request_made: Request
 @pytest.mark.parametrize(
     ("name", "request_made"),
     [
-        ("scheduled.json", Request("apply")),
-        ("scheduled-rule.json", Request("apply")),
+        ("scheduled.json", BY_SCHEDULE),
+        ("scheduled-rule.json", BY_SCHEDULE),
         ("apply.json", Request("apply")),
         ("dry-run.json", Request("dry-run")),
         ("dry-run-override.json", Request("dry-run", override_breaker=True)),
