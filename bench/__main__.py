@@ -17,8 +17,8 @@ from pathlib import Path
 
 from bench import readme, run
 from bench.tables import all_tables
-from sandbox.postgres import PostgresServer
-from sandbox.terminal import headline, say, step, table
+from bench.world import site
+from sandbox.terminal import headline, say, table
 
 RESULTS = Path(__file__).with_name("results.json")
 
@@ -33,10 +33,8 @@ def main() -> int:
         parser.error(f"no such scenario: {', '.join(sorted(unknown))}")
     began_at = time.monotonic()
     headline("Measuring")
-    with step("PostgreSQL"):
-        server = PostgresServer.start()
-    with server:
-        scenarios = run.run(server, options.scenarios or run.SCENARIOS)
+    with site() as place:
+        scenarios = run.run(place, options.scenarios or run.SCENARIOS)
     kept = json.loads(options.results.read_text())["scenarios"] if options.results.exists() else {}
     results = {"machine": _machine(), "took_s": round(time.monotonic() - began_at), "scenarios": kept | scenarios}
     options.results.write_text(json.dumps(results, indent=1) + "\n")

@@ -1,24 +1,78 @@
-"""Production's conditions: a database in another zone, and a third of a processor.
+"""Production's conditions: HTTPS, a database in another zone, and a third of a processor.
 
 Lambda gives a function of 512 MB 0.29 of a processor: in each 100 ms it may use it for 29 ms.
 https://docs.aws.amazon.com/lambda/latest/dg/configuration-memory.html
 """
 
 import contextlib
+import functools
 import os
 import queue
 import signal
 import socket
+import ssl
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import urlsplit
 
+import certifi
+
+from sandbox.certificates import Authority
+
 LAMBDA_SHARE = 0.29
+# Between two zones of a Region.
+ZONE_DISTANCE_S = 0.001
 _PERIOD_S = 0.1
 _LOOK_S = 0.002
 _CHUNK = 65_536
+
+
+def at_share(wall_s: float, cpu_s: float, share: float = LAMBDA_SHARE) -> float:
+    """Return how many seconds something takes with a share of a processor: what it computes takes longer."""
+    return wall_s + cpu_s * (1 / share - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Https:
+    """Files (PEM) for HTTPS: a server's key and certificate; the system's authorities, and the one that signed it."""
+
+    server: str
+    authorities: str
+
+    def environment(self) -> dict[str, str]:
+        """Return the variables that have a process trust all the authorities, and load them as it would in production.
+
+        The second one is for botocore, which has authorities of its own otherwise.
+        """
+        return {"SSL_CERT_FILE": self.authorities, "AWS_CA_BUNDLE": self.authorities}
+
+    def context(self) -> ssl.SSLContext:
+        """Return what a server speaks HTTPS with."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(self.server)
+        return context
+
+
+@functools.cache
+def https() -> Https:
+    """Return the files that the whole bench uses. They last as long as this process."""
+    authority = Authority()
+    certificate = authority.issue(["127.0.0.1"])
+    system = Path(ssl.get_default_verify_paths().cafile or certifi.where())
+    server, authorities = Path(_files().name, "server.pem"), Path(_files().name, "authorities.pem")
+    server.write_bytes(certificate.certificate + certificate.key)
+    authorities.write_bytes(system.read_bytes() + authority.certificate)
+    return Https(str(server), str(authorities))
+
+
+@functools.cache
+def _files() -> "tempfile.TemporaryDirectory[str]":
+    return tempfile.TemporaryDirectory(prefix="bench-https-")
 
 
 @contextmanager

@@ -16,8 +16,7 @@ from collections import Counter
 from pathlib import Path
 
 from bench.child import PROJECT
-from bench.world import CHECKOUT, Process, ec2_world
-from sandbox.postgres import PostgresServer
+from bench.world import CHECKOUT, Process, ec2_world, site
 from sandbox.terminal import headline, say, step, table
 
 _SAMPLES_PER_S = 200
@@ -49,8 +48,8 @@ def main() -> int:
 
 def _profile(workspaces: int, py_spy: Path) -> tuple[Counter[tuple[str, ...]], dict[str, float]]:
     with (
-        PostgresServer.start() as server,
-        ec2_world(server, workspaces, foreign=workspaces // 10) as world,
+        site() as place,
+        ec2_world(place, workspaces, foreign=workspaces // 10) as world,
         Process(PROJECT, {**world.ec2.environment(), **world.fleet.environment(PROJECT)}) as process,
         tempfile.NamedTemporaryFile() as file,
     ):

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,13 @@ import botocore
 
 from bench import importing
 from bench.child import PROJECT
+from bench.conditions import LAMBDA_SHARE
+from bench.extremes import https_checks, mass_death, own_tables, slow_control_plane
+from bench.figures import APPLY, NO_AWS, Scenario, figures
 from bench.stand_ins import Cp, Platform, hosted
-from bench.world import CHECKOUT, DEAD_EVERY, EC2_LATENCY_S, Fleet, Process, ec2_world
-from sandbox.postgres import PostgresServer
+from bench.world import CHECKOUT, DEAD_EVERY, EC2_LATENCY_S, Fleet, Process, Site, ec2_world
 from sandbox.terminal import step
 
-Scenario = dict[str, Any]
-
-APPLY = {"mode": "apply"}
 LARGE = 100_000
 GROWTH = (100, 1_000, 10_000)
 # One foreign instance for ten of ours, or very many for very few.
@@ -40,31 +39,17 @@ ALLOWED_BURST, ALLOWED_PER_S = 100, 20
 ARTIFACT = CHECKOUT / ".aws-sam" / "build" / "Reconciler"
 
 
-def figures(contestant: str, rows: int, runs: Sequence[Mapping[str, Any]], *, share: float = 1.0) -> dict[str, Any]:
-    """Return what a contestant came to, run by run; `share` is the part of the rows that it was measured on."""
-    return {
-        "contestant": contestant,
-        "rows": rows,
-        "share": share,
-        "wall_s": [round(run["wall_s"], 4) for run in runs],
-        "cpu_s": [round(run["cpu_s"], 4) for run in runs],
-        "peak_mib": [round(run["peak_mib"], 1) for run in runs],
-        "checked": [run["answer"]["checked"] for run in runs],
-        "flipped": [run["answer"]["flipped"] for run in runs],
-        "calls": [run["ec2"]["calls"] for run in runs if "ec2" in run],
-    }
-
-
-def large_fleet(server: PostgresServer) -> Scenario:
+def large_fleet(place: Site) -> Scenario:
     """100,000 workspaces in one cycle; then the same while other tools drain EC2's bucket."""
     share = PEER_ROWS / LARGE
-    with ec2_world(server, LARGE, foreign=LARGE // FOREIGN_SHARE) as world:
+    with ec2_world(place, LARGE, foreign=LARGE // FOREIGN_SHARE) as world:
         own: list[Any] = []
         others: dict[str, list[Any]] = {name: [] for name in PEERS}
         for _ in range(3):
             own.append(world.run(PROJECT, APPLY))
             for name, runs in others.items():
                 runs.append(world.run(name, {"limit": PEER_ROWS}))
+        limited = world.run(PROJECT, APPLY, share=LAMBDA_SHARE)
         loop = [world.run("loop_ec2", {"limit": LOOP_ROWS})]
         drained = world.run(PROJECT, APPLY, others_per_s=2 * ALLOWED_PER_S, CYCLE_DEADLINE_SECONDS="30")
     rows = [figures(PROJECT, LARGE, own)]
@@ -76,6 +61,7 @@ def large_fleet(server: PostgresServer) -> Scenario:
         "conditions": f"{EC2_LATENCY_S} s a call, bucket of {ALLOWED_BURST} calls and {ALLOWED_PER_S}/s, "
         f"1 in {DEAD_EVERY:,} dead, {LARGE // FOREIGN_SHARE:,} foreign instances, three zones",
         "rows": rows,
+        "limited": figures(PROJECT, LARGE, [limited]),
         "report": {name: report[name] for name in ("candidates", "checked", "dead", "flipped", "deferred")},
         "by_action": own[0]["ec2"]["by_action"],
         "plan": _said(own[0], "plan chosen")[-1],
@@ -93,9 +79,9 @@ def large_fleet(server: PostgresServer) -> Scenario:
     }
 
 
-def small_account(server: PostgresServer) -> Scenario:
+def small_account(place: Site) -> Scenario:
     """50 workspaces among 10,000 foreign instances."""
-    with ec2_world(server, 50, dead_every=0, foreign=MANY_FOREIGN) as world:
+    with ec2_world(place, 50, dead_every=0, foreign=MANY_FOREIGN) as world:
         runs = [world.run(PROJECT, APPLY) for _ in range(3)]
     return {
         "conditions": f"50 workspaces, {MANY_FOREIGN:,} foreign instances; {EC2_LATENCY_S} s a call",
@@ -104,11 +90,11 @@ def small_account(server: PostgresServer) -> Scenario:
     }
 
 
-def growth(server: PostgresServer) -> Scenario:
+def growth(place: Site) -> Scenario:
     """The same cycle on ever larger fleets (the largest one is in `large_fleet`)."""
     rows = []
     for size in GROWTH:
-        with ec2_world(server, size, foreign=size // FOREIGN_SHARE) as world:
+        with ec2_world(place, size, foreign=size // FOREIGN_SHARE) as world:
             runs: dict[str, list[Any]] = {name: [] for name in (PROJECT, *PEERS)}
             for turn in range(3):
                 for name, done in runs.items():
@@ -121,34 +107,37 @@ def growth(server: PostgresServer) -> Scenario:
     }
 
 
-def bulk(server: PostgresServer) -> Scenario:
-    """2,000 dead of 10,000, the breaker lifted, and a platform that takes restarts."""
+def zone(place: Site) -> Scenario:
+    """A zone is lost: 2,000 dead of 4,000, the breaker lifted, and a platform that takes restarts."""
     lifted = APPLY | {"override_breaker": True}
     restarts, events = [], 0
-    with ec2_world(server, 10_000, dead_every=5, foreign=1_000) as world, hosted(Platform, 0.05) as platform:
+    with ec2_world(place, 4_000, dead_every=2, foreign=400) as world, hosted(Platform, 0.05) as platform:
         own, peer = [], []
         for _ in range(3):
-            own.append(world.run(PROJECT, lifted, **platform.environment()))
+            own.append(world.run(PROJECT, lifted, RESTART_GRACE_SECONDS="0", **platform.environment()))
             restarts.append(platform.figures())
-            events = world.fleet.database.query("SELECT count(*) AS count FROM structure_events")[0]["count"]
+            events = world.fleet.left_behind()["events"]
             peer.append(world.run("batches_at_once", {}))
-        rows = [figures(PROJECT, 10_000, own), figures("batches_at_once", 10_000, peer)]
+        flips = [world.run(PROJECT, lifted) for _ in range(3)]
+        limited = world.run(PROJECT, lifted, share=LAMBDA_SHARE)
     return {
-        "conditions": "10,000 workspaces, 2,000 of them dead; the platform takes a restart in 0.05 s",
-        "rows": rows,
+        "conditions": "4,000 workspaces, 2,000 of them dead, breaker lifted; the platform takes a restart in 0.05 s",
+        "rows": [figures(PROJECT, 4_000, own), figures("batches_at_once", 4_000, peer)],
+        "flips": figures(PROJECT, 4_000, flips),
+        "limited": figures(PROJECT, 4_000, [limited]),
         "events": events,
         "restarts": restarts[0]["restarts"],
         "restarts_at_once": max(one["peak_in_flight"] for one in restarts),
     }
 
 
-def warm(server: PostgresServer) -> Scenario:
+def warm(place: Site) -> Scenario:
     """1,000 running workspaces in a process that has done it before, beside the bare SELECT and calls."""
     rows = []
     for latency_s in (0.0, EC2_LATENCY_S):
         names = (PROJECT, "bare_calls", "bare_call")
         runs: dict[str, list[Any]] = {name: [] for name in names}
-        with ec2_world(server, 1_000, dead_every=0, foreign=100, latency_s=latency_s) as world:
+        with ec2_world(place, 1_000, dead_every=0, foreign=100, latency_s=latency_s) as world:
             environments = {name: {**world.ec2.environment(), **world.fleet.environment(name)} for name in names}
             processes = {name: Process(name, environments[name]) for name in names}
             for turn in range(1 + WARM_RUNS):
@@ -165,7 +154,7 @@ def warm(server: PostgresServer) -> Scenario:
     }
 
 
-def control_plane(server: PostgresServer) -> Scenario:
+def control_plane(place: Site) -> Scenario:
     """CP mode at every size and latency, beside the loop; then a CP that begins to fail."""
     grid = [(rows, latency_s) for latency_s in CP_LATENCIES_S for rows in CP_ROWS]
     grid.append((200, 8.0))
@@ -173,14 +162,17 @@ def control_plane(server: PostgresServer) -> Scenario:
     # What mostly waits may wait side by side; what computes has the machine for itself.
     waiting = [job for job in jobs if job[2] >= 1 or job[0] == "loop"]
     computing = [job for job in jobs if job not in waiting]
-    rows = [_control_plane_cycle(server, *job) for job in computing]
-    with ThreadPoolExecutor(len(waiting) + 1) as pool:
-        failing_cycle = pool.submit(_control_plane_cycle, server, PROJECT, 1_000, 0.1, fail_after=300)
-        rows += pool.map(lambda job: _control_plane_cycle(server, *job), waiting)
+    rows = [_control_plane_cycle(place, *job) for job in computing]
+    with ThreadPoolExecutor(len(waiting) + 2) as pool:
+        slow_cycle = pool.submit(slow_control_plane, place)
+        failing_cycle = pool.submit(_control_plane_cycle, place, PROJECT, 1_000, 0.1, fail_after=300)
+        rows += pool.map(lambda job: _control_plane_cycle(place, *job), waiting)
         failing = failing_cycle.result()
+        slow = slow_cycle.result()
     return {
         "conditions": "PROBE_CONCURRENCY 64, CYCLE_DEADLINE_SECONDS 45, every instance running",
         "rows": rows,
+        "slow": slow,
         "failing": {
             "conditions": "1,000 workspaces; the CP answers in 0.1 s, and from the 301st check on with 503",
             "calls_each_second": _each_second(failing["at_s"]),
@@ -192,13 +184,13 @@ def control_plane(server: PostgresServer) -> Scenario:
 
 
 def _control_plane_cycle(
-    server: PostgresServer, contestant: str, rows: int, latency_s: float, *, fail_after: int | None = None
+    place: Site, contestant: str, rows: int, latency_s: float, *, fail_after: int | None = None
 ) -> dict[str, Any]:
-    fleet = Fleet(server, rows)
+    fleet = Fleet(place, rows)
     with hosted(Cp, latency_s) as cp:
         if fail_after is not None:
             cp.fail_after(fail_after)
-        with Process(contestant, {**cp.environment(), **fleet.environment(contestant), **_OFFLINE}) as process:
+        with Process(contestant, {**cp.environment(), **fleet.environment(contestant), **NO_AWS}) as process:
             measured = process.handle(APPLY)
             said = [{"count": line["count"], "reason": line["reason"]} for line in process.log() if _eased(line)]
         asked = cp.figures()
@@ -210,10 +202,6 @@ def _control_plane_cycle(
         "at_s": asked["at_s"] if fail_after is not None else [],
         "said": said,
     }
-
-
-# The settings that keep a process without an EC2 API from asking AWS.
-_OFFLINE = {"AWS_REGION": "eu-central-1", "AWS_EC2_METADATA_DISABLED": "true"}
 
 
 def _eased(line: Mapping[str, Any]) -> bool:
@@ -239,7 +227,7 @@ def _lambda_python() -> tuple[str, str]:
     return python, version.stdout.strip()
 
 
-def cold(server: PostgresServer) -> Scenario:
+def cold(place: Site) -> Scenario:
     """The artifact's one-row cycle in a new process, beside the least script; where its time goes; what it imports."""
     scripts = {PROJECT: "cycle.py", "least": "least.py"}
     if not ARTIFACT.is_dir():
@@ -248,7 +236,7 @@ def cold(server: PostgresServer) -> Scenario:
     taken: dict[str, list[float]] = {name: [] for name in scripts}
     with (
         tempfile.TemporaryDirectory(prefix="bench-") as directory,
-        ec2_world(server, 1, dead_every=0, foreign=0, latency_s=0.0) as world,
+        ec2_world(place, 1, dead_every=0, foreign=0, latency_s=0.0) as world,
     ):
         # A copy, as another Python than 3.13 writes bytecode of its own into it.
         artifact = shutil.copytree(ARTIFACT, Path(directory) / "artifact")
@@ -293,22 +281,25 @@ def cold(server: PostgresServer) -> Scenario:
     }
 
 
-SCENARIOS: Mapping[str, tuple[str, Callable[[PostgresServer], Scenario]]] = {
+SCENARIOS: Mapping[str, tuple[str, Callable[[Site], Scenario]]] = {
     "cold": ("cold start", cold),
     "warm": ("warm cycle of 1,000", warm),
     "small_account": ("a small account", small_account),
     "growth": ("growth", growth),
     "large_fleet": ("100,000 workspaces", large_fleet),
-    "bulk": ("2,000 flips", bulk),
+    "zone": ("a lost zone", zone),
+    "mass_death": ("45,000 dead of 100,000", mass_death),
+    "own_tables": ("growth of our own tables", own_tables),
+    "https": ("HTTPS", https_checks),
     "control_plane": ("control plane", control_plane),
 }
 
 
-def run(server: PostgresServer, names: Iterable[str]) -> dict[str, Scenario]:
+def run(place: Site, names: Iterable[str]) -> dict[str, Scenario]:
     """Run scenarios by name, showing each as a step."""
     results = {}
     for name in names:
         title, scenario = SCENARIOS[name]
         with step(title):
-            results[name] = scenario(server)
+            results[name] = scenario(place)
     return results

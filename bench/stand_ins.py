@@ -8,24 +8,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import get_context
 from multiprocessing.managers import BaseManager
-from typing import Any
+from typing import Any, TypeVar
 
-from bench.conditions import Distance
+from bench.conditions import Distance, Https, https
 from sandbox.control_plane import ControlPlane
 from sandbox.http_server import Answer, HttpStandIn, Reply, Request
 from sandbox.limited_ec2 import DescribeCall, LimitedEc2
+
+StandIn = TypeVar("StandIn", bound=HttpStandIn)
 
 
 class Ec2:
     """An account behind EC2's limits: 100 calls at once, then 20 a second."""
 
-    def __init__(self, latency_s: float) -> None:
-        self._server = LimitedEc2(latency_s=latency_s).start()
+    def __init__(self, latency_s: float, certified: Https | None) -> None:
+        self._certified = certified
+        self._server = _started(LimitedEc2(latency_s=latency_s), certified)
         self._others: _OtherTools | None = None
 
     def environment(self) -> dict[str, str]:
         """Return the variables that have a process call this API."""
-        return self._server.environment
+        return self._server.environment | _trust(self._certified)
 
     def fill(self, ours: int, *, foreign: int, dead_every: int) -> None:
         """Add our instances among foreign ones, every nth of ours terminated (0: none)."""
@@ -85,14 +88,21 @@ class _OtherTools:
 
 
 class Cp:
-    """A control plane for which every instance runs."""
+    """A control plane for which every instance runs, unless it was killed."""
 
-    def __init__(self, latency_s: float) -> None:
-        self._server = ControlPlane(lambda _: "running", latency_s=latency_s).start()
+    def __init__(self, latency_s: float, certified: Https | None) -> None:
+        self._certified = certified
+        self._dead: set[str] = set()
+        control_plane = ControlPlane(lambda one: "terminated" if one in self._dead else "running", latency_s=latency_s)
+        self._server = _started(control_plane, certified)
 
     def environment(self) -> dict[str, str]:
         """Return the settings that have the reconciler ask this control plane."""
-        return self._server.environment
+        return self._server.environment | _trust(self._certified)
+
+    def kill(self, instance_ids: list[str]) -> None:
+        """Have these instances terminated."""
+        self._dead.update(instance_ids)
 
     def fail_after(self, answers: int) -> None:
         """Answer that many checks well, and every later one with 503, as slowly."""
@@ -105,6 +115,7 @@ class Cp:
         times = [request.at for request in self._server.requests]
         return {
             "calls": len(times),
+            "connections": self._server.connections,
             "peak_in_flight": self._server.peak_in_flight,
             "at_s": [round(at - times[0], 3) for at in times],
         }
@@ -113,12 +124,14 @@ class Cp:
 class Platform:
     """A platform that takes every restart, each in a while, and carries none out."""
 
-    def __init__(self, latency_s: float) -> None:
-        self._server = _TakesAll(latency_s).start()
+    def __init__(self, latency_s: float, certified: Https | None) -> None:
+        self._certified = certified
+        self._server = _started(_TakesAll(latency_s), certified)
 
     def environment(self) -> dict[str, str]:
         """Return the settings that have the reconciler ask this platform, in the cycle that flips."""
-        return {"PLATFORM_BASE_URL": self._server.url, "PLATFORM_TOKEN": "bench", "RESTART_GRACE_SECONDS": "0"}
+        settings = {"PLATFORM_BASE_URL": self._server.url, "PLATFORM_TOKEN": "bench", "RESTART_GRACE_SECONDS": "0"}
+        return settings | _trust(self._certified)
 
     def figures(self) -> dict[str, Any]:
         """Return how many restarts were asked for since the last look, and how many at once."""
@@ -138,13 +151,23 @@ class _TakesAll(HttpStandIn):
         return self._answer
 
 
+def _started(stand_in: StandIn, certified: Https | None) -> StandIn:
+    """Start a stand-in, with HTTPS or without."""
+    stand_in.tls = None if certified is None else certified.context()
+    return stand_in.start()
+
+
+def _trust(certified: Https | None) -> dict[str, str]:
+    return {} if certified is None else certified.environment()
+
+
 class _Manager(BaseManager):
     """Starts a process and makes one of these in it; calls go there and their results come back."""
 
 
 _OFFERED = {
     Ec2: ("environment", "fill", "kill", "begin", "figures"),
-    Cp: ("environment", "fail_after", "figures"),
+    Cp: ("environment", "fail_after", "kill", "figures"),
     Platform: ("environment", "figures"),
     Distance: ("to",),
 }
@@ -153,12 +176,13 @@ for kind, methods in _OFFERED.items():
 
 
 @contextmanager
-def hosted(kind: type, latency_s: float) -> Iterator[Any]:
-    """Make a stand-in in a process of its own, and yield what calls its methods there."""
+def hosted(kind: type, latency_s: float, *, plain: bool = False) -> Iterator[Any]:
+    """Make a stand-in in a process of its own, and yield what calls its methods there. Not `plain`: with HTTPS."""
     manager = _Manager(ctx=get_context("spawn"))
     manager.start(_end_with, (os.getpid(),))
+    arguments = () if kind is Distance else (None if plain else https(),)
     try:
-        yield getattr(manager, kind.__name__)(latency_s)
+        yield getattr(manager, kind.__name__)(latency_s, *arguments)
     finally:
         manager.shutdown()
 

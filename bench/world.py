@@ -7,10 +7,12 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from bench.child import PROJECT
+from bench.conditions import ZONE_DISTANCE_S, Distance, limited
 from bench.stand_ins import Ec2, hosted
 from sandbox.postgres import Database, PostgresServer
 
@@ -33,13 +35,44 @@ _RESET = (
     "TRUNCATE reconciler.lease, reconciler.coverage",
     "INSERT INTO reconciler.coverage DEFAULT VALUES",
 )
+_OWE = """
+    WITH taken AS (
+        UPDATE workspaces SET status = 'offline'
+        WHERE id IN (SELECT id FROM workspaces ORDER BY name LIMIT CAST(:count AS bigint)) RETURNING id, instance_id
+    )
+    INSERT INTO reconciler.restarts (workspace_id, instance_id, cycle_id, flipped_at, due_at, first_due_at)
+    SELECT id, instance_id, gen_random_uuid(), at, at, at
+    FROM taken, (SELECT now() - interval '20 minutes' AS at) AS times RETURNING instance_id
+"""
+_LEFT_BEHIND = """
+    SELECT (SELECT count(*) FROM reconciler.doubts) AS doubts,
+           (SELECT cursor IS NOT NULL OR cardinality(brought_forward) > 0 FROM reconciler.coverage) AS place_saved,
+           (SELECT count(*) FROM reconciler.restarts WHERE closed_at IS NULL) AS restarts_open,
+           (SELECT count(*) FROM structure_events) AS events
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A database server, and the way to it: it is in another zone."""
+
+    server: PostgresServer
+    way: Any
+
+
+@contextmanager
+def site() -> Iterator[Site]:
+    """Start a server, and lay the way to it."""
+    with PostgresServer.start() as server, hosted(Distance, ZONE_DISTANCE_S) as way:
+        yield Site(server, way)
 
 
 class Fleet:
     """Workspaces on healthy instances, in a database of their own."""
 
-    def __init__(self, server: PostgresServer, size: int, *, foreign: int = 0) -> None:
-        self.database: Database = server.create_database()
+    def __init__(self, place: Site, size: int, *, foreign: int = 0) -> None:
+        self.database: Database = place.server.create_database()
+        self._urls = {one: place.way.to(one) for one in (self.database.url, self.database.owner_url)}
         self.database.query(_FILL, count=size, instances=size + foreign)
         self.database.query("VACUUM ANALYZE")  # which a server at work does by itself
 
@@ -50,7 +83,21 @@ class Fleet:
 
     def environment(self, contestant: str) -> dict[str, str]:
         """Return how a contestant reaches the database: a peer as its owner, for it looks at more columns."""
-        return {"DATABASE_URL": self.database.url if contestant == PROJECT else self.database.owner_url}
+        return {"DATABASE_URL": self._urls[self.database.url if contestant == PROJECT else self.database.owner_url]}
+
+    def instance_ids(self) -> list[str]:
+        """Return the workspaces' instances."""
+        rows = self.database.query("SELECT instance_id FROM workspaces ORDER BY instance_id")
+        return [row["instance_id"] for row in rows]
+
+    def owe(self, count: int) -> list[str]:
+        """Take so many workspaces offline, and owe each a restart that is due; return their instances."""
+        return [row["instance_id"] for row in self.database.query(_OWE, count=count)]
+
+    def left_behind(self) -> dict[str, Any]:
+        """Return what a cycle left for the next one: doubts, the place where it begins, open restarts, events."""
+        (row,) = self.database.query(_LEFT_BEHIND)
+        return row
 
 
 class Process:
@@ -83,8 +130,11 @@ class Process:
         """The number of the process."""
         return self._process.pid
 
-    def handle(self, event: Mapping[str, Any]) -> dict[str, Any]:
-        """Have it handle one event; return what it measured."""
+    def handle(self, event: Mapping[str, Any], *, share: float | None = None) -> dict[str, Any]:
+        """Have it handle one event, with a `share` of a processor (None: all of it); return what it measured."""
+        if share is not None:
+            with limited(self.pid, share):
+                return self.handle(event)
         if self._process.stdin is None or self._process.stdout is None:
             raise RuntimeError("the process has no pipes")
         self._process.stdin.write(json.dumps(event) + "\n")
@@ -114,6 +164,7 @@ class Ec2World:
         event: Mapping[str, Any],
         *,
         others_per_s: float = 0.0,
+        share: float | None = None,
         **settings: str,
     ) -> dict[str, Any]:
         """Have a contestant, in a process that has looked at one row before, handle an event on a fleet as new."""
@@ -122,13 +173,13 @@ class Ec2World:
             self.fleet.reset()
             process.handle({"limit": 1})
             self.ec2.begin(others_per_s=others_per_s)
-            measured = process.handle(event)
+            measured = process.handle(event, share=share)
             return measured | {"ec2": self.ec2.figures(), "log": process.log()}
 
 
 @contextmanager
 def ec2_world(
-    server: PostgresServer,
+    place: Site,
     size: int,
     *,
     dead_every: int = DEAD_EVERY,
@@ -136,7 +187,7 @@ def ec2_world(
     latency_s: float = EC2_LATENCY_S,
 ) -> Iterator[Ec2World]:
     """Make a world with that many workspaces."""
-    fleet = Fleet(server, size, foreign=foreign)
+    fleet = Fleet(place, size, foreign=foreign)
     with hosted(Ec2, latency_s) as ec2:
         ec2.fill(size, foreign=foreign, dead_every=dead_every)
         yield Ec2World(fleet, ec2)

@@ -3,7 +3,6 @@
 import os
 import select
 import socket
-import ssl
 import struct
 import threading
 import time
@@ -14,8 +13,11 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from socketserver import TCPServer, ThreadingMixIn
-from typing import Any, ClassVar, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 from urllib.parse import parse_qsl, urlsplit
+
+if TYPE_CHECKING:
+    import ssl
 
 _STOP_POLL_S = 0.02
 

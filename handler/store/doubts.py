@@ -33,8 +33,8 @@ REMEMBERED_DEAD = "(doubts.kind IN ('absent', 'dead') AND doubts.last_seen_at > 
 _RECORDS_IT = f"""({short("workspaces.instance_id")} = doubts.instance_id
     AND status IN ('online', 'degraded', 'offline') AND COALESCE(runtime, '') <> 'external')"""
 
-# The next doubts that may have to be tended: those that the breaker and the adoptions rest on, and so many of the others
-# from a place on that is another one in each cycle.
+# The doubts whose row has moved on. Looked at are those that the breaker and the adoptions rest on, and some others
+# around a place that is another one in each cycle.
 _TO_TEND = f"""
 SELECT doubts.workspace_id::text FROM (
     SELECT * FROM reconciler.doubts WHERE {REMEMBERED_DEAD}
@@ -47,7 +47,7 @@ SELECT doubts.workspace_id::text FROM (
 ) AS doubts LEFT JOIN LATERAL (
     SELECT status = 'offline' AS is_offline, {_RECORDS_IT} AS records_it
     FROM platform.workspaces WHERE workspaces.id = doubts.workspace_id LIMIT 1
-) AS row ON true
+) AS recorded ON true
 WHERE NOT COALESCE(records_it, false) OR (offline_since IS NULL) = COALESCE(is_offline, false)
 LIMIT {MOST_TENDED}
 """  # noqa: S608 - put together from constants
@@ -190,7 +190,10 @@ class Doubts:
                 transaction.run(_NOTE_OFFLINE, ids=ids)
 
     def recall(self, deadline: Deadline, *, breaker_window_s: float) -> Memory:
-        """Return the candidates' doubts, and the fleet, of which those flipped in the last `breaker_window_s` seconds are dead."""
+        """Return the candidates' doubts, and the fleet.
+
+        Those that were flipped in the last `breaker_window_s` seconds are dead.
+        """
         with self._session.transaction(deadline, read_only=True) as transaction:
             doubts = transaction.run(_DOUBTS_OF_CANDIDATES)
             ((count,),) = transaction.run(_UP)
@@ -209,8 +212,9 @@ class Doubts:
                 transaction.run(_NOT_ABSENT, ids=list(changes.found))
             if changes.sources is not None:
                 _save_sources(transaction, changes.sources)
-        for doubts in _chunks((*changes.new, *changes.again), ROWS_AT_ONCE):
-            self._save(deadline, doubts)
+        refused = [self._save(deadline, doubts) for doubts in _chunks((*changes.new, *changes.again), ROWS_AT_ONCE)]
+        for error in filter(None, refused):
+            raise error
 
     def set_reasons(self, deadline: Deadline, reasons: Mapping[str, str]) -> None:
         """Note why workspaces that look dead, by id, were not flipped."""
@@ -220,8 +224,12 @@ class Doubts:
                 self._lease.require(transaction)
                 transaction.run(_SET_REASONS, reasons=json.dumps(rows), ids=[one for one, _ in some])
 
-    def _save(self, deadline: Deadline, doubts: Sequence[Doubt]) -> None:
-        """Save doubts, but for one that somebody else is inserting, or that the database cannot take."""
+    def _save(self, deadline: Deadline, doubts: Sequence[Doubt]) -> StoreError | None:
+        """Save doubts, but for one that somebody else is inserting, or that the database refuses; return such an error.
+
+        A refusal is found by halves.
+        """
+        refused = None
         # As JSON: in an array's elements pg8000 lets PostgreSQL take the text "null" for NULL.
         rows = [
             {
@@ -238,12 +246,19 @@ class Doubts:
             with self._session.transaction(deadline, lock_wait_s=INSERT_WAIT_SECONDS) as transaction:
                 self._lease.require(transaction)
                 transaction.run(_SAVE, doubts=json.dumps(rows))
+        except RowLockedError:
+            pass
         except StoreError as error:
-            if not isinstance(error, RowLockedError) and not concerns_a_row(error):
+            if not concerns_a_row(error):
                 raise
-            half = len(doubts) // 2
-            for part in (doubts[:half], doubts[half:]) if half else ():
-                self._save(deadline, part)
+            refused = error
+        else:
+            return None
+        half = len(doubts) // 2
+        if not half:
+            return refused
+        errors = [self._save(deadline, part) for part in (doubts[:half], doubts[half:])]
+        return next(filter(None, errors), None)
 
 
 def _save_sources(transaction: Transaction, sources: Mapping[str, int]) -> None:

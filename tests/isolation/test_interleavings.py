@@ -136,7 +136,7 @@ FLIPS_BESIDE_US = {
     "another cycle flips both": flips(flip, 532),
     "another cycle flips it alone": flips(flip_alone, 728),
     "it is put on hold": flips(place_hold, 210),
-    "its doubts are tended": flips(tend_doubts, 462, DOUBTED),
+    "its doubts are tended": flips(tend_doubts, 210, DOUBTED),
 }
 # They lock something for a while, and leave behind a candidate whose instance is dead.
 HARMLESS = {

@@ -1,0 +1,25 @@
+"""What every scenario keeps of a run."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Scenario = dict[str, Any]
+
+APPLY = {"mode": "apply"}
+# The settings that keep a process without an EC2 API from asking AWS.
+NO_AWS = {"AWS_REGION": "eu-central-1", "AWS_EC2_METADATA_DISABLED": "true"}
+
+
+def figures(contestant: str, rows: int, runs: Sequence[Mapping[str, Any]], *, share: float = 1.0) -> dict[str, Any]:
+    """Return what a contestant came to, run by run; `share` is the part of the rows that it was measured on."""
+    return {
+        "contestant": contestant,
+        "rows": rows,
+        "share": share,
+        "wall_s": [round(run["wall_s"], 4) for run in runs],
+        "cpu_s": [round(run["cpu_s"], 4) for run in runs],
+        "peak_mib": [round(run["peak_mib"], 1) for run in runs],
+        "checked": [run["answer"]["checked"] for run in runs],
+        "flipped": [run["answer"]["flipped"] for run in runs],
+        "calls": [run["ec2"]["calls"] for run in runs if "ec2" in run],
+    }
