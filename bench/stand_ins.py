@@ -129,8 +129,9 @@ class Platform:
         self._server = _started(_TakesAll(latency_s), certified)
 
     def environment(self) -> dict[str, str]:
-        """Return the settings that have the reconciler ask this platform."""
-        return {"PLATFORM_BASE_URL": self._server.url, "PLATFORM_TOKEN": "bench"} | _trust(self._certified)
+        """Return the settings that have the reconciler ask this platform, in the cycle that flips."""
+        settings = {"PLATFORM_BASE_URL": self._server.url, "PLATFORM_TOKEN": "bench", "RESTART_GRACE_SECONDS": "0"}
+        return settings | _trust(self._certified)
 
     def figures(self) -> dict[str, Any]:
         """Return how many restarts were asked for since the last look, and how many at once."""

@@ -31,7 +31,8 @@ _FILL = """
 """
 _RESET = (
     "UPDATE workspaces SET status = 'online' WHERE status = 'offline'",
-    "TRUNCATE structure_events, reconciler.restarts, reconciler.doubts, reconciler.lease, reconciler.coverage",
+    "TRUNCATE structure_events, reconciler.restarts, reconciler.doubts, reconciler.source_doubts",
+    "TRUNCATE reconciler.lease, reconciler.coverage",
     "INSERT INTO reconciler.coverage DEFAULT VALUES",
 )
 _OWE = """

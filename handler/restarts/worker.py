@@ -192,9 +192,10 @@ class RestartWorker:
             workspace_ids=self._workspace_ids,
         )
         pairs = zip_longest(*(list_due(self._one_look(deadline), refused=refused) for refused in (False, True)))
-        due = [one for one in chain.from_iterable(pairs) if one is not None]
+        # Somebody may have changed one between the two lists, so that it is in both.
+        due = {one.restart.workspace_id: one for one in chain.from_iterable(pairs) if one is not None}
         put_off, to_probe = [], []
-        for one in due:
+        for one in due.values():
             decision = before_probing(one, self._now)
             if decision is None or decision.step is Step.CANCEL:  # that is decided again under its lock
                 to_probe.append(one.restart)

@@ -212,8 +212,9 @@ class Doubts:
                 transaction.run(_NOT_ABSENT, ids=list(changes.found))
             if changes.sources is not None:
                 _save_sources(transaction, changes.sources)
-        for doubts in _chunks((*changes.new, *changes.again), ROWS_AT_ONCE):
-            self._save(deadline, doubts)
+        refused = [self._save(deadline, doubts) for doubts in _chunks((*changes.new, *changes.again), ROWS_AT_ONCE)]
+        for error in filter(None, refused):
+            raise error
 
     def set_reasons(self, deadline: Deadline, reasons: Mapping[str, str]) -> None:
         """Note why workspaces that look dead, by id, were not flipped."""
@@ -223,8 +224,12 @@ class Doubts:
                 self._lease.require(transaction)
                 transaction.run(_SET_REASONS, reasons=json.dumps(rows), ids=[one for one, _ in some])
 
-    def _save(self, deadline: Deadline, doubts: Sequence[Doubt]) -> None:
-        """Save doubts, but for one that somebody else is inserting, or that the database cannot take."""
+    def _save(self, deadline: Deadline, doubts: Sequence[Doubt]) -> StoreError | None:
+        """Save doubts, but for one that somebody else is inserting, or that the database refuses; return such an error.
+
+        A refusal is found by halves.
+        """
+        refused = None
         # As JSON: in an array's elements pg8000 lets PostgreSQL take the text "null" for NULL.
         rows = [
             {
@@ -241,12 +246,19 @@ class Doubts:
             with self._session.transaction(deadline, lock_wait_s=INSERT_WAIT_SECONDS) as transaction:
                 self._lease.require(transaction)
                 transaction.run(_SAVE, doubts=json.dumps(rows))
+        except RowLockedError:
+            pass
         except StoreError as error:
-            if not isinstance(error, RowLockedError) and not concerns_a_row(error):
+            if not concerns_a_row(error):
                 raise
-            half = len(doubts) // 2
-            for part in (doubts[:half], doubts[half:]) if half else ():
-                self._save(deadline, part)
+            refused = error
+        else:
+            return None
+        half = len(doubts) // 2
+        if not half:
+            return refused
+        errors = [self._save(deadline, part) for part in (doubts[:half], doubts[half:])]
+        return next(filter(None, errors), None)
 
 
 def _save_sources(transaction: Transaction, sources: Mapping[str, int]) -> None:

@@ -115,15 +115,17 @@ WITH asked AS MATERIALIZED (
                         (SELECT max(asked_at) + make_interval(secs => :uncertain_s) FROM reconciler.restarts
                          WHERE restarts.workspace_id = gone.id AND restarts.instance_id = gone.instance_id)) AS at
     ) AS due, (SELECT count(*) FROM ended) AS ended_before
+    RETURNING workspace_id
 ), believed AS (
     DELETE FROM reconciler.doubts
     WHERE (workspace_id, kind) IN (SELECT workspace_id, kind FROM reconciler.doubts
                                    WHERE workspace_id IN (SELECT id FROM gone) FOR UPDATE SKIP LOCKED)
 )
-SELECT asked.id::text, asked.lease_is_ours, asked.in_time, asked.on_hold, gone.id IS NOT NULL,
+SELECT asked.id::text, asked.lease_is_ours, asked.in_time, asked.on_hold, owed.workspace_id IS NOT NULL,
        asked.adopted OR COALESCE(gone.status = 'offline', false),
        ended.id, ended.instance_id, ended.attempts
-FROM asked LEFT JOIN gone USING (id) LEFT JOIN ended ON ended.workspace_id = gone.id AND cancelled
+FROM asked LEFT JOIN gone USING (id) LEFT JOIN owed ON owed.workspace_id = gone.id
+LEFT JOIN ended ON ended.workspace_id = gone.id AND cancelled
 """  # noqa: S608 - put together from constants
 
 

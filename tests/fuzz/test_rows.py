@@ -8,6 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from handler.domain.model import LONGEST_INSTANCE_ID
 from sandbox.control_plane import state_answer
 from sandbox.http_server import Answer
 from sandbox.postgres import PostgresServer
@@ -95,7 +96,10 @@ def add(stage: Stage, rows: list[dict[str, Any]]) -> list[str]:
     return ids
 
 
-def is_candidate(row: dict[str, Any]) -> bool:
+def may_be_flipped(row: dict[str, Any]) -> bool:
+    """Tell whether a row is a candidate whose instance can be asked about."""
+    if len((row["instance_id"] or "").encode()) > LONGEST_INSTANCE_ID:
+        return False
     return row["status"] in ("online", "degraded") and bool(row["instance_id"]) and row["runtime"] != "external"
 
 
@@ -124,7 +128,7 @@ def test_exactly_the_dead_candidates_are_flipped(stage: Stage, rows: list[dict[s
         dead = {
             one: row["word"]
             for one, row in zip(ids, rows, strict=True)
-            if is_candidate(row)
+            if may_be_flipped(row)
             and row["word"] in DEAD
             and row["heartbeat"] not in ("infinity", "294276-12-31")
             and outcome.before.rows[one]["status"] != "offline"
@@ -137,7 +141,7 @@ def test_exactly_the_dead_candidates_are_flipped(stage: Stage, rows: list[dict[s
 def test_a_restart_for_any_instance_is_refused_and_then_accepted(stage: Stage, rows: list[dict[str, Any]]) -> None:
     stage.clear()
     stage.control_plane.script.reply(state_answer("terminated"))
-    dead = {one: row["instance_id"] for one, row in zip(add(stage, rows), rows, strict=True) if is_candidate(row)}
+    dead = {one: row["instance_id"] for one, row in zip(add(stage, rows), rows, strict=True) if may_be_flipped(row)}
     settings = {**stage.settings("control_plane"), "RESTART_RETRY_SECONDS": "0", "BREAKER_MAX_DEAD_FRACTION": "1"}
     stage.platform.instead.clear()
     stage.platform.instead.reply(Answer(HTTPStatus.INTERNAL_SERVER_ERROR), times=len(dead))

@@ -1118,7 +1118,7 @@ GUARDS = (
         "one doubt that somebody is inserting keeps all others from being saved",
         _STORED_DOUBTS,
         "Doubts._save",
-        Code("(doubts[:half], doubts[half:]) if half else ()", "()"),
+        Code("(doubts[:half], doubts[half:])", "()"),
         f"{_TEST_LOCKED}test_an_absence_that_somebody_is_inserting_costs_its_own_count_alone",
     ),
     Guard(

@@ -23,7 +23,7 @@ OPEN_RESTART = f"""
 """  # noqa: S608 - put together from constants
 RECORD = "UPDATE reconciler.restarts SET last_answer = 'refused' WHERE workspace_id = CAST(:id AS uuid)"
 # Parts of what the reconciler sends.
-WRITE, CLAIM, COMMIT = b"WITH asked AS MATERIALIZED", b"SET attempts = attempts + 1", b"COMMIT\0"
+WRITE, CLAIM, COMMIT = b"WITH asked AS MATERIALIZED", b"SET attempts = LEAST(attempts + 1", b"COMMIT\0"
 BY_ID = "WHERE workspace_id = CAST(:id AS uuid)"
 
 

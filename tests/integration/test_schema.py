@@ -108,7 +108,7 @@ def apply(request: pytest.FixtureRequest, postgres: PostgresServer) -> Apply:
 
 
 def structure(database: Database) -> dict[str, list[Any]]:
-    """Return what the schema consists of: columns, constraints, indexes and comments."""
+    """Return what the schema consists of: columns, constraints, triggers, indexes and comments."""
     queries = {
         "columns": """
             SELECT table_name, column_name, data_type, is_nullable, column_default, is_identity
@@ -118,6 +118,11 @@ def structure(database: Database) -> dict[str, list[Any]]:
         "constraints": """
             SELECT conrelid::regclass::text, conname, pg_get_constraintdef(oid) FROM pg_constraint
             WHERE connamespace = 'reconciler'::regnamespace AND contype <> 'n' ORDER BY 1, 2
+        """,
+        "triggers": """
+            SELECT tgrelid::regclass::text, pg_get_triggerdef(pg_trigger.oid), pg_get_functiondef(tgfoid)
+            FROM pg_trigger JOIN pg_class ON pg_class.oid = tgrelid
+            WHERE relnamespace = 'reconciler'::regnamespace AND NOT tgisinternal ORDER BY 1, 2
         """,
         "indexes": "SELECT indexname, indexdef FROM pg_indexes WHERE schemaname = 'reconciler' ORDER BY indexname",
         "comments": """

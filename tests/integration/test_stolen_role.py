@@ -13,6 +13,9 @@ from typing import Any
 import pg8000.exceptions
 import pytest
 
+from handler.deadline import Deadline
+from handler.domain.restarts import Owed
+from handler.store import Restarts
 from sandbox.postgres import RECONCILER_ROLE, PostgresServer
 from tests.support.events import APPLY
 from tests.support.stage import Outcome, Stage
@@ -280,6 +283,23 @@ def test_a_restart_that_is_exchanged_after_its_probe_restarts_nobody(stage: Stag
         outcome = stage.glance(APPLY | {"workspace_ids": [owner]}, **stage.settings("control_plane"), **ANY_SHARE)
     assert stage.control_plane.requests[-1].instance_id == stage.instance_of(dead)
     assert outcome.calls == []
+
+
+def test_a_restart_that_is_listed_twice_is_asked_for_once(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It becomes one that was refused after those that were not have been listed, and before the others are."""
+    stage.add("running")
+    dead = stage.add("terminated", heartbeat_age_s=SILENT_S)
+    list_due = Restarts.due
+    with thief(stage) as connection:
+
+        def due(store: Restarts, deadline: Deadline, *, refused: bool, **options: Any) -> list[Owed]:
+            found = list_due(store, deadline, refused=refused, **options)
+            connection.run("UPDATE reconciler.restarts SET refusals = 1")
+            return found
+
+        monkeypatch.setattr(Restarts, "due", due)
+        outcome = stage.cycle(**ANY_SHARE)
+    assert [call.workspace_id for call in outcome.calls] == [dead]
 
 
 def test_an_absence_is_no_older_than_the_role_has_known_the_instance(stage: Stage) -> None:

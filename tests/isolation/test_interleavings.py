@@ -1,8 +1,9 @@
-"""A flip or a claim beside any other writer: every interleaving ends as if one side had gone first.
+"""A set of flips or claims beside any other writer: every interleaving ends as if one side had gone first.
 
-Two connections to a real PostgreSQL at READ COMMITTED. The reconciler's side is the handler's own code, stopped before
-each statement. The expected outcomes are not written down here: both sides run one after the other, in both orders, and
-every interleaving has to end like one of the two, in all tables and in the answers that each side gets.
+Whatever becomes of one workspace in a set, the other is flipped or claimed. Two connections to a real PostgreSQL at
+READ COMMITTED. The reconciler's side is the handler's own code, stopped before each statement. The expected outcomes
+are not written down here: both sides run one after the other, in both orders, and every interleaving has to end like
+one of the two, in all tables and in the answers that each side gets.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,11 +13,32 @@ from typing import Any
 import pytest
 
 from handler.domain.model import SkipReason
-from handler.errors import RowLockedError
+from handler.domain.restarts import Step
 from handler.store import Flipped
 from sandbox.postgres import StatusType
 from tests.guards.__main__ import PAGE
-from tests.isolation.arena import BEFORE, OURS, OWED, THEIRS, Arena, cancel_moved_on, claim, flip, hold, put_off
+from tests.isolation.arena import (
+    ACCEPTED,
+    BEFORE,
+    BOTH_DOUBTED,
+    BOTH_OWED,
+    DOUBTED,
+    MATE,
+    OURS,
+    OWED,
+    THEIRS,
+    WORKSPACE,
+    Arena,
+    adopt,
+    cancel_moved_on,
+    claim,
+    flip,
+    hold,
+    owe_again,
+    place_hold,
+    put_off,
+    tend_doubts,
+)
 from tests.support.interleaving import Side, all_interleavings, in_order
 
 LEFT_ALONE = "left alone"
@@ -24,17 +46,28 @@ STATUS_TYPES: tuple[StatusType, ...] = ("enum", "text")
 
 
 def told(answer: object) -> object:
-    """Return what an answer says. A flip that a lock or the row prevented counts as left alone.
+    """Return what an answer says. What a lock or the row prevented counts as left alone.
 
     Raises the errors that nobody expects.
     """
-    if isinstance(answer, SkipReason | RowLockedError):
-        return LEFT_ALONE
     if isinstance(answer, Exception):
         raise answer
-    if isinstance(answer, Flipped):
-        return ("flipped", [restart.id for restart in answer.superseded])
+    if isinstance(answer, Mapping):  # a flip's
+        return {one: _flipped(outcome) for one, outcome in answer.items()}
+    if isinstance(answer, list):  # a claim's
+        found = {one.restart.workspace_id: str(one.step) for one in answer if one.step is not Step.WAIT}
+        return {one: found.get(one, LEFT_ALONE) for one in (WORKSPACE, MATE)}
     return answer
+
+
+def flip_alone(arena: Arena, cycle: str) -> object:
+    return flip(arena, cycle, of=(WORKSPACE,))
+
+
+def _flipped(outcome: Flipped | SkipReason) -> object:
+    if isinstance(outcome, SkipReason):
+        return LEFT_ALONE
+    return "flipped", None if outcome.superseded is None else outcome.superseded.id
 
 
 # --- what others do: one transaction each ---
@@ -50,8 +83,8 @@ WRITES: Mapping[str, str] = {
     "a heartbeat comes": "UPDATE workspaces SET last_heartbeat_at = now(), updated_at = now() WHERE name = 'one'",
     "it is made external": "UPDATE workspaces SET runtime = 'external' WHERE name = 'one'",
 }
+REVIVES = "UPDATE workspaces SET status = 'online', last_heartbeat_at = now(), updated_at = now() WHERE name = 'one'"
 SETTLING_WRITES = ("it is paused", "its row is deleted", "it is reprovisioned", "its instance is cleared")
-# They lock the row for a while, and leave behind a candidate whose instance is dead.
 HARMLESS_WRITES: Mapping[str, str] = {
     "it degrades": "UPDATE workspaces SET status = 'degraded' WHERE name = 'one' AND status = 'online'",
     "it is renamed": "UPDATE workspaces SET name = 'another' WHERE name = 'one'",
@@ -61,12 +94,13 @@ HARMLESS_WRITES: Mapping[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Encounter:
-    """Two sides that use the same row, which has this status, and an owed restart or none."""
+    """Two sides that use the first row, which has this status; the second row's; and what else there is before."""
 
     ours: Callable[[Arena, str], object]
     theirs: Callable[[Arena, str], object] | str
     status: str
-    owed: bool
+    mates_status: str
+    besides: str
     interleavings: int
 
     def sides(self, arena: Arena) -> tuple[Side, Side]:
@@ -76,33 +110,69 @@ class Encounter:
 
     @property
     def before(self) -> str:
-        return BEFORE.format(status=self.status) + (OWED if self.owed else "")
+        return BEFORE.format(status=self.status, mates_status=self.mates_status) + self.besides
 
 
-FLIPS = {
-    **{name: Encounter(flip, write, "online", owed=False, interleavings=22) for name, write in WRITES.items()},
-    "another cycle flips it": Encounter(flip, flip, "online", owed=False, interleavings=44),
-    "it is put on hold": Encounter(flip, hold, "online", owed=False, interleavings=77),
-    "an older restart of its is claimed": Encounter(flip, claim, "online", owed=True, interleavings=109),
-    "restarts that moved on are cancelled": Encounter(flip, cancel_moved_on, "online", owed=True, interleavings=111),
+def flips(theirs: Callable[[Arena, str], object] | str, interleavings: int, besides: str = "") -> Encounter:
+    return Encounter(flip, theirs, "online", "online", besides, interleavings)
+
+
+def adoptions(theirs: Callable[[Arena, str], object] | str, interleavings: int, besides: str = "") -> Encounter:
+    return Encounter(adopt, theirs, "offline", "offline", BOTH_DOUBTED + besides, interleavings)
+
+
+def again(theirs: Callable[[Arena, str], object] | str, interleavings: int) -> Encounter:
+    return Encounter(owe_again, theirs, "offline", "offline", ACCEPTED, interleavings)
+
+
+def claims(
+    theirs: Callable[[Arena, str], object] | str, interleavings: int, status: str = "offline", besides: str = BOTH_OWED
+) -> Encounter:
+    return Encounter(claim, theirs, status, "offline", besides, interleavings)
+
+
+FLIPS = {name: flips(write, 44) for name, write in WRITES.items()}
+FLIPS_BESIDE_US = {
+    "another cycle flips both": flips(flip, 532),
+    "another cycle flips it alone": flips(flip_alone, 728),
+    "it is put on hold": flips(place_hold, 210),
+    "its doubts are tended": flips(tend_doubts, 210, DOUBTED),
 }
+# They lock something for a while, and leave behind a candidate whose instance is dead.
 HARMLESS = {
-    name: Encounter(flip, write, "online", owed=False, interleavings=22) for name, write in HARMLESS_WRITES.items()
+    **{name: flips(write, 44) for name, write in HARMLESS_WRITES.items()},
+    "an older restart of its is claimed": flips(claim, 743, OWED),
+    "restarts that moved on are cancelled": flips(cancel_moved_on, 210, OWED),
 }
 CLAIMS = {
-    **{name: Encounter(claim, WRITES[name], "offline", owed=True, interleavings=84) for name in SETTLING_WRITES},
-    "another cycle claims it": Encounter(claim, claim, "offline", owed=True, interleavings=310),
-    "another cycle finds that the row has moved on": Encounter(claim, claim, "paused", owed=True, interleavings=310),
-    "another cycle puts it off": Encounter(claim, put_off, "offline", owed=True, interleavings=190),
-    "the workspace is put on hold": Encounter(claim, hold, "offline", owed=True, interleavings=229),
-    "restarts that moved on are cancelled": Encounter(claim, cancel_moved_on, "offline", owed=True, interleavings=462),
-    "restarts that moved on are cancelled, this one as well": Encounter(
-        claim, cancel_moved_on, "paused", owed=True, interleavings=432
-    ),
+    **{name: claims(WRITES[name], 84) for name in SETTLING_WRITES},
+    "another cycle claims both": claims(claim, 562),
+    "another cycle finds that the row has moved on": claims(claim, 1092, "paused"),
+    "another cycle puts it off": claims(put_off, 462),
+    "restarts that moved on are cancelled": claims(cancel_moved_on, 210),
+    "restarts that moved on are cancelled, this one as well": claims(cancel_moved_on, 320, "paused"),
 }
+CLAIM_AND_HOLD = claims(hold, 1716)
 CANCELLED = {
-    name: Encounter(cancel_moved_on, WRITES[name], "offline", owed=True, interleavings=56) for name in SETTLING_WRITES
+    name: Encounter(cancel_moved_on, WRITES[name], "offline", "offline", BOTH_OWED, 35) for name in SETTLING_WRITES
 }
+ADOPTIONS = {
+    **{name: adoptions(WRITES[name], 44) for name in SETTLING_WRITES},
+    "a heartbeat sets it online": adoptions(REVIVES, 44),
+    "another cycle adopts both": adoptions(adopt, 532),
+    "it is put on hold": adoptions(place_hold, 210),
+}
+ADOPTION_AND_WATCH = adoptions(owe_again, 84, ACCEPTED)
+OWED_AGAIN = {
+    **{name: again(WRITES[name], 20) for name in SETTLING_WRITES},
+    "another cycle does the same": again(owe_again, 20),
+    "it is put on hold": again(place_hold, 35),
+}
+ALL = (
+    *[FLIPS] * len(STATUS_TYPES),
+    *(FLIPS_BESIDE_US, HARMLESS, CLAIMS, CANCELLED, ADOPTIONS, OWED_AGAIN),
+    {"a claim and a hold": CLAIM_AND_HOLD, "an adoption and a watch": ADOPTION_AND_WATCH},
+)
 
 
 def outcome(arena: Arena, answers: Mapping[str, Any]) -> Any:
@@ -128,7 +198,7 @@ def assert_serial(arena: Arena, encounter: Encounter, *besides: Any) -> None:
     for interleaving in all_interleavings(encounter.sides(arena), arena.blocked, lambda: arena.reset(encounter.before)):
         assert outcome(arena, interleaving.answers) in allowed, " ".join(interleaving.steps)
         count += 1
-    assert count == encounter.interleavings
+    assert count == encounter.interleavings, count
 
 
 @pytest.mark.parametrize("status_type", STATUS_TYPES)
@@ -139,11 +209,49 @@ def test_a_flip_beside_another_writer_ends_as_if_one_of_them_had_gone_first(
     assert_serial(arenas(status_type), FLIPS[name])
 
 
+@pytest.mark.parametrize("name", FLIPS_BESIDE_US)
+def test_a_flip_beside_another_cycle_or_a_hold_ends_as_if_one_of_them_had_gone_first(
+    arenas: Callable[[StatusType], Arena], name: str
+) -> None:
+    assert_serial(arenas("enum"), FLIPS_BESIDE_US[name])
+
+
 @pytest.mark.parametrize("name", CLAIMS)
 def test_a_claim_beside_another_writer_ends_as_if_one_of_them_had_gone_first(
     arenas: Callable[[StatusType], Arena], name: str
 ) -> None:
     assert_serial(arenas("enum"), CLAIMS[name])
+
+
+def test_a_claim_beside_a_hold_is_prevented_or_told_of(arenas: Callable[[StatusType], Arena]) -> None:
+    """A restart that the claim has locked, and then leaves alone because of the hold, may also be told of."""
+    arena = arenas("enum")
+    _, (answers, state) = serial_outcomes(arena, CLAIM_AND_HOLD)
+    assert answers == {"ours": {WORKSPACE: LEFT_ALONE, MATE: "ask"}, "theirs": (1, [])}
+    assert_serial(arena, CLAIM_AND_HOLD, (answers | {"theirs": (1, [WORKSPACE])}, state))
+
+
+@pytest.mark.parametrize("name", ADOPTIONS)
+def test_an_adoption_beside_another_writer_ends_as_if_one_of_them_had_gone_first(
+    arenas: Callable[[StatusType], Arena], name: str
+) -> None:
+    assert_serial(arenas("enum"), ADOPTIONS[name])
+
+
+def test_what_a_watch_may_owe_again_is_never_adopted(arenas: Callable[[StatusType], Arena]) -> None:
+    """While the adoption looks at the watched restart, nothing is owed again: the next cycle does it."""
+    arena = arenas("enum")
+    arena.reset(ADOPTION_AND_WATCH.before)
+    answers, state = outcome(arena, in_order([arena.handler(OURS, adopt)]))
+    assert answers["ours"][WORKSPACE] == LEFT_ALONE
+    assert_serial(arena, ADOPTION_AND_WATCH, (answers | {"theirs": 0}, state))
+
+
+@pytest.mark.parametrize("name", OWED_AGAIN)
+def test_owing_a_restart_again_beside_another_writer_ends_as_if_one_of_them_had_gone_first(
+    arenas: Callable[[StatusType], Arena], name: str
+) -> None:
+    assert_serial(arenas("enum"), OWED_AGAIN[name])
 
 
 @pytest.mark.parametrize("name", CANCELLED)
@@ -160,11 +268,12 @@ def test_a_flip_beside_a_writer_who_changes_nothing_that_matters_is_done_or_left
     arena, encounter = arenas("enum"), HARMLESS[name]
     arena.reset(encounter.before)
     _, other = encounter.sides(arena)
-    answers, state = outcome(arena, in_order([other]))
-    assert_serial(arena, encounter, ({"ours": LEFT_ALONE, **answers}, state))
+    mate_alone = arena.handler(OURS, lambda arena, cycle: flip(arena, cycle, of=(MATE,)))
+    answers, state = outcome(arena, in_order([other, mate_alone]))
+    answers["ours"] |= {WORKSPACE: LEFT_ALONE}
+    assert_serial(arena, encounter, (answers, state))
 
 
 def test_the_page_on_safety_says_how_many_interleavings_there_are() -> None:
-    tables = (*[FLIPS] * len(STATUS_TYPES), HARMLESS, CLAIMS, CANCELLED)
-    total = sum(encounter.interleavings for table in tables for encounter in table.values())
+    total = sum(encounter.interleavings for table in ALL for encounter in table.values())
     assert f" {total:,} interleavings" in " ".join(PAGE.read_text().split())

@@ -639,8 +639,10 @@ def _one_after_another(
         yield from [work(item) for item in taken]
 
 
-def _together(items: Iterator[Item], deadline: Deadline, *, most: int, longest_s: float) -> Iterator[list[Item]]:
+def _together(
+    items: Iterator[Item], deadline: Deadline, *, most: int, longest_s: float, leave_s: float = 0.0
+) -> Iterator[list[Item]]:
     """Do what handler.parallel.gathered does: items of a probe in bulk come together, others one by one."""
-    del deadline, longest_s
+    del deadline, longest_s, leave_s
     while together := list(islice(items, most if _running[-1].simulation.setup.in_bulk else 1)):
         yield together

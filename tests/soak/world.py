@@ -307,7 +307,9 @@ class Adversary:
         """The platform's monitor takes silent rows offline, whatever it does about them."""
         self._world.database.query(
             "UPDATE workspaces SET status = 'offline', updated_at = now() WHERE status IN ('online', 'degraded')"
-            f" AND last_heartbeat_at < now() - make_interval(secs => {MONITOR_S}) AND instance_id = ANY (:dead)",
+            " AND last_heartbeat_at < now() - make_interval(secs => CAST(:silent_s AS float))"
+            " AND instance_id = ANY (:dead)",
+            silent_s=MONITOR_S,
             dead=[one for one in list(self._world.ledger.dead) if self._world.ledger.is_dead(one)],
         )
 

@@ -52,6 +52,29 @@ class SteppedSession(Session):
             self.turnstile.stop()
 
 
+class InterruptedSession(Session):
+    """The handler's own session, to which something happens before or after one of its statements, counted from 1."""
+
+    happens: Callable[[], object] | None = None
+    before: int | None = None
+    after: int | None = None
+    statements: int = 0
+
+    def interrupt(self, happens: Callable[[], object], *, before: int | None = None, after: int | None = None) -> None:
+        """Let `happens` happen before or after that statement from now on."""
+        self.happens, self.before, self.after, self.statements = happens, before, after, 0
+
+    def _run(self, deadline: Deadline, sql: str, **parameters: Any) -> list[Any]:
+        self.statements += 1
+        number = self.statements
+        if number == self.before and self.happens is not None:
+            self.happens()
+        rows = super()._run(deadline, sql, **parameters)
+        if number == self.after and self.happens is not None:
+            self.happens()
+        return rows
+
+
 class SteppedStatements:
     """Plain SQL on its own connection, stopped in the same way: what the platform does."""
 
@@ -74,6 +97,11 @@ Stepped = SteppedSession | SteppedStatements
 def stepped_session(url: str) -> SteppedSession:
     """Return a session of the handler for that database."""
     return SteppedSession(database_from({"DATABASE_URL": url}), Secrets(_nothing), _nothing)
+
+
+def interrupted_session(url: str) -> InterruptedSession:
+    """Return another one."""
+    return InterruptedSession(database_from({"DATABASE_URL": url}), Secrets(_nothing), _nothing)
 
 
 def _nothing(*_: object) -> str:

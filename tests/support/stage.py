@@ -22,6 +22,8 @@ from tests.support.invoke import Invoke
 from tests.support.kept_connections import kept_connections
 
 SOURCE = "instance-state-reconciler"
+# What a flip's event says besides.
+EVIDENCE = {"cycle_id", "probe", "target", "first_answer_at", "second_answer_at", "heartbeat_age_seconds"}
 
 _ROWS = """
     SELECT id::text, name, tier, status::text, runtime, instance_id, url, parent_id::text,
@@ -124,7 +126,9 @@ class Outcome:
             ("instance_id", before["instance_id"]),
             ("instance_state", state),
             ("source", SOURCE),
+            ("previous_status", before["status"]),
         }
+        assert event["payload"].keys() >= EVIDENCE
         assert (restart["instance_id"], restart["outcome"]) == (before["instance_id"], "accepted")
         assert call.expected_instance_id == before["instance_id"]
         flip = {"workspace_id": workspace_id, "instance_id": before["instance_id"], "instance_state": state}

@@ -42,7 +42,7 @@ def test_whatever_is_not_alive_is_a_doubt(sighting: Sighting, doubt: tuple[Verdi
 
 def test_a_living_instance_is_none_and_ends_all_doubts_about_its_workspace() -> None:
     assert changed(saw("running")) == DoubtChanges((), (), (), (), {})
-    both = known(Verdict.DEAD) | known(Verdict.UNKNOWN)
+    both = {**known(Verdict.DEAD), **known(Verdict.UNKNOWN)}
     assert changed(saw("running"), doubts=both).alive == (uuid(1),)
 
 
