@@ -43,7 +43,7 @@ SELECT doubts.workspace_id::text FROM (
      ORDER BY workspace_id LIMIT {MOST_LOOKED_AT})
     UNION ALL
     (SELECT * FROM reconciler.doubts WHERE workspace_id < CAST(:place AS uuid)
-     ORDER BY workspace_id LIMIT {MOST_LOOKED_AT})
+     ORDER BY workspace_id DESC LIMIT {MOST_LOOKED_AT})
 ) AS doubts LEFT JOIN LATERAL (
     SELECT status = 'offline' AS is_offline, {_RECORDS_IT} AS records_it
     FROM platform.workspaces WHERE workspaces.id = doubts.workspace_id LIMIT 1
@@ -133,6 +133,8 @@ SELECT cause, workspaces FROM seen WHERE NOT EXISTS (
     SELECT FROM reconciler.source_doubts WHERE source_doubts.cause = seen.cause)
 ON CONFLICT DO NOTHING
 """
+# Redundant, but PostgreSQL has no idea how few rows a JSON document holds, and would read the whole table.
+_OF_THESE = "doubts.workspace_id = ANY (CAST(:ids AS uuid[]))"
 _SAVE = f"""
 WITH seen AS (
     SELECT * FROM jsonb_to_recordset(CAST(:doubts AS jsonb))
@@ -142,7 +144,7 @@ WITH seen AS (
            doubts.instance_id = seen.instance_id AS same_instance,
            doubts.instance_id = seen.instance_id AND (doubts.kind <> 'absent' OR (doubts.sightings > 0
                AND last_seen_at > now() - make_interval(secs => {ABSENCES_ADD_UP_SECONDS}))) AS adds_up
-    FROM reconciler.doubts JOIN seen USING (workspace_id, kind) FOR UPDATE OF doubts SKIP LOCKED
+    FROM reconciler.doubts JOIN seen USING (workspace_id, kind) WHERE {_OF_THESE} FOR UPDATE OF doubts SKIP LOCKED
 ), updated AS (
     UPDATE reconciler.doubts SET
         instance_id = seen.instance_id, reason = seen.reason, last_seen_at = now(),
@@ -152,12 +154,12 @@ WITH seen AS (
         by_hand = seen.by_hand OR same_instance AND doubts.by_hand,
         offline_since = CASE WHEN same_instance THEN doubts.offline_since END
     FROM seen JOIN known USING (workspace_id, kind)
-    WHERE doubts.workspace_id = seen.workspace_id AND doubts.kind = seen.kind
+    WHERE doubts.workspace_id = seen.workspace_id AND doubts.kind = seen.kind AND {_OF_THESE}
 )
 INSERT INTO reconciler.doubts (workspace_id, kind, instance_id, reason, by_hand)
 SELECT workspace_id, kind, instance_id, reason, by_hand FROM seen
 WHERE NOT EXISTS (SELECT FROM reconciler.doubts
-                  WHERE doubts.workspace_id = seen.workspace_id AND doubts.kind = seen.kind)
+                  WHERE doubts.workspace_id = seen.workspace_id AND doubts.kind = seen.kind AND {_OF_THESE})
 ON CONFLICT DO NOTHING
 """  # noqa: S608 - put together from constants
 _SET_REASONS = """
@@ -245,7 +247,7 @@ class Doubts:
         try:
             with self._session.transaction(deadline, lock_wait_s=INSERT_WAIT_SECONDS) as transaction:
                 self._lease.require(transaction)
-                transaction.run(_SAVE, doubts=json.dumps(rows))
+                transaction.run(_SAVE, doubts=json.dumps(rows), ids=[one.workspace.id for one in doubts])
         except RowLockedError:
             pass
         except StoreError as error:

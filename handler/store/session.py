@@ -11,11 +11,12 @@ import re
 import socket
 import ssl
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import botocore.exceptions
+import pg8000.core
 import pg8000.exceptions
 import pg8000.native
 
@@ -93,6 +94,21 @@ class _Connection(pg8000.native.Connection):  # type: ignore[misc]  # pg8000 has
             row.append(convert(str(data[index : index + length], "utf-8", "surrogateescape")))
             index += length
         context.rows.append(row)
+
+    def execute_unnamed(
+        self, statement: str, vals: Sequence[Any] = (), oids: Sequence[int] = (), stream: Any = None
+    ) -> Any:
+        """Run a statement with parameters in one round trip. pg8000 would wait for the server three times."""
+        context = pg8000.core.Context(statement, stream=stream)
+        unnamed = pg8000.core.NULL_BYTE
+        self.send_PARSE(unnamed, statement, oids)
+        self.send_DESCRIBE_STATEMENT(unnamed)
+        self.send_BIND(unnamed, pg8000.core.make_params(self.py_types, vals))
+        self.send_EXECUTE()
+        self._sock.write(pg8000.core.SYNC_MSG)
+        self._sock.flush()
+        self.handle_messages(context)
+        return context
 
     def obey(self, deadline: Deadline) -> None:
         """Make the next statement end by the deadline, or raise TimeoutError."""

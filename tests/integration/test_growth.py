@@ -3,9 +3,12 @@
 import contextlib
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
+from handler.deadline import Deadline
+from handler.store.session import Session
 from sandbox.control_plane import state_answer
 from sandbox.http_server import Answer
 from sandbox.postgres import PostgresServer
@@ -122,6 +125,81 @@ def test_old_restarts_are_purged_in_small_steps_but_those_that_are_watched_or_lo
     stage.fleet.update(workspace, status="removed")
     stage.glance()
     assert closed_long_ago(stage) == set()
+
+
+# --- plans ---
+
+PLANNED = ("SELECT", "WITH", "INSERT", "UPDATE", "DELETE")
+GROWN = ("restarts", "doubts", "holds")
+# What is small whatever happens, and what is the platform's, may be read in sequence.
+_DOUBTS = """
+INSERT INTO reconciler.doubts (workspace_id, kind, instance_id, since, last_seen_at, offline_since)
+SELECT id, (ARRAY['unknown', 'transition', 'dead'])[1 + row_number() OVER () % 3], instance_id, at, at, at
+FROM workspaces, (SELECT now() - interval '25 hours' AS at) AS times WHERE name = 'doubted'
+"""
+_DOUBTED = """
+INSERT INTO workspaces (name, status, instance_id)
+SELECT 'doubted', 'offline', 'i-' || number FROM generate_series(1, 20000) AS number
+"""
+_HOLDS = """
+INSERT INTO reconciler.holds (workspace_id, reason, ends_at)
+SELECT gen_random_uuid(), 'maintenance', now() + (number - 9500) * interval '4 minutes'
+FROM generate_series(1, 10000) AS number
+"""
+
+
+def reads_in_sequence(plan: dict[str, Any]) -> Iterator[str]:
+    """Yield those of our growing tables that a plan would read as a whole."""
+    if plan["Node Type"] == "Seq Scan" and plan["Relation Name"] in GROWN:
+        yield plan["Relation Name"]
+    for inner in plan.get("Plans", ()):
+        yield from reads_in_sequence(inner)
+
+
+def test_every_query_of_a_cycle_reads_our_own_tables_by_an_index(
+    old_stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cycle flips, saves doubts, asks for restarts and purges, beside years of restarts, doubts and holds."""
+    stage = old_stage
+    for statement in (_DOUBTED, _DOUBTS, _HOLDS, "ANALYZE"):
+        stage.database.query(statement)
+    stage.add_all(3, "running")
+    stage.add_all(3, "terminated")
+    stage.add(None)
+    owe(stage, 3)
+    run = Session._run  # noqa: SLF001 - there is no other place where all statements pass
+    explained, in_sequence = [], {}
+
+    def explain(session: Session, deadline: Deadline, sql: str, **parameters: Any) -> Any:
+        if ";" not in sql and sql.split(maxsplit=1)[0] in PLANNED:
+            ((plans,),) = run(session, deadline, f"EXPLAIN (FORMAT JSON) {sql}", **parameters)
+            explained.append(sql)
+            if tables := list(reads_in_sequence(plans[0]["Plan"])):
+                in_sequence[sql] = tables
+        return run(session, deadline, sql, **parameters)
+
+    monkeypatch.setattr(Session, "_run", explain)
+    outcome = stage.glance(**stage.settings("control_plane"), **NO_BREAKER)
+    assert (len(outcome.report["flips"]), outcome.report["restarts"]["accepted"]) == (3, 6)
+    assert len(explained) > 20
+    assert in_sequence == {}
+
+
+def test_of_very_many_doubts_each_cycle_looks_at_some_and_at_all_that_look_dead(stage: Stage) -> None:
+    """Of rows that are gone. What is remembered dead counts for the breaker, so it must not linger."""
+    stage.add_all(1, "running")
+    stage.database.query(
+        "INSERT INTO reconciler.doubts (workspace_id, kind, instance_id)"
+        " SELECT gen_random_uuid(), CASE WHEN number > 2000 THEN 'dead' ELSE 'unknown' END, 'i-' || number"
+        " FROM generate_series(1, 4000) AS number"
+    )
+    stage.glance(**NO_BREAKER)
+    left = [len(stage.fleet.doubts())]
+    assert 1000 <= left[0] < 2000
+    while left[-1] and len(left) < 100:
+        stage.glance(**NO_BREAKER)
+        left.append(len(stage.fleet.doubts()))
+    assert left[-1] == 0
 
 
 # --- holds and the lease ---
