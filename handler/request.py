@@ -42,7 +42,7 @@ class ReleaseRequest:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One cycle. `workspace_ids` and `limit` narrow it; None means every candidate. The schedule asks for it, or a person.
+    """One cycle. `workspace_ids` and `limit` narrow it; None means every candidate. It may be `scheduled`.
 
     With `adopt`, it also takes the named workspaces that are offline. With `hold` or `release` there is no cycle, only
     that change.
