@@ -385,8 +385,8 @@ class Actor(Watch):
         asked = Asked(owed[-1], workspace_id, instance_id, self.claims[owed[-1]])
         for earlier in self.world.asked:
             same = (earlier.workspace_id, earlier.instance_id) == (workspace_id, instance_id)
-            wait_s = RECOVERY_SECONDS if asked.restart_id in self.world.again else self.settings.restarts.uncertain_s
-            wait_s = self.settings.restarts.uncertain_s if earlier.restart_id == asked.restart_id else wait_s
+            owed_again = asked.restart_id in self.world.again and earlier.restart_id < asked.restart_id
+            wait_s = RECOVERY_SECONDS if owed_again else self.settings.restarts.uncertain_s
             under_way = same and not earlier.is_refused and abs(asked.claimed_at - earlier.claimed_at) < wait_s
             self.require(not under_way, "a restart is asked for while an earlier request may be under way")
         self.world.asked.append(asked)

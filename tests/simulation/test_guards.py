@@ -18,7 +18,7 @@ from handler.restarts import worker
 from handler.store import FlipPolicy
 from tests.fakes import store
 from tests.fakes.tables import Row
-from tests.simulation.explore import OFFLINE, WATCHED, Exhaustive, smallest_world, walk
+from tests.simulation.explore import OFFLINE, OWED, WATCHED, Exhaustive, smallest_world, walk
 from tests.simulation.simulation import Simulation, ViolationError
 
 MOST_WALKS = 20_000
@@ -109,7 +109,7 @@ GUARDS: Mapping[str, Guard] = {
         _replace(store.Part, "may_write", _blind_to_holds), "on hold", "stopped"
     ),
     "a heartbeat has a veto": Guard(_blind(lambda row, _: replace(row, fresh_heartbeat=False)), "heartbeat", "stopped"),
-    "a heartbeat puts a restart off": Guard(_replace(store.Restarts, "_owed", _blind_to_heartbeats), "heartbeat"),
+    "a heartbeat puts a restart off": Guard(_replace(store.Restarts, "_owed", _blind_to_heartbeats), "heartbeat", OWED),
     "the row is locked": Guard(_replace(Simulation, "on_row", _writes_at_once), "is flipped", "stopped"),
     "the second probe": Guard(_replace(flips, "confirms", lambda *_: True), "not seen dead twice", "stopped"),
     "evidence expires": Guard(
