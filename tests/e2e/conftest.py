@@ -46,6 +46,7 @@ class World:
             "PLATFORM_SECRET_ARN": self.ec2.put_secret("platform", {"token": self.platform.token}),
             "CP_BASE_URL": "",  # as the template leaves what is not given
             "MODE": "apply",
+            "RESTART_GRACE_SECONDS": "0",  # so that one cycle shows everything
             "POWERTOOLS_SERVICE_NAME": "blue",
             "POWERTOOLS_METRICS_NAMESPACE": "InstanceStateReconciler",
             "POWERTOOLS_LOG_LEVEL": "INFO",

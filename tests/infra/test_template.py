@@ -311,7 +311,7 @@ def test_the_schedule_sends_the_event_that_the_handler_takes_for_a_full_cycle(te
     sample = event("scheduled")
     own = {"id": "<aws.scheduler.execution-id>", "time": "<aws.scheduler.scheduled-time>"}
     assert json.loads(sent) == sample | own | {"resources": ["<aws.scheduler.schedule-arn>"]}
-    assert parse(json.loads(sent)) == parse(sample) == Request("apply")
+    assert parse(json.loads(sent)) == parse(sample) == Request("apply", scheduled=True)
 
 
 def test_the_deadline_comes_before_the_timeout_and_the_timeout_before_the_next_minute(
