@@ -4,8 +4,7 @@ from collections import Counter
 from typing import Any
 
 from bench.child import PROJECT
-from bench.conditions import LAMBDA_SHARE
-from bench.figures import APPLY, NO_AWS, Scenario, figures
+from bench.figures import APPLY, LAMBDA_SHARE, NO_AWS, Scenario, figures
 from bench.stand_ins import Cp, Ec2, Platform, hosted
 from bench.world import EC2_LATENCY_S, Fleet, Process, Site, ec2_world
 
@@ -14,10 +13,9 @@ MASS_CYCLES, MASS_DUE = 2, 20
 SLOW_S = 8.0
 SLOW_ROWS, SLOW_DEAD_EVERY, SLOW_DUE = 1_000, 20, 12
 CHECKS = (64, 300)
-HTTPS_RUNS = 5
+HTTPS_RUNS = 3
 CLOSED_RESTARTS, DOUBTS, HOLDS = 1_000_000, 100_000, 10_000
 QUIET_RUNS = 9
-NO_GRACE = {"RESTART_GRACE_SECONDS": "0"}
 
 # Without indexes and triggers, which cost a minute for a million rows.
 _CLOSED = """
@@ -57,7 +55,6 @@ def mass_death(place: Site) -> Scenario:
             **world.ec2.environment(),
             **world.fleet.environment(PROJECT),
             **platform.environment(),
-            **NO_GRACE,
         }
         with Process(PROJECT, environment) as process:
             world.fleet.reset()
