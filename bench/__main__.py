@@ -35,7 +35,8 @@ def main() -> int:
     headline("Measuring")
     with site() as place:
         scenarios = run.run(place, options.scenarios or run.SCENARIOS)
-    kept = json.loads(options.results.read_text())["scenarios"] if options.results.exists() else {}
+    some_are_kept = options.scenarios and options.results.exists()
+    kept = json.loads(options.results.read_text())["scenarios"] if some_are_kept else {}
     results = {"machine": _machine(), "took_s": round(time.monotonic() - began_at), "scenarios": kept | scenarios}
     options.results.write_text(json.dumps(results, indent=1) + "\n")
     for one in all_tables(results):

@@ -1,8 +1,4 @@
-"""Production's conditions: HTTPS, a database in another zone, and a third of a processor.
-
-Lambda gives a function of 512 MB 0.29 of a processor: in each 100 ms it may use it for 29 ms.
-https://docs.aws.amazon.com/lambda/latest/dg/configuration-memory.html
-"""
+"""Production's conditions: HTTPS, a database in another zone, and a third of a processor."""
 
 import contextlib
 import functools
@@ -22,19 +18,14 @@ from urllib.parse import urlsplit
 
 import certifi
 
+from bench.figures import LAMBDA_SHARE
 from sandbox.certificates import Authority
 
-LAMBDA_SHARE = 0.29
 # Between two zones of a Region.
 ZONE_DISTANCE_S = 0.001
 _PERIOD_S = 0.1
 _LOOK_S = 0.002
 _CHUNK = 65_536
-
-
-def at_share(wall_s: float, cpu_s: float, share: float = LAMBDA_SHARE) -> float:
-    """Return how many seconds something takes with a share of a processor: what it computes takes longer."""
-    return wall_s + cpu_s * (1 / share - 1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,9 @@ Scenario = dict[str, Any]
 APPLY = {"mode": "apply"}
 # The settings that keep a process without an EC2 API from asking AWS.
 NO_AWS = {"AWS_REGION": "eu-central-1", "AWS_EC2_METADATA_DISABLED": "true"}
+# Lambda gives a function of 512 MB so much of a processor: in each 100 ms it may use it for 29 ms.
+# https://docs.aws.amazon.com/lambda/latest/dg/configuration-memory.html
+LAMBDA_SHARE = 0.29
 
 
 def figures(contestant: str, rows: int, runs: Sequence[Mapping[str, Any]], *, share: float = 1.0) -> dict[str, Any]:
@@ -23,3 +26,8 @@ def figures(contestant: str, rows: int, runs: Sequence[Mapping[str, Any]], *, sh
         "flipped": [run["answer"]["flipped"] for run in runs],
         "calls": [run["ec2"]["calls"] for run in runs if "ec2" in run],
     }
+
+
+def at_share(wall_s: float, cpu_s: float, share: float = LAMBDA_SHARE) -> float:
+    """Return how many seconds something takes with a share of a processor: what it computes takes longer."""
+    return wall_s + cpu_s * (1 / share - 1)

@@ -15,9 +15,8 @@ import botocore
 
 from bench import importing
 from bench.child import PROJECT
-from bench.conditions import LAMBDA_SHARE
 from bench.extremes import https_checks, mass_death, own_tables, slow_control_plane
-from bench.figures import APPLY, NO_AWS, Scenario, figures
+from bench.figures import APPLY, LAMBDA_SHARE, NO_AWS, Scenario, figures
 from bench.stand_ins import Cp, Platform, hosted
 from bench.world import CHECKOUT, DEAD_EVERY, EC2_LATENCY_S, Fleet, Process, Site, ec2_world
 from sandbox.terminal import step
@@ -34,7 +33,7 @@ LOOP_ROWS = 50
 CP_LATENCIES_S = (8.0, 4.0, 2.0, 1.0, 0.1)
 CP_ROWS = (10, 100, 1_000)
 COLD_RUNS = 11
-WARM_RUNS = 7
+WARM_RUNS = 5
 ALLOWED_BURST, ALLOWED_PER_S = 100, 20
 ARTIFACT = CHECKOUT / ".aws-sam" / "build" / "Reconciler"
 
@@ -45,7 +44,7 @@ def large_fleet(place: Site) -> Scenario:
     with ec2_world(place, LARGE, foreign=LARGE // FOREIGN_SHARE) as world:
         own: list[Any] = []
         others: dict[str, list[Any]] = {name: [] for name in PEERS}
-        for _ in range(3):
+        for _ in range(2):
             own.append(world.run(PROJECT, APPLY))
             for name, runs in others.items():
                 runs.append(world.run(name, {"limit": PEER_ROWS}))
@@ -113,12 +112,12 @@ def zone(place: Site) -> Scenario:
     restarts, events = [], 0
     with ec2_world(place, 4_000, dead_every=2, foreign=400) as world, hosted(Platform, 0.05) as platform:
         own, peer = [], []
-        for _ in range(3):
-            own.append(world.run(PROJECT, lifted, RESTART_GRACE_SECONDS="0", **platform.environment()))
+        for _ in range(2):
+            own.append(world.run(PROJECT, lifted, **platform.environment()))
             restarts.append(platform.figures())
             events = world.fleet.left_behind()["events"]
             peer.append(world.run("batches_at_once", {}))
-        flips = [world.run(PROJECT, lifted) for _ in range(3)]
+        flips = [world.run(PROJECT, lifted) for _ in range(2)]
         limited = world.run(PROJECT, lifted, share=LAMBDA_SHARE)
     return {
         "conditions": "4,000 workspaces, 2,000 of them dead, breaker lifted; the platform takes a restart in 0.05 s",

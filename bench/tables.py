@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.child import PROJECT
-from bench.conditions import LAMBDA_SHARE, at_share
+from bench.figures import LAMBDA_SHARE, at_share
 
 Figures = Mapping[str, Any]
 

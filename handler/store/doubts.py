@@ -142,6 +142,7 @@ WITH seen AS (
 ), known AS (
     SELECT doubts.workspace_id, doubts.kind,
            doubts.instance_id = seen.instance_id AS same_instance,
+           last_seen_at > now() - make_interval(hours => 24) AS recent,
            doubts.instance_id = seen.instance_id AND (doubts.kind <> 'absent' OR (doubts.sightings > 0
                AND last_seen_at > now() - make_interval(secs => {ABSENCES_ADD_UP_SECONDS}))) AS adds_up
     FROM reconciler.doubts JOIN seen USING (workspace_id, kind) WHERE {_OF_THESE} FOR UPDATE OF doubts SKIP LOCKED
@@ -152,7 +153,7 @@ WITH seen AS (
                     + CASE WHEN counts THEN 1 ELSE 0 END,
         since = CASE WHEN adds_up THEN doubts.since ELSE now() END,
         by_hand = seen.by_hand OR same_instance AND doubts.by_hand,
-        offline_since = CASE WHEN same_instance THEN doubts.offline_since END
+        offline_since = CASE WHEN same_instance AND recent THEN doubts.offline_since END
     FROM seen JOIN known USING (workspace_id, kind)
     WHERE doubts.workspace_id = seen.workspace_id AND doubts.kind = seen.kind AND {_OF_THESE}
 )

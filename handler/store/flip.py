@@ -18,6 +18,7 @@ from handler.domain.model import CurrentRow, Restart, SkipReason, Verdict, Works
 from handler.domain.policy import CrashLoopPolicy, RestartPolicy
 from handler.errors import NotWrittenError
 from handler.store.candidates import RESTARTING
+from handler.store.doubts import REMEMBERED_DEAD
 from handler.store.holds import on_hold
 from handler.store.lease import LEASE_IS_OURS, Lease
 from handler.store.session import LOCK_WAIT_SECONDS, Session, Transaction
@@ -63,7 +64,8 @@ LEFT JOIN LATERAL (
 LEFT JOIN LATERAL (
     SELECT bool_or(by_hand) AS by_hand, max(sightings) FILTER (WHERE kind = 'absent') AS sightings,
            CAST(extract(epoch FROM now() - min(since) FILTER (WHERE kind = 'absent')) AS double precision) AS absent_s,
-           CAST(extract(epoch FROM now() - min(offline_since)) AS double precision) AS offline_s
+           CAST(extract(epoch FROM now() - min(offline_since) FILTER (WHERE {REMEMBERED_DEAD})) AS double precision)
+               AS offline_s
     FROM reconciler.doubts WHERE workspace_id = asked.id
 ) AS doubt ON true
 """  # noqa: S608 - put together from constants

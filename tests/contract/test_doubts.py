@@ -321,6 +321,30 @@ def test_an_adopted_workspaces_restart_is_due_a_while_after_a_cycle_first_saw_it
     assert the_due(store).id == 1
 
 
+def test_an_adoption_waits_anew_if_nobody_saw_the_workspace_dead_for_a_day(subject: Subject) -> None:
+    """Of such old doubts a cycle tends some only: the row may have been up meanwhile."""
+    taken_offline(subject)
+    holding(subject).doubts.tend(soon())
+    subject.age(DAY + 1)
+    store = holding(subject)
+    save(store, doubt(1, DEAD))
+    flip(store)
+    assert due(store) == []
+    subject.age(UNCERTAIN_S + 1)
+    assert the_due(store).id == 1
+
+
+def test_an_adoption_waits_from_when_it_was_known_dead_and_offline(subject: Subject) -> None:
+    """Not from when another doubt first saw it offline."""
+    taken_offline(subject, kind=UNKNOWN)
+    holding(subject).doubts.tend(soon())
+    subject.age(UNCERTAIN_S + 1)
+    store = holding(subject)
+    save(store, doubt(1, DEAD))
+    flip(store)
+    assert due(store) == []
+
+
 MOVES_ON: dict[str, tuple[Callable[[Subject], object], SkipReason]] = {
     "online": (lambda subject: subject.update(uuid(1), status="online"), SkipReason.STATUS_MOVED),
     "provisioning": (lambda subject: subject.update(uuid(1), status="provisioning"), SkipReason.STATUS_MOVED),

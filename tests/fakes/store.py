@@ -253,11 +253,11 @@ class Doubts(Part):
                 same = known.instance_id == instance_id
                 recent = known.last_seen_at > now - ABSENCES_ADD_UP_SECONDS
                 adds_up = same and (seen.kind is not Verdict.ABSENT or (known.sightings > 0 and recent))
+                known.offline_since = known.offline_since if same and known.last_seen_at > now - _DAY_S else None
                 known.instance_id, known.reason, known.last_seen_at = instance_id, seen.reason, now
                 known.sightings = (known.sightings if adds_up else 0) + seen.counts
                 known.since = known.since if adds_up else now
                 known.by_hand = seen.by_hand or (same and known.by_hand)
-                known.offline_since = known.offline_since if same else None
 
     @_transaction
     def set_reasons(self, _: Deadline, reasons: Mapping[str, str]) -> None:
@@ -461,7 +461,10 @@ class Flips(Part):
             watched_since = older.watched_since if older.instance_id == workspace.instance_id else None
         doubts = tables.doubts_of(workspace.id)
         is_absent, absent = second.verdict is Verdict.ABSENT, tables.doubts.get((workspace.id, Verdict.ABSENT))
-        offline_since = min((doubt.offline_since for doubt in doubts if doubt.offline_since is not None), default=now)
+        offline_since = min(
+            (one.offline_since for one in doubts if one.offline_since is not None and tables.remembers_dead(one)),
+            default=now,
+        )
         adopted_due_s = max(0.0, policy.restarts.uncertain_s - (now - offline_since))
         due_at = now + (adopted_due_s if workspace.offline else policy.restarts.grace_s)
         for one in tables.restarts_of(workspace.id):

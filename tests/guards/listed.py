@@ -505,6 +505,22 @@ GUARDS = (
         f"{_TEST_DECIDE}test_an_offline_row_is_adopted_only_while_nobody_is_at_it",
     ),
     Guard(
+        "adoption: waits from when it was known dead and offline",
+        "a machine that the platform has only just begun to restart is destroyed",
+        _FLIP,
+        "_OWN",
+        Sql("min(offline_since) FILTER (WHERE {REMEMBERED_DEAD})", "min(offline_since)"),
+        f"{_TEST_STORED_DOUBTS}test_an_adoption_waits_from_when_it_was_known_dead_and_offline",
+    ),
+    Guard(
+        "adoption: waits anew after a day",
+        "a machine that the platform has only just begun to restart is destroyed",
+        _STORED_DOUBTS,
+        "_SAVE",
+        Sql("same_instance AND recent", "same_instance"),
+        f"{_TEST_STORED_DOUBTS}test_an_adoption_waits_anew_if_nobody_saw_the_workspace_dead_for_a_day",
+    ),
+    Guard(
         "hold: at the decision",
         "a workspace on hold is flipped",
         _DECIDE,

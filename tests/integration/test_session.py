@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pg8000.native
 import pytest
 
 from handler import process
@@ -171,6 +172,27 @@ def test_a_value_that_is_no_text_leaves_no_answer_behind_that_the_next_question_
     with pytest.raises(StoreError, match="no text"), session.transaction(Deadline(LONG_S)) as transaction:
         transaction.run("SELECT CAST(:text AS text)", text="\ud800")
     assert_works(session)
+
+
+def test_a_statement_with_parameters_takes_one_round_trip(
+    session: SlowToBegin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To a database in another zone each costs milliseconds, and a flip holds its locks meanwhile."""
+    waits: list[object] = []
+    wait = pg8000.native.Connection.handle_messages
+
+    def count(connection: Any, context: object) -> None:
+        waits.append(context)
+        wait(connection, context)
+
+    with session.transaction(Deadline(LONG_S)) as transaction:
+        monkeypatch.setattr(pg8000.native.Connection, "handle_messages", count)
+        assert transaction.run("SELECT CAST(:one AS integer) + 1", one=1) == [[2]]
+        assert len(waits) == 1
+        with pytest.raises(StoreError, match="22012"):
+            transaction.run("SELECT 1 / CAST(:zero AS integer)", zero=0)
+        assert len(waits) == 2
+        transaction.run("ROLLBACK")
 
 
 def test_an_interrupt_in_the_middle_of_an_answer_leaves_nothing_behind_either(
