@@ -202,9 +202,7 @@ class Doubts(Part):
             for key, one in tables.doubts.items()
             if one.workspace_id in tables.workspaces and (one.offline_since is None or tables.remembers_dead(one))
         }
-        remembered = {
-            one.workspace_id for one in tables.doubts.values() if tables.remembers_dead(one) and one.sightings > 0
-        }
+        remembered = {one.workspace_id for one in tables.doubts.values() if tables.remembers_dead(one)}
         acted_on = set()
         for one in tables.restarts:
             is_kept_back = one.is_open and one.kept_back_at is not None and not one.released
@@ -255,7 +253,7 @@ class Doubts(Part):
                 adds_up = same and (seen.kind is not Verdict.ABSENT or (known.sightings > 0 and recent))
                 known.offline_since = known.offline_since if same and known.last_seen_at > now - _DAY_S else None
                 known.instance_id, known.reason, known.last_seen_at = instance_id, seen.reason, now
-                known.sightings = (known.sightings if adds_up else 0) + seen.counts
+                known.sightings = (known.sightings if adds_up else 0) + (seen.counts or (seen.by_hand and not adds_up))
                 known.since = known.since if adds_up else now
                 known.by_hand = seen.by_hand or (same and known.by_hand)
 
