@@ -14,7 +14,7 @@ from itertools import chain, islice, zip_longest
 from handler.deadline import Deadline
 from handler.domain.backoff import crash_loop, retry_backoff
 from handler.domain.evidence import DatabaseClock, expiry
-from handler.domain.model import Cause, CurrentRow, Failure, Restart, Sighting, Verdict
+from handler.domain.model import FOUND, Cause, CurrentRow, Failure, Restart, Sighting, Verdict
 from handler.domain.restarts import (
     Circumstances,
     Owed,
@@ -123,7 +123,7 @@ class RestartWorker:
             if platform is not None:
                 self._ask_for_the_due(platform, deadline, closing)
             if to_probe and not deadline.over():
-                self._owe_again(to_probe, deadline, closing)
+                self._owe_again(to_probe, deadline, closing, released=release)
         except UnfitDatabaseError:
             raise
         except ReconcilerError as error:
@@ -147,10 +147,10 @@ class RestartWorker:
             self._store.note_watch(self._one_look(deadline), ended=ended, up=up, not_up=not_up)
         return by_step[WatchStep.PROBE]
 
-    def _owe_again(self, watched: Sequence[Watched], deadline: Deadline, closing: Deadline) -> None:
+    def _owe_again(self, watched: Sequence[Watched], deadline: Deadline, closing: Deadline, *, released: bool) -> None:
         """Owe a restart once more where the row is offline and the instance still dead: nothing has come of it."""
         by_id = {one.restart.workspace_id: one.restart for one in watched}
-        loops, absent = {}, []
+        loops, absent, found = {}, [], []
         probing = deadline.within(deadline.remaining() * PROBING_SHARE)
         for sighting in self._probe.sightings([one.as_candidate() for one in by_id.values()], probing):
             restart = by_id[sighting.workspace.id]
@@ -160,10 +160,12 @@ class RestartWorker:
                 loops[restart.id] = (loop.streak, loop.backoff_s)
             elif sighting.verdict is Verdict.ABSENT and self._now.absence_counts:
                 absent.append(restart)
-        if absent:
-            self._store.count_absences(closing, absent)
+            elif sighting.verdict in FOUND and restart.absent_sightings:
+                found.append(restart)
+        if absent or found:
+            self._store.count_absences(closing, absent, found=found)
         if loops:
-            for restart in self._store.owe_again(closing, loops):
+            for restart in self._store.owe_again(closing, loops, released=released):
                 self._log.restart("restart owed again", restart, "the workspace is offline, its instance still dead")
 
     # Asking.

@@ -28,7 +28,9 @@ MOST_DEAD = 200_000
 # A doubt that somebody else is inserting is found by halves, so that each wait has to be short.
 INSERT_WAIT_SECONDS = 0.05
 
-REMEMBERED_DEAD = "(doubts.kind IN ('absent', 'dead') AND doubts.last_seen_at > now() - make_interval(hours => 24))"
+# An absence without sightings was refuted: the instance was found, though not running.
+REMEMBERED_DEAD = """(doubts.kind IN ('absent', 'dead') AND doubts.sightings > 0
+    AND doubts.last_seen_at > now() - make_interval(hours => 24))"""
 # The row may still be somebody's to flip or adopt, with this very instance.
 _RECORDS_IT = f"""({short("workspaces.instance_id")} = doubts.instance_id
     AND status IN ('online', 'degraded', 'offline') AND COALESCE(runtime, '') <> 'external')"""
@@ -91,7 +93,7 @@ SELECT dead.workspace_id::text, acted_on,
        COALESCE({IS_UP}, false)
 FROM (
     SELECT workspace_id, bool_or(acted_on) AS acted_on FROM (
-        SELECT workspace_id, false AS acted_on FROM reconciler.doubts WHERE {REMEMBERED_DEAD} AND sightings > 0
+        SELECT workspace_id, false AS acted_on FROM reconciler.doubts WHERE {REMEMBERED_DEAD}
         UNION ALL
         SELECT workspace_id, true FROM reconciler.restarts WHERE flipped_at > now() - make_interval(secs => :window_s)
         UNION ALL
@@ -150,7 +152,7 @@ WITH seen AS (
     UPDATE reconciler.doubts SET
         instance_id = seen.instance_id, reason = seen.reason, last_seen_at = now(),
         sightings = CASE WHEN adds_up THEN LEAST(doubts.sightings, 999999) ELSE 0 END
-                    + CASE WHEN counts THEN 1 ELSE 0 END,
+                    + CASE WHEN counts OR seen.by_hand AND NOT adds_up THEN 1 ELSE 0 END,
         since = CASE WHEN adds_up THEN doubts.since ELSE now() END,
         by_hand = seen.by_hand OR same_instance AND doubts.by_hand,
         offline_since = CASE WHEN same_instance AND recent THEN doubts.offline_since END

@@ -103,9 +103,10 @@ WITH again AS (
     RETURNING owed.*
 )
 INSERT INTO reconciler.restarts (workspace_id, instance_id, cycle_id, flipped_at, adopted, streak, backoff_until,
-                                 watched_since, absent_sightings, absent_since, due_at, first_due_at)
+                                 watched_since, absent_sightings, absent_since, due_at, first_due_at, released)
 SELECT workspace_id, instance_id, CAST(:cycle_id AS uuid), flipped_at, adopted, again.streak,
-       now() + make_interval(secs => again.backoff_s), watched_since, absent_sightings, absent_since, due.at, due.at
+       now() + make_interval(secs => again.backoff_s), watched_since, absent_sightings, absent_since, due.at, due.at,
+       :released
 FROM ended JOIN again USING (id), LATERAL (
     SELECT GREATEST(now(), GREATEST(asked_at, closed_at) + make_interval(secs => {RECOVERY_SECONDS})) AS at
 ) AS due
@@ -146,10 +147,12 @@ WHERE owed.id = asked.id AND {LEASE_IS_OURS} AND clock_timestamp() <= to_timesta
   AND NOT {on_hold("owed.workspace_id")} AND NOT {_STOPPED}
 RETURNING owed.id
 """  # noqa: S608 - put together from constants
+# A watch begins with the sight of life, so the absences before it are forgotten.
 _CANCEL = """
 UPDATE reconciler.restarts
 SET closed_at = now(), outcome = 'cancelled',
-    watched_since = CASE WHEN :watch THEN COALESCE(watched_since, now()) ELSE watched_since END
+    watched_since = CASE WHEN :watch THEN COALESCE(watched_since, now()) ELSE watched_since END,
+    absent_sightings = CASE WHEN :watch THEN 0 ELSE absent_sightings END
 WHERE id = ANY (CAST(:ids AS bigint[]))
 """
 _PUT_OFF = """
@@ -164,6 +167,7 @@ SET due_at = now(), absent_since = CASE WHEN absent_sightings > 0 THEN COALESCE(
     absent_sightings = LEAST(absent_sightings + 1, {MOST_COUNTED})
 WHERE id = ANY (CAST(:ids AS bigint[]))
 """  # noqa: S608 - put together from constants
+_FORGET_ABSENCES = "UPDATE reconciler.restarts SET absent_sightings = 0 WHERE id = ANY (CAST(:ids AS bigint[]))"
 # An answer that settles nothing (REFUSED, BLOCKED) began no work, so it begins no watch.
 # A restart that could not be asked for stays untouched if somebody has claimed it since it was read.
 _RECORD_ANSWER = f"""
@@ -235,14 +239,17 @@ class Restarts:
             self._lease.require(transaction)
             transaction.run(_NOTE_WATCH, ended=list(ended), up=list(up), all=[*ended, *up, *not_up])
 
-    def owe_again(self, deadline: Deadline, loops: Mapping[int, tuple[int, float]]) -> list[Restart]:
+    def owe_again(
+        self, deadline: Deadline, loops: Mapping[int, tuple[int, float]], *, released: bool = False
+    ) -> list[Restart]:
         """Owe closed restarts once more whose instance is still dead; return the new ones.
 
-        `loops` has, by a restart's id, the streak and the back-off in seconds of the new one.
+        `loops` has, by a restart's id, the streak and the back-off in seconds of the new one. An open breaker does not
+        stop `released` ones.
         """
         rows = [{"id": one, "streak": streak, "backoff_s": wait_s or None} for one, (streak, wait_s) in loops.items()]
         with self._session.transaction(deadline, lock_wait_s=LOCK_WAIT_SECONDS) as transaction:
-            again = transaction.run(_OWE_AGAIN, **self._lease.own, rows=json.dumps(rows))
+            again = transaction.run(_OWE_AGAIN, **self._lease.own, rows=json.dumps(rows), released=released)
         return [Restart(*row) for row in again]
 
     def keep_back(self, deadline: Deadline, *, workspace_ids: Sequence[str] | None) -> None:
@@ -320,12 +327,13 @@ class Restarts:
             locked = [one for (one,) in transaction.run(_LOCK, ids=[one.id for one in restarts])]
             transaction.run(_PUT_OFF, ids=locked, found=[], wait_s=wait_s)
 
-    def count_absences(self, deadline: Deadline, restarts: Iterable[Restart]) -> None:
-        """Count one more cycle in which the instances of watched restarts were not found."""
+    def count_absences(self, deadline: Deadline, absent: Iterable[Restart], *, found: Iterable[Restart] = ()) -> None:
+        """Count one more cycle in which the instances of watched restarts were `absent`; forget it of those `found`."""
         with self._session.transaction(deadline) as transaction:
             self._lease.require(transaction)
-            locked = transaction.run(_LOCK_ANY, ids=[one.id for one in restarts])
-            transaction.run(_COUNT_ABSENCE, ids=[one for (one,) in locked])
+            for statement, restarts in ((_COUNT_ABSENCE, absent), (_FORGET_ABSENCES, found)):
+                locked = transaction.run(_LOCK_ANY, ids=[one.id for one in restarts])
+                transaction.run(statement, ids=[one for (one,) in locked])
 
     def accepted(self, deadline: Deadline, restart: Restart) -> None:
         """Close an accepted restart. It stays watched. Needs no lease: the platform has it, whatever else happened."""

@@ -202,9 +202,7 @@ class Doubts(Part):
             for key, one in tables.doubts.items()
             if one.workspace_id in tables.workspaces and (one.offline_since is None or tables.remembers_dead(one))
         }
-        remembered = {
-            one.workspace_id for one in tables.doubts.values() if tables.remembers_dead(one) and one.sightings > 0
-        }
+        remembered = {one.workspace_id for one in tables.doubts.values() if tables.remembers_dead(one)}
         acted_on = set()
         for one in tables.restarts:
             is_kept_back = one.is_open and one.kept_back_at is not None and not one.released
@@ -255,7 +253,7 @@ class Doubts(Part):
                 adds_up = same and (seen.kind is not Verdict.ABSENT or (known.sightings > 0 and recent))
                 known.offline_since = known.offline_since if same and known.last_seen_at > now - _DAY_S else None
                 known.instance_id, known.reason, known.last_seen_at = instance_id, seen.reason, now
-                known.sightings = (known.sightings if adds_up else 0) + seen.counts
+                known.sightings = (known.sightings if adds_up else 0) + (seen.counts or (seen.by_hand and not adds_up))
                 known.since = known.since if adds_up else now
                 known.by_hand = seen.by_hand or (same and known.by_hand)
 
@@ -534,7 +532,9 @@ class Restarts(Part):
                     one.up_since = (now if one.up_since is None else one.up_since) if one.id in up else None
 
     @_transaction
-    def owe_again(self, _: Deadline, loops: Mapping[int, tuple[int, float]]) -> list[Restart]:
+    def owe_again(
+        self, _: Deadline, loops: Mapping[int, tuple[int, float]], *, released: bool = False
+    ) -> list[Restart]:
         tables, now, again = self.tables, self.tables.now, []
         for one in self._unlocked(loops):
             is_free = self.lease_is_ours() and not tables.is_on_hold(one.workspace_id)
@@ -557,6 +557,7 @@ class Restarts(Part):
                     streak=streak,
                     backoff_until=now + backoff_s if backoff_s else None,
                     adopted=one.adopted,
+                    released=released,
                     absent_sightings=one.absent_sightings,
                     absent_since=one.absent_since,
                     first_due_at=due_at,
@@ -662,8 +663,9 @@ class Restarts(Part):
             case Step.CANCEL | Step.CANCEL_AND_WATCH:
                 self.watch.wrote("cancel", decision)
                 owed.closed_at, owed.outcome = now, "cancelled"
-                if decision.step is Step.CANCEL_AND_WATCH and owed.watched_since is None:
-                    owed.watched_since = now
+                if decision.step is Step.CANCEL_AND_WATCH:
+                    owed.watched_since = now if owed.watched_since is None else owed.watched_since
+                    owed.absent_sightings = 0
             case Step.PUT_OFF:
                 self.watch.wrote("put_off", decision)
                 owed.due_at = now + retry_s
@@ -685,11 +687,13 @@ class Restarts(Part):
                 one.due_at = self.tables.now + wait_s
 
     @_transaction
-    def count_absences(self, _: Deadline, restarts: Iterable[Restart]) -> None:
+    def count_absences(self, _: Deadline, absent: Iterable[Restart], *, found: Iterable[Restart] = ()) -> None:
         self.require_lease()
-        for one in self._unlocked(restart.id for restart in restarts):
+        for one in self._unlocked(restart.id for restart in absent):
             self.watch.wrote("count_absences", one)
             self._count_absence(one)
+        for one in self._unlocked(restart.id for restart in found):
+            one.absent_sightings = 0
 
     @_transaction
     def accepted(self, _: Deadline, restart: Restart) -> None:

@@ -198,7 +198,7 @@ class Tables:
     def remembers_dead(self, doubt: StoredDoubt) -> bool:
         """Tell whether a doubt says that the instance was dead or absent within the last 24 hours."""
         recent = doubt.last_seen_at > self.now - REMEMBERED_DEAD_SECONDS
-        return doubt.kind in GONE and recent
+        return doubt.kind in GONE and doubt.sightings > 0 and recent
 
     def forget(self, doubts: Iterable[StoredDoubt]) -> None:
         """Delete doubts, but for those that somebody else has locked."""

@@ -103,6 +103,7 @@ _TEST_STOLEN_ROLE = "tests/integration/test_stolen_role.py::"
 _TEST_STORE = "tests/contract/test_store.py::"
 _TEST_STORED_RESTARTS = "tests/contract/test_restarts.py::"
 _TEST_STORIES = "tests/integration/test_stories.py::"
+_TEST_ATTACKS = "tests/integration/test_attacks.py::"
 _TEST_TELEMETRY = "tests/integration/test_telemetry.py::"
 _TEST_TELEMETRY_UNIT = "tests/unit/test_telemetry.py::"
 _TEST_WORKER = "tests/unit/test_restart_worker.py::"
@@ -870,6 +871,30 @@ GUARDS = (
         "owed_again",
         Code("sighting.verdict is Verdict.DEAD", "False"),
         f"{_TEST_DECISIONS}test_a_restart_that_did_nothing_is_owed_again",
+    ),
+    Guard(
+        "watch: life ends an absence",
+        "a machine that runs is destroyed: not found once, added to what was before it was seen running",
+        _WORKER,
+        "RestartWorker._owe_again",
+        Code("sighting.verdict in FOUND", "False"),
+        f"{_TEST_ATTACKS}TestAbsenceAfterLife",
+    ),
+    Guard(
+        "watch: begins without absences",
+        "a machine that was found running is destroyed once it is not found a single time",
+        _RESTARTS,
+        "_CANCEL",
+        Sql("CASE WHEN :watch THEN 0 ELSE absent_sightings END", "absent_sightings"),
+        f"{_TEST_ATTACKS}TestAbsenceAfterLife",
+    ),
+    Guard(
+        "adoption: a refuted absence",
+        "a machine that was only stopped is destroyed, because EC2 once did not know it",
+        "handler/store/doubts.py",
+        "REMEMBERED_DEAD",
+        Sql("AND doubts.sightings > 0", ""),
+        f"{_TEST_ATTACKS}test_an_absence_that_was_refuted_is_no_death_that_was_seen",
     ),
     Guard(
         "watch: not before a quarter of an hour",
