@@ -45,7 +45,7 @@ def reformatted(file: str) -> str:
 
 
 @cache
-def tests_of(file: str) -> list[str]:
+def names_of(file: str) -> list[str]:
     """Return the names of a file's tests: functions, and classes of them."""
     body = ast.parse(source_of(file)).body
     return [node.name for node in body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
@@ -67,7 +67,7 @@ def test_a_guard_is_found_after_a_reformat(guard: Guard) -> None:
 @pytest.mark.parametrize("guard", GUARDS, ids=lambda guard: guard.name)
 def test_a_guards_test_exists(guard: Guard) -> None:
     file, _, name = guard.test.partition("::")
-    assert tests_of(file).count(name) == 1
+    assert names_of(file).count(name) == 1
 
 
 def test_guards_have_different_names() -> None:
