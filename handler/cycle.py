@@ -33,7 +33,7 @@ RESTARTS_RESERVE_SECONDS = 18.0
 LONGEST_RESTARTS_RESERVE = 0.4
 # A dead instance is probed twice. The slower the answers, the earlier the first probe ends: it leaves this many times
 # the slowest answer for the second probe, but at most this fraction of the cycle.
-SECOND_PROBE_FACTOR = 1.25
+SECOND_PROBE_FACTOR = 1.15
 LONGEST_RESERVE = 0.5
 # The closing writes are short, and happen even if the cycle's time is over.
 CLOSING_SECONDS = 0.5
