@@ -33,7 +33,7 @@ RESTARTS_RESERVE_SECONDS = 18.0
 LONGEST_RESTARTS_RESERVE = 0.4
 # A dead instance is probed twice. The slower the answers, the earlier the first probe ends: it leaves this many times
 # the slowest answer for the second probe, but at most this fraction of the cycle.
-SECOND_PROBE_FACTOR = 1.25
+SECOND_PROBE_FACTOR = 1.15
 LONGEST_RESERVE = 0.5
 # The closing writes are short, and happen even if the cycle's time is over.
 CLOSING_SECONDS = 0.5
@@ -199,6 +199,7 @@ def _cycle(request: Request, settings: Settings, parts: Parts, phases: Phases) -
 def _observe(probe: Probe, selection: Selection, phases: Phases, log: CycleLog) -> Observed:
     """Probe every candidate once, as far as time allows."""
     sightings = []
+    impaired = probe.impaired(selection.workspaces, phases.probing)
     slowest_s, longest_reserve_s = 0.0, phases.whole.remaining() * LONGEST_RESERVE
     for sighting in probe.sightings(selection.workspaces, phases.probing):
         sightings.append(sighting)
@@ -209,8 +210,7 @@ def _observe(probe: Probe, selection: Selection, phases: Phases, log: CycleLog) 
             reserve_s = min(slowest_s * SECOND_PROBE_FACTOR, longest_reserve_s)
             phases.probing.shorten(phases.flipping.remaining() - reserve_s)
     cut_short = phases.probing.over()
-    impaired = 0 if cut_short else probe.impaired(selection.workspaces, phases.probing)
-    return Observed(selection, sightings, impaired, cut_short)
+    return Observed(selection, sightings, impaired(), cut_short)
 
 
 def _policy(request: Request, settings: Settings, selection: Selection) -> FlipPolicy:

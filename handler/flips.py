@@ -18,8 +18,11 @@ from handler.store import FlipOutcomes, Flipped, FlipPolicy, Flips
 from handler.store.sqlstate import concerns_a_row
 from handler.telemetry import CycleLog
 
-# Workspaces that are probed and flipped together. Small, so that each flip closely follows its second probe.
+# Workspaces that are flipped together.
 SET = 200
+# So many sets are probed together, and then flipped one after the other. Few, so that each flip closely follows its
+# second probe: even if every set takes as long as it may, the last one begins in time.
+SETS_PROBED = 3
 # A set closes when its oldest evidence is so old, in seconds, however few there are.
 OLDEST_IN_SET_SECONDS = 2.0
 # The platform's rows are locked for no longer than this: it may want them.
@@ -139,7 +142,8 @@ class Flipper:
         self, sightings: Sequence[Sighting], attempt: Attempt, deadline: Deadline
     ) -> Iterator[Attempted]:
         remaining = iter(sightings)
-        while batch := {one.workspace.id: one for one in islice(remaining, SET)}:
+        # Sets become smaller when they take too long. Fewer than one whole set are not worth a call.
+        while batch := {one.workspace.id: one for one in islice(remaining, max(SET, SETS_PROBED * self._set))}:
             seconds = self._probe.sightings([one.workspace for one in batch.values()], deadline)
             in_sets = gathered(seconds, deadline, most=SET, longest_s=OLDEST_IN_SET_SECONDS, leave_s=self._timeout_s)
             for together in in_sets:

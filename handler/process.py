@@ -111,7 +111,8 @@ def forget() -> None:
 def aws() -> Aws:
     """Return a new set of AWS clients. It connects to nothing yet."""
     handlers = {status_pages.EVENT: status_pages.read_instead}
-    return Aws(BoundedPools(connections=CALLS_AT_ONCE), models=MODELS, handlers=handlers)
+    connections = CALLS_AT_ONCE + 1  # one for the impaired instances
+    return Aws(BoundedPools(connections=connections), models=MODELS, handlers=handlers)
 
 
 def seconds_for(most: float, context: Any) -> float:

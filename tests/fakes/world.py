@@ -2,7 +2,7 @@
 
 import math
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, Self
 
@@ -314,12 +314,13 @@ class Probe:
         answers = self._answers(workspaces, deadline, fair_share(self._timeout_s, deadline))
         yield from list(answers) if self._in_bulk else answers
 
-    def impaired(self, workspaces: Sequence[Workspace], deadline: Deadline) -> int:
+    def impaired(self, workspaces: Sequence[Workspace], deadline: Deadline) -> Callable[[], int]:
         """See handler.probes.Probe."""
         if deadline.over():
-            return 0
+            return lambda: 0
         running = {one for one, instance in self._world.instances.items() if instance.state == "running"}
-        return sum(one.instance_id in running & self._world.impaired for one in workspaces)
+        impaired = running & self._world.impaired
+        return lambda: sum(one.instance_id in impaired for one in workspaces)
 
     def _answers(self, workspaces: Sequence[Workspace], deadline: Deadline, enough_s: float) -> Iterator[Sighting]:
         answered_at = 0.0
