@@ -83,7 +83,7 @@ def test_batches_are_small_and_come_two_at_a_time_and_single_messages_may_fail(s
 
 
 def test_the_queue_s_times_fit_the_function_s(stack: Stack) -> None:
-    """https://docs.aws.amazon.com/lambda/latest/dg/services-sqs-configure.html"""
+    """As https://docs.aws.amazon.com/lambda/latest/dg/services-sqs-configure.html asks for."""
     queue, timeout = stack.properties("StateChangesQueue"), stack.properties("StateChanges")["Timeout"]
     hidden = queue["VisibilityTimeout"]
     assert hidden >= 6 * timeout + the_mapping(stack)["MaximumBatchingWindowInSeconds"]
@@ -110,7 +110,7 @@ def test_the_role_lets_lambda_take_messages_from_the_queue_and_the_code_send_non
         rights = {
             resource: actions
             for resource, actions in allowed(stacks[name], role).items()
-            if resource[1:].startswith("StateChangesQ")
+            if resource.startswith("<StateChangesQueue")
         }
         expected = {"<StateChangesQueue.Arn>": {"sqs:DeleteMessage", "sqs:GetQueueAttributes", "sqs:ReceiveMessage"}}
         assert rights == (expected if role == "StateChangesRole" else {})
