@@ -130,9 +130,10 @@ class StateChangeQueue:
         return f"arn:aws:sqs:{REGION}:{ACCOUNT_ID}:{name}"
 
 
-def _is_kept(backend: Any, queue_name: str, message: Message) -> bool:
+def _is_kept(backend: Any, queue_name: str, message: Any) -> bool:
     kept_s: float = backend.queues[queue_name].message_retention_period
-    return time.time() - message.sent_timestamp / 1000 < kept_s
+    sent_at: float = message.sent_timestamp / 1000
+    return time.time() - sent_at < kept_s
 
 
 # moto's own way counts the whole queue, three times for each message that it hands out: half a minute for 500.
