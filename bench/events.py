@@ -43,7 +43,8 @@ def events(place: Site) -> Scenario:
         ]
     return {
         "conditions": f"{_FLEET:,} workspaces, {EC2_LATENCY_S} s a call; batches of {BATCH}, "
-        f"a window of {WINDOW_S:g} s, {CONCURRENCY} at once, in warm processes; medians of {RUNS} runs, but of one with a part of a CPU",
+        f"a window of {WINDOW_S:g} s, {CONCURRENCY} at once, in warm processes; medians of {RUNS} runs, "
+        "but of one with a part of a CPU",
         "rows": rows,
     }
 
