@@ -49,6 +49,7 @@ class EventSourceMapping:
         self._batch = batch
         self._window_s = window_s
         self._stopping = threading.Event()
+        self._delivered = threading.Semaphore(0)
         self._threads = [threading.Thread(target=self._poll) for _ in range(concurrency)]
         self.deliveries: list[Delivery] = []
 
@@ -76,7 +77,13 @@ class EventSourceMapping:
         self._queue.delete(one for one in records if one["messageId"] not in failed)
         delivery = Delivery(records, kept, error)
         self.deliveries.append(delivery)
+        self._delivered.release()
         return delivery
+
+    def wait(self, timeout_s: float = 30.0) -> None:
+        """Wait until one more batch has been handed over than was waited for before. Raises TimeoutError."""
+        if not self._delivered.acquire(timeout=timeout_s):
+            raise TimeoutError(f"no batch was handed over within {timeout_s:g} s")
 
     def _poll(self) -> None:
         while not self._stopping.is_set():

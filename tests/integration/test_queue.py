@@ -126,7 +126,7 @@ def test_a_message_within_the_window_is_in_the_same_batch(queue: StateChangeQueu
 
 
 def test_as_many_batches_are_under_way_as_the_concurrency_says_and_no_more(queue: StateChangeQueue) -> None:
-    under_way, most, both, done = 0, 0, threading.Barrier(2), threading.Semaphore(0)
+    under_way, most, both = 0, 0, threading.Barrier(2)
     lock = threading.Lock()
 
     def count(_: Any) -> None:
@@ -137,10 +137,10 @@ def test_as_many_batches_are_under_way_as_the_concurrency_says_and_no_more(queue
         both.wait(10)
         with lock:
             under_way -= 1
-        done.release()
 
     queue.send(*(str(number) for number in range(6)))
     with EventSourceMapping(queue, count, batch=1, window_s=0.0) as mapping:
-        assert all(done.acquire(timeout=10) for _ in range(6))
+        for _ in range(6):
+            mapping.wait()
     assert most == 2
     assert [one.error for one in mapping.deliveries] == [None] * 6
