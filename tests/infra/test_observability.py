@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from handler.telemetry import LOG_KEYS, METRIC_NAMES
+from handler.telemetry import DETECTION_LATENCY, EVENT_FLIPS, LOG_KEYS, METRIC_NAMES
 from tests.infra.conftest import COMBINATIONS, DATABASE
 from tests.support.cloudformation import REGION, STACK, Stack
 from tests.support.tools import ROOT
@@ -16,8 +16,7 @@ from tests.support.tools import ROOT
 NAMESPACE = "InstanceStateReconciler"
 TOPIC = "arn:aws:sns:eu-central-1:123456789012:ops"
 
-# What state-change cycles emit.
-EVENT_METRICS = ("EventFlips", "DetectionLatency")
+EVENT_METRICS = (EVENT_FLIPS, DETECTION_LATENCY)
 # Keys that Powertools and CloudWatch Logs add to the code's own.
 POWERTOOLS_KEYS = {"level", "location", "message", "timestamp", "service"}
 INSIGHTS_KEYS = {"@timestamp", "@message"}

@@ -111,8 +111,9 @@ def test_what_fails_five_times_becomes_a_dead_letter(queue: StateChangeQueue) ->
 
 def test_a_batch_has_at_most_its_size_and_the_rest_is_the_next_one(queue: StateChangeQueue) -> None:
     queue.send(*(str(number) for number in range(130)))
-    sizes = [len(delivered(queue, returning()).records) for _ in range(2)]
-    assert sizes == [100, 30]
+    first = delivered(queue, returning(), window_s=30)
+    second = delivered(queue, returning(), batch=30, window_s=30)
+    assert [len(one.records) for one in (first, second)] == [100, 30]
     assert queue.waiting() == []
 
 
@@ -120,7 +121,7 @@ def test_a_message_within_the_window_is_in_the_same_batch(queue: StateChangeQueu
     queue.send("first")
     late = threading.Timer(0.05, queue.send, ["second"])
     late.start()
-    delivery = delivered(queue, returning(), window_s=1.0)
+    delivery = delivered(queue, returning(), batch=2, window_s=30)
     late.join()
     assert bodies(delivery.records) == ["first", "second"]
 
