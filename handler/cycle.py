@@ -245,7 +245,7 @@ def _restarts(
         absence=settings.absence,
     )
     worker = RestartWorker(
-        parts.store.restarts,
+        parts.store,
         probe,
         settings,
         clock=selection.clock,

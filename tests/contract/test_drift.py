@@ -166,7 +166,7 @@ def _on_restart(act: Callable[[Store, Restart, random.Random], object]) -> Step:
 
 
 def _follow(life: Life, _: int, chance: random.Random) -> object:
-    return sorted(life.store(chance).restarts.cancel_moved_on(soon()), key=lambda one: one.id)
+    return sorted(life.store(chance).watches.cancel_moved_on(soon()), key=lambda one: one.id)
 
 
 def _claim(store: Store, restart: Restart, chance: random.Random) -> object:
@@ -198,12 +198,12 @@ def _watch(life: Life, _: int, chance: random.Random) -> object:
 
 
 def _again(store: Store, restart: Restart, chance: random.Random) -> object:
-    return store.restarts.owe_again(soon(), {restart.id: (chance.randint(0, 4), chance.choice((0.0, 200.0)))})
+    return store.watches.owe_again(soon(), {restart.id: (chance.randint(0, 4), chance.choice((0.0, 200.0)))})
 
 
 def _breaker(life: Life, number: int, chance: random.Random) -> None:
-    restarts = life.store(chance).restarts
-    act = restarts.release if chance.random() < 0.3 else restarts.keep_back
+    watches = life.store(chance).watches
+    act = watches.release if chance.random() < 0.3 else watches.keep_back
     act(soon(), workspace_ids=[uuid(number)] if chance.random() < 0.5 else None)
 
 
@@ -284,7 +284,7 @@ STEPS_AND_WEIGHTS: tuple[tuple[Step, int], ...] = (
     (_on_restart(lambda store, restart, _: store.restarts.accepted(soon(), restart)), 4),
     (_on_restart(lambda store, restart, _: store.restarts.give_back(soon(), restart)), 2),
     (_on_restart(lambda store, restart, _: store.restarts.put_off(soon(), [restart], wait_s=RETRY_S)), 1),
-    (_on_restart(lambda store, restart, _: store.restarts.count_absences(soon(), [restart])), 1),
+    (_on_restart(lambda store, restart, _: store.watches.count_absences(soon(), [restart])), 1),
     (_on_restart(_again), 3),
     (_watch, 4),
     (_breaker, 3),

@@ -74,18 +74,18 @@ def test_what_may_not_be_asked_for_is_left_out(subject: Subject) -> None:
     hold(store, 1)
     assert ids(store) == [2]
     assert ids(store, released_only=True) == []
-    store.restarts.release(soon(), workspace_ids=[uuid(2)])
+    store.watches.release(soon(), workspace_ids=[uuid(2)])
     assert ids(store, released_only=True) == [2]
 
 
 def test_an_open_breaker_keeps_back_what_is_due_free_and_not_released(subject: Subject) -> None:
     store = flipped(subject, 1, 2, 3, 4, 5)
-    store.restarts.release(soon(), workspace_ids=[uuid(2)])
+    store.watches.release(soon(), workspace_ids=[uuid(2)])
     hold(store, 3)
     store.restarts.put_off(soon(), [the_due(store, 4)], wait_s=RETRY_S)
     with subject.locked_own("restarts", uuid(5)):
-        store.restarts.keep_back(soon(), workspace_ids=None)
-        store.restarts.release(soon(), workspace_ids=[uuid(5)])
+        store.watches.keep_back(soon(), workspace_ids=None)
+        store.watches.release(soon(), workspace_ids=[uuid(5)])
     assert [one[-1] for one in subject.more()] == [True, False, False, False, False]
     assert [one[1] for one in subject.more()] == [False, True, False, False, False]
 
@@ -111,17 +111,17 @@ def test_a_restart_whose_row_has_moved_on_is_cancelled(subject: Subject, moved_o
     if by == "claim":
         assert step(store, restart) == "cancel"
     else:
-        assert store.restarts.cancel_moved_on(soon()) == [restart]
+        assert store.watches.cancel_moved_on(soon()) == [restart]
     assert subject.restarts() == [(1, uuid(1), instance(1), 0, 0, None, "cancelled", 0)]
     assert (watched(store), step(store, restart)) == ([], None)
-    assert store.restarts.cancel_moved_on(soon()) == []
+    assert store.watches.cancel_moved_on(soon()) == []
 
 
 def test_those_that_are_not_due_are_cancelled_too_and_what_was_asked_for_stays_watched(subject: Subject) -> None:
     store = flipped(subject, 1)
     decide(store, the_due(store))
     subject.update(uuid(1), status="provisioning")
-    assert [one.id for one in store.restarts.cancel_moved_on(soon())] == [1]
+    assert [one.id for one in store.watches.cancel_moved_on(soon())] == [1]
     (watch,) = watched(store)
     assert (watch.status, watch.is_open, watch.same_instance, watch.up_s) == ("provisioning", False, True, None)
 
@@ -132,7 +132,7 @@ def test_a_restart_that_somebody_has_locked_is_left_to_the_next_cycle(subject: S
     for number in (1, 2):
         subject.update(uuid(number), status="online")
     with subject.locked_own("restarts", uuid(1)):
-        assert [one.id for one in store.restarts.cancel_moved_on(soon())] == [2]
+        assert [one.id for one in store.watches.cancel_moved_on(soon())] == [2]
         assert step(store, restart) is None
         store.restarts.put_off(soon(), [restart], wait_s=RETRY_S)
     assert step(store, restart) == "cancel"
@@ -364,9 +364,9 @@ def test_a_restart_closes_once(subject: Subject, outcome: str) -> None:
         subject.update(uuid(1), status="online")
     else:
         subject.update(uuid(1), status="online")
-        store.restarts.cancel_moved_on(soon())
+        store.watches.cancel_moved_on(soon())
     store.restarts.accepted(soon(), restart)
-    assert store.restarts.cancel_moved_on(soon()) == []
+    assert store.watches.cancel_moved_on(soon()) == []
     store.restarts.put_off(soon(), [restart], wait_s=0.0)
     store.restarts.record_answer(soon(), restart, "refused", wait_s=0.0, claimed=False)
     store.restarts.give_back(soon(), restart)
@@ -413,8 +413,8 @@ def test_a_watched_restart_that_somebody_has_locked_is_noted_later(subject: Subj
     restart = accepted(store)
     with subject.locked_own("restarts"):
         note(store, ended=[restart.id])
-        store.restarts.count_absences(soon(), [restart])
-        assert store.restarts.owe_again(soon(), {restart.id: (1, 0.0)}) == []
+        store.watches.count_absences(soon(), [restart])
+        assert store.watches.owe_again(soon(), {restart.id: (1, 0.0)}) == []
     assert len(watched(store)) == 1
     assert subject.more()[0][2] == 0
 
@@ -440,7 +440,7 @@ def test_a_restart_that_did_nothing_is_owed_again_a_while_after_its_last_call(su
     restart = accepted(store)
     subject.age(100)
     store = holding(subject)
-    (again,) = store.restarts.owe_again(soon(), {restart.id: (4, 0.0)})
+    (again,) = store.watches.owe_again(soon(), {restart.id: (4, 0.0)})
     assert again == Restart(2, uuid(1), instance(1))
     assert subject.restarts()[1] == (2, uuid(1), instance(1), 0, 0, None, None, 4)
     assert [one[3:5] for one in subject.more()] == [(True, True), (True, False)]
@@ -454,10 +454,10 @@ def test_a_restart_that_did_nothing_is_owed_again_a_while_after_its_last_call(su
 def test_one_that_is_owed_again_backs_off_in_a_crash_loop_and_keeps_its_absences(subject: Subject) -> None:
     store = flipped(subject)
     restart = accepted(store)
-    store.restarts.count_absences(soon(), [restart])
+    store.watches.count_absences(soon(), [restart])
     subject.age(2 * RECOVERY_S)
     store = holding(subject)
-    store.restarts.owe_again(soon(), {restart.id: (4, 600.0)})
+    store.watches.owe_again(soon(), {restart.id: (4, 600.0)})
     assert gauges(store).restarts_backing_off == 1
     subject.age(601)
     assert the_due(store).absent_sightings == 1
@@ -469,7 +469,7 @@ NOT_AGAIN: dict[str, Callable[[Subject, Store], object]] = {
     "gone": lambda subject, _: subject.delete(uuid(1)),
     "on hold": lambda _, store: hold(store, 1),
     "the watch is over": lambda _, store: note(store, ended=[1]),
-    "owed already": lambda _, store: store.restarts.owe_again(soon(), {1: (0, 0.0)}),
+    "owed already": lambda _, store: store.watches.owe_again(soon(), {1: (0, 0.0)}),
 }
 
 
@@ -478,13 +478,13 @@ def test_nothing_else_is_owed_again(subject: Subject, why: str) -> None:
     store = flipped(subject)
     accepted(store)
     NOT_AGAIN[why](subject, store)
-    assert store.restarts.owe_again(soon(), {1: (0, 0.0)}) == []
+    assert store.watches.owe_again(soon(), {1: (0, 0.0)}) == []
 
 
 def test_an_open_restart_is_not_owed_twice(subject: Subject) -> None:
     store = flipped(subject)
     decide(store, the_due(store))
-    assert store.restarts.owe_again(soon(), {1: (0, 0.0)}) == []
+    assert store.watches.owe_again(soon(), {1: (0, 0.0)}) == []
 
 
 def test_a_flip_ends_the_watch_and_goes_on_with_the_same_instances(subject: Subject) -> None:

@@ -89,13 +89,13 @@ WITH_THE_LEASE: dict[str, Callable[[Store, Restart], object]] = {
     "set_reasons": lambda store, _: store.doubts.set_reasons(soon(), {uuid(2): "why"}),
     "save_coverage": lambda store, _: store.memory.save_coverage(soon(), Progress(Coverage(), completed_pass=True)),
     "purge": lambda store, _: store.memory.purge(soon()),
-    "cancel_moved_on": lambda store, _: store.restarts.cancel_moved_on(soon()),
+    "cancel_moved_on": lambda store, _: store.watches.cancel_moved_on(soon()),
     "note_watch": lambda store, restart: note(store, up=[restart.id]),
-    "keep_back": lambda store, _: store.restarts.keep_back(soon(), workspace_ids=None),
-    "release": lambda store, _: store.restarts.release(soon(), workspace_ids=None),
+    "keep_back": lambda store, _: store.watches.keep_back(soon(), workspace_ids=None),
+    "release": lambda store, _: store.watches.release(soon(), workspace_ids=None),
     "claim": decide,
     "put_off": lambda store, restart: store.restarts.put_off(soon(), [restart], wait_s=RETRY_S),
-    "count_absences": lambda store, restart: store.restarts.count_absences(soon(), [restart]),
+    "count_absences": lambda store, restart: store.watches.count_absences(soon(), [restart]),
 }
 
 
@@ -123,7 +123,7 @@ def test_a_cycle_that_has_lost_its_lease_owes_nothing_again(subject: Subject) ->
     restart = accepted(store)
     subject.age(LEASE_S + 2)
     before = _everything(subject)
-    assert store.restarts.owe_again(soon(), {restart.id: (0, 0.0)}) == []
+    assert store.watches.owe_again(soon(), {restart.id: (0, 0.0)}) == []
     assert _everything(subject) == before
 
 
@@ -170,18 +170,18 @@ IN_TIME: dict[str, Callable[[Store, Restart, Deadline], object]] = {
         late, [confirmed(restart.as_candidate())], policy(select(store))
     ),
     "count_due": lambda store, _, late: store.restarts.count_due(late, most=1, grace_s=0.0, workspace_ids=None),
-    "cancel_moved_on": lambda store, _, late: store.restarts.cancel_moved_on(late),
-    "watched": lambda store, _, late: store.restarts.watched(late),
-    "note_watch": lambda store, restart, late: store.restarts.note_watch(late, ended=[restart.id], up=[], not_up=[]),
-    "owe_again": lambda store, restart, late: store.restarts.owe_again(late, {restart.id: (0, 0.0)}),
-    "keep_back": lambda store, _, late: store.restarts.keep_back(late, workspace_ids=None),
-    "release the restarts": lambda store, _, late: store.restarts.release(late, workspace_ids=None),
+    "cancel_moved_on": lambda store, _, late: store.watches.cancel_moved_on(late),
+    "watched": lambda store, _, late: store.watches.watched(late),
+    "note_watch": lambda store, restart, late: store.watches.note_watch(late, ended=[restart.id], up=[], not_up=[]),
+    "owe_again": lambda store, restart, late: store.watches.owe_again(late, {restart.id: (0, 0.0)}),
+    "keep_back": lambda store, _, late: store.watches.keep_back(late, workspace_ids=None),
+    "release the restarts": lambda store, _, late: store.watches.release(late, workspace_ids=None),
     "due": lambda store, _, late: store.restarts.due(
         late, refused=False, limit=1, released_only=False, fresh_s=0.0, grace_s=0.0, workspace_ids=None
     ),
     "accepted": lambda store, restart, late: store.restarts.accepted(late, restart),
     "put_off": lambda store, restart, late: store.restarts.put_off(late, [restart], wait_s=RETRY_S),
-    "count_absences": lambda store, restart, late: store.restarts.count_absences(late, [restart]),
+    "count_absences": lambda store, restart, late: store.watches.count_absences(late, [restart]),
     "give_back": lambda store, restart, late: store.restarts.give_back(late, restart),
     "stop": lambda store, _, late: store.restarts.stop(late, lasts_s=RETRY_S),
     "record_answer": lambda store, restart, late: store.restarts.record_answer(
@@ -470,7 +470,7 @@ def test_a_flip_of_another_instance_does_not_wait_and_is_not_watched_for_the_fir
     flip(store)
     (owed,) = due(store)
     assert (owed.restart.instance_id, owed.restart.watched) == (instance(2), False)
-    assert store.restarts.watched(soon()) == []
+    assert store.watches.watched(soon()) == []
 
 
 def test_a_flips_restart_is_released_if_the_breaker_was_overridden(subject: Subject) -> None:
@@ -534,7 +534,7 @@ def test_health_counts_from_when_a_cycle_saw_the_workspace_up_and_only_as_long_a
 def test_a_restart_that_was_never_asked_for_does_not_count(subject: Subject) -> None:
     store = flipped(subject)
     subject.update(uuid(1), status="online")
-    store.restarts.cancel_moved_on(soon())
+    store.watches.cancel_moved_on(soon())
     assert flip(store) == Flipped(CrashLoop(0, 0.0))
 
 

@@ -490,101 +490,46 @@ class Flips(Part):
         return superseded
 
 
-class Restarts(Part):
+class OwnRestarts(Part):
+    """What both of the parts about restarts need."""
+
+    def is_still_owed(self, owed: StoredRestart) -> bool:
+        """Tell whether the row is offline with the dead instance."""
+        row = self.tables.workspaces.get(owed.workspace_id)
+        return row is not None and row.status == OFFLINE and row.instance_id == owed.instance_id
+
+    def _unlocked(self, ids: Iterable[int]) -> list[StoredRestart]:
+        """Return the restarts with these ids that nobody has locked."""
+        wanted = set(ids)
+        return [one for one in self.tables.restarts if one.id in wanted and one.locked_by is None]
+
+    def _count_absence(self, owed: StoredRestart) -> None:
+        now = self.tables.now
+        owed.absent_since = owed.absent_since if owed.absent_sightings and owed.absent_since is not None else now
+        owed.absent_sightings += 1
+        owed.due_at = now
+
+    def _restart(self, owed: StoredRestart) -> Restart:
+        return Restart(
+            owed.id,
+            owed.workspace_id,
+            owed.instance_id,
+            owed.attempts,
+            owed.refusals,
+            owed.released,
+            watched=owed.watched_since is not None,
+            absent_sightings=owed.absent_sightings,
+            absent_s=0.0 if owed.absent_since is None else self.tables.now - owed.absent_since,
+            streak=owed.streak,
+        )
+
+
+class Restarts(OwnRestarts):
     """See handler.store.Restarts."""
 
     @_transaction
     def count_due(self, _: Deadline, *, most: int, grace_s: float, workspace_ids: Sequence[str] | None) -> int:
         return min(most, sum(self._may_be_asked(one, grace_s, workspace_ids) for one in self.tables.open_restarts()))
-
-    @_transaction
-    def cancel_moved_on(self, _: Deadline) -> list[Restart]:
-        self.require_lease()
-        self.watch.wrote("cancel_moved_on")
-        closed = []
-        for one in self.tables.open_restarts():
-            if not self.is_still_owed(one) and one.locked_by is None:
-                one.closed_at, one.outcome = self.tables.now, "cancelled"
-                closed.append(Restart(one.id, one.workspace_id, one.instance_id, one.attempts))
-        return closed
-
-    @_transaction
-    def watched(self, _: Deadline) -> list[Watched]:
-        tables, found = self.tables, []
-        for one in tables.restarts:
-            if one.is_watched:
-                row = tables.workspaces.get(one.workspace_id)
-                up_s = None if one.up_since is None else tables.now - one.up_since
-                same = row is not None and row.instance_id == one.instance_id
-                status, on_hold = None if row is None else row.status, tables.is_on_hold(one.workspace_id)
-                found.append(Watched(self._restart(one), status, one.is_open, same, up_s, on_hold))
-        return found
-
-    @_transaction
-    def note_watch(self, _: Deadline, *, ended: Sequence[int], up: Sequence[int], not_up: Sequence[int]) -> None:
-        self.require_lease()
-        self.watch.wrote("note_watch")
-        now = self.tables.now
-        for one in self._unlocked([*ended, *up, *not_up]):
-            if one.watch_ended_at is None:
-                one.watch_ended_at = now if one.id in ended else None
-                if one.id not in ended:
-                    one.up_since = (now if one.up_since is None else one.up_since) if one.id in up else None
-
-    @_transaction
-    def owe_again(
-        self, _: Deadline, loops: Mapping[int, tuple[int, float]], *, released: bool = False
-    ) -> list[Restart]:
-        tables, now, again = self.tables, self.tables.now, []
-        for one in self._unlocked(loops):
-            is_free = self.lease_is_ours() and not tables.is_on_hold(one.workspace_id)
-            others = any(other.is_open for other in tables.restarts_of(one.workspace_id))
-            if not one.is_open and one.watch_ended_at is None and is_free and self.is_still_owed(one) and not others:
-                self.watch.wrote("owe_again", one)
-                one.watch_ended_at = now
-                (streak, backoff_s), last = (
-                    loops[one.id],
-                    [at for at in (one.asked_at, one.closed_at) if at is not None],
-                )
-                due_at = max(now, max(last) + RECOVERY_SECONDS)
-                owed = StoredRestart(
-                    id=_next_id(tables),
-                    workspace_id=one.workspace_id,
-                    instance_id=one.instance_id,
-                    cycle_id=self.cycle_id,
-                    flipped_at=one.flipped_at,
-                    due_at=due_at,
-                    streak=streak,
-                    backoff_until=now + backoff_s if backoff_s else None,
-                    adopted=one.adopted,
-                    released=released,
-                    absent_sightings=one.absent_sightings,
-                    absent_since=one.absent_since,
-                    first_due_at=due_at,
-                    watched_since=one.watched_since,
-                )
-                tables.restarts.append(owed)
-                again.append(Restart(owed.id, owed.workspace_id, owed.instance_id))
-        return again
-
-    @_transaction
-    def keep_back(self, _: Deadline, *, workspace_ids: Sequence[str] | None) -> None:
-        self.require_lease()
-        self.watch.wrote("keep_back")
-        tables = self.tables
-        for one in tables.open_restarts():
-            is_free = one.due_at <= tables.now and not one.released and not tables.is_on_hold(one.workspace_id)
-            named = workspace_ids is None or one.workspace_id in workspace_ids
-            if is_free and named and one.kept_back_at is None and one.locked_by is None:
-                one.kept_back_at = tables.now
-
-    @_transaction
-    def release(self, _: Deadline, *, workspace_ids: Sequence[str] | None) -> None:
-        self.require_lease()
-        self.watch.wrote("release restarts")
-        for one in self.tables.open_restarts():
-            if (workspace_ids is None or one.workspace_id in workspace_ids) and one.locked_by is None:
-                one.released = True
 
     @_transaction
     def due(
@@ -687,15 +632,6 @@ class Restarts(Part):
                 one.due_at = self.tables.now + wait_s
 
     @_transaction
-    def count_absences(self, _: Deadline, absent: Iterable[Restart], *, found: Iterable[Restart] = ()) -> None:
-        self.require_lease()
-        for one in self._unlocked(restart.id for restart in absent):
-            self.watch.wrote("count_absences", one)
-            self._count_absence(one)
-        for one in self._unlocked(restart.id for restart in found):
-            one.absent_sightings = 0
-
-    @_transaction
     def accepted(self, _: Deadline, restart: Restart) -> None:
         owed = self._lock(restart)
         if owed is not None:
@@ -735,42 +671,12 @@ class Restarts(Part):
         tables = self.tables
         tables.stops = [*filter(tables.is_on, tables.stops), StoredStop(tables.now + lasts_s)]
 
-    def is_still_owed(self, owed: StoredRestart) -> bool:
-        """Tell whether the row is offline with the dead instance."""
-        row = self.tables.workspaces.get(owed.workspace_id)
-        return row is not None and row.status == OFFLINE and row.instance_id == owed.instance_id
-
-    def _unlocked(self, ids: Iterable[int]) -> list[StoredRestart]:
-        """Return the restarts with these ids that nobody has locked."""
-        wanted = set(ids)
-        return [one for one in self.tables.restarts if one.id in wanted and one.locked_by is None]
-
     def _lock(self, restart: Restart) -> StoredRestart | None:
         """Return the open restart. Raises RowLockedError."""
         owed = next((one for one in self.tables.restarts if one.id == restart.id and one.is_open), None)
         if owed is not None and owed.locked_by is not None:
             raise RowLockedError("the restart is locked")
         return owed
-
-    def _count_absence(self, owed: StoredRestart) -> None:
-        now = self.tables.now
-        owed.absent_since = owed.absent_since if owed.absent_sightings and owed.absent_since is not None else now
-        owed.absent_sightings += 1
-        owed.due_at = now
-
-    def _restart(self, owed: StoredRestart) -> Restart:
-        return Restart(
-            owed.id,
-            owed.workspace_id,
-            owed.instance_id,
-            owed.attempts,
-            owed.refusals,
-            owed.released,
-            watched=owed.watched_since is not None,
-            absent_sightings=owed.absent_sightings,
-            absent_s=0.0 if owed.absent_since is None else self.tables.now - owed.absent_since,
-            streak=owed.streak,
-        )
 
     def _owed(self, owed: StoredRestart, fresh_s: float, grace_s: float) -> Owed:
         tables, row = self.tables, self.tables.workspaces.get(owed.workspace_id)
@@ -800,6 +706,108 @@ class Restarts(Part):
             and not self.tables.is_stopped()
             and (workspace_ids is None or owed.workspace_id in workspace_ids)
         )
+
+
+class Watches(OwnRestarts):
+    """See handler.store.Watches."""
+
+    @_transaction
+    def cancel_moved_on(self, _: Deadline) -> list[Restart]:
+        self.require_lease()
+        self.watch.wrote("cancel_moved_on")
+        closed = []
+        for one in self.tables.open_restarts():
+            if not self.is_still_owed(one) and one.locked_by is None:
+                one.closed_at, one.outcome = self.tables.now, "cancelled"
+                closed.append(Restart(one.id, one.workspace_id, one.instance_id, one.attempts))
+        return closed
+
+    @_transaction
+    def watched(self, _: Deadline) -> list[Watched]:
+        tables, found = self.tables, []
+        for one in tables.restarts:
+            if one.is_watched:
+                row = tables.workspaces.get(one.workspace_id)
+                up_s = None if one.up_since is None else tables.now - one.up_since
+                same = row is not None and row.instance_id == one.instance_id
+                status, on_hold = None if row is None else row.status, tables.is_on_hold(one.workspace_id)
+                found.append(Watched(self._restart(one), status, one.is_open, same, up_s, on_hold))
+        return found
+
+    @_transaction
+    def note_watch(self, _: Deadline, *, ended: Sequence[int], up: Sequence[int], not_up: Sequence[int]) -> None:
+        self.require_lease()
+        self.watch.wrote("note_watch")
+        now = self.tables.now
+        for one in self._unlocked([*ended, *up, *not_up]):
+            if one.watch_ended_at is None:
+                one.watch_ended_at = now if one.id in ended else None
+                if one.id not in ended:
+                    one.up_since = (now if one.up_since is None else one.up_since) if one.id in up else None
+
+    @_transaction
+    def owe_again(
+        self, _: Deadline, loops: Mapping[int, tuple[int, float]], *, released: bool = False
+    ) -> list[Restart]:
+        tables, now, again = self.tables, self.tables.now, []
+        for one in self._unlocked(loops):
+            is_free = self.lease_is_ours() and not tables.is_on_hold(one.workspace_id)
+            others = any(other.is_open for other in tables.restarts_of(one.workspace_id))
+            if not one.is_open and one.watch_ended_at is None and is_free and self.is_still_owed(one) and not others:
+                self.watch.wrote("owe_again", one)
+                one.watch_ended_at = now
+                (streak, backoff_s), last = (
+                    loops[one.id],
+                    [at for at in (one.asked_at, one.closed_at) if at is not None],
+                )
+                due_at = max(now, max(last) + RECOVERY_SECONDS)
+                owed = StoredRestart(
+                    id=_next_id(tables),
+                    workspace_id=one.workspace_id,
+                    instance_id=one.instance_id,
+                    cycle_id=self.cycle_id,
+                    flipped_at=one.flipped_at,
+                    due_at=due_at,
+                    streak=streak,
+                    backoff_until=now + backoff_s if backoff_s else None,
+                    adopted=one.adopted,
+                    released=released,
+                    absent_sightings=one.absent_sightings,
+                    absent_since=one.absent_since,
+                    first_due_at=due_at,
+                    watched_since=one.watched_since,
+                )
+                tables.restarts.append(owed)
+                again.append(Restart(owed.id, owed.workspace_id, owed.instance_id))
+        return again
+
+    @_transaction
+    def keep_back(self, _: Deadline, *, workspace_ids: Sequence[str] | None) -> None:
+        self.require_lease()
+        self.watch.wrote("keep_back")
+        tables = self.tables
+        for one in tables.open_restarts():
+            is_free = one.due_at <= tables.now and not one.released and not tables.is_on_hold(one.workspace_id)
+            named = workspace_ids is None or one.workspace_id in workspace_ids
+            if is_free and named and one.kept_back_at is None and one.locked_by is None:
+                one.kept_back_at = tables.now
+
+    @_transaction
+    def release(self, _: Deadline, *, workspace_ids: Sequence[str] | None) -> None:
+        self.require_lease()
+        self.watch.wrote("release restarts")
+        for one in self.tables.open_restarts():
+            if (workspace_ids is None or one.workspace_id in workspace_ids) and one.locked_by is None:
+                one.released = True
+
+    @_transaction
+    def count_absences(self, _: Deadline, absent: Iterable[Restart], *, found: Iterable[Restart] = ()) -> None:
+        self.require_lease()
+        for one in self._unlocked(restart.id for restart in absent):
+            self.watch.wrote("count_absences", one)
+            self._count_absence(one)
+        for one in self._unlocked(restart.id for restart in found):
+            one.absent_sightings = 0
 
 
 class Holds(Part):
@@ -871,6 +879,7 @@ class FakeStore:
         self.memory = CycleMemory(tables, cycle_id, watch)
         self.flips = Flips(tables, cycle_id, watch)
         self.restarts = Restarts(tables, cycle_id, watch)
+        self.watches = Watches(tables, cycle_id, watch)
         self.holds = Holds(tables, cycle_id, watch)
         figures = GaugesOf(tables, cycle_id, watch)
         self.gauges, self.fleet_gauges = figures.gauges, figures.fleet_gauges

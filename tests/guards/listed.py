@@ -21,6 +21,7 @@ class Guard:
 
 
 _APP = "handler/app.py"
+_ASKING = "handler/restarts/asking.py"
 _AWS_ERRORS = "handler/net/aws_errors.py"
 _BOUNDED = "handler/net/bounded.py"
 _CONNECT = "handler/net/connect.py"
@@ -54,7 +55,8 @@ _STORED_DOUBTS = "handler/store/doubts.py"
 _TELEMETRY = "handler/telemetry.py"
 _TLS = "handler/net/tls.py"
 _TRANSACTION = "handler/store/transaction.py"
-_WORKER = "handler/restarts/worker.py"
+_WATCHES = "handler/store/watches.py"
+_WATCHING = "handler/restarts/watching.py"
 
 _TEST_APP = "tests/unit/test_app.py::"
 _TEST_ANSWERS = "tests/integration/test_restart_answers.py::"
@@ -739,7 +741,7 @@ GUARDS = (
         "claim: row lock",
         "two cycles claim the same restart at the same time",
         _RESTARTS,
-        "_LOCK_ANY",
+        "LOCK_RESTARTS",
         Sql("FOR UPDATE SKIP LOCKED", ""),
         f"{_TEST_INTERLEAVINGS}test_a_claim_beside_another_writer_ends_as_if_one_of_them_had_gone_first",
     ),
@@ -875,8 +877,8 @@ GUARDS = (
     Guard(
         "watch: life ends an absence",
         "a machine that runs is destroyed: not found once, added to what was before it was seen running",
-        _WORKER,
-        "RestartWorker._owe_again",
+        _WATCHING,
+        "Watching.owe_again",
         Code("sighting.verdict in FOUND", "False"),
         f"{_TEST_ATTACKS}TestAbsenceAfterLife",
     ),
@@ -899,7 +901,7 @@ GUARDS = (
     Guard(
         "watch: not before a quarter of an hour",
         "a restart that the platform is working on is sent again",
-        _RESTARTS,
+        _WATCHES,
         "_OWE_AGAIN",
         Sql("+ make_interval(secs => {RECOVERY_SECONDS})", ""),
         f"{_TEST_STORED_RESTARTS}test_a_restart_that_did_nothing_is_owed_again_a_while_after_its_last_call",
@@ -958,16 +960,16 @@ GUARDS = (
     Guard(
         "restarts per cycle",
         "the platform has to provision the whole fleet at once",
-        _WORKER,
-        "RestartWorker._ask_for_the_due",
+        _ASKING,
+        "Asking.ask_for_the_due",
         Code("calls < self._policy.per_cycle", "True"),
         f"{_TEST_WORKER}test_a_cycle_asks_for_no_more_restarts_than_it_may",
     ),
     Guard(
         "restarts: refused before",
         "hundreds of refused or blocked restarts leave no calls for the others",
-        _WORKER,
-        "RestartWorker._due",
+        _ASKING,
+        "Asking._due",
         Code("(False, True)", "(True,)"),
         f"{_TEST_WORKER}test_blocked_restarts_take_half_of_the_calls_at_most",
     ),
@@ -1006,8 +1008,8 @@ GUARDS = (
     Guard(
         "Retry-After: this cycle",
         "an overloaded platform gets more and more requests if the database cannot be told",
-        _WORKER,
-        "RestartWorker._ask_for_the_due",
+        _ASKING,
+        "Asking.ask_for_the_due",
         Code("not self._stopped_s", "True"),
         f"{_TEST_WORKER}test_a_stop_that_cannot_be_recorded_is_obeyed_by_this_cycle",
     ),
@@ -1092,8 +1094,8 @@ GUARDS = (
     Guard(
         "deadline: enough time for a call",
         "a restart becomes uncertain because its call is cut off at once",
-        _WORKER,
-        "RestartWorker._claimed",
+        _ASKING,
+        "Asking._claimed",
         Code("deadline.remaining() < SHORTEST_CALL_SECONDS", "False"),
         f"{_TEST_WORKER}test_a_call_that_would_be_cut_off_at_once_does_not_begin",
     ),
@@ -1101,7 +1103,7 @@ GUARDS = (
     Guard(
         "locked restart: cancelling",
         "one locked restart keeps all others from being asked for",
-        _RESTARTS,
+        _WATCHES,
         "_CANCEL_MOVED_ON",
         Sql("FOR UPDATE SKIP LOCKED", ""),
         _LOCKED_RESTART,
@@ -1109,7 +1111,7 @@ GUARDS = (
     Guard(
         "locked restart: end of the watch",
         "one locked restart keeps all others from being asked for",
-        _RESTARTS,
+        _WATCHES,
         "_NOTE_WATCH",
         Sql("FOR UPDATE SKIP LOCKED", ""),
         f"{_TEST_LOCKED}test_a_locked_accepted_restart_stays_watched_and_the_others_watch_ends",
@@ -1222,8 +1224,8 @@ GUARDS = (
     Guard(
         "lease: when rows move on",
         "a process that was frozen wakes up, and cancels restarts on what it saw before",
-        _RESTARTS,
-        "Restarts.cancel_moved_on",
+        _WATCHES,
+        "Watches.cancel_moved_on",
         Code("self._lease.require(transaction)", "None"),
         _WITHOUT_LEASE,
     ),

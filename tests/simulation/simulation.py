@@ -20,7 +20,7 @@ from handler.domain.report import Report
 from handler.domain.restarts import RECOVERY_SECONDS, UNWANTED
 from handler.errors import ConnectionLostError, ReconcilerError
 from handler.request import APPLY, Request
-from handler.restarts import worker
+from handler.restarts import asking
 from handler.settings import Settings
 from handler.telemetry import logger
 from tests.fakes.store import Watch, fake_store
@@ -618,8 +618,8 @@ def simulated() -> Iterator[None]:
     """Replace the handler's threads by simulated calls, and silence its log."""
     level = logger.log_level
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(worker, "in_parallel", _one_after_another)
-        for module in (flips, worker):
+        patch.setattr(asking, "in_parallel", _one_after_another)
+        for module in (flips, asking):
             patch.setattr(module, "gathered", _together)
         logger.setLevel(logging.CRITICAL)
         try:

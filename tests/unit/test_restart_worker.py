@@ -12,7 +12,8 @@ from handler.domain.model import Cause, Failure
 from handler.domain.restarts import Circumstances
 from handler.errors import ConnectionLostError, SecretError
 from handler.restarts import Answer, Platform, Reply
-from handler.restarts.worker import CALLS_AT_ONCE, RestartResults, RestartWorker
+from handler.restarts.asking import CALLS_AT_ONCE
+from handler.restarts.worker import RestartResults, RestartWorker
 from handler.telemetry import CycleLog
 from tests.fakes.tables import StoredRestart
 from tests.fakes.world import ERROR, Lie, World
@@ -72,7 +73,7 @@ def work(
         absence=invocation.settings.absence,
     )
     worker = RestartWorker(
-        store.restarts,
+        store,
         invocation.probe(),
         invocation.settings,
         clock=DatabaseClock(tables.now, tables.now),
