@@ -382,7 +382,8 @@ BEGIN
             'The platform had taken the row offline before a cycle could flip it.';
         COMMENT ON COLUMN reconciler.restarts.released IS
             'By an event with "override_breaker": an open breaker does not stop it.';
-        COMMENT ON COLUMN reconciler.restarts.kept_back_at IS 'When an open breaker first stopped it.';
+        COMMENT ON COLUMN reconciler.restarts.kept_back_at IS
+            'When a cycle last looked at its instance while an open breaker kept it back; NULL: none ever did.';
         COMMENT ON COLUMN reconciler.restarts.absent_sightings IS
             'In how many cycles in a row its instance was not found, those before the flip included.';
         COMMENT ON COLUMN reconciler.restarts.watched_since IS

@@ -115,6 +115,14 @@ def before_asking(owed: Owed, sighting: Sighting, now: Circumstances) -> Restart
             return RestartDecision(restart, Step.PUT_OFF, sighting.reason or sighting.state)
 
 
+def while_kept_back(sighting: Sighting) -> Step:
+    """Decide about a restart that an open breaker keeps back. It is not asked for, but a living instance ends it.
+
+    It counts as dead in the breaker. If nobody looked, the breaker could keep itself open.
+    """
+    return Step.CANCEL_AND_WATCH if sighting.verdict is Verdict.RUNNING else Step.WAIT
+
+
 @dataclass(frozen=True, slots=True)
 class Watched:
     """A workspace's latest restart, and what became of the workspace. `status` is None if the row is gone.

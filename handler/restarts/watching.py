@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from handler.deadline import Deadline
 from handler.domain.backoff import crash_loop
-from handler.domain.model import FOUND, CurrentRow, Verdict
-from handler.domain.restarts import Circumstances, Watched, WatchStep, owed_again, watch
+from handler.domain.model import FOUND, CurrentRow, Restart, Verdict
+from handler.domain.restarts import Circumstances, Step, Watched, WatchStep, owed_again, watch, while_kept_back
 from handler.probes import Probe
 from handler.settings import Settings
 from handler.store import Watches
@@ -36,6 +36,7 @@ class Watching:
         self._store = store
         self._probe = probe
         self._crash_loop = settings.crash_loop
+        self._grace_s = settings.restarts.grace_s
         self._timeout_s = settings.reconfirm_timeout_seconds
         self._now = now
         self._workspace_ids = workspace_ids
@@ -48,12 +49,11 @@ class Watching:
         """
         if self._now.full:
             for restart in self._store.cancel_moved_on(self._one_look(deadline)):
-                self.cancelled += 1
-                self._log.restart("restart cancelled", restart, "the row has moved on")
+                self._cancelled(restart, "the row has moved on")
         if release:
             self._store.release(self._one_look(deadline), workspace_ids=self._workspace_ids)
         if self._now.breaker_open:
-            self._store.keep_back(self._one_look(deadline), workspace_ids=self._workspace_ids)
+            self._store.keep_back(self._one_look(deadline), grace_s=self._grace_s, workspace_ids=self._workspace_ids)
         return self._note_watch(deadline) if self._now.full else []
 
     def owe_again(self, watched: Sequence[Watched], deadline: Deadline, closing: Deadline, *, released: bool) -> None:
@@ -77,6 +77,24 @@ class Watching:
             for restart in self._store.owe_again(closing, loops, released=released):
                 self._log.restart("restart owed again", restart, "the workspace is offline, its instance still dead")
 
+    def look_at_kept_back(self, deadline: Deadline, closing: Deadline) -> None:
+        """Cancel restarts that the open breaker keeps back though their instance runs again."""
+        listed = self._store.kept_back(self._one_look(deadline), workspace_ids=self._workspace_ids)
+        kept_back = {one.workspace_id: one for one in listed}
+        running, found, others = [], [], []
+        probing = deadline.within(deadline.remaining() * PROBING_SHARE)
+        for sighting in self._probe.sightings([one.as_candidate() for one in kept_back.values()], probing):
+            restart = kept_back[sighting.workspace.id]
+            if while_kept_back(sighting) is Step.CANCEL_AND_WATCH:
+                running.append(restart)
+            elif sighting.verdict in FOUND:
+                found.append(restart)
+            else:
+                others.append(restart)
+        if running or found or others:
+            for restart in self._store.look_at_kept_back(closing, running=running, found=found, others=others):
+                self._cancelled(restart, "the instance is running")
+
     def _note_watch(self, deadline: Deadline) -> list[Watched]:
         """Note what became of the restarted workspaces; return those whose instance has to be probed."""
         by_step: dict[WatchStep, list[Watched]] = {step: [] for step in WatchStep}
@@ -93,3 +111,7 @@ class Watching:
     def _one_look(self, deadline: Deadline) -> Deadline:
         """Return the deadline for one call to the database: a locked table must not delay the cycle."""
         return deadline.within(self._timeout_s)
+
+    def _cancelled(self, restart: Restart, reason: str) -> None:
+        self.cancelled += 1
+        self._log.restart("restart cancelled", restart, reason)

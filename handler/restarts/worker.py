@@ -44,6 +44,7 @@ class RestartWorker:
         self._asking = Asking(
             store.restarts, probe, settings, clock=clock, now=now, workspace_ids=workspace_ids, log=log
         )
+        self._now = now
         self._log = log
 
     def run(
@@ -68,6 +69,8 @@ class RestartWorker:
                 self._asking.ask_for_the_due(platform, deadline, closing)
             if to_probe and not deadline.over():
                 self._watching.owe_again(to_probe, deadline, closing, released=release)
+            if self._now.breaker_open and not deadline.over():
+                self._watching.look_at_kept_back(deadline, closing)
         except UnfitDatabaseError:
             raise
         except ReconcilerError as error:

@@ -36,18 +36,18 @@ SELECT {RESTART},
        {STILL_OWED}, {_DUE}, {on_hold("owed.workspace_id")}, COALESCE(backoff_until > now(), false), {_STOPPED},
        COALESCE(last_heartbeat_at > clock_timestamp() - make_interval(secs => :fresh_s), false)
 FROM reconciler.restarts AS owed LEFT JOIN platform.workspaces AS current ON current.id = owed.workspace_id
-WHERE closed_at IS NULL
 """  # noqa: S608 - put together from constants
-_OWED_OF = f"{_OWED} AND owed.id = ANY (CAST(:ids AS bigint[]))"
-# What cannot be asked for now is left out, so that it takes nobody's place.
-_MAY_BE_ASKED = f"""{_DUE} AND COALESCE(backoff_until <= now(), true) AND NOT {on_hold("owed.workspace_id")}
-  AND NOT {_STOPPED} AND (released OR NOT :released_only)
-  AND (CAST(:workspace_ids AS uuid[]) IS NULL OR owed.workspace_id = ANY (CAST(:workspace_ids AS uuid[])))"""
-_DUE_LIST = f"""{_OWED} AND {_MAY_BE_ASKED} AND (refusals > 0) = :refused
+_OWED_OF = f"{_OWED} WHERE owed.id = ANY (CAST(:ids AS bigint[]))"
+NAMED = "(CAST(:workspace_ids AS uuid[]) IS NULL OR owed.workspace_id = ANY (CAST(:workspace_ids AS uuid[])))"
+# Only the breaker may keep it from being asked for now. What else waits is left out, so that it takes nobody's place.
+MAY_BE_ASKED = f"""{_DUE} AND COALESCE(backoff_until <= now(), true) AND NOT {on_hold("owed.workspace_id")}
+  AND NOT {_STOPPED} AND {NAMED}"""
+_DUE_LIST = f"""{_OWED}
+WHERE closed_at IS NULL AND {MAY_BE_ASKED} AND (released OR NOT :released_only) AND (refusals > 0) = :refused
 ORDER BY due_at, owed.id LIMIT :most"""
 _ANY_DUE = f"""
 SELECT count(*) FROM (
-    SELECT FROM reconciler.restarts AS owed WHERE closed_at IS NULL AND {_MAY_BE_ASKED} LIMIT :most
+    SELECT FROM reconciler.restarts AS owed WHERE closed_at IS NULL AND {MAY_BE_ASKED} LIMIT :most
 ) AS due
 """  # noqa: S608 - put together from constants
 
@@ -55,7 +55,7 @@ SELECT count(*) FROM (
 LOCK_RESTARTS = """
 SELECT id FROM reconciler.restarts WHERE id = ANY (CAST(:ids AS bigint[])) ORDER BY id FOR UPDATE SKIP LOCKED
 """
-_LOCK = LOCK_RESTARTS.replace("ORDER BY", "AND closed_at IS NULL ORDER BY")
+LOCK_OPEN = LOCK_RESTARTS.replace("ORDER BY", "AND closed_at IS NULL ORDER BY")
 # A hold may have been placed since the facts were read, and the evidence may have grown old. The watch begins with the
 # claim: from then on, the platform may be at work.
 _CLAIM = f"""
@@ -69,7 +69,7 @@ WHERE owed.id = asked.id AND {LEASE_IS_OURS} AND clock_timestamp() <= to_timesta
 RETURNING owed.id
 """  # noqa: S608 - put together from constants
 # A watch begins with the sight of life, so the absences before it are forgotten.
-_CANCEL = """
+CANCEL = """
 UPDATE reconciler.restarts
 SET closed_at = now(), outcome = 'cancelled',
     watched_since = CASE WHEN :watch THEN COALESCE(watched_since, now()) ELSE watched_since END,
@@ -136,7 +136,7 @@ class Restarts:
         """Return how many restarts may be asked for now, but no more than `most`."""
         with self._session.transaction(deadline, read_only=True) as transaction:
             ((count,),) = transaction.run(
-                _ANY_DUE, released_only=False, grace_s=grace_s, workspace_ids=ids_or_null(workspace_ids), most=most
+                _ANY_DUE, grace_s=grace_s, workspace_ids=ids_or_null(workspace_ids), most=most
             )
         return int(count)
 
@@ -188,7 +188,7 @@ class Restarts:
         sightings = {restart.id: sighting for restart, sighting in looked_at}
         with self._session.transaction(deadline, lock_wait_s=LOCK_WAIT_SECONDS) as transaction:
             self._lease.require(transaction)
-            locked = [one for (one,) in transaction.run(_LOCK, ids=list(sightings))]
+            locked = [one for (one,) in transaction.run(LOCK_OPEN, ids=list(sightings))]
             rows = transaction.run(_OWED_OF, ids=locked, fresh_s=fresh_s, grace_s=grace_s)
             decisions = [judge(owed, sightings[owed.restart.id]) for owed in map(_owed, rows)]
             claimed = self._claim(transaction, decisions, sightings, clock, uncertain_s)
@@ -204,7 +204,7 @@ class Restarts:
         """Look at the restarts again in `wait_s` seconds, behind the others."""
         with self._session.transaction(deadline) as transaction:
             self._lease.require(transaction)
-            locked = [one for (one,) in transaction.run(_LOCK, ids=[one.id for one in restarts])]
+            locked = [one for (one,) in transaction.run(LOCK_OPEN, ids=[one.id for one in restarts])]
             transaction.run(_PUT_OFF, ids=locked, found=[], wait_s=wait_s)
 
     def accepted(self, deadline: Deadline, restart: Restart) -> None:
@@ -272,7 +272,7 @@ class Restarts:
             ids.setdefault(one.step, []).append(one.restart.id)
         for step, watch in ((Step.CANCEL, False), (Step.CANCEL_AND_WATCH, True)):
             if step in ids:
-                transaction.run(_CANCEL, ids=ids[step], watch=watch)
+                transaction.run(CANCEL, ids=ids[step], watch=watch)
         if Step.PUT_OFF in ids:
             found = [one for one in ids[Step.PUT_OFF] if sightings[one].verdict is Verdict.TRANSITION]
             transaction.run(_PUT_OFF, ids=ids[Step.PUT_OFF], found=found, wait_s=retry_s)

@@ -11,15 +11,27 @@ from handler.domain.model import Restart
 from handler.domain.restarts import RECOVERY_SECONDS, Watched
 from handler.store.holds import on_hold
 from handler.store.lease import LEASE_IS_OURS, Lease
-from handler.store.restarts import COUNT_ABSENCE, LOCK_RESTARTS, RESTART, STILL_OWED, ids_or_null
+from handler.store.restarts import (
+    CANCEL,
+    COUNT_ABSENCE,
+    LOCK_OPEN,
+    LOCK_RESTARTS,
+    MAY_BE_ASKED,
+    NAMED,
+    RESTART,
+    STILL_OWED,
+    ids_or_null,
+)
 from handler.store.session import LOCK_WAIT_SECONDS, Session
 from handler.store.tables import short
 
 # A cycle cancels no more restarts than this because their rows moved on, and marks no more as kept back; the others
 # follow in the next ones.
 MOST_AT_ONCE = 5000
-# A cycle looks at no more watched restarts.
+# A cycle looks at no more watched restarts, ...
 MOST_WATCHED = 20_000
+# ... and at no more that the breaker keeps back: one call of EC2's.
+MOST_KEPT_BACK = 1000
 
 # What somebody else has locked is passed over, here and below: the next cycle sees it again.
 _CANCEL_MOVED_ON = f"""
@@ -82,21 +94,30 @@ _KEEP_BACK = f"""
 UPDATE reconciler.restarts SET kept_back_at = now()
 WHERE id = ANY (ARRAY(
     SELECT owed.id FROM reconciler.restarts AS owed
-    WHERE closed_at IS NULL AND due_at <= now() AND kept_back_at IS NULL AND NOT released
-      AND NOT {on_hold("owed.workspace_id")}
-      AND (CAST(:workspace_ids AS uuid[]) IS NULL OR workspace_id = ANY (CAST(:workspace_ids AS uuid[])))
+    WHERE closed_at IS NULL AND kept_back_at IS NULL AND NOT released AND {MAY_BE_ASKED}
     LIMIT {MOST_AT_ONCE} FOR UPDATE SKIP LOCKED
 ))
 """  # noqa: S608 - put together from constants
-_RELEASE = """
+# What the breaker counts, the least recently looked at first.
+_KEPT_BACK = f"""
+SELECT {RESTART} FROM reconciler.restarts AS owed
+WHERE closed_at IS NULL AND kept_back_at IS NOT NULL AND NOT released AND NOT {on_hold("owed.workspace_id")} AND {NAMED}
+ORDER BY kept_back_at, owed.id LIMIT {MOST_KEPT_BACK}
+"""  # noqa: S608 - put together from constants
+_STAYS_KEPT_BACK = """
+UPDATE reconciler.restarts
+SET kept_back_at = now(),
+    absent_sightings = CASE WHEN id = ANY (CAST(:found AS bigint[])) THEN 0 ELSE absent_sightings END
+WHERE id = ANY (CAST(:ids AS bigint[]))
+"""
+_RELEASE = f"""
 UPDATE reconciler.restarts SET released = true
 WHERE id = ANY (ARRAY(
-    SELECT id FROM reconciler.restarts
-    WHERE closed_at IS NULL AND NOT released
-      AND (CAST(:workspace_ids AS uuid[]) IS NULL OR workspace_id = ANY (CAST(:workspace_ids AS uuid[])))
+    SELECT owed.id FROM reconciler.restarts AS owed
+    WHERE closed_at IS NULL AND NOT released AND {NAMED}
     FOR UPDATE SKIP LOCKED
 ))
-"""
+"""  # noqa: S608 - put together from constants
 _FORGET_ABSENCES = "UPDATE reconciler.restarts SET absent_sightings = 0 WHERE id = ANY (CAST(:ids AS bigint[]))"
 
 
@@ -144,13 +165,40 @@ class Watches:
             again = transaction.run(_OWE_AGAIN, **self._lease.own, rows=json.dumps(rows), released=released)
         return [Restart(*row) for row in again]
 
-    def keep_back(self, deadline: Deadline, *, workspace_ids: Sequence[str] | None) -> None:
-        """Note which due restarts the open breaker keeps back."""
-        self._write(deadline, _KEEP_BACK, workspace_ids)
+    def keep_back(self, deadline: Deadline, *, grace_s: float, workspace_ids: Sequence[str] | None) -> None:
+        """Note which restarts the open breaker, and nothing else, keeps from being asked for."""
+        with self._session.transaction(deadline) as transaction:
+            self._lease.require(transaction)
+            transaction.run(_KEEP_BACK, grace_s=grace_s, workspace_ids=ids_or_null(workspace_ids))
+
+    def kept_back(self, deadline: Deadline, *, workspace_ids: Sequence[str] | None) -> list[Restart]:
+        """Return restarts that an open breaker keeps back, the least recently looked at first."""
+        with self._session.transaction(deadline, read_only=True) as transaction:
+            rows = transaction.run(_KEPT_BACK, workspace_ids=ids_or_null(workspace_ids))
+        return [Restart(*row) for row in rows]
+
+    def look_at_kept_back(
+        self, deadline: Deadline, *, running: Sequence[Restart], found: Sequence[Restart], others: Sequence[Restart]
+    ) -> list[Restart]:
+        """Note that kept back restarts were looked at. Cancel those whose instance is `running`, watch and return them.
+
+        Those `found` in another state were not absent after all.
+        """
+        with self._session.transaction(deadline) as transaction:
+            self._lease.require(transaction)
+            looked_at = [one.id for one in (*running, *found, *others)]
+            locked = {one for (one,) in transaction.run(LOCK_OPEN, ids=looked_at)}
+            cancelled = [one for one in running if one.id in locked]
+            transaction.run(CANCEL, ids=[one.id for one in cancelled], watch=True)
+            stay = locked.difference(one.id for one in cancelled)
+            transaction.run(_STAYS_KEPT_BACK, ids=list(stay), found=[one.id for one in found])
+        return cancelled
 
     def release(self, deadline: Deadline, *, workspace_ids: Sequence[str] | None) -> None:
         """Have the open restarts pass an open breaker, in this cycle and in any later one."""
-        self._write(deadline, _RELEASE, workspace_ids)
+        with self._session.transaction(deadline) as transaction:
+            self._lease.require(transaction)
+            transaction.run(_RELEASE, workspace_ids=ids_or_null(workspace_ids))
 
     def count_absences(self, deadline: Deadline, absent: Iterable[Restart], *, found: Iterable[Restart] = ()) -> None:
         """Count one more cycle in which the instances of watched restarts were `absent`; forget it of those `found`."""
@@ -159,8 +207,3 @@ class Watches:
             for statement, restarts in ((COUNT_ABSENCE, absent), (_FORGET_ABSENCES, found)):
                 locked = transaction.run(LOCK_RESTARTS, ids=[one.id for one in restarts])
                 transaction.run(statement, ids=[one for (one,) in locked])
-
-    def _write(self, deadline: Deadline, query: str, workspace_ids: Sequence[str] | None) -> None:
-        with self._session.transaction(deadline) as transaction:
-            self._lease.require(transaction)
-            transaction.run(query, workspace_ids=ids_or_null(workspace_ids))

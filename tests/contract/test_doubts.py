@@ -253,7 +253,7 @@ def test_restarts_that_an_open_breaker_keeps_back_are_dead_until_they_are_releas
     flipped(subject, 1, 2)
     subject.age(BREAKER_WINDOW_S + 10)
     store = holding(subject)
-    store.watches.keep_back(soon(), workspace_ids=[uuid(1)])
+    store.watches.keep_back(soon(), grace_s=0.0, workspace_ids=[uuid(1)])
     assert fleet(subject) == Fleet(0, {}, {uuid(1): False})
     store.watches.release(soon(), workspace_ids=None)
     assert fleet(subject) == Fleet(0)

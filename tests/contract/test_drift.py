@@ -201,10 +201,16 @@ def _again(store: Store, restart: Restart, chance: random.Random) -> object:
     return store.watches.owe_again(soon(), {restart.id: (chance.randint(0, 4), chance.choice((0.0, 200.0)))})
 
 
-def _breaker(life: Life, number: int, chance: random.Random) -> None:
-    watches = life.store(chance).watches
-    act = watches.release if chance.random() < 0.3 else watches.keep_back
-    act(soon(), workspace_ids=[uuid(number)] if chance.random() < 0.5 else None)
+def _breaker(life: Life, number: int, chance: random.Random) -> object:
+    watches, ids = life.store(chance).watches, [uuid(number)] if chance.random() < 0.5 else None
+    if chance.random() < 0.3:
+        watches.release(soon(), workspace_ids=ids)
+    watches.keep_back(soon(), grace_s=chance.choice((0.0, 100.0)), workspace_ids=ids)
+    looked_at: dict[str, list[Restart]] = {"running": [], "found": [], "others": []}
+    for one in watches.kept_back(soon(), workspace_ids=ids):
+        looked_at[chance.choice(("running", "found", "others", "others"))].append(one)
+    said = {name: [one.id for one in some] for name, some in looked_at.items()}
+    return said, [one.id for one in watches.look_at_kept_back(soon(), **looked_at)]
 
 
 def _coverage(life: Life, number: int, chance: random.Random) -> None:

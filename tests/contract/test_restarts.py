@@ -84,10 +84,48 @@ def test_an_open_breaker_keeps_back_what_is_due_free_and_not_released(subject: S
     hold(store, 3)
     store.restarts.put_off(soon(), [the_due(store, 4)], wait_s=RETRY_S)
     with subject.locked_own("restarts", uuid(5)):
-        store.watches.keep_back(soon(), workspace_ids=None)
+        store.watches.keep_back(soon(), grace_s=0.0, workspace_ids=None)
         store.watches.release(soon(), workspace_ids=[uuid(5)])
     assert [one[-1] for one in subject.more()] == [True, False, False, False, False]
     assert [one[1] for one in subject.more()] == [False, True, False, False, False]
+
+
+def test_what_waits_for_something_else_is_not_kept_back(subject: Subject) -> None:
+    store = flipped(subject, 1, 2)
+    hold(store, 1, lasts_s=10)
+    store.restarts.stop(soon(), lasts_s=10)
+    store.watches.keep_back(soon(), grace_s=60.0, workspace_ids=None)
+    assert store.watches.kept_back(soon(), workspace_ids=None) == []
+    subject.age(20)
+    store.watches.keep_back(soon(), grace_s=60.0, workspace_ids=None)
+    assert [one.id for one in store.watches.kept_back(soon(), workspace_ids=None)] == [2]
+
+
+def test_what_is_kept_back_is_looked_at_in_turn_and_ends_if_its_instance_runs(subject: Subject) -> None:
+    store = flipped(subject, 1, 2, 3, 4, 5)
+    store.watches.keep_back(soon(), grace_s=0.0, workspace_ids=None)
+    store.watches.release(soon(), workspace_ids=[uuid(4)])
+    hold(store, 5)
+    one, two, three = store.watches.kept_back(soon(), workspace_ids=None)
+    assert [restart.id for restart in (one, two, three)] == [1, 2, 3]
+    assert store.watches.kept_back(soon(), workspace_ids=[uuid(2)]) == [two]
+    subject.age(1)
+    with subject.locked_own("restarts", uuid(3)):
+        assert store.watches.look_at_kept_back(soon(), running=[one, three], found=[], others=[two]) == [one]
+    assert [outcome for *_, outcome, _ in subject.restarts()] == ["cancelled", None, None, None, None]
+    assert [one.restart.id for one in watched(store)] == [1]
+    assert [one.id for one in store.watches.kept_back(soon(), workspace_ids=None)] == [3, 2]
+    assert the_due(store, 2) == two
+
+
+def test_an_instance_that_is_found_while_its_restart_is_kept_back_was_not_absent(subject: Subject) -> None:
+    store = flipped(subject)
+    decide(store, the_due(store), "not_found")
+    store.watches.keep_back(soon(), grace_s=0.0, workspace_ids=None)
+    (one,) = store.watches.kept_back(soon(), workspace_ids=None)
+    assert one.absent_sightings == 1
+    store.watches.look_at_kept_back(soon(), running=[], found=[one], others=[])
+    assert the_due(store).absent_sightings == 0
 
 
 # --- moved on ---

@@ -91,7 +91,10 @@ WITH_THE_LEASE: dict[str, Callable[[Store, Restart], object]] = {
     "purge": lambda store, _: store.memory.purge(soon()),
     "cancel_moved_on": lambda store, _: store.watches.cancel_moved_on(soon()),
     "note_watch": lambda store, restart: note(store, up=[restart.id]),
-    "keep_back": lambda store, _: store.watches.keep_back(soon(), workspace_ids=None),
+    "keep_back": lambda store, _: store.watches.keep_back(soon(), grace_s=0.0, workspace_ids=None),
+    "look_at_kept_back": lambda store, restart: store.watches.look_at_kept_back(
+        soon(), running=[restart], found=[], others=[]
+    ),
     "release": lambda store, _: store.watches.release(soon(), workspace_ids=None),
     "claim": decide,
     "put_off": lambda store, restart: store.restarts.put_off(soon(), [restart], wait_s=RETRY_S),
@@ -174,7 +177,11 @@ IN_TIME: dict[str, Callable[[Store, Restart, Deadline], object]] = {
     "watched": lambda store, _, late: store.watches.watched(late),
     "note_watch": lambda store, restart, late: store.watches.note_watch(late, ended=[restart.id], up=[], not_up=[]),
     "owe_again": lambda store, restart, late: store.watches.owe_again(late, {restart.id: (0, 0.0)}),
-    "keep_back": lambda store, _, late: store.watches.keep_back(late, workspace_ids=None),
+    "keep_back": lambda store, _, late: store.watches.keep_back(late, grace_s=0.0, workspace_ids=None),
+    "kept_back": lambda store, _, late: store.watches.kept_back(late, workspace_ids=None),
+    "look_at_kept_back": lambda store, restart, late: store.watches.look_at_kept_back(
+        late, running=[restart], found=[], others=[]
+    ),
     "release the restarts": lambda store, _, late: store.watches.release(late, workspace_ids=None),
     "due": lambda store, _, late: store.restarts.due(
         late, refused=False, limit=1, released_only=False, fresh_s=0.0, grace_s=0.0, workspace_ids=None

@@ -503,6 +503,11 @@ class OwnRestarts(Part):
         wanted = set(ids)
         return [one for one in self.tables.restarts if one.id in wanted and one.locked_by is None]
 
+    def _cancel_and_watch(self, owed: StoredRestart) -> None:
+        owed.closed_at, owed.outcome = self.tables.now, "cancelled"
+        owed.watched_since = self.tables.now if owed.watched_since is None else owed.watched_since
+        owed.absent_sightings = 0
+
     def _count_absence(self, owed: StoredRestart) -> None:
         now = self.tables.now
         owed.absent_since = owed.absent_since if owed.absent_sightings and owed.absent_since is not None else now
@@ -521,6 +526,22 @@ class OwnRestarts(Part):
             absent_sightings=owed.absent_sightings,
             absent_s=0.0 if owed.absent_since is None else self.tables.now - owed.absent_since,
             streak=owed.streak,
+        )
+
+    def _is_due(self, owed: StoredRestart, grace_s: float) -> bool:
+        after_hold = self.tables.hold_ended_at(owed.workspace_id) + grace_s <= self.tables.now
+        return owed.due_at <= self.tables.now and (owed.attempts > 0 or after_hold)
+
+    def _is_backing_off(self, owed: StoredRestart) -> bool:
+        return owed.backoff_until is not None and owed.backoff_until > self.tables.now
+
+    def _may_be_asked(self, owed: StoredRestart, grace_s: float, workspace_ids: Sequence[str] | None) -> bool:
+        return (
+            self._is_due(owed, grace_s)
+            and not self._is_backing_off(owed)
+            and not self.tables.is_on_hold(owed.workspace_id)
+            and not self.tables.is_stopped()
+            and (workspace_ids is None or owed.workspace_id in workspace_ids)
         )
 
 
@@ -607,10 +628,10 @@ class Restarts(OwnRestarts):
                 owed.watched_since = now if owed.watched_since is None else owed.watched_since
             case Step.CANCEL | Step.CANCEL_AND_WATCH:
                 self.watch.wrote("cancel", decision)
-                owed.closed_at, owed.outcome = now, "cancelled"
                 if decision.step is Step.CANCEL_AND_WATCH:
-                    owed.watched_since = now if owed.watched_since is None else owed.watched_since
-                    owed.absent_sightings = 0
+                    self._cancel_and_watch(owed)
+                else:
+                    owed.closed_at, owed.outcome = now, "cancelled"
             case Step.PUT_OFF:
                 self.watch.wrote("put_off", decision)
                 owed.due_at = now + retry_s
@@ -691,22 +712,6 @@ class Restarts(OwnRestarts):
             heartbeat=beat_at is not None and beat_at > tables.now - fresh_s,
         )
 
-    def _is_due(self, owed: StoredRestart, grace_s: float) -> bool:
-        after_hold = self.tables.hold_ended_at(owed.workspace_id) + grace_s <= self.tables.now
-        return owed.due_at <= self.tables.now and (owed.attempts > 0 or after_hold)
-
-    def _is_backing_off(self, owed: StoredRestart) -> bool:
-        return owed.backoff_until is not None and owed.backoff_until > self.tables.now
-
-    def _may_be_asked(self, owed: StoredRestart, grace_s: float, workspace_ids: Sequence[str] | None) -> bool:
-        return (
-            self._is_due(owed, grace_s)
-            and not self._is_backing_off(owed)
-            and not self.tables.is_on_hold(owed.workspace_id)
-            and not self.tables.is_stopped()
-            and (workspace_ids is None or owed.workspace_id in workspace_ids)
-        )
-
 
 class Watches(OwnRestarts):
     """See handler.store.Watches."""
@@ -782,15 +787,42 @@ class Watches(OwnRestarts):
         return again
 
     @_transaction
-    def keep_back(self, _: Deadline, *, workspace_ids: Sequence[str] | None) -> None:
+    def keep_back(self, _: Deadline, *, grace_s: float, workspace_ids: Sequence[str] | None) -> None:
         self.require_lease()
         self.watch.wrote("keep_back")
-        tables = self.tables
-        for one in tables.open_restarts():
-            is_free = one.due_at <= tables.now and not one.released and not tables.is_on_hold(one.workspace_id)
-            named = workspace_ids is None or one.workspace_id in workspace_ids
-            if is_free and named and one.kept_back_at is None and one.locked_by is None:
-                one.kept_back_at = tables.now
+        for one in self.tables.open_restarts():
+            is_kept_back = self._may_be_asked(one, grace_s, workspace_ids) and not one.released
+            if is_kept_back and one.kept_back_at is None and one.locked_by is None:
+                one.kept_back_at = self.tables.now
+
+    @_transaction
+    def kept_back(self, _: Deadline, *, workspace_ids: Sequence[str] | None) -> list[Restart]:
+        kept_back = [
+            (one.kept_back_at, one.id, self._restart(one))
+            for one in self.tables.open_restarts()
+            if one.kept_back_at is not None
+            and not one.released
+            and not self.tables.is_on_hold(one.workspace_id)
+            and (workspace_ids is None or one.workspace_id in workspace_ids)
+        ]
+        return [restart for *_, restart in sorted(kept_back, key=lambda one: one[:2])]
+
+    @_transaction
+    def look_at_kept_back(
+        self, _: Deadline, *, running: Sequence[Restart], found: Sequence[Restart], others: Sequence[Restart]
+    ) -> list[Restart]:
+        self.require_lease()
+        self.watch.wrote("look_at_kept_back")
+        locked = {one.id: one for one in self._unlocked(one.id for one in (*running, *found, *others)) if one.is_open}
+        cancelled = [one for one in running if one.id in locked]
+        for restart in cancelled:
+            self._cancel_and_watch(locked.pop(restart.id))
+        for owed in locked.values():
+            owed.kept_back_at = self.tables.now
+        for restart in found:
+            if restart.id in locked:
+                locked[restart.id].absent_sightings = 0
+        return cancelled
 
     @_transaction
     def release(self, _: Deadline, *, workspace_ids: Sequence[str] | None) -> None:

@@ -72,6 +72,7 @@ _TEST_GROWTH = "tests/integration/test_growth.py::"
 _TEST_LARGE = "tests/integration/test_large_answers.py::"
 _TEST_LEAKS = "tests/integration/test_leaks.py::"
 _TEST_LIMITS = "tests/unit/test_limits.py::"
+_TEST_KEPT_BACK = "tests/integration/test_kept_back.py::"
 _TEST_LOCKED = "tests/integration/test_locked_state.py::"
 _TEST_NET = "tests/net/"
 _TEST_DEADLINE = "tests/integration/test_deadline.py::"
@@ -404,6 +405,25 @@ GUARDS = (
         "before_probing",
         Code("now.breaker_open and not owed.restart.released", "False"),
         f"{_TEST_DECISIONS}test_before_a_call_the_row_has_the_first_say",
+    ),
+    Guard(
+        "breaker: nothing latches",
+        "machines that run again, but whose rows stay offline, keep the breaker open over the dead",
+        "handler/restarts/worker.py",
+        "RestartWorker.run",
+        Code("self._now.breaker_open and not deadline.over()", "False"),
+        f"{_TEST_KEPT_BACK}test_machines_that_run_again_close_the_breaker",
+    ),
+    Guard(
+        "breaker: keeps back what nothing else does",
+        "back-offs and the platform's own wish to be left alone keep the breaker open over the dead",
+        _WATCHES,
+        "_KEEP_BACK",
+        Sql(
+            "AND {MAY_BE_ASKED}",
+            "AND due_at <= now() AND CAST(:grace_s AS float) IS NOT NULL AND CAST(:workspace_ids AS uuid[]) IS NULL",
+        ),
+        f"{_TEST_KEPT_BACK}test_what_waits_for_something_else_is_not_kept_back",
     ),
     Guard(
         "breaker: what was checked in turn",
@@ -768,7 +788,7 @@ GUARDS = (
         "claim: restart is open",
         "a restart is claimed although it was accepted or cancelled",
         _RESTARTS,
-        "_LOCK",
+        "LOCK_OPEN",
         Code("'AND closed_at IS NULL ORDER BY'", "'ORDER BY'"),
         f"{_TEST_REFUSALS}test_a_restart_that_may_not_be_asked_for_is_not_claimed",
     ),
@@ -886,7 +906,7 @@ GUARDS = (
         "watch: begins without absences",
         "a machine that was found running is destroyed once it is not found a single time",
         _RESTARTS,
-        "_CANCEL",
+        "CANCEL",
         Sql("CASE WHEN :watch THEN 0 ELSE absent_sightings END", "absent_sightings"),
         f"{_TEST_ATTACKS}TestAbsenceAfterLife",
     ),
@@ -993,7 +1013,7 @@ GUARDS = (
         "Retry-After: the next cycles",
         "an overloaded platform gets eight requests a minute although it asked for none",
         _RESTARTS,
-        "_MAY_BE_ASKED",
+        "MAY_BE_ASKED",
         Sql("AND NOT {_STOPPED}", ""),
         f"{_TEST_STORED_RESTARTS}test_while_the_platform_asks_to_be_left_alone_no_cycle_may_ask",
     ),

@@ -523,6 +523,18 @@ class Simulation:
             is_stopped = report is not None and report.breaker_open and seconds == LONG_QUIET_SECONDS
         if not is_stopped and self._unsettled():
             raise ViolationError(f"this stays as it is: {self._unsettled()}")
+        if is_stopped and self._counted_though_alive():
+            raise ViolationError(f"these keep the breaker open, and they run: {self._counted_though_alive()}")
+
+    def _counted_though_alive(self) -> list[str]:
+        """Return the workspaces that count as dead in the breaker, and nowhere else, although their instance runs."""
+        tables, world = self.world.tables, self.world
+        return [
+            one.workspace_id
+            for one in tables.open_restarts()
+            if one.kept_back_at is not None and not one.released and not tables.is_on_hold(one.workspace_id)
+            if one.instance_id in world.instances and world.instances[one.instance_id].state == "running"
+        ]
 
     def _unsettled(self) -> list[str]:
         """Return the restarts that are owed, the watches without need, and the rows that nobody takes or cares for."""

@@ -156,6 +156,9 @@ GUARDS: Mapping[str, Guard] = {
         _replace(store.Candidates, "_may_be_adopted", lambda *_, **__: False), "not everybody", OFFLINE
     ),
     "the breaker": Guard(_replace(decide, "_breaker", lambda *_, **__: decide.Breaker(False, 0, 0)), "the breaker is"),  # noqa: FBT003
+    "what the breaker keeps back is looked at": Guard(
+        _replace(watching.Watching, "look_at_kept_back", lambda *_: None), "keep the breaker open"
+    ),
     "the breaker keeps restarts back": Guard(
         _replace(cycle, "Circumstances", lambda **facts: Circumstances(**facts | {"breaker_open": False})),
         "though the breaker is open",
