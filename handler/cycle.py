@@ -10,7 +10,7 @@ from handler.domain.decide import Action, Plan, decide
 from handler.domain.doubts import doubt_changes
 from handler.domain.model import Sighting, SkipReason, Verdict
 from handler.domain.report import FleetGauges, Flip, Gauges, Outcome, Report, RestartCounts, no_skips
-from handler.domain.restarts import Circumstances
+from handler.domain.restarts import Circumstances, longest_wait
 from handler.errors import ReconcilerError
 from handler.flips import Flipper, FlipResults
 from handler.probes import Probe
@@ -148,7 +148,7 @@ def _cycle(request: Request, settings: Settings, parts: Parts, phases: Phases) -
     # Observe.
     probe = parts.probe(phases.probing)
     if request.applies and full:
-        memory.tend()
+        memory.tend(longest_wait_s=longest_wait(settings.restarts))
     selection = store.candidates.select(
         phases.probing,
         limit=min(request.limit or settings.candidate_limit, settings.candidate_limit),

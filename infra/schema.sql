@@ -460,7 +460,8 @@ BEGIN
         INSERT INTO reconciler.coverage DEFAULT VALUES ON CONFLICT DO NOTHING;
 
         -- An instance that is not found counts as gone once its absence is old enough. So whoever is not the owner
-        -- cannot make an absence older than it is. now() would not do: it is when the transaction began.
+        -- cannot make an absence older than it is. now() would not do: it is when the transaction began. One that lies
+        -- in the future, after the clock was wrong, is older than that.
         CREATE OR REPLACE FUNCTION reconciler.date_doubt() RETURNS trigger
         LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $function$
         BEGIN
@@ -468,7 +469,7 @@ BEGIN
                 RETURN NEW;
             ELSIF TG_OP = 'UPDATE' AND (NEW.workspace_id, NEW.kind, NEW.instance_id)
                                        = (OLD.workspace_id, OLD.kind, OLD.instance_id) THEN
-                NEW.since := GREATEST(NEW.since, OLD.since);
+                NEW.since := GREATEST(NEW.since, LEAST(OLD.since, clock_timestamp()));
             ELSE
                 NEW.since := clock_timestamp();
             END IF;
@@ -483,7 +484,7 @@ BEGIN
                OR pg_has_role((SELECT relowner FROM pg_class WHERE oid = TG_RELID), 'USAGE') THEN
                 RETURN NEW;
             ELSIF TG_OP = 'UPDATE' AND (NEW.workspace_id, NEW.instance_id) = (OLD.workspace_id, OLD.instance_id) THEN
-                NEW.absent_since := GREATEST(NEW.absent_since, COALESCE(OLD.absent_since, clock_timestamp()));
+                NEW.absent_since := GREATEST(NEW.absent_since, LEAST(OLD.absent_since, clock_timestamp()));
             ELSE
                 NEW.absent_since := GREATEST(NEW.absent_since, LEAST(
                     clock_timestamp(),

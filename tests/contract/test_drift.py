@@ -34,6 +34,7 @@ from tests.contract.subjects import InMemory, InPostgres, Subject
 from tests.unit.builders import instance, uuid
 
 LIVES, STEPS = 12, 100
+A_YEAR_S = 365 * 86_400.0
 A_MOMENT_S = 0.001  # so that later events have later times in memory, too
 WORKSPACES = 3
 LOOP = CrashLoopPolicy(backoff_s=300, reset_s=600)
@@ -201,6 +202,15 @@ def _again(store: Store, restart: Restart, chance: random.Random) -> object:
     return store.watches.owe_again(soon(), {restart.id: (chance.randint(0, 4), chance.choice((0.0, 200.0)))})
 
 
+def _jump(life: Life, number: int, chance: random.Random) -> None:
+    """Have the database's clock be a year ahead until now, and a cycle take the times back."""
+    life.subject.age(-A_YEAR_S)
+    _acquire(life, number, chance)
+    for one in range(1, WORKSPACES + 1):  # a hold stays as it is
+        life.store(chance).holds.release(soon(), [uuid(one)], most=99)
+    life.subject.store(life.cycle).memory.take_back_times(soon(), longest_wait_s=900.0)
+
+
 def _breaker(life: Life, number: int, chance: random.Random) -> object:
     watches, ids = life.store(chance).watches, [uuid(number)] if chance.random() < 0.5 else None
     if chance.random() < 0.3:
@@ -309,6 +319,7 @@ STEPS_AND_WEIGHTS: tuple[tuple[Step, int], ...] = (
     (lambda life, _, chance: life.store(chance).restarts.stop(soon(), lasts_s=chance.choice((1, RETRY_S))), 1),
     (_follow, 3),
     (_coverage, 2),
+    (_jump, 1),
     (lambda life, _, chance: life.store(chance).memory.purge(soon()), 2),
     (_doubts, 8),
     (_tend, 3),

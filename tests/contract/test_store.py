@@ -89,6 +89,7 @@ WITH_THE_LEASE: dict[str, Callable[[Store, Restart], object]] = {
     "set_reasons": lambda store, _: store.doubts.set_reasons(soon(), {uuid(2): "why"}),
     "save_coverage": lambda store, _: store.memory.save_coverage(soon(), Progress(Coverage(), completed_pass=True)),
     "purge": lambda store, _: store.memory.purge(soon()),
+    "take_back_times": lambda store, _: store.memory.take_back_times(soon(), longest_wait_s=900.0),
     "cancel_moved_on": lambda store, _: store.watches.cancel_moved_on(soon()),
     "note_watch": lambda store, restart: note(store, up=[restart.id]),
     "keep_back": lambda store, _: store.watches.keep_back(soon(), grace_s=0.0, workspace_ids=None),
@@ -164,6 +165,7 @@ IN_TIME: dict[str, Callable[[Store, Restart, Deadline], object]] = {
     "save": lambda store, _, late: store.doubts.save(late, NO_CHANGES),
     "set_reasons": lambda store, _, late: store.doubts.set_reasons(late, {uuid(1): "why"}),
     "save_coverage": lambda store, _, late: store.memory.save_coverage(late, Progress(Coverage(), completed_pass=True)),
+    "take_back_times": lambda store, _, late: store.memory.take_back_times(late, longest_wait_s=900.0),
     "gauges": lambda store, _, late: store.gauges(late),
     "fleet_gauges": lambda store, _, late: store.fleet_gauges(late),
     "flip": lambda store, restart, late: store.flips.flip(

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Concatenate, ParamSpec, TypeVar, cast
 
 from handler.deadline import Deadline
-from handler.domain.backoff import CrashLoop, crash_loop
+from handler.domain.backoff import LONGEST_CRASH_LOOP_BACKOFF_S, CrashLoop, crash_loop
 from handler.domain.coverage import Progress
 from handler.domain.decide import CANDIDATE_STATUSES, EXTERNAL, Fleet, Memory, objection
 from handler.domain.doubts import ABSENCES_ADD_UP_SECONDS, Doubt, DoubtChanges, Known
@@ -25,6 +25,7 @@ from handler.store.holds import MOST_SHOWN
 from handler.store.lease import LONGEST_SECONDS, MARGIN_SECONDS
 from handler.store.memory import KEPT_DAYS
 from handler.store.restarts import Judge
+from handler.store.times import HAPPENED, TOLERANCE_SECONDS, WAITS
 from tests.fakes.tables import StoredDoubt, StoredHold, StoredRestart, StoredSource, StoredStop, Tables
 
 IDLE_GRACE_SECONDS = 1.0  # how long after its deadline the server ends an idle transaction
@@ -60,6 +61,11 @@ class Part:
     def require_lease(self) -> None:
         if not self.lease_is_ours():
             raise LeaseLostError("the lease has expired or is another's")
+
+    def _unlocked(self, ids: Iterable[int]) -> list[StoredRestart]:
+        """Return the restarts with these ids that nobody has locked."""
+        wanted = set(ids)
+        return [one for one in self.tables.restarts if one.id in wanted and one.locked_by is None]
 
     def may_write(self, workspace_id: str, not_after: float) -> SkipReason | None:
         """Return what has come between the reading and the writing of a flip or a claim, if anything has."""
@@ -281,6 +287,24 @@ class CycleMemory(Part):
         tables.pass_completed_at = tables.now if progress.completed_pass else tables.pass_completed_at
 
     @_transaction
+    def take_back_times(self, _: Deadline, *, longest_wait_s: float) -> None:
+        self.require_lease()
+        self.watch.wrote("take_back_times")
+        tables, soon = self.tables, self.tables.now + TOLERANCE_SECONDS
+        waits = {**dict.fromkeys(WAITS, longest_wait_s), "backoff_until": LONGEST_CRASH_LOOP_BACKOFF_S}
+        if "coverage" not in tables.locked:
+            _take_back(tables, HAPPENED["coverage"], soon, tables.now)
+        for source in tables.sources.values():
+            _take_back(source, ("since",), soon, tables.now)
+        for doubt in tables.doubts.values():
+            if doubt.locked_by is None:
+                _take_back(doubt, HAPPENED["doubts"], soon, tables.now)
+        for restart in self._unlocked(one.id for one in tables.restarts):
+            _take_back(restart, HAPPENED["restarts"], soon, tables.now)
+            for name, wait_s in waits.items():
+                _take_back(restart, (name,), tables.now + wait_s, tables.now + wait_s)
+
+    @_transaction
     def purge(self, _: Deadline) -> None:
         self.require_lease()
         self.watch.wrote("purge")
@@ -497,11 +521,6 @@ class OwnRestarts(Part):
         """Tell whether the row is offline with the dead instance."""
         row = self.tables.workspaces.get(owed.workspace_id)
         return row is not None and row.status == OFFLINE and row.instance_id == owed.instance_id
-
-    def _unlocked(self, ids: Iterable[int]) -> list[StoredRestart]:
-        """Return the restarts with these ids that nobody has locked."""
-        wanted = set(ids)
-        return [one for one in self.tables.restarts if one.id in wanted and one.locked_by is None]
 
     def _cancel_and_watch(self, owed: StoredRestart) -> None:
         owed.closed_at, owed.outcome = self.tables.now, "cancelled"
@@ -927,6 +946,14 @@ class FakeStore:
 def fake_store(tables: Tables, cycle_id: str, watch: Watch | None = None) -> Store:
     """Return the store in memory for one cycle."""
     return cast("Store", FakeStore(tables, cycle_id, watch or Watch()))
+
+
+def _take_back(record: object, names: Iterable[str], latest: float, new: float) -> None:
+    """Set the times of a record that are later than the latest one to a new one."""
+    for name in names:
+        at = getattr(record, name)
+        if at is not None and at > latest:
+            setattr(record, name, new)
 
 
 def _next_id(tables: Tables) -> int:

@@ -62,6 +62,7 @@ _TEST_APP = "tests/unit/test_app.py::"
 _TEST_ANSWERS = "tests/integration/test_restart_answers.py::"
 _TEST_BREAKER = "tests/integration/test_absence_and_breaker.py::"
 _TEST_CACHES = "tests/integration/test_caches.py::"
+_TEST_CLOCK_JUMPS = "tests/integration/test_clock_jumps.py::"
 _TEST_COLLATION = "tests/integration/test_collation.py::"
 _TEST_CONCURRENCY = "tests/integration/test_concurrency.py::"
 _TEST_CONNECTIONS = "tests/integration/test_connections.py::"
@@ -108,6 +109,7 @@ _TEST_STORED_RESTARTS = "tests/contract/test_restarts.py::"
 _TEST_STORIES = "tests/integration/test_stories.py::"
 _TEST_ATTACKS = "tests/integration/test_attacks.py::"
 _TEST_TELEMETRY = "tests/integration/test_telemetry.py::"
+_TEST_TIMES = "tests/contract/test_times.py::"
 _TEST_TELEMETRY_UNIT = "tests/unit/test_telemetry.py::"
 _TEST_WORKER = "tests/unit/test_restart_worker.py::"
 
@@ -1024,6 +1026,22 @@ GUARDS = (
         "_STOP_IS_ON",
         Sql("AND ends_at <= now() + make_interval(secs => {LATEST_END_OF_STOP_SECONDS})", ""),
         f"{_TEST_STORED_RESTARTS}test_a_stop_that_lies_days_ahead_is_of_a_clock_that_has_jumped",
+    ),
+    Guard(
+        "clock: times that lie ahead",
+        "nothing is asked for, and no age shows it, because the database's clock was wrong for a moment",
+        _REMEMBERING,
+        "Remembering.tend",
+        Code("self._attempt('times not taken back', take_back)", "take_back"),
+        f"{_TEST_CLOCK_JUMPS}test_one_cycle_later_none_of_our_times_lies_ahead",
+    ),
+    Guard(
+        "clock: what nobody knows to be over",
+        "a restart that the platform is working on is sent again because the database's clock was wrong for a moment",
+        "handler/store/times.py",
+        "_take_back",
+        Code("WAITS.get(one, 0)", "0"),
+        f"{_TEST_TIMES}test_a_restart_is_due_after_the_longest_wait",
     ),
     Guard(
         "Retry-After: this cycle",

@@ -144,6 +144,9 @@ GUARDS: Mapping[str, Guard] = {
         _replace(cycle, "advance", lambda *_, **__: Progress(Coverage(), completed_pass=False)), "not everybody"
     ),
     "absences are remembered": Guard(_replace(decide, "gone_for_good", lambda *_, **__: (True, "")), "never dead"),
+    "times that lie ahead are taken back": Guard(
+        _replace(store.CycleMemory, "take_back_times", lambda *_, **__: None), "stays as it is"
+    ),
     "doubts are saved": Guard(_replace(Remembering, "save_doubts", lambda *_, **__: None), "nobody remembers"),
     "only what was seen dead while it was up is adopted": Guard(
         _all(

@@ -43,8 +43,8 @@ def test_a_cycle_flips_and_restarts_the_dead_and_leaves_the_rest() -> None:
     report = invocation.run()
     assert invocation.rights == [True]
     assert [call for call, _ in groupby(invocation.wrote_by)] == [
-        *("acquire", "tend", "save_coverage", "forget", "save", "flip", "cancel_moved_on", "claim", "accepted"),
-        *("save_coverage", "purge", "release"),
+        *("acquire", "take_back_times", "tend", "save_coverage", "forget", "save", "flip", "cancel_moved_on", "claim"),
+        *("accepted", "save_coverage", "purge", "release"),
     ]
     figures = (report.candidates, report.checked, report.running, report.transition, report.dead)
     assert figures == (6, 6, 2, 1, 1)
