@@ -281,7 +281,8 @@ BEGIN
         COMMENT ON COLUMN reconciler.restarts.asked_at IS
             'When it was claimed last. The platform is asked right after.';
         COMMENT ON COLUMN reconciler.restarts.due_at IS
-            'The platform is not asked before then. A claim moves it ahead, so that nobody asks twice after a crash.';
+            'The platform is not asked before then. A claim moves it ahead, so that nobody asks twice after a crash. '
+            'Of a closed one that is watched: when its instance was last looked at.';
         COMMENT ON COLUMN reconciler.restarts.last_answer IS
             'What was recorded last while it was open: claimed, refused, blocked or uncertain; NULL: never claimed.';
         COMMENT ON COLUMN reconciler.restarts.outcome IS 'accepted or cancelled; NULL as long as it is open.';

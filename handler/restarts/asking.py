@@ -81,8 +81,11 @@ class Asking:
 
     def ask_for_the_due(
         self, make_platform: Callable[[Deadline], Platform], deadline: Deadline, closing: Deadline
-    ) -> None:
-        """Ask for the due restarts, as far as time allows. What happened may be recorded until `closing`."""
+    ) -> Iterator[None]:
+        """Ask for the due restarts, a group at a time, as far as time allows; yield after each group.
+
+        What happened may be recorded until `closing`.
+        """
         due = iter(self._due(deadline, closing))
         platform, calls = None, 0
         while calls < self._policy.per_cycle and not self._stopped_s and deadline.remaining() > SHORTEST_CALL_SECONDS:
@@ -91,6 +94,7 @@ class Asking:
                 return
             platform = platform or make_platform(deadline)
             calls += self._ask_for(group, platform, deadline, closing)
+            yield
 
     def _due(self, deadline: Deadline, closing: Deadline) -> list[Restart]:
         """Return the due restarts that need a probe: by turns one that was never refused, and one that was."""

@@ -59,7 +59,7 @@ class Watching:
     def owe_again(self, watched: Sequence[Watched], deadline: Deadline, closing: Deadline, *, released: bool) -> None:
         """Owe a restart once more where the row is offline and the instance still dead: nothing has come of it."""
         by_id = {one.restart.workspace_id: one.restart for one in watched}
-        loops, absent, found = {}, [], []
+        loops, absent, found, others = {}, [], [], []
         probing = deadline.within(deadline.remaining() * PROBING_SHARE)
         for sighting in self._probe.sightings([one.as_candidate() for one in by_id.values()], probing):
             restart = by_id[sighting.workspace.id]
@@ -71,8 +71,12 @@ class Watching:
                 absent.append(restart)
             elif sighting.verdict in FOUND and restart.absent_sightings:
                 found.append(restart)
-        if absent or found:
-            self._store.count_absences(closing, absent, found=found)
+            else:
+                others.append(restart)
+        if len(loops) + len(absent) + len(found) + len(others) == len(by_id):
+            others = []  # nobody is left out, so it does not matter whose turn is next
+        if absent or found or others:
+            self._store.count_absences(closing, absent, found=found, others=others)
         if loops:
             for restart in self._store.owe_again(closing, loops, released=released):
                 self._log.restart("restart owed again", restart, "the workspace is offline, its instance still dead")

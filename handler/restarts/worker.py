@@ -65,12 +65,14 @@ class RestartWorker:
             return RestartResults()
         try:
             to_probe = self._watching.note(deadline, release=release)
-            if platform is not None:
-                self._asking.ask_for_the_due(platform, deadline, closing)
+            groups = iter(()) if platform is None else self._asking.ask_for_the_due(platform, deadline, closing)
+            next(groups, None)  # for which the cycle has reserved time; the others leave some to those that are watched
             if to_probe and not deadline.over():
                 self._watching.owe_again(to_probe, deadline, closing, released=release)
             if self._now.breaker_open and not deadline.over():
                 self._watching.look_at_kept_back(deadline, closing)
+            for _ in groups:
+                pass
         except UnfitDatabaseError:
             raise
         except ReconcilerError as error:

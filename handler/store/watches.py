@@ -51,7 +51,7 @@ SELECT {RESTART}, {short("current.status::text")}, closed_at IS NULL,
        CAST(extract(epoch FROM now() - up_since) AS double precision), {on_hold("owed.workspace_id")}
 FROM reconciler.restarts AS owed LEFT JOIN platform.workspaces AS current ON current.id = owed.workspace_id
 WHERE watched_since IS NOT NULL AND watch_ended_at IS NULL
-ORDER BY owed.id LIMIT {MOST_WATCHED}
+ORDER BY due_at, owed.id LIMIT {MOST_WATCHED}
 """  # noqa: S608 - put together from constants
 _NOTE_WATCH = """
 UPDATE reconciler.restarts SET
@@ -118,7 +118,8 @@ WHERE id = ANY (ARRAY(
     FOR UPDATE SKIP LOCKED
 ))
 """  # noqa: S608 - put together from constants
-_FORGET_ABSENCES = "UPDATE reconciler.restarts SET absent_sightings = 0 WHERE id = ANY (CAST(:ids AS bigint[]))"
+_LOOKED_AT = "UPDATE reconciler.restarts SET due_at = now() WHERE id = ANY (CAST(:ids AS bigint[]))"
+_FORGET_ABSENCES = _LOOKED_AT.replace("SET", "SET absent_sightings = 0,")
 
 
 class Watches:
@@ -141,7 +142,7 @@ class Watches:
         return [Restart(*row) for row in rows]
 
     def watched(self, deadline: Deadline) -> list[Watched]:
-        """Return the watched restarts, and what became of their workspaces."""
+        """Return the watched restarts, the least recently looked at first, and what became of their workspaces."""
         with self._session.transaction(deadline, read_only=True) as transaction:
             rows = transaction.run(_WATCHED)
         return [Watched(Restart(*row[:10]), *row[10:]) for row in rows]
@@ -200,10 +201,21 @@ class Watches:
             self._lease.require(transaction)
             transaction.run(_RELEASE, workspace_ids=ids_or_null(workspace_ids))
 
-    def count_absences(self, deadline: Deadline, absent: Iterable[Restart], *, found: Iterable[Restart] = ()) -> None:
-        """Count one more cycle in which the instances of watched restarts were `absent`; forget it of those `found`."""
+    def count_absences(
+        self,
+        deadline: Deadline,
+        absent: Iterable[Restart],
+        *,
+        found: Iterable[Restart] = (),
+        others: Iterable[Restart] = (),
+    ) -> None:
+        """Count one more cycle in which the instances of watched restarts were `absent`; forget it of those `found`.
+
+        All of these, and the `others`, are behind those that were not looked at.
+        """
+        steps = ((COUNT_ABSENCE, absent), (_FORGET_ABSENCES, found), (_LOOKED_AT, others))
         with self._session.transaction(deadline) as transaction:
             self._lease.require(transaction)
-            for statement, restarts in ((COUNT_ABSENCE, absent), (_FORGET_ABSENCES, found)):
+            for statement, restarts in steps:
                 locked = transaction.run(LOCK_RESTARTS, ids=[one.id for one in restarts])
                 transaction.run(statement, ids=[one for (one,) in locked])

@@ -301,6 +301,7 @@ STEPS_AND_WEIGHTS: tuple[tuple[Step, int], ...] = (
     (_on_restart(lambda store, restart, _: store.restarts.give_back(soon(), restart)), 2),
     (_on_restart(lambda store, restart, _: store.restarts.put_off(soon(), [restart], wait_s=RETRY_S)), 1),
     (_on_restart(lambda store, restart, _: store.watches.count_absences(soon(), [restart])), 1),
+    (_on_restart(lambda store, restart, _: store.watches.count_absences(soon(), [], others=[restart])), 1),
     (_on_restart(_again), 3),
     (_watch, 4),
     (_breaker, 3),

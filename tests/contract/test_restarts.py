@@ -534,3 +534,19 @@ def test_a_flip_ends_the_watch_and_goes_on_with_the_same_instances(subject: Subj
     assert due(store) == []
     subject.age(UNCERTAIN_S + 1)
     assert the_due(store).watched
+
+
+def test_the_watched_are_listed_in_the_order_in_which_they_were_looked_at(subject: Subject) -> None:
+    store = flipped(subject, 1, 2, 3)
+    one, two, three = (accepted(store, number) for number in (1, 2, 3))
+    subject.age(UNCERTAIN_S + 1)
+    store = holding(subject)
+    store.watches.count_absences(soon(), [one])
+    subject.age(1)
+    store.watches.count_absences(soon(), [], others=[two])
+    subject.age(1)
+    store.watches.count_absences(soon(), [], found=[three])
+    assert [seen.restart.id for seen in watched(store)] == [1, 2, 3]
+    subject.age(1)
+    store.watches.count_absences(soon(), [], others=[one])
+    assert [seen.restart.id for seen in watched(store)] == [2, 3, 1]

@@ -749,7 +749,7 @@ class Watches(OwnRestarts):
     @_transaction
     def watched(self, _: Deadline) -> list[Watched]:
         tables, found = self.tables, []
-        for one in tables.restarts:
+        for one in sorted(tables.restarts, key=lambda one: (one.due_at, one.id)):
             if one.is_watched:
                 row = tables.workspaces.get(one.workspace_id)
                 up_s = None if one.up_since is None else tables.now - one.up_since
@@ -852,13 +852,17 @@ class Watches(OwnRestarts):
                 one.released = True
 
     @_transaction
-    def count_absences(self, _: Deadline, absent: Iterable[Restart], *, found: Iterable[Restart] = ()) -> None:
+    def count_absences(
+        self, _: Deadline, absent: Iterable[Restart], *, found: Iterable[Restart] = (), others: Iterable[Restart] = ()
+    ) -> None:
         self.require_lease()
         for one in self._unlocked(restart.id for restart in absent):
             self.watch.wrote("count_absences", one)
             self._count_absence(one)
         for one in self._unlocked(restart.id for restart in found):
-            one.absent_sightings = 0
+            one.absent_sightings, one.due_at = 0, self.tables.now
+        for one in self._unlocked(restart.id for restart in others):
+            one.due_at = self.tables.now
 
 
 class Holds(Part):
