@@ -23,9 +23,9 @@ MOST_COUNTED = 1_000_000
 
 _STOP_IS_ON = f"(ends_at > now() AND ends_at <= now() + make_interval(secs => {LATEST_END_OF_STOP_SECONDS}))"
 _STOPPED = f"EXISTS (SELECT FROM reconciler.restart_stops WHERE {_STOP_IS_ON})"
-# One that was never asked for has its grace after a hold, too.
-_DUE = f"""(due_at <= now() AND (attempts > 0
-    OR COALESCE({hold_ended_at("owed.workspace_id")} + make_interval(secs => :grace_s) <= now(), true)))"""
+# It has its grace after a hold, too: during maintenance, machines are stopped and started.
+_DUE = f"""(due_at <= now()
+    AND COALESCE({hold_ended_at("owed.workspace_id")} + make_interval(secs => :grace_s) <= now(), true))"""
 RESTART = f"""owed.id, owed.workspace_id::text, {short("owed.instance_id")}, attempts, refusals, released,
        watched_since IS NOT NULL, absent_sightings,
        COALESCE(CAST(extract(epoch FROM now() - absent_since) AS double precision), 0), streak"""

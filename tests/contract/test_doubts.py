@@ -279,6 +279,8 @@ def test_an_offline_row_is_a_candidate_if_it_was_seen_dead_while_it_was_up(
     selection = select(subject.store())
     assert [(one.id, one.offline) for one in selection.workspaces] == [(uuid(1), True)] * is_candidate
     assert select(subject.store(), adopt=False).workspaces == []
+    save(holding(subject), doubt(1, DEAD, by_hand=True))
+    assert [one.id for one in select(subject.store(), adopt=False).workspaces] == [uuid(1)]
 
 
 NOT_ADOPTED: dict[str, Callable[[Subject], object]] = {

@@ -164,8 +164,9 @@ class Candidates(Part):
         tables = self.tables
         if by_hand and not tables.is_restarting(workspace_id, by_hand=True):
             return True
-        return adopt and any(
-            tables.remembers_dead(doubt)
+        return any(
+            (adopt or doubt.by_hand)
+            and tables.remembers_dead(doubt)
             and doubt.instance_id == tables.workspaces[workspace_id].instance_id
             and not tables.is_restarting(workspace_id, by_hand=doubt.by_hand)
             for doubt in tables.doubts_of(workspace_id)
@@ -549,7 +550,7 @@ class OwnRestarts(Part):
 
     def _is_due(self, owed: StoredRestart, grace_s: float) -> bool:
         after_hold = self.tables.hold_ended_at(owed.workspace_id) + grace_s <= self.tables.now
-        return owed.due_at <= self.tables.now and (owed.attempts > 0 or after_hold)
+        return owed.due_at <= self.tables.now and after_hold
 
     def _is_backing_off(self, owed: StoredRestart) -> bool:
         return owed.backoff_until is not None and owed.backoff_until > self.tables.now

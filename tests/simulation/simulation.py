@@ -193,8 +193,9 @@ class Actor(Watch):
     def _may_be_adopted(self, workspace_id: str, row: Row) -> bool:
         tables = self.tables
         remembered = [one for one in tables.doubts_of(workspace_id) if tables.remembers_dead(one)]
-        known = any(one.instance_id == row.instance_id for one in remembered)
-        return self.settings.adopt_offline and known and tables.live_restart(workspace_id) is None
+        adopts = self.settings.adopt_offline
+        known = any(one.instance_id == row.instance_id and (adopts or one.by_hand) for one in remembered)
+        return known and tables.live_restart(workspace_id) is None
 
     # what it does, checked against the invariants
 
@@ -345,13 +346,12 @@ class Actor(Watch):
         self.require(owed.backoff_until is None or owed.backoff_until <= now, "a restart is claimed in its back-off")
         self.require(sighting.verdict in ("dead", "absent"), "a restart is claimed whose instance is not dead")
         self._is_fresh(owed.instance_id)
-        if owed.attempts == 0:
-            if owed.adopted:
-                earliest = self.world.adopted_from[owed.workspace_id] + settings.restarts.uncertain_s
-            else:
-                earliest = owed.flipped_at + settings.restarts.grace_s
-            earliest = max(earliest, tables.hold_ended_at(owed.workspace_id) + settings.restarts.grace_s)
-            self.require(now >= earliest, "a restart is claimed before its grace is over")
+        earliest = tables.hold_ended_at(owed.workspace_id) + settings.restarts.grace_s
+        if owed.attempts == 0 and owed.adopted:
+            earliest = max(earliest, self.world.adopted_from[owed.workspace_id] + settings.restarts.uncertain_s)
+        elif owed.attempts == 0:
+            earliest = max(earliest, owed.flipped_at + settings.restarts.grace_s)
+        self.require(now >= earliest, "a restart is claimed before its grace is over")
         self.claims[owed.id] = now
 
     def _owes_again(self, restart: StoredRestart) -> None:
