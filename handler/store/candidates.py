@@ -42,7 +42,8 @@ _ADOPTED = f"""(workspaces.status = 'offline' AND workspaces.instance_id <> ''
          OR EXISTS (
              SELECT FROM reconciler.doubts
              WHERE doubts.workspace_id = workspaces.id AND doubts.instance_id = workspaces.instance_id
-               AND (:adopt OR doubts.by_hand) AND {REMEMBERED_DEAD} AND NOT {RESTARTING.format(by_hand="doubts.by_hand")})))"""
+               AND {REMEMBERED_DEAD} AND (:adopt OR doubts.by_hand)
+               AND NOT {RESTARTING.format(by_hand="doubts.by_hand")})))"""
 # In ORDER BY a bare `id` would be the text in front of it, which every collation sorts in its own way.
 _CANDIDATES = f"""
 SELECT workspaces.id::text, {short("instance_id")}, last_heartbeat_at::text, {on_hold("workspaces.id")},

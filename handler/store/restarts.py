@@ -28,7 +28,8 @@ _DUE = f"""(due_at <= now()
     AND COALESCE({hold_ended_at("owed.workspace_id")} + make_interval(secs => :grace_s) <= now(), true))"""
 RESTART = f"""owed.id, owed.workspace_id::text, {short("owed.instance_id")}, attempts, refusals, released,
        watched_since IS NOT NULL, absent_sightings,
-       COALESCE(CAST(extract(epoch FROM now() - absent_since) AS double precision), 0), streak"""
+       COALESCE(CAST(extract(epoch FROM now() - absent_since) AS double precision), 0), streak,
+       {short("last_answer")}"""
 # The comparison is the server's: an instance id that cannot be decoded is another one.
 STILL_OWED = "COALESCE(current.status = 'offline' AND current.instance_id = owed.instance_id, false)"
 _OWED = f"""
@@ -107,7 +108,7 @@ _GIVE_BACK = """
 UPDATE reconciler.restarts
 SET attempts = GREATEST(attempts - 1, 0), claimed_by = NULL, due_at = now(),
     asked_at = CASE WHEN attempts > 1 THEN asked_at END,
-    last_answer = CASE WHEN :watched THEN 'uncertain' END,
+    last_answer = :last_answer,
     watched_since = CASE WHEN :watched THEN watched_since END
 WHERE id = :id AND closed_at IS NULL AND claimed_by = CAST(:cycle_id AS uuid) AND last_answer = 'claimed'
 """
@@ -234,7 +235,13 @@ class Restarts:
     def give_back(self, deadline: Deadline, restart: Restart) -> None:
         """Undo the claim of a restart that was not sent to the platform after all."""
         with self._session.transaction(deadline, lock_wait_s=LOCK_WAIT_SECONDS) as transaction:
-            transaction.run(_GIVE_BACK, id=restart.id, watched=restart.watched, cycle_id=self._cycle_id)
+            transaction.run(
+                _GIVE_BACK,
+                id=restart.id,
+                last_answer=answered_before(restart),
+                watched=restart.watched,
+                cycle_id=self._cycle_id,
+            )
 
     def stop(self, deadline: Deadline, *, lasts_s: float) -> None:
         """Have nobody ask the platform for `lasts_s` seconds; forget the stops that are over."""
@@ -280,10 +287,15 @@ class Restarts:
             transaction.run(COUNT_ABSENCE, ids=ids[Step.NEXT_CYCLE])
 
 
+def answered_before(restart: Restart) -> str | None:
+    """Return the answer that stands again once a claim is given back. An older claim without one is uncertain."""
+    return "uncertain" if restart.last_answer == "claimed" else restart.last_answer
+
+
 def ids_or_null(workspace_ids: Sequence[str] | None) -> list[str] | None:
     """Return workspace ids as statements take them."""
     return None if workspace_ids is None else list(workspace_ids)
 
 
 def _owed(row: Sequence[object]) -> Owed:
-    return Owed(Restart(*row[:10]), *row[10:])  # type: ignore[arg-type]  # the driver has no types
+    return Owed(Restart(*row[:11]), *row[11:])  # type: ignore[arg-type]  # the driver has no types

@@ -145,7 +145,7 @@ class Watches:
         """Return the watched restarts, the least recently looked at first, and what became of their workspaces."""
         with self._session.transaction(deadline, read_only=True) as transaction:
             rows = transaction.run(_WATCHED)
-        return [Watched(Restart(*row[:10]), *row[10:]) for row in rows]
+        return [Watched(Restart(*row[:11]), *row[11:]) for row in rows]
 
     def note_watch(self, deadline: Deadline, *, ended: Sequence[int], up: Sequence[int], not_up: Sequence[int]) -> None:
         """Note which watches are over, and which watched workspaces are up and not up, by their restarts' ids."""

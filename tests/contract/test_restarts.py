@@ -190,7 +190,7 @@ def test_a_claimed_restart_is_not_claimed_again_while_its_answer_may_come(subjec
     subject.age(10)
     second = holding(subject, 1)
     again = the_due(second)
-    assert again == Restart(1, uuid(1), instance(1), attempts=1, watched=True)
+    assert again == Restart(1, uuid(1), instance(1), attempts=1, watched=True, last_answer="claimed")
     assert step(second, again) == "ask"
     assert step(second, replace(again, id=99)) is None
 
@@ -297,7 +297,7 @@ def test_a_restart_that_was_not_accepted_is_due_when_its_answer_or_else_its_clai
     subject.age(due_after_s - 5)
     assert due(store) == []
     subject.age(10)
-    assert the_due(store) == Restart(1, uuid(1), instance(1), 1, refusals, watched=is_watched)
+    assert the_due(store) == Restart(1, uuid(1), instance(1), 1, refusals, watched=is_watched, last_answer=answer)
 
 
 def test_one_that_was_uncertain_before_stays_watched_when_it_is_refused(subject: Subject) -> None:
@@ -376,7 +376,7 @@ def test_a_claim_that_is_given_back_leaves_an_earlier_uncertain_one_as_it_was(su
     decide(store, again)
     store.restarts.give_back(soon(), again)
     assert subject.restarts() == [(1, uuid(1), instance(1), 1, 0, "uncertain", None, 0)]
-    assert (the_due(store), len(watched(store))) == (again, 1)
+    assert (the_due(store), len(watched(store))) == (replace(again, last_answer="uncertain"), 1)
 
 
 def test_answers_wait_for_nobodys_lock(subject: Subject) -> None:
@@ -534,6 +534,23 @@ def test_a_flip_ends_the_watch_and_goes_on_with_the_same_instances(subject: Subj
     assert due(store) == []
     subject.age(UNCERTAIN_S + 1)
     assert the_due(store).watched
+
+
+@pytest.mark.parametrize("answer", ["refused", "blocked", "uncertain", "claimed"])
+def test_a_claim_that_is_given_back_leaves_the_answer_before_it(subject: Subject, answer: str) -> None:
+    store = flipped(subject)
+    first = the_due(store)
+    decide(store, first)
+    if answer != "claimed":
+        waits = None if answer == "uncertain" else RETRY_S
+        store.restarts.record_answer(soon(), first, answer, wait_s=waits)
+    subject.age(UNCERTAIN_S + 1)
+    store = holding(subject)
+    decision = decide(store, the_due(store))
+    assert decision is not None
+    store.restarts.give_back(soon(), decision.restart)
+    assert gauges(store).restarts_blocked == (answer == "blocked")
+    assert subject.restarts()[0][5] == ("uncertain" if answer == "claimed" else answer)
 
 
 def test_the_watched_are_listed_in_the_order_in_which_they_were_looked_at(subject: Subject) -> None:

@@ -24,7 +24,7 @@ from handler.store.flip import Flipped, FlipPolicy, captured_status
 from handler.store.holds import MOST_SHOWN
 from handler.store.lease import LONGEST_SECONDS, MARGIN_SECONDS
 from handler.store.memory import KEPT_DAYS
-from handler.store.restarts import Judge
+from handler.store.restarts import Judge, answered_before
 from handler.store.times import HAPPENED, TOLERANCE_SECONDS, WAITS
 from tests.fakes.tables import StoredDoubt, StoredHold, StoredRestart, StoredSource, StoredStop, Tables
 
@@ -546,6 +546,7 @@ class OwnRestarts(Part):
             absent_sightings=owed.absent_sightings,
             absent_s=0.0 if owed.absent_since is None else self.tables.now - owed.absent_since,
             streak=owed.streak,
+            last_answer=owed.last_answer,
         )
 
     def _is_due(self, owed: StoredRestart, grace_s: float) -> bool:
@@ -703,7 +704,7 @@ class Restarts(OwnRestarts):
             owed.asked_at = owed.asked_at if owed.attempts > 1 else None
             owed.attempts -= 1
             owed.claimed_by, owed.due_at = None, self.tables.now
-            owed.last_answer = "uncertain" if restart.watched else None
+            owed.last_answer = answered_before(restart)
             owed.watched_since = owed.watched_since if restart.watched else None
 
     @_transaction
