@@ -122,9 +122,17 @@ def run(request: Request, settings: Settings, parts: Parts, deadline: Deadline) 
     if not request.applies:
         return _cycle(request, settings, parts, Phases.of(deadline, restarts_due=False))
     if not store.lease.acquire(deadline, lasts_s=closing.remaining()):
-        gauges = store.gauges(closing)
-        counts = _restart_counts(RestartResults(), gauges)
-        report = Report(request.mode, settings.probe, Outcome.ALREADY_RUNNING, restarts=counts, on_hold=gauges.on_hold)
+        gauges, fleet = store.gauges(closing), _fleet(store, closing, CycleLog())
+        report = Report(
+            request.mode,
+            settings.probe,
+            Outcome.ALREADY_RUNNING,
+            restarts=_restart_counts(RestartResults(), gauges),
+            on_hold=gauges.on_hold,
+            oldest_doubt_seconds=round(gauges.oldest_doubt_s),
+            unrecorded=fleet.unrecorded,
+            offline_unowed=fleet.offline_unowed,
+        )
         return report, gauges
     try:
         restarts_due = parts.platform is not None and _restarts_are_due(request, settings, store, deadline)
@@ -193,7 +201,7 @@ def _cycle(request: Request, settings: Settings, parts: Parts, phases: Phases) -
         progress = memory.save_coverage(progress)
         memory.purge(phases.whole)
     gauges = store.gauges(phases.closing)
-    return _report(request, settings, observed, plan, acted, progress, gauges, _fleet(store, phases, log)), gauges
+    return _report(request, settings, observed, plan, acted, progress, gauges, _fleet(store, phases.closing, log)), gauges
 
 
 def _observe(probe: Probe, selection: Selection, phases: Phases, log: CycleLog) -> Observed:
@@ -256,10 +264,10 @@ def _restarts(
     return worker.run(parts.platform, phases.restarts, phases.closing, release=request.override_breaker)
 
 
-def _fleet(store: Store, phases: Phases, log: CycleLog) -> FleetGauges:
+def _fleet(store: Store, closing: Deadline, log: CycleLog) -> FleetGauges:
     """Return what else is wrong with the platform's rows; zeros if they cannot be read now."""
     try:
-        return store.fleet_gauges(phases.closing)
+        return store.fleet_gauges(closing)
     except ReconcilerError as error:
         log.failure("platform's rows not counted", error)
         return FleetGauges()

@@ -95,6 +95,20 @@ def test_a_cycle_beside_another_one_does_nothing() -> None:
     assert (report.restarts.pending, report.restarts.blocked, report.on_hold) == (2, 1, 1)
 
 
+def test_a_cycle_without_the_lease_reports_how_things_stand() -> None:
+    world = fleet(3, _2="stopping")
+    Invocation(world).run()
+    world.tables.workspaces[uuid(3)].instance_id = None
+    owe(world, 4)
+    world.tables.restarts.clear()
+    world.tables.now += 1000
+    row(world, 4).updated_at = world.tables.now - 1000
+    world.tables.lease = ("another cycle", world.tables.now + 60)
+    report = Invocation(world).run()
+    assert report.outcome == "already_running"
+    assert (report.oldest_doubt_seconds, report.unrecorded, report.offline_unowed) == (1000, 1, 1)
+
+
 def test_a_dry_run_needs_no_lease() -> None:
     world = fleet(3)
     world.tables.lease = ("another cycle", world.tables.now + 60)
