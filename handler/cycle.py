@@ -200,8 +200,8 @@ def _cycle(request: Request, settings: Settings, parts: Parts, phases: Phases) -
     if request.applies and full:
         progress = memory.save_coverage(progress)
         memory.purge(phases.whole)
-    gauges = store.gauges(phases.closing)
-    return _report(request, settings, observed, plan, acted, progress, gauges, _fleet(store, phases.closing, log)), gauges
+    gauges, fleet = store.gauges(phases.closing), _fleet(store, phases.closing, log)
+    return _report(request, settings, observed, plan, acted, progress, gauges, fleet), gauges
 
 
 def _observe(probe: Probe, selection: Selection, phases: Phases, log: CycleLog) -> Observed:

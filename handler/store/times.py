@@ -50,10 +50,12 @@ def _take_back(table: str) -> str:
     ))"""  # noqa: S608 - put together from constants
 
 
-# Most restarts closed long ago, and nobody reads their times. The others are found by indexes.
+# Only what somebody reads is looked for, and that by indexes.
 _READ = {
+    "doubts": f"""({_is_ahead("since")}
+        OR kind IN ('absent', 'dead') AND last_seen_at > now() - make_interval(hours => 24))""",
     "restarts": f"""(closed_at IS NULL OR watched_since IS NOT NULL AND watch_ended_at IS NULL
-        OR {_is_ahead("flipped_at")} OR {_is_ahead("closed_at")})"""
+        OR {_is_ahead("flipped_at")} OR {_is_ahead("closed_at")})""",
 }
 # One statement, because each costs a round trip. Parameter: `longest_wait_s`.
 TAKE_BACK_TIMES = f"WITH {', '.join(f'in_{table} AS ({_take_back(table)})' for table in HAPPENED)} SELECT"

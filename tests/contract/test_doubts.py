@@ -419,6 +419,21 @@ def test_an_event_takes_named_offline_rows_that_no_cycle_saw_dead(subject: Subje
     assert named(5) == [uuid(5)]
 
 
+def test_the_oldest_doubt_is_found_behind_any_number_that_were_on_hold(subject: Subject) -> None:
+    store = holding(subject)
+    many = range(1, 1001)
+    save(store, *(doubt(number) for number in many))
+    subject.age(500)
+    save(holding(subject), doubt(1001))
+    hold(store, *many, lasts_s=10)
+    subject.age(300)
+    assert gauges(store).oldest_doubt_s == pytest.approx(300, abs=CLOSE)
+    hold(store, lasts_s=10)
+    assert gauges(store).oldest_doubt_s == 0
+    subject.age(30)
+    assert gauges(store).oldest_doubt_s == pytest.approx(20, abs=CLOSE)
+
+
 def test_a_hold_on_everything_counts_every_candidate_those_to_adopt_too(subject: Subject) -> None:
     """The alarm on a hold that lasts compares the two."""
     taken_offline(subject)
