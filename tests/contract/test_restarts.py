@@ -457,6 +457,17 @@ def test_a_watched_restart_that_somebody_has_locked_is_noted_later(subject: Subj
     assert subject.more()[0][2] == 0
 
 
+def test_a_watched_restart_that_somebody_has_locked_costs_no_other(subject: Subject) -> None:
+    store = flipped(subject, 1, 2)
+    locked, other = accepted(store, 1), accepted(store, 2)
+    loops = {locked.id: (1, 0.0), other.id: (1, 0.0)}
+    with subject.locked_own("restarts", uuid(1)):
+        store.watches.count_absences(soon(), [locked, other])
+        assert [one.workspace_id for one in store.watches.owe_again(soon(), loops)] == [uuid(2)]
+    assert [one[2] for one in subject.more()] == [0, 1, 1]
+    assert [one.restart.workspace_id for one in watched(store) if not one.is_open] == [uuid(1)]
+
+
 def test_a_restart_counts_as_unrecovered_a_while_after_it_was_first_asked_for(subject: Subject) -> None:
     store = flipped(subject, 1, 2)
     accepted(store, 1)

@@ -409,6 +409,14 @@ GUARDS = (
         f"{_TEST_DECISIONS}test_before_a_call_the_row_has_the_first_say",
     ),
     Guard(
+        "breaker: an override releases what its cycle owes again",
+        "the restarts that did nothing wait behind the open breaker for ever, though somebody has overridden it",
+        "handler/restarts/worker.py",
+        "RestartWorker.run",
+        Arguments("released=release", "released=False"),
+        f"{_TEST_ATTACKS}test_an_override_also_releases_the_restarts_that_are_owed_again",
+    ),
+    Guard(
         "breaker: nothing latches",
         "machines that run again, but whose rows stay offline, keep the breaker open over the dead",
         "handler/restarts/worker.py",
@@ -972,6 +980,14 @@ GUARDS = (
         f"{_TEST_RESTARTS}test_an_uncertain_restart_is_left_alone_for_the_configured_time",
     ),
     Guard(
+        "uncertain: a connection that was refused",
+        "a restart that another cycle has asked for meanwhile is sent again, because this one found no connection",
+        _RESTARTS,
+        "_RECORD_ANSWER",
+        Sql("ELSE attempts = :attempts END", "ELSE CAST(:attempts AS integer) IS NOT NULL END"),
+        f"{_TEST_STORED_RESTARTS}test_a_connection_refused_says_nothing_of_what_another_cycle_has_asked_for_since",
+    ),
+    Guard(
         "uncertain: wait, after another flip",
         "a restart that the platform is working on is sent again because the workspace was flipped again",
         _FLIP,
@@ -1155,6 +1171,14 @@ GUARDS = (
         f"{_TEST_LOCKED}test_a_locked_accepted_restart_stays_watched_and_the_others_watch_ends",
     ),
     Guard(
+        "locked restart: owed again",
+        "one locked restart keeps all others that did nothing from being owed again",
+        _WATCHES,
+        "_OWE_AGAIN",
+        Sql("FOR UPDATE SKIP LOCKED", ""),
+        f"{_TEST_STORED_RESTARTS}test_a_watched_restart_that_somebody_has_locked_costs_no_other",
+    ),
+    Guard(
         "locked restart: accepted",
         "one locked restart keeps the platform's other answers from being recorded",
         _RESTARTS,
@@ -1172,11 +1196,11 @@ GUARDS = (
     ),
     Guard(
         "locked restart: flip",
-        "a flip has the platform's row for seconds, and uses up the time of the others",
+        "one locked restart, open or watched, has a whole set of flips wait for it with the platform's rows locked",
         _FLIP,
-        "Flips.flip",
-        Arguments("lock_wait_s=LOCK_WAIT_SECONDS", ""),
-        f"{_TEST_LOCKED}test_an_older_restart_that_is_locked_costs_its_own_flip_alone",
+        "_LOCK_RESTARTS",
+        Sql("FOR UPDATE SKIP LOCKED", "FOR UPDATE"),
+        f"{_TEST_STORE}test_a_lock_on_the_older_restart_costs_its_workspace_alone",
     ),
     Guard(
         "locked doubt: forgotten",
