@@ -10,7 +10,7 @@ from handler.deadline import Deadline
 from handler.domain.model import NOT_FOUND, Cause, Failure, Sighting, Workspace, sighting_of, unknown
 from handler.probes import fair_share
 from handler.restarts import Answer, Connection, Reply
-from handler.restarts.worker import CALL_SECONDS
+from handler.restarts.asking import CALL_SECONDS
 from tests.fakes.tables import Row, StoredRestart, Tables
 
 DEAD = ("stopped", "terminated")

@@ -21,7 +21,7 @@ from handler.domain.restarts import RECOVERY_SECONDS, UNWANTED
 from handler.errors import ConnectionLostError, ReconcilerError
 from handler.phases import CLOSING_SECONDS
 from handler.request import APPLY, Request
-from handler.restarts import worker
+from handler.restarts import asking
 from handler.settings import Settings
 from handler.telemetry import logger
 from tests.fakes.store import Watch, fake_store
@@ -194,8 +194,9 @@ class Actor(Watch):
     def _may_be_adopted(self, workspace_id: str, row: Row) -> bool:
         tables = self.tables
         remembered = [one for one in tables.doubts_of(workspace_id) if tables.remembers_dead(one)]
-        known = any(one.instance_id == row.instance_id for one in remembered)
-        return self.settings.adopt_offline and known and tables.live_restart(workspace_id) is None
+        adopts = self.settings.adopt_offline
+        known = any(one.instance_id == row.instance_id and (adopts or one.by_hand) for one in remembered)
+        return known and tables.live_restart(workspace_id) is None
 
     # what it does, checked against the invariants
 
@@ -346,13 +347,12 @@ class Actor(Watch):
         self.require(owed.backoff_until is None or owed.backoff_until <= now, "a restart is claimed in its back-off")
         self.require(sighting.verdict in ("dead", "absent"), "a restart is claimed whose instance is not dead")
         self._is_fresh(owed.instance_id)
-        if owed.attempts == 0:
-            if owed.adopted:
-                earliest = self.world.adopted_from[owed.workspace_id] + settings.restarts.uncertain_s
-            else:
-                earliest = owed.flipped_at + settings.restarts.grace_s
-            earliest = max(earliest, tables.hold_ended_at(owed.workspace_id) + settings.restarts.grace_s)
-            self.require(now >= earliest, "a restart is claimed before its grace is over")
+        earliest = tables.hold_ended_at(owed.workspace_id) + settings.restarts.grace_s
+        if owed.attempts == 0 and owed.adopted:
+            earliest = max(earliest, self.world.adopted_from[owed.workspace_id] + settings.restarts.uncertain_s)
+        elif owed.attempts == 0:
+            earliest = max(earliest, owed.flipped_at + settings.restarts.grace_s)
+        self.require(now >= earliest, "a restart is claimed before its grace is over")
         self.claims[owed.id] = now
 
     def _owes_again(self, restart: StoredRestart) -> None:
@@ -524,6 +524,18 @@ class Simulation:
             is_stopped = report is not None and report.breaker_open and seconds == LONG_QUIET_SECONDS
         if not is_stopped and self._unsettled():
             raise ViolationError(f"this stays as it is: {self._unsettled()}")
+        if is_stopped and self._counted_though_alive():
+            raise ViolationError(f"these keep the breaker open, and they run: {self._counted_though_alive()}")
+
+    def _counted_though_alive(self) -> list[str]:
+        """Return the workspaces that count as dead in the breaker, and nowhere else, although their instance runs."""
+        tables, world = self.world.tables, self.world
+        return [
+            one.workspace_id
+            for one in tables.open_restarts()
+            if one.kept_back_at is not None and not one.released and not tables.is_on_hold(one.workspace_id)
+            if one.instance_id in world.instances and world.instances[one.instance_id].state == "running"
+        ]
 
     def _unsettled(self) -> list[str]:
         """Return the restarts that are owed, the watches without need, and the rows that nobody takes or cares for."""
@@ -619,8 +631,8 @@ def simulated() -> Iterator[None]:
     """Replace the handler's threads by simulated calls, and silence its log."""
     level = logger.log_level
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(worker, "in_parallel", _one_after_another)
-        for module in (flips, worker):
+        patch.setattr(asking, "in_parallel", _one_after_another)
+        for module in (flips, asking):
             patch.setattr(module, "gathered", _together)
         logger.setLevel(logging.CRITICAL)
         try:

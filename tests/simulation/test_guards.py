@@ -14,7 +14,7 @@ from handler.domain.decide import objection
 from handler.domain.model import CurrentRow, Sighting, SkipReason, Workspace
 from handler.domain.restarts import Circumstances, Owed, RestartDecision, Step, WatchStep, before_probing
 from handler.remembering import Remembering
-from handler.restarts import worker
+from handler.restarts import asking, watching
 from handler.store import FlipPolicy
 from tests.fakes import store
 from tests.fakes.tables import Row
@@ -113,7 +113,7 @@ GUARDS: Mapping[str, Guard] = {
     "the row is locked": Guard(_replace(Simulation, "on_row", _writes_at_once), "is flipped", "stopped"),
     "the second probe": Guard(_replace(flips, "confirms", lambda *_: True), "not seen dead twice", "stopped"),
     "evidence expires": Guard(
-        _all(*(_replace(where, "expiry", lambda _: NEVER) for where in (evidence, worker, store))), "s old", "stopped"
+        _all(*(_replace(where, "expiry", lambda _: NEVER) for where in (evidence, asking, store))), "s old", "stopped"
     ),
     "evidence expires by the database's clock": Guard(_replace(store, "expiry", lambda _: NEVER), "s old", "stopped"),
     "the lease is respected": Guard(
@@ -131,19 +131,22 @@ GUARDS: Mapping[str, Guard] = {
         _replace(store.Restarts, "is_still_owed", lambda *_: True), "not owed any more", "stopped"
     ),
     "a restart's instance is looked at again": Guard(
-        _replace(worker, "before_asking", _asks_whatever_it_saw), "is not dead", "stopped"
+        _replace(asking, "before_asking", _asks_whatever_it_saw), "is not dead", "stopped"
     ),
     "a restart has its grace": Guard(_replace(cycle, "_policy", _without_grace), "before its grace"),
     "a restart has its grace after a hold": Guard(
         _replace(store.Restarts, "_is_due", lambda self, owed, _: owed.due_at <= self.tables.now), "before its grace"
     ),
     "a restart in vain is owed again late": Guard(_replace(store, "RECOVERY_SECONDS", -NEVER), "earlier request"),
-    "restarts are watched": Guard(_replace(worker, "watch", lambda _: WatchStep.END), "nobody watches", WATCHED),
+    "restarts are watched": Guard(_replace(watching, "watch", lambda _: WatchStep.END), "nobody watches", WATCHED),
     "the deadline is respected": Guard(_replace(Deadline, "over", lambda _: False), "after the deadline", "stopped"),
     "the next cycle goes on where this one ended": Guard(
         _replace(cycle, "advance", lambda *_, **__: Progress(Coverage(), completed_pass=False)), "not everybody"
     ),
     "absences are remembered": Guard(_replace(decide, "gone_for_good", lambda *_, **__: (True, "")), "never dead"),
+    "times that lie ahead are taken back": Guard(
+        _replace(store.CycleMemory, "take_back_times", lambda *_, **__: None), "stays as it is"
+    ),
     "doubts are saved": Guard(_replace(Remembering, "save_doubts", lambda *_, **__: None), "nobody remembers"),
     "only what was seen dead while it was up is adopted": Guard(
         _all(
@@ -156,6 +159,9 @@ GUARDS: Mapping[str, Guard] = {
         _replace(store.Candidates, "_may_be_adopted", lambda *_, **__: False), "not everybody", OFFLINE
     ),
     "the breaker": Guard(_replace(decide, "_breaker", lambda *_, **__: decide.Breaker(False, 0, 0)), "the breaker is"),  # noqa: FBT003
+    "what the breaker keeps back is looked at": Guard(
+        _replace(watching.Watching, "look_at_kept_back", lambda *_: None), "keep the breaker open"
+    ),
     "the breaker keeps restarts back": Guard(
         _replace(cycle, "Circumstances", lambda **facts: Circumstances(**facts | {"breaker_open": False})),
         "though the breaker is open",
