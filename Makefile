@@ -71,7 +71,7 @@ $(BUILT): infra/template.yaml infra/build.py infra/sbom.py $(PACKAGED) Makefile 
 
 .PHONY: test
 test: $(STAMP) $(BUILT) $(TOOLS) ## run the tests, with coverage; ARGS="-k breaker" narrows them
-	$(PY) -m pytest -n $(WORKERS) --cov --cov-report=term-missing:skip-covered $(ARGS)
+	$(PY) -m pytest -n $(WORKERS) --dist worksteal --cov --cov-report=term-missing:skip-covered $(ARGS)
 
 .PHONY: soak
 soak: $(STAMP) ## ten minutes: a million schedules, then the real handler while everything goes wrong; SCHEDULES=0 ARGS="--minutes 1"

@@ -87,16 +87,9 @@ def pair(primary: PostgresServer, standby: Standby, stages: Stages) -> Iterator[
     with stages.borrowed() as stage, PostgresProxy(stage.database) as name:
         stage.add("running")
         copy = standby.database(stage.database)
-        _caught_up(primary, standby)
+        standby.catch_up(primary)
         yield Pair(stage, copy, name)
         stage.invoke.cold()
-
-
-def _caught_up(primary: PostgresServer, standby: Standby) -> None:
-    """Wait until the standby has what the primary has."""
-    ((written,),) = primary.execute("SELECT pg_current_wal_lsn()::text")
-    while not standby.execute(f"SELECT pg_last_wal_replay_lsn() >= '{written}'")[0][0]:
-        pass
 
 
 # --- the name leads to a standby ---
