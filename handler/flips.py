@@ -153,7 +153,8 @@ class Flipper:
                     if confirms(first, second):
                         confirmed.append(Confirmed(first, second))
                     else:
-                        yield Attempted(second, SkipReason.NOT_CONFIRMED)
+                        cut_off = second.verdict is Verdict.UNKNOWN and deadline.over()
+                        yield Attempted(second, SkipReason.OUT_OF_TIME if cut_off else SkipReason.NOT_CONFIRMED)
                 while confirmed:
                     part, confirmed = confirmed[: self._set], confirmed[self._set :]
                     for one, outcome in zip(part, self._outcomes(part, attempt, deadline), strict=True):
