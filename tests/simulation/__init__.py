@@ -37,8 +37,7 @@ owe the restart again, and take or remember everybody who is dead: nobody is sil
 
 - `test_schedules.py`: no schedule breaks them: all schedules of one workspace with two actions at any two points of two
   cycles (its instance runs or is stopped; or the platform has taken it offline, or has restarted it in vain), those
-  whose first cycle comes after an event, and
-  random ones with up to five workspaces, six cycles and six actions;
+  whose first cycle comes after an event, and random ones with up to five workspaces, six cycles and six actions;
 - `test_guards.py`: without any one of the handler's guards, some schedule does;
 - `test_limits.py`: what cannot be promised, shown as schedules that do harm.
 
