@@ -1,0 +1,1 @@
+"""What an operator runs from a laptop: deploy, mode, verify, undeploy. It runs in .venv-deploy, beside SAM."""
