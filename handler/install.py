@@ -1,31 +1,35 @@
-"""The installer's entry point: applies the project's SQL as the database's owner. Invoked by hand, at every upgrade.
+"""The installer's entry point: creates the reconciler's role, and applies the project's SQL as the database's owner.
 
-It is a separate function with its own secret, because the reconciler must not own the tables that it works on. It
-applies the same files as psql would, in one transaction: all of them or none.
+Invoked by `make deploy`, or by hand, at every upgrade. It is a separate function with its own secret, because the
+reconciler must not own the tables that it works on. It applies the same files as psql would. All of it happens in one
+transaction, or none.
 """
 
 import json
 import os
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from handler import process
 from handler.deadline import Deadline
 from handler.errors import (
+    LoginRefusedError,
     RequestError,
     RightsMissingError,
     RowLockedError,
     SchemaMissingError,
+    SecretError,
     SettingsError,
-    StoreError,
     shown,
 )
-from handler.net.secrets import Secrets
-from handler.settings import database_from
+from handler.net.aws import Aws
+from handler.net.secrets import Secrets, text_field
+from handler.settings import A_ROLE, IAM, PASSWORD, Database, database_from, is_role, role_login_from
 from handler.store.rights import lacking_rights
+from handler.store.roles import UNCHANGED, RoleLogin, act_as_owner, quoted, require_role, settle_login
 from handler.store.session import Session, Transaction
 from handler.store.tables import RIGHTS_TO_APPLY
 from handler.telemetry import logger
@@ -36,24 +40,29 @@ _ROOT = Path(__file__).parent.parent
 
 _SECONDS = 50.0
 
-_ROLE_BYTES = 63  # PostgreSQL cuts longer names off
-# GRANT treats these as keywords, even in quotes: "public" would be everybody.
-_RESERVED_ROLES = ("public", "none")
-_CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f]")
+_ROLE, _ROLE_SECRET = "DATABASE_ROLE", "DATABASE_ROLE_SECRET_ARN"
 
 
 @logger.inject_lambda_context(clear_state=True)
 def lambda_handler(event: Any, context: Any) -> dict[str, Any]:
-    """Apply schema and grants, and return what that changed.
+    """Create the role, apply schema and grants, and return what that changed.
 
-    The event is `{"install": true}` and, optionally, `"role"`: the role that gets the rights, instead of the one in
-    DATABASE_ROLE. Raises ReconcilerError.
+    The event is `{"install": true}` and, optionally, `"role"`: an existing role that gets the rights, instead of the
+    one in DATABASE_ROLE. Raises ReconcilerError.
     """
     role = requested_role(event, os.environ)
+    auth, role_secret_arn = role_login_from(os.environ)
+    database = database_from(os.environ)
+    deadline = Deadline(process.seconds_for(_SECONDS, context))
     aws = process.aws()
-    session = Session(database_from(os.environ), Secrets(aws.secret_text), aws.database_token)
+    session = Session(database, Secrets(aws.secret_text), aws.database_token)
     try:
-        report = install(session, role, Deadline(process.seconds_for(_SECONDS, context)))
+        login = None
+        if auth == IAM and role == os.environ.get(_ROLE):
+            login = RoleLogin(None, works=lambda: True)
+        elif role_secret_arn is not None and role == os.environ.get(_ROLE):
+            login = _password_login(role, role_secret_arn, database, aws, deadline)
+        report = install(session, role, deadline, login)
     finally:
         session.close()
         aws.close()
@@ -71,43 +80,62 @@ def requested_role(event: object, environment: Mapping[str, str]) -> str:
             raise RequestError(f"event field {shown(name)}: unknown; expected install and, if need be, role")
     if event.get("install") is not True:
         raise RequestError(f"event field install: found {shown(event.get('install'))}; expected true")
-    expected = f"the name of a database role, of 1 to {_ROLE_BYTES} bytes"
     if "role" in event:
-        if not _is_role(event["role"]):
-            raise RequestError(f"event field role: found {shown(event['role'])}; expected {expected}")
+        if not is_role(event["role"]):
+            raise RequestError(f"event field role: found {shown(event['role'])}; expected {A_ROLE}")
         return str(event["role"])
-    role = environment.get("DATABASE_ROLE")
-    if not _is_role(role):
-        raise SettingsError(f"DATABASE_ROLE: found {shown(role)}; expected {expected} (or the event field role)")
+    role = environment.get(_ROLE)
+    if not is_role(role):
+        raise SettingsError(f"{_ROLE}: found {shown(role)}; expected {A_ROLE} (or the event field role)")
     return str(role)
 
 
-def _is_role(name: object) -> bool:
-    return (
-        isinstance(name, str)
-        and 0 < len(name.encode(errors="replace")) <= _ROLE_BYTES
-        and not _CONTROL_CHARACTER.search(name)
-        and name not in _RESERVED_ROLES
-    )
+def _password_login(role: str, arn: str, database: Database, aws: Aws, deadline: Deadline) -> RoleLogin:
+    """Return the login in the role's secret, the one that the reconciler uses. Raises SecretError, StoreError."""
+    secrets = Secrets(aws.secret_text)
+    secret = secrets.read(arn, _ROLE_SECRET, deadline)
+    username, password = (text_field(secret, field, _ROLE_SECRET) for field in ("username", "password"))
+    if username != role:
+        raise SecretError(f"{_ROLE_SECRET}: its username is not the role {role} of {_ROLE}")
+    if password is None:
+        raise SecretError(f"{_ROLE_SECRET}: the secret has no password")
+
+    def works() -> bool:
+        own = replace(database, user=None, password=None, secret_arn=arn, auth=PASSWORD)
+        session = Session(own, secrets, aws.database_token)
+        try:
+            with session.transaction(deadline, read_only=True, every_row=False):
+                return True
+        except LoginRefusedError:
+            return False
+        finally:
+            session.close()
+
+    return RoleLogin(password, works)
 
 
-def install(session: Session, role: str, deadline: Deadline) -> dict[str, Any]:
-    """Apply the files in one transaction; return what they created, granted and warned about.
+def install(session: Session, role: str, deadline: Deadline, login: RoleLogin | None = None) -> dict[str, Any]:
+    """Give the role its `login`, unless it is None, and apply the files, in one transaction.
 
-    Raises StoreError, SecretError.
+    Returns what was created, granted and warned about. Raises StoreError, SecretError.
     """
     with session.transaction(deadline, every_row=False) as transaction:
-        if not transaction.run("SELECT FROM pg_roles WHERE rolname = :role", role=role):
-            raise StoreError(f"the database has no role {role}: create it, with LOGIN")
+        outcome = UNCHANGED
+        if login is None:
+            require_role(transaction, role)
+        else:
+            outcome = settle_login(transaction, role, login)
+        owner = act_as_owner(transaction)
+        hint = "" if owner is None else f" (they are {owner}'s, of which it has to be a member)"
         relations = _own_relations(transaction)
-        with _naming(SCHEMA):
+        with _naming(SCHEMA, hint):
             transaction.run((_ROOT / SCHEMA).read_text())
         # Before this point, the schema and the functions in it may be anybody's.
         lacking = lacking_rights(transaction, RIGHTS_TO_APPLY, role=role)
-        with _naming(GRANTS):
+        with _naming(GRANTS, hint):
             # Like psql, the file finds the platform's tables by the login's own path. It leaves that path at once.
             transaction.run("SET LOCAL search_path TO DEFAULT")
-            transaction.run((_ROOT / GRANTS).read_text().replace(':"role"', _quoted(role)))
+            transaction.run((_ROOT / GRANTS).read_text().replace(':"role"', quoted(role)))
             transaction.run("SET LOCAL search_path = pg_catalog, pg_temp")
         closed = _closed_schemas(transaction, role)
         if closed:
@@ -119,10 +147,11 @@ def install(session: Session, role: str, deadline: Deadline) -> dict[str, Any]:
         if still_lacking:
             # PostgreSQL only warns about a GRANT of rights that the login may not pass on.
             raise RightsMissingError(
-                f"the installer's login may not grant {', '.join(still_lacking)}: it has to be the tables' owner"
+                f"the installer's login may not grant {', '.join(still_lacking)}: it has to be the tables' owner{hint}"
             )
         return {
             "role": role,
+            "login": outcome,
             "applied": list(FILES),
             "created": sorted(_own_relations(transaction) - relations),
             "granted": lacking,
@@ -131,14 +160,14 @@ def install(session: Session, role: str, deadline: Deadline) -> dict[str, Any]:
 
 
 @contextmanager
-def _naming(file: str) -> Iterator[None]:
+def _naming(file: str, hint: str) -> Iterator[None]:
     """Add to an error which file failed, and what to do about it."""
     try:
         yield
     except RightsMissingError as error:
         raise RightsMissingError(
-            f"{file}: {error.server_message}: the installer's login has to own the platform's tables and may need"
-            " CREATE on the database"
+            f"{file}: {error.server_message}: the installer's login has to own the platform's tables{hint}"
+            " and may need CREATE on the database"
         ) from error
     except RowLockedError as error:
         raise RowLockedError(f"{file}: {error.server_message}: nothing was changed, run the installer again") from error
@@ -175,8 +204,3 @@ def _own_relations(transaction: Transaction) -> set[str]:
         """
     )
     return {name for (name,) in rows}
-
-
-def _quoted(name: str) -> str:
-    """Quote an identifier, as psql's `:"name"` does."""
-    return '"' + name.replace('"', '""') + '"'

@@ -23,6 +23,11 @@ _ENCRYPTED = ("require", "verify-ca", "verify-full")
 MOST_CHECKS_AT_ONCE = 900
 
 _SECRET_ARN = re.compile(r"arn:aws[a-z-]*:secretsmanager:[a-z0-9-]+:\d{12}:secret:[\w/+=.@!-]+")
+_CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f]")
+_ROLE_BYTES = 63  # PostgreSQL cuts longer names off
+# GRANT treats these as keywords, even in quotes: "public" would be everybody.
+_RESERVED_ROLES = ("public", "none")
+A_ROLE = f"the name of a database role, of 1 to {_ROLE_BYTES} bytes"
 _HEADER_VALUE = re.compile(r"[\x21-\x7e]+")
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 _NUMBER = re.compile(r"[0-9]{1,15}(?:\.[0-9]{1,15})?(?:[eE][+-]?[0-9]{1,2})?")
@@ -145,12 +150,14 @@ class Settings:
 def database_from(environment: Mapping[str, str]) -> Database:
     """Read the DATABASE_* variables alone. Raises SettingsError, which names the variable."""
     env = _Environment(environment)
-    url, secret_arn = env.text("DATABASE_URL"), env.secret_arn("DATABASE_SECRET_ARN")
-    if (url is None) == (secret_arn is None):
-        found = "neither is set" if url is None else "both are set"
-        raise SettingsError(f"DATABASE_URL, DATABASE_SECRET_ARN: {found}; expected exactly one of the two")
+    url, secret_arn, user = env.text("DATABASE_URL"), env.secret_arn("DATABASE_SECRET_ARN"), env.role("DATABASE_USER")
+    logins = {"DATABASE_URL": url, "DATABASE_SECRET_ARN": secret_arn, "DATABASE_USER": user}
+    given = [name for name, value in logins.items() if value is not None]
+    if len(given) != 1:
+        found = f"{', '.join(given)}: more than one is set" if given else f"{', '.join(logins)}: none is set"
+        raise SettingsError(f"{found}; expected exactly one of {', '.join(logins)}")
     sslmode = env.word("DATABASE_SSLMODE", SSLMODES, "verify-full")
-    user = password = None
+    password = None
     server = Server(
         host=env.text("DATABASE_HOST"),
         port=env.whole("DATABASE_PORT", 5432, 1, 65535),
@@ -162,7 +169,29 @@ def database_from(environment: Mapping[str, str]) -> Database:
     if auth == IAM and sslmode not in _ENCRYPTED:
         expected = f"{', '.join(_ENCRYPTED)} (a token must not travel in the clear)"
         raise SettingsError(f"DATABASE_SSLMODE: found {sslmode} with DATABASE_AUTH=iam; expected {expected}")
+    if given == ["DATABASE_USER"]:
+        _check_login_without_secret(auth, server)
     return Database(server, user, password, secret_arn, auth, sslmode, env.file("DATABASE_CA_FILE"))
+
+
+def role_login_from(environment: Mapping[str, str]) -> tuple[str | None, str | None]:
+    """Return how the role that the installer creates shall log in, and the secret with its password.
+
+    Both are None if the installer shall create no role. Raises SettingsError.
+    """
+    env = _Environment(environment)
+    auth = env.word("DATABASE_ROLE_AUTH", (PASSWORD, IAM), PASSWORD)
+    secret_arn = env.secret_arn("DATABASE_ROLE_SECRET_ARN")
+    return (IAM, None) if auth == IAM else (PASSWORD if secret_arn else None, secret_arn)
+
+
+def _check_login_without_secret(auth: str, server: Server) -> None:
+    """Refuse a DATABASE_USER that comes without what a secret would hold."""
+    if auth != IAM:
+        raise SettingsError("DATABASE_AUTH: found password with DATABASE_USER; expected iam, or DATABASE_SECRET_ARN")
+    for name, value in (("DATABASE_HOST", server.host), ("DATABASE_NAME", server.name)):
+        if value is None:
+            raise SettingsError(f"{name}: not set; expected a value, as there is no secret that could hold it")
 
 
 def _parsed_url(url: str, sslmode: str) -> tuple[Server, str, str | None, str]:
@@ -187,6 +216,16 @@ def _parsed_url(url: str, sslmode: str) -> tuple[Server, str, str | None, str]:
         raise SettingsError(f"DATABASE_URL: its sslmode is unknown; expected one of {', '.join(SSLMODES)}")
     password = None if parts.password is None else unquote(parts.password)
     return Server(host, port or 5432, name), unquote(user or ""), password, sslmode
+
+
+def is_role(name: object) -> bool:
+    """Tell whether this can be the name of one database role."""
+    return (
+        isinstance(name, str)
+        and 0 < len(name.encode(errors="replace")) <= _ROLE_BYTES
+        and not _CONTROL_CHARACTER.search(name)
+        and name not in _RESERVED_ROLES
+    )
 
 
 def header_safe(value: str) -> bool:
@@ -251,6 +290,13 @@ class _Environment:
         value = self.text(name)
         if value is not None and not _SECRET_ARN.fullmatch(value):
             raise SettingsError(f"{name}: not the ARN of a secret; expected arn:aws:secretsmanager:…:secret:…")
+        return value
+
+    def role(self, name: str) -> str | None:
+        """Return the name of a database role."""
+        value = self.text(name)
+        if value is not None and not is_role(value):
+            raise SettingsError(f"{name}: found {shown(value)}; expected {A_ROLE}")
         return value
 
     def header_value(self, name: str) -> str | None:

@@ -1,7 +1,7 @@
 """`make deploy`: from a clone to the first dry run, and every upgrade after it.
 
-It moves one environment (a section of samconfig.toml, and the stack of that section) through these states. Each state is
-read from where it is, never remembered here, so a run that was broken off anywhere is taken up by the next one.
+It moves one environment (a section of samconfig.toml, and the stack of that section) through these states. Each state
+is read from where it is, never remembered here, so a run that was broken off anywhere is taken up by the next one.
 
     state          how it is recognised                      the step that leads on
     -----          --------------------                      ----------------------

@@ -41,7 +41,7 @@ RIGHT = {
 NAMES = (
     *RIGHT,
     *("DATABASE_SECRET_ARN", "CP_SECRET_ARN", "PLATFORM_SECRET_ARN", "DATABASE_HOST", "DATABASE_PORT", "DATABASE_NAME"),
-    *("DATABASE_CA_FILE", "HTTPS_CA_FILE", "CANDIDATE_LIMIT", "HEARTBEAT_FRESH_SECONDS"),
+    *("DATABASE_CA_FILE", "HTTPS_CA_FILE", "DATABASE_USER", "CANDIDATE_LIMIT", "HEARTBEAT_FRESH_SECONDS"),
 )
 # What an environment may hold: no NUL, and half characters only for bytes that are not UTF-8.
 any_value = st.text(

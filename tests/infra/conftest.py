@@ -33,6 +33,20 @@ COMBINATIONS: dict[str, dict[str, str]] = {
     | {"VpcSubnetIds": "subnet-0123456789abcdef0,subnet-0123456789abcdef1", "VpcSecurityGroupIds": "sg-01234567"},
     "IAM authentication": DATABASE
     | {"DatabaseAuth": "iam", "DatabaseResourceId": "cluster-ABC", "DatabaseRole": "rec"},
+    "IAM authentication without a secret": {
+        "DatabaseAuth": "iam",
+        "DatabaseResourceId": "db-ABC",
+        "DatabaseHost": "db.example",
+        "DatabaseName": "workspaces",
+        "InstallerSecretArn": secret("owner"),
+    },
+    "a role with a password": DATABASE | {"InstallerSecretArn": secret("owner"), "SecretsKmsKeyArns": KEYS[0]},
+    "a security group of its own": DATABASE
+    | {
+        "VpcSubnetIds": "subnet-0123456789abcdef0,subnet-0123456789abcdef1",
+        "VpcId": "vpc-01234567",
+        "DatabaseSecurityGroupId": "sg-0a",
+    },
     "dry runs with alarms": DATABASE | {"AlarmEmail": "ops@example.com"},
     "applying with a platform": DATABASE | {"Mode": "apply", "PlatformBaseUrl": "https://platform.example"},
     "applying without events": DATABASE | {"Mode": "apply", "StateChangeEvents": "false"},
@@ -43,7 +57,7 @@ COMBINATIONS["everything"] = {
     name: value
     for combination in COMBINATIONS.values()
     for name, value in combination.items()
-    if name not in ("AlarmEmail", "ScheduleState", "StateChangeEvents")
+    if name not in ("AlarmEmail", "ScheduleState", "StateChangeEvents", "VpcId", "DatabaseSecurityGroupId")
 } | {
     "InstallerSecretArn": secret("owner"),
     "SecretsKmsKeyArns": ",".join(KEYS),

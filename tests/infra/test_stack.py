@@ -21,7 +21,7 @@ UNKNOWN_TO_MOTO = {
 }
 
 
-CREATED = ("the first deploy", "everything", "alarms by mail")
+CREATED = ("the first deploy", "everything", "alarms by mail", "IAM authentication without a secret")
 
 
 @pytest.fixture(scope="module")

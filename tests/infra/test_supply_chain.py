@@ -119,8 +119,7 @@ def test_the_bill_of_one_artifact_is_the_same_everywhere_and_always(built: Any, 
 
 
 def test_another_content_has_another_number() -> None:
-    needed = [
-        Package(name, "1", "MIT", ()) for name in ("aws-lambda-powertools", "boto3", "botocore", "pg8000", "requests")
-    ]
+    names = ("aws-lambda-powertools", "boto3", "botocore", "pg8000", "requests", "scramp")
+    needed = [Package(name, "1", "MIT", ()) for name in names]
     numbers = {bill([*needed, Package("urllib3", version, "MIT", ())])["serialNumber"] for version in ("1", "2", "2")}
     assert len(numbers) == 2

@@ -71,7 +71,10 @@ def test_the_rules_accept_the_parameters(name: str, stacks: dict[str, Stack]) ->
             {"DatabaseAuth": "iam", "DatabaseResourceId": "db-A", "DatabaseSslMode": "prefer"},
             "DatabaseAuth=iam needs a DatabaseSslMode of require or stronger.",
         ),
-        ({"VpcSubnetIds": "subnet-01234567"}, "VpcSubnetIds needs VpcSecurityGroupIds."),
+        ({"DatabaseSecretArn": ""}, "Without DatabaseSecretArn, DatabaseAuth has to be iam."),
+        ({"VpcSubnetIds": "subnet-01234567"}, "VpcSubnetIds needs VpcSecurityGroupIds or VpcId."),
+        ({"VpcId": "vpc-01234567"}, "VpcId needs VpcSubnetIds."),
+        ({"DatabaseSecurityGroupId": "sg-01234567"}, "DatabaseSecurityGroupId needs VpcId."),
         ({"VpcSecurityGroupIds": "sg-01234567"}, "VpcSecurityGroupIds needs VpcSubnetIds."),
         (
             {"AlarmEmail": "ops@example.com", "AlarmTopicArn": "arn:aws:sns:eu-central-1:123456789012:ops"},
@@ -80,7 +83,15 @@ def test_the_rules_accept_the_parameters(name: str, stacks: dict[str, Stack]) ->
     ],
 )
 def test_the_rules_refuse_incomplete_parameters(parameters: dict[str, str], refusal: str, template: Any) -> None:
-    assert Stack(template, DATABASE | parameters).refusals() == [refusal]
+    server = {"DatabaseHost": "db.example", "DatabaseName": "workspaces"}
+    assert Stack(template, DATABASE | server | parameters).refusals() == [refusal]
+
+
+@pytest.mark.parametrize("missing", ["DatabaseHost", "DatabaseName"])
+def test_without_a_secret_the_parameters_say_where_the_database_is(missing: str, template: Any) -> None:
+    parameters = COMBINATIONS["IAM authentication without a secret"] | {missing: ""}
+    refusal = "Without DatabaseSecretArn, DatabaseHost and DatabaseName have to be set."
+    assert Stack(template, parameters).refusals() == [refusal]
 
 
 # ── Rights ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -166,8 +177,42 @@ def test_only_who_asks_for_restarts_may_read_the_platform_s_secret(stacks: dict[
 def test_only_the_installer_may_read_the_owner_s_secret(stacks: dict[str, Stack]) -> None:
     stack = stacks["everything"]
     assert allowed(stack, "InstallerRole")[secret("owner")] == {"secretsmanager:GetSecretValue"}
-    assert secret("database") not in allowed(stack, "InstallerRole")
+    assert secret("database") not in allowed(stack, "InstallerRole"), "with IAM authentication"
     assert secret("owner") not in allowed(stack, "ReconcilerRole")
+
+
+def test_the_installer_reads_the_secret_of_a_role_that_it_gives_a_password(stacks: dict[str, Stack]) -> None:
+    stack = stacks["a role with a password"]
+    assert allowed(stack, "InstallerRole")[secret("database")] == {"secretsmanager:GetSecretValue"}
+    assert stack.environment("Installer")["DATABASE_ROLE_SECRET_ARN"] == secret("database")
+    (decrypt,) = (one for one in statements(stack, "InstallerRole") if one["Action"] == "kms:Decrypt")
+    assert decrypt["Condition"]["StringEquals"]["kms:EncryptionContext:SecretARN"] == [
+        secret("owner"),
+        secret("database"),
+    ]
+
+
+def test_iam_authentication_needs_no_secret_anywhere(stacks: dict[str, Stack]) -> None:
+    stack = stacks["IAM authentication without a secret"]
+    for function in ("Reconciler", "StateChanges"):
+        assert stack.environment(function)["DATABASE_SECRET_ARN"] == ""
+        assert stack.environment(function)["DATABASE_USER"] == "reconciler"
+        actions = set().union(*allowed(stack, f"{function}Role").values())
+        assert "secretsmanager:GetSecretValue" not in actions
+        assert "rds-db:connect" in actions
+    assert stack.environment("Installer")["DATABASE_ROLE_AUTH"] == "iam"
+    assert stack.environment("Installer")["DATABASE_ROLE_SECRET_ARN"] == ""
+
+
+def test_the_stack_s_own_security_group_is_the_only_one_and_may_reach_the_database(stacks: dict[str, Stack]) -> None:
+    stack = stacks["a security group of its own"]
+    for function in stack.of_type("AWS::Lambda::Function").values():
+        assert function["VpcConfig"]["SecurityGroupIds"] == ["<SecurityGroup.GroupId>"]
+    assert stack.properties("SecurityGroup")["VpcId"] == "vpc-01234567"
+    (rule,) = stack.of_type("AWS::EC2::SecurityGroupIngress").values()
+    assert (rule["GroupId"], rule["SourceSecurityGroupId"]) == ("sg-0a", "<SecurityGroup.GroupId>")
+    assert (rule["FromPort"], rule["ToPort"]) == ("5432", "5432")
+    assert "SecurityGroup" not in stacks["VPC"].resources
 
 
 @pytest.mark.parametrize(
@@ -355,12 +400,12 @@ def test_concurrency_is_reserved_only_on_request(name: str, reserved: str | None
 
 @every_combination
 def test_the_functions_are_in_the_vpc_if_there_is_one(name: str, stacks: dict[str, Stack]) -> None:
-    stack = stacks[name]
+    stack, own = stacks[name], "<SecurityGroup.GroupId>"
     expected = None
     if stack.parameters["VpcSubnetIds"]:
         expected = {
             "SubnetIds": ["subnet-0123456789abcdef0", "subnet-0123456789abcdef1"],
-            "SecurityGroupIds": ["sg-01234567"],
+            "SecurityGroupIds": ["sg-01234567" if stack.parameters["VpcSecurityGroupIds"] else own],
         }
     for function in stack.of_type("AWS::Lambda::Function").values():
         assert function.get("VpcConfig") == expected
@@ -464,7 +509,7 @@ def test_the_installer_s_environment_has_only_the_owner_s_secret_and_the_databas
     assert environment["DATABASE_ROLE"] == "rec"
     assert environment.keys() - POWERTOOLS == {
         *("DATABASE_SECRET_ARN", "DATABASE_ROLE", "DATABASE_HOST", "DATABASE_PORT", "DATABASE_NAME"),
-        *("DATABASE_SSLMODE", "DATABASE_CA_FILE"),
+        *("DATABASE_SSLMODE", "DATABASE_CA_FILE", "DATABASE_ROLE_AUTH", "DATABASE_ROLE_SECRET_ARN"),
     }
 
 
@@ -477,16 +522,18 @@ def test_every_parameter_has_a_description_a_default_and_one_group(template: Any
     assert sorted(grouped) == sorted(template["Parameters"])
     for name, parameter in template["Parameters"].items():
         assert parameter["Description"], name
-        assert name == "DatabaseSecretArn" or "Default" in parameter, name
+        assert "Default" in parameter, name
 
 
 @pytest.mark.parametrize(
     ("parameter", "good", "bad"),
     [
-        ("DatabaseSecretArn", [secret("a/b"), secret("rds!db-1")], ["", "name", secret("a")[:-7], secret("a") + " "]),
+        ("DatabaseSecretArn", ["", secret("a/b"), secret("rds!db-1")], ["name", secret("a")[:-7], secret("a") + " "]),
         ("InstallerSecretArn", ["", secret("a")], ["password"]),
         ("VpcSubnetIds", ["", "subnet-01234567", "subnet-01234567,subnet-0a"], ["vpc-1", "subnet-1, subnet-2", ","]),
         ("VpcSecurityGroupIds", ["", "sg-01234567,sg-0a"], ["default", "sg-1,"]),
+        ("VpcId", ["", "vpc-01234567"], ["vpc", "subnet-1"]),
+        ("DatabaseSecurityGroupId", ["", "sg-01234567"], ["sg-0,sg-1", "default"]),
         ("SecretsKmsKeyArns", ["", ",".join(KEYS)], ["alias/aws/secretsmanager", f"{KEYS[0]},"]),
         ("DatabaseResourceId", ["", "db-ABC", "cluster-ABC", "prx-0a1b"], ["database-1"]),
         ("DatabaseCaFile", ["", "infra/ca/global-bundle.pem"], ["/etc/ssl/cert.pem", "infra/ca/../../x.pem"]),

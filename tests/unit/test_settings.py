@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from handler.errors import SettingsError
-from handler.settings import Database, Server, Settings, database_from, header_safe
+from handler.settings import Database, Server, Settings, database_from, header_safe, role_login_from
 
 ARN = "arn:aws:secretsmanager:eu-central-1:123456789012:secret:name-AbCdEf"
 URL = "postgresql://reconciler:s3cret@db.example:6432/workspaces?sslmode=require"
@@ -248,6 +248,43 @@ def test_an_iam_token_travels_encrypted(sslmode: str) -> None:
     assert database_from(variables).auth == "iam"
 
 
+BY_USER = {"DATABASE_USER": "rec", "DATABASE_AUTH": "iam", "DATABASE_HOST": "h", "DATABASE_NAME": "n"}
+
+
+def test_iam_authentication_needs_no_secret() -> None:
+    assert database_from(BY_USER) == Database(Server("h", 5432, "n"), "rec", None, None, "iam", "verify-full", None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"DATABASE_AUTH": ""},
+            "DATABASE_AUTH: found password with DATABASE_USER; expected iam, or DATABASE_SECRET_ARN",
+        ),
+        ({"DATABASE_HOST": ""}, "DATABASE_HOST: not set; expected a value, as there is no secret that could hold it"),
+        ({"DATABASE_NAME": ""}, "DATABASE_NAME: not set; expected a value, as there is no secret that could hold it"),
+        (
+            {"DATABASE_SECRET_ARN": ARN},
+            "DATABASE_SECRET_ARN, DATABASE_USER: more than one is set",
+        ),
+    ],
+)
+def test_a_user_without_a_secret_needs_the_rest_by_itself(changes: dict[str, str], said: str) -> None:
+    assert refused(BY_USER | changes).startswith(said)
+
+
+def test_the_installer_s_role_logs_in_with_a_secret_or_with_iam_or_is_left_alone() -> None:
+    assert role_login_from({}) == (None, None)
+    assert role_login_from({"DATABASE_ROLE_AUTH": "password"}) == (None, None)
+    assert role_login_from({"DATABASE_ROLE_SECRET_ARN": ARN}) == ("password", ARN)
+    assert role_login_from({"DATABASE_ROLE_SECRET_ARN": ARN, "DATABASE_ROLE_AUTH": "iam"}) == ("iam", None)
+    with pytest.raises(SettingsError, match="DATABASE_ROLE_AUTH: found 'scram'; expected password or iam"):
+        role_login_from({"DATABASE_ROLE_AUTH": "scram"})
+    with pytest.raises(SettingsError, match="DATABASE_ROLE_SECRET_ARN: not the ARN of a secret"):
+        role_login_from({"DATABASE_ROLE_SECRET_ARN": "db"})
+
+
 # --- refusals: the variable, what was found, what was expected ---
 
 
@@ -317,9 +354,22 @@ def test_a_very_long_number_is_refused_in_few_words(name: str) -> None:
             *("DATABASE_CA_FILE: found", "a file"),
             id="the certificates themselves",
         ),
-        pytest.param({"DATABASE_URL": ""}, "DATABASE_URL, DATABASE_SECRET_ARN: neither", "exactly one", id="no login"),
         pytest.param(
-            {"DATABASE_SECRET_ARN": ARN}, "DATABASE_URL, DATABASE_SECRET_ARN: both", "exactly one", id="two logins"
+            {"DATABASE_URL": ""},
+            *("DATABASE_URL, DATABASE_SECRET_ARN, DATABASE_USER: none is set", "exactly one of"),
+            id="no login",
+        ),
+        pytest.param(
+            {"DATABASE_SECRET_ARN": ARN},
+            "DATABASE_URL, DATABASE_SECRET_ARN: more than one",
+            "exactly one",
+            id="two logins",
+        ),
+        pytest.param(
+            {"DATABASE_USER": "u"}, "DATABASE_URL, DATABASE_USER: more than one", "exactly one", id="a URL and a user"
+        ),
+        pytest.param(
+            {"DATABASE_USER": "a\0b"}, "DATABASE_USER: found 'a\\x00b'", "a database role", id="no role's name"
         ),
         pytest.param({"DATABASE_SECRET_ARN": "x"}, "DATABASE_SECRET_ARN: not the ARN", "arn:aws", id="no ARN"),
         pytest.param(
@@ -431,7 +481,8 @@ WORDS = (
     *("PROBE", "MODE", "ADOPT_OFFLINE", "DATABASE_SSLMODE", "DATABASE_AUTH", "DATABASE_PORT"),
     *("DATABASE_CA_FILE", "HTTPS_CA_FILE"),
 )
-EVERY_VARIABLE = (*ALL_NUMBERS, *WORDS, *ARNS, *ADDRESSES, *TOKENS, "DATABASE_URL", "DATABASE_HOST", "DATABASE_NAME")
+DATABASE_VARIABLES = ("DATABASE_URL", "DATABASE_USER", "DATABASE_HOST", "DATABASE_NAME")
+EVERY_VARIABLE = (*ALL_NUMBERS, *WORDS, *ARNS, *ADDRESSES, *TOKENS, *DATABASE_VARIABLES)
 SECRET = "Zq7Wx9"
 
 texts = st.text() | st.sampled_from(
