@@ -11,6 +11,9 @@ PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 SAM    := SAM_CLI_TELEMETRY=0 .venv-deploy/bin/sam
 BUILT  := .aws-sam/build/template.yaml
+OPS    := .venv-deploy/bin/python -m ops
+OPS_READY := $(STAMP) .venv-deploy/.installed
+FOR_ENV := $(if $(ENV),--env $(ENV))
 TOOLS  := .venv-deploy/.installed .venv-checkov/.installed .venv-lambda/.installed
 
 # What the artifact is made of. The directories are there so that make notices a deleted file.
@@ -55,8 +58,20 @@ validate: .venv-deploy/.installed .venv-checkov/.installed ## check the template
 	.venv-checkov/bin/checkov --quiet --compact --skip-download --framework cloudformation --file infra/template.yaml
 
 .PHONY: deploy
-deploy: $(BUILT) ## deploy to AWS; the first time it asks, and keeps the answers in samconfig.toml; ARGS=--guided asks again
-	$(SAM) deploy --capabilities CAPABILITY_IAM $(if $(wildcard samconfig.toml),,--guided) $(ARGS)
+deploy: $(OPS_READY) ## deploy to AWS, or upgrade; the first time it asks; ENV=staging is another stack; ARGS=--plan only shows the steps
+	@MAKE="$(MAKE)" $(OPS).deploy $(FOR_ENV) $(ARGS)
+
+.PHONY: mode
+mode: $(OPS_READY) ## MODE=apply lets a deployed stack flip and restart, MODE=dry-run stops that
+	@$(OPS).mode $(or $(MODE),$(error MODE is missing: make mode MODE=apply, or MODE=dry-run)) $(FOR_ENV) $(ARGS)
+
+.PHONY: verify
+verify: $(OPS_READY) ## check a deployed stack: its queries, alarms, queues and schedule, and a dry run
+	@$(OPS).verify $(FOR_ENV) $(ARGS)
+
+.PHONY: undeploy
+undeploy: $(OPS_READY) ## remove a stack and its secrets; it names what stays
+	@$(OPS).undeploy $(FOR_ENV) $(ARGS)
 
 # SAM calls this back for each function, with ARTIFACTS_DIR; all get the same artifact.
 .PHONY: build-Reconciler build-StateChanges build-Installer

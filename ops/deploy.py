@@ -5,13 +5,13 @@ is read from where it is, never remembered here, so a run that was broken off an
 
     state          how it is recognised                      the step that leads on
     -----          --------------------                      ----------------------
-    unanswered     samconfig.toml has no parameters          ask: the database (found in RDS), the login, the platform,
-                   for this environment                      the alarm address. Without a terminal: an error that names
+    unanswered     samconfig.toml has no section for this    ask: the database (found in RDS), the login, the platform,
+                   environment                               the alarm address. Without a terminal: an error that names
                                                              what is missing
-    answered       the answers are in samconfig.toml, their  show the plan, and go on after a yes. Then secrets, the
-                   secrets perhaps not yet in AWS            authorities of RDS (infra/ca), the build
-    prepared       what it consists of is there, but the     deploy with the schedule disabled
-                   stack lacks it (template or parameters)
+    answered       the answers are known                     show the plan, and go on after a yes. Then the secrets; the
+                                                             answers go into samconfig.toml; the authorities of RDS
+    prepared       they are in samconfig.toml, but the stack build; deploy with the schedule disabled
+                   lacks something (template or parameters)
     deployed       the stack has template and parameters,    installer (role, schema, rights); dry run; the checklist
                    but the schedule is disabled
     switched on    the same, and the schedule is as          nothing: a run without changes ends here, and succeeds
@@ -19,8 +19,9 @@ is read from where it is, never remembered here, so a run that was broken off an
 
 Rules that keep a broken-off run harmless:
 
-  * Nothing is made before the plan was shown and answered with yes. Answers alone change nothing.
-  * An answer is kept (samconfig.toml) before anything is made from it. A secret's content never is: its ARN is.
+  * Nothing is made before the plan was shown and answered with yes. Answers alone change nothing, and are not kept.
+  * samconfig.toml keeps a secret's ARN, never its content. So the secrets come first: a run that was broken off in
+    between asks again, and gives the same secrets their content.
   * The schedule is off from before new code runs until the installer and a dry run have succeeded. The file says what
     the schedule shall be in the end; the disabled state is an override for one deploy and is written nowhere.
   * A failed check leaves the schedule disabled, and says which one, why, and that the same command goes on.
@@ -29,3 +30,212 @@ Rules that keep a broken-off run harmless:
 `--plan` prints the steps that a run would take, and makes nothing. ENV=staging is another environment: another section,
 another stack, other secrets.
 """
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ops import answers as answering
+from ops import authorities, vault
+from ops.account import Account
+from ops.answers import Answers
+from ops.command import parser, run
+from ops.console import Abandoned, Console, OpsError
+from ops.plan import DISABLED, ENABLED, SCHEDULE, changes, generates_password, plan, role, wanted
+from ops.questions import Asked, ask, ask_region
+from ops.sam import Sam
+from ops.stack import Deployed, FunctionFailedError, Stack
+from ops.trial import dry_run, require_passed, show
+
+ROOT = Path(__file__).resolve().parent.parent
+_INSTALL = {"install": True}
+_GOES_ON = "What was done stays, and the same command goes on from there."
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """What every step uses: who is asked, the account, the stack, SAM, and the project's directory."""
+
+    console: Console
+    account: Account
+    stack: Stack
+    sam: Sam
+    root: Path
+
+
+def deploy(console: Console, arguments: argparse.Namespace, *, root: Path = ROOT, sam: Sam | None = None) -> None:
+    """Lead an environment to the state *switched on*. Raises OpsError, Abandoned."""
+    asked = _asked(console, root, arguments)
+    account = Account(asked.answers.region)
+    operation = Operation(console, account, Stack(account, asked.answers.stack), sam or Sam(root), root)
+    before = operation.stack.read()
+
+    number, _, _ = account.identity()
+    console.headline(f"The plan for the stack {asked.answers.stack} in {account.region}, account {number}")
+    for step in plan(asked, before, root):
+        console.say(f"  - {step}")
+    for warning in asked.warnings:
+        console.warn(warning)
+    if arguments.plan:
+        return
+    if console.interactive and not arguments.yes and not console.confirm("Go on", default=False):
+        raise Abandoned("Nothing was made.")
+
+    answers = _prepare(operation, asked, before)
+    if _bring_up_to_date(operation, answers, before):
+        deployed = operation.stack.require()
+        _install(operation, deployed)
+        _try(operation, answers, deployed, before)
+        _switch_on(operation, answers)
+    else:
+        console.headline("Everything is deployed as answered, and the schedule runs. There is nothing to do.")
+    _say_what_is_next(console, answers)
+
+
+# ── unanswered → answered ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _asked(console: Console, root: Path, arguments: argparse.Namespace) -> Asked:
+    """Return the answers of the file and the command line; those of a person where there are none yet."""
+    kept = answering.read(root / answering.FILE, arguments.env)
+    answers = kept or Answers(environment=arguments.env, stack=answering.stack_name(arguments.env))
+    answers = replace(answers, region=arguments.region or answers.region or Account().region)
+    answers = answers.but(**dict(map(_parameter, arguments.parameter)))
+    if kept is not None and not arguments.ask:
+        return Asked(answers)
+    if console.interactive:
+        console.headline(f"A new environment: {answers.environment}" if kept is None else "The answers anew")
+        console.say("Ctrl-C leaves everything as it is. Enter takes what is in brackets.")
+        answers = replace(answers, region=ask_region(console, answers.region))
+        account = Account(answers.region)
+        number, _, who = account.identity()
+        console.say(f"Account {number}, as {who}")
+        return ask(console, account, answers)
+    if not arguments.parameter:
+        raise OpsError(
+            f"{answering.FILE} has no answers for the environment {answers.environment}, and there is no terminal to"
+            " ask on: run `make deploy` on one, or give ARGS='--parameter DatabaseHost=… --parameter …'"
+        )
+    if not answers.region:
+        raise OpsError("no Region is known: give ARGS='--region …', or set AWS_REGION")
+    return Asked(answers)
+
+
+def _parameter(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise OpsError(f"--parameter {text}: expected Name=value")
+    return name, value
+
+
+# ── answered → prepared ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _prepare(operation: Operation, asked: Asked, before: Deployed | None) -> Answers:
+    """Make the secrets, keep the answers, fetch the authorities. Returns the answers with the secrets' ARNs."""
+    answers, account = asked.answers, operation.account
+    parameters = {"owner": "InstallerSecretArn", "platform": "PlatformSecretArn"}
+    for part, content in asked.secrets.items():
+        answers = answers.but(**{parameters[part]: vault.put(account, answers.stack, part, content)})
+    if generates_password(answers, before):
+        if not answers.get("InstallerSecretArn"):
+            raise OpsError("InstallerSecretArn is missing: nobody else could give the role its generated password")
+        answers = answers.but(DatabaseSecretArn=vault.generate(account, answers.stack, role(answers)))
+    answering.write(operation.root / answering.FILE, answers)
+    if answers.get("DatabaseCaFile") == authorities.BUNDLE:
+        bundle = operation.root / authorities.BUNDLE
+        if bundle.exists():
+            found, how = authorities.described(bundle), "are in"
+        else:
+            _, partition, _ = account.identity()
+            found, how = authorities.fetch(bundle, partition), f"fetched from {authorities.address(partition)} into"
+        operation.console.say(f"RDS's {found.count} authorities {how} {authorities.BUNDLE}, SHA-256 {found.sha256}")
+    return answers
+
+
+# ── prepared → deployed ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _bring_up_to_date(operation: Operation, answers: Answers, before: Deployed | None) -> bool:
+    """Deploy what the stack lacks, with the schedule disabled. Returns False if nothing is left to do at all."""
+    console, stack = operation.console, operation.stack
+    with console.step("Build and upload"):
+        operation.sam.build()
+        packaged = operation.sam.package(answers)
+    if before is not None and before.was_never_created:
+        with console.step("Delete what was left of the stack"):
+            stack.delete()
+        before = None
+    changed = before is None or {name for name, _ in changes(answers, before)} - {SCHEDULE}
+    if before is not None and not changed and stack.has_template(packaged):
+        # An enabled schedule says that the installer and a dry run succeeded.
+        return before.parameters.get(SCHEDULE) != ENABLED or wanted(answers) != ENABLED
+    if before is not None:
+        with console.step("Disable the schedule"):
+            stack.change(**{SCHEDULE: DISABLED})
+    with console.step("Deploy, with the schedule disabled"):
+        operation.sam.deploy(answers, {**answers.parameters, SCHEDULE: DISABLED})
+    return True
+
+
+# ── deployed → switched on ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _install(operation: Operation, deployed: Deployed) -> None:
+    with operation.console.step("Install: the database role, our schema, its rights"):
+        if "InstallerName" not in deployed.outputs:
+            operation.console.warn("without InstallerSecretArn there is no installer: apply the SQL with psql")
+            return
+        try:
+            report = operation.stack.invoke(deployed.outputs["InstallerName"], _INSTALL)
+        except FunctionFailedError as error:
+            raise OpsError(f"the installer failed, and changed nothing: {error}. No cycle runs meanwhile") from error
+        operation.console.say(
+            f"  role {report['role']}: login {report['login']}; {len(report['created'])} relations created,"
+            f" {len(report['granted'])} rights granted"
+        )
+        for warning in report["warnings"]:
+            operation.console.warn(f"{warning}: docs/deploy.md, What the role should not have")
+
+
+def _try(operation: Operation, answers: Answers, deployed: Deployed, before: Deployed | None) -> None:
+    """Run dry, and go through the checklist. It has to pass before a stack applies for the first time."""
+    with operation.console.step("A dry run, and the checklist before switching on"):
+        results = dry_run(operation.account, operation.stack, deployed)
+        show(operation.console, results)
+    applied = (
+        before is not None and before.parameters.get("Mode") == "apply" and before.parameters.get(SCHEDULE) == ENABLED
+    )
+    if answers.get("Mode") == "apply" and not applied:
+        require_passed(operation.console, results, "the schedule stays disabled")
+
+
+def _switch_on(operation: Operation, answers: Answers) -> None:
+    with operation.console.step(f"The schedule: {wanted(answers)}"):
+        operation.stack.change(**{SCHEDULE: wanted(answers)})
+
+
+def _say_what_is_next(console: Console, answers: Answers) -> None:
+    environment = "" if answers.environment == answering.DEFAULT else f" ENV={answers.environment}"
+    console.say()
+    console.say(f"Check it at any time: make verify{environment}")
+    if answers.get("Mode", "dry-run") != "apply":
+        console.say(f"Once dry runs have convinced you: make mode{environment} MODE=apply")
+    if answers.get("AlarmEmail"):
+        console.say(f"Alarms reach {answers.get('AlarmEmail')} only after the link in AWS's mail was clicked.")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Deploy, as the command line says."""
+    commands = parser("Deploy the stack, or bring it up to date.")
+    commands.add_argument("--plan", action="store_true", help="print what a run would do, and do nothing")
+    commands.add_argument("--ask", action="store_true", help="ask again, with the present answers as defaults")
+    commands.add_argument("--parameter", action="append", default=[], help="a parameter of the template: Name=value")
+    parsed = commands.parse_args(arguments)
+    return run(lambda console: deploy(console, parsed), on_failure=_GOES_ON)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,114 @@
+"""The person at the terminal, or nobody: text, questions that are asked again with the reason, and Ctrl-C."""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import rich.box
+import rich.console
+import rich.markup
+import rich.table
+
+
+class OpsError(Exception):
+    """The command cannot go on; the message says why, and what to do."""
+
+
+class Abandoned(Exception):  # noqa: N818 - nothing is wrong: somebody said no, or pressed Ctrl-C
+    """Somebody does not want to go on; the message says how things stand."""
+
+
+class AnswerError(Exception):
+    """An answer cannot be used; the message is the reason, shown before the question is asked again."""
+
+
+# Returns the answer as it is used, or raises AnswerError.
+Check = Callable[[str], str]
+
+
+def anything(answer: str) -> str:
+    """Accept any answer."""
+    return answer
+
+
+class Console:
+    """Where the commands print and ask. Without a terminal they never ask."""
+
+    def __init__(self, *, interactive: bool | None = None) -> None:
+        """Ask only if stdin and stdout are a terminal, unless `interactive` says otherwise."""
+        self.interactive = sys.stdin.isatty() and sys.stdout.isatty() if interactive is None else interactive
+        self._rich = rich.console.Console(highlight=False, soft_wrap=True)
+
+    def say(self, text: str = "", style: str = "") -> None:
+        """Print a line."""
+        self._rich.print(rich.markup.escape(text), style=style or None)
+
+    def headline(self, text: str) -> None:
+        """Print a heading below an empty line."""
+        self.say()
+        self.say(text, "bold")
+
+    def warn(self, text: str) -> None:
+        """Print what somebody should know before going on."""
+        self.say(f"! {text}", "yellow")
+
+    def result(self, name: str, reason: str, *, passed: bool) -> None:
+        """Print the outcome of a check."""
+        self.say(
+            f"  {'pass' if passed else 'FAIL'}  {name}" + (f": {reason}" if reason else ""), "" if passed else "red"
+        )
+
+    def table(self, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Print rows in aligned columns."""
+        table = rich.table.Table(box=rich.box.SIMPLE, pad_edge=False)
+        for column in header:
+            table.add_column(column)
+        for row in rows:
+            table.add_row(*map(rich.markup.escape, row))
+        self._rich.print(table)
+
+    @contextmanager
+    def step(self, text: str) -> Iterator[None]:
+        """Say what is being done, so that a failure has a place."""
+        self.headline(text)
+        yield
+
+    def ask(self, question: str, check: Check = anything, *, default: str = "", hidden: bool = False) -> str:
+        """Ask until the answer can be used. Enter alone takes the default. A hidden answer is not echoed."""
+        while True:
+            shown = f" [{default}]" if default else ""
+            answer = self._input(f"{question}{shown}: ", hidden=hidden).strip() or default
+            try:
+                return check(answer)
+            except AnswerError as reason:
+                self.say(f"  {reason}", "red")
+
+    def confirm(self, question: str, *, default: bool) -> bool:
+        """Ask for yes or no."""
+
+        def yes_or_no(answer: str) -> str:
+            if answer.lower() not in ("y", "yes", "n", "no"):
+                raise AnswerError("Please answer y or n.")
+            return answer.lower()
+
+        return self.ask(f"{question} (y/n)", yes_or_no, default="y" if default else "n").startswith("y")
+
+    def choose(self, question: str, options: Sequence[str]) -> int:
+        """Let one option be chosen; return its index."""
+        for number, option in enumerate(options, 1):
+            self.say(f"  {number}  {option}")
+
+        def number_of(answer: str) -> str:
+            if not answer.isdecimal() or not 1 <= int(answer) <= len(options):
+                raise AnswerError(f"Please answer with a number from 1 to {len(options)}.")
+            return answer
+
+        return int(self.ask(question, number_of, default="1" if len(options) == 1 else "")) - 1
+
+    def _input(self, prompt: str, *, hidden: bool) -> str:
+        if not self.interactive:
+            raise OpsError(f"there is no terminal to ask on: {prompt}")
+        try:
+            return str(self._rich.input(rich.markup.escape(prompt), password=hidden))
+        except EOFError:
+            raise KeyboardInterrupt from None

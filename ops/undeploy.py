@@ -1,0 +1,81 @@
+"""`make undeploy`: removes a stack and the secrets that its deploy made, and names what stays."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ops import answers as answering
+from ops import vault
+from ops.account import Account
+from ops.command import parser, run
+from ops.console import Abandoned, AnswerError, Console, OpsError
+from ops.deploy import ROOT
+from ops.mode import known
+from ops.stack import Deployed, Stack
+
+
+def undeploy(console: Console, arguments: argparse.Namespace, *, root: Path = ROOT) -> None:
+    """Remove an environment. Raises OpsError, Abandoned."""
+    answers = known(root, arguments)
+    account = Account(answers.region)
+    stack = Stack(account, answers.stack)
+    deployed = stack.read()
+    made = [vault.name_of(stack.name, part) for part in vault.PARTS if vault.find(account, stack.name, part)]
+    if deployed is None and not made:
+        console.say(f"There is no stack {stack.name} in {account.region}, and no secret of its own.")
+        return
+    console.headline(f"To be removed in {account.region}, account {account.identity()[0]}")
+    if deployed is not None:
+        console.say(f"  - the stack {stack.name}, with its schedule, functions, queues, alarms and dashboard")
+    for name in made:
+        console.say(f"  - the secret {name} (can be restored for {vault.RECOVERY_DAYS} days)")
+    groups = [] if deployed is None else sorted(stack.resources("AWS::Logs::LogGroup").values())
+    _confirm(console, arguments, stack.name)
+    if deployed is not None:
+        with console.step(f"Delete the stack {stack.name}"):
+            stack.delete()
+    vault.delete(account, stack.name)
+    answering.forget(root / answering.FILE, answers.environment)
+    _say_what_stays(console, deployed, groups)
+
+
+def _confirm(console: Console, arguments: argparse.Namespace, name: str) -> None:
+    if arguments.yes:
+        return
+    if not console.interactive:
+        raise OpsError("there is no terminal to ask on: give ARGS=--yes")
+
+    def same(answer: str) -> str:
+        if answer not in ("", name):
+            raise AnswerError(f"Please type {name}, or nothing to leave everything as it is.")
+        return answer
+
+    if not console.ask("Type the stack's name to remove it (Enter: leave it)", same):
+        raise Abandoned("Nothing was removed.")
+
+
+def _say_what_stays(console: Console, deployed: Deployed | None, groups: Sequence[str]) -> None:
+    """Name everything that is left, and how to remove it."""
+    role = "reconciler" if deployed is None else deployed.parameters.get("DatabaseRole") or "reconciler"
+    console.headline("What stays, until you remove it")
+    for group in groups:
+        console.say(f"  - the log group {group}, the record of what was flipped:")
+        console.say(f"      aws logs delete-log-group --log-group-name {group}")
+    console.say("  - in the database, the schema reconciler and the role. As the owner of the tables:")
+    console.say(f'      DROP SCHEMA reconciler CASCADE; GRANT "{role}" TO CURRENT_USER;')
+    console.say(f'      DROP OWNED BY "{role}"; DROP ROLE "{role}";')
+    console.say(
+        "  - the uploaded artifacts in SAM's bucket (stack aws-sam-cli-managed-default), which others may share"
+    )
+    console.say("  - infra/ca")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Remove the environment that the command line names."""
+    parsed = parser("Remove a deployed stack.").parse_args(arguments)
+    return run(lambda console: undeploy(console, parsed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,186 @@
+"""`make verify`: does a deployed stack do what it should? Pass or fail, point by point. It changes nothing."""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import botocore.exceptions
+
+from ops import checklist
+from ops.account import Account
+from ops.checklist import Result
+from ops.command import parser, run
+from ops.console import Console, OpsError
+from ops.deploy import ROOT
+from ops.mode import known
+from ops.stack import Deployed, Stack
+from ops.trial import dry_run, show
+
+_QUERY_PERIOD_S = 3600
+_QUERY_TIMEOUT_S = 60
+_RUNS_PERIOD = timedelta(minutes=15)
+_OVER = ("Complete", "Failed", "Cancelled", "Timeout", "Unknown")
+
+
+class Verification:
+    """The checks of one deployed stack."""
+
+    def __init__(
+        self, account: Account, stack: Stack, deployed: Deployed, *, sleep: Callable[[float], None] = time.sleep
+    ) -> None:
+        self._account = account
+        self._stack = stack
+        self._deployed = deployed
+        self._sleep = sleep
+
+    def results(self) -> Iterator[Result]:
+        """Yield every result. What cannot be asked fails with the reason, and the others go on."""
+        yield Result(
+            "the stack's last change succeeded",
+            self._deployed.status in ("CREATE_COMPLETE", "UPDATE_COMPLETE"),
+            self._deployed.status,
+        )
+        for check in (self._queries, self._alarms, self._subscription, self._queues, self._runs, self._dry_run):
+            try:
+                yield from check()
+            except (OpsError, botocore.exceptions.ClientError) as error:
+                yield Result(check.__name__.strip("_").replace("_", " "), passed=False, reason=str(error))
+
+    def _queries(self) -> Iterator[Result]:
+        logs, prefix = self._account.client("logs"), f"{self._stack.name}/"
+        listed = logs.describe_query_definitions(queryDefinitionNamePrefix=prefix)["queryDefinitions"]
+        expected = self._stack.resources("AWS::Logs::QueryDefinition")
+        if len(listed) < len(expected):
+            yield Result("saved queries", passed=False, reason=f"{len(listed)} of {len(expected)} are there")
+        now = int(time.time())
+        started = [
+            (
+                query["name"],
+                logs.start_query(
+                    logGroupNames=query["logGroupNames"],
+                    startTime=now - _QUERY_PERIOD_S,
+                    endTime=now,
+                    queryString=query["queryString"],
+                )["queryId"],
+            )
+            for query in listed
+        ]
+        for name, query_id in started:
+            status = self._status_of(query_id)
+            yield Result(
+                f"saved query {name.removeprefix(prefix)}", status == "Complete", "" if status == "Complete" else status
+            )
+
+    def _status_of(self, query_id: str) -> str:
+        for _ in range(_QUERY_TIMEOUT_S):
+            status = str(self._account.client("logs").get_query_results(queryId=query_id)["status"])
+            if status in _OVER:
+                return status
+            self._sleep(1)
+        return f"not over after {_QUERY_TIMEOUT_S} s"
+
+    def _alarms(self) -> Iterator[Result]:
+        names = sorted(self._stack.resources("AWS::CloudWatch::Alarm").values())
+        listed = self._account.pages("cloudwatch", "describe_alarms", "MetricAlarms", AlarmNames=names) if names else []
+        if len(listed) < len(names):
+            yield Result("alarms", passed=False, reason=f"{len(listed)} of {len(names)} are there")
+        for alarm in listed:
+            missing = [metric for metric in _metrics(alarm) if not self._has(metric)]
+            said = f"{alarm['StateValue']}, no metric {', '.join(one['MetricName'] for one in missing)} yet"
+            name = f"alarm {alarm['AlarmName'].removeprefix(self._stack.name + '-')}"
+            # A metric of Lambda's or SQS's exists once there was something to count.
+            own = [one for one in missing if not one["Namespace"].startswith("AWS/")]
+            yield Result(name, alarm["StateValue"] != "ALARM" and not own, said if missing else alarm["StateValue"])
+
+    def _has(self, metric: dict[str, Any]) -> bool:
+        found = self._account.client("cloudwatch").list_metrics(**metric)["Metrics"]
+        return bool(found)
+
+    def _subscription(self) -> Iterator[Result]:
+        topics = self._stack.resources("AWS::SNS::Topic")
+        if not topics:
+            yield Result(
+                "alarms reach somebody",
+                bool(self._deployed.parameters.get("AlarmTopicArn")),
+                self._deployed.parameters.get("AlarmTopicArn") or "neither AlarmEmail nor AlarmTopicArn is set",
+            )
+        for topic in topics.values():
+            listed = self._account.pages("sns", "list_subscriptions_by_topic", "Subscriptions", TopicArn=topic)
+            confirmed = [one for one in listed if one["SubscriptionArn"].startswith("arn:")]
+            yield Result(
+                "alarms reach somebody", bool(confirmed), "" if confirmed else "the link in AWS's mail was not clicked"
+            )
+
+    def _queues(self) -> Iterator[Result]:
+        for name in ("FailedQueueUrl", "UndeliveredQueueUrl", "DeadLetterQueueUrl"):
+            url = self._deployed.outputs.get(name)
+            if url is None:
+                continue
+            attribute = "ApproximateNumberOfMessages"
+            answer = self._account.client("sqs").get_queue_attributes(QueueUrl=url, AttributeNames=[attribute])
+            count = int(answer["Attributes"][attribute])
+            yield Result(f"{name.removesuffix('Url')} is empty", count == 0, f"{count} messages" if count else "")
+
+    def _runs(self) -> Iterator[Result]:
+        if self._deployed.parameters.get("ScheduleState") != "ENABLED":
+            yield Result("the schedule runs", passed=False, reason="it is disabled: no cycle runs by itself")
+            return
+        runs, errors = (self._sum(metric) for metric in ("Invocations", "Errors"))
+        minutes = int(_RUNS_PERIOD.total_seconds() / 60)
+        said = f"{runs:.0f} invocations and {errors:.0f} errors in {minutes} minutes"
+        yield Result("the schedule runs", runs > 0 and errors == 0, said)
+
+    def _sum(self, metric: str) -> float:
+        now = datetime.now(UTC)
+        answer = self._account.client("cloudwatch").get_metric_statistics(
+            Namespace="AWS/Lambda",
+            MetricName=metric,
+            Dimensions=[{"Name": "FunctionName", "Value": self._deployed.outputs["ReconcilerName"]}],
+            StartTime=now - _RUNS_PERIOD,
+            EndTime=now,
+            Period=60,
+            Statistics=["Sum"],
+        )
+        return float(sum(point["Sum"] for point in answer["Datapoints"]))
+
+    def _dry_run(self) -> Iterator[Result]:
+        yield Result("a dry run succeeds", passed=True)
+        for result in dry_run(self._account, self._stack, self._deployed):
+            yield Result(f"dry run: {result.name}", result.passed, result.reason)
+
+
+def _metrics(alarm: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the metrics that an alarm watches."""
+    if "MetricName" in alarm:
+        found = [alarm]
+    else:
+        found = [one["MetricStat"]["Metric"] for one in alarm.get("Metrics", []) if "MetricStat" in one]
+    return [{key: one[key] for key in ("Namespace", "MetricName", "Dimensions")} for one in found]
+
+
+def verify(console: Console, arguments: argparse.Namespace, *, root: Path = ROOT) -> None:
+    """Check a deployed stack. Raises OpsError if anything fails."""
+    answers = known(root, arguments)
+    account = Account(answers.region)
+    stack = Stack(account, answers.stack)
+    results = []
+    with console.step(f"The stack {stack.name} in {account.region}"):
+        for result in Verification(account, stack, stack.require()).results():
+            show(console, [result])
+            results.append(result)
+    if not checklist.passed(results):
+        raise OpsError(f"{sum(not result.passed for result in results)} of {len(results)} checks failed")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Check the environment that the command line names."""
+    parsed = parser("Check a deployed stack.").parse_args(arguments)
+    return run(lambda console: verify(console, parsed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
