@@ -13,7 +13,9 @@ SAM    := SAM_CLI_TELEMETRY=0 .venv-deploy/bin/sam
 BUILT  := .aws-sam/build/template.yaml
 OPS    := .venv-deploy/bin/python -m ops
 OPS_READY := $(STAMP) .venv-deploy/.installed
-FOR_ENV := $(if $(ENV),--env $(ENV))
+# From the command line alone: a shell may have an ENV of its own.
+GIVEN   = $(if $(findstring command,$(origin $(1))),$($(1)))
+FOR_ENV = $(if $(call GIVEN,ENV),--env $(ENV))
 TOOLS  := .venv-deploy/.installed .venv-checkov/.installed .venv-lambda/.installed
 
 # What the artifact is made of. The directories are there so that make notices a deleted file.
@@ -63,7 +65,7 @@ deploy: $(OPS_READY) ## deploy to AWS, or upgrade; the first time it asks; ENV=s
 
 .PHONY: mode
 mode: $(OPS_READY) ## MODE=apply lets a deployed stack flip and restart, MODE=dry-run stops that
-	@$(OPS).mode $(or $(MODE),$(error MODE is missing: make mode MODE=apply, or MODE=dry-run)) $(FOR_ENV) $(ARGS)
+	@$(OPS).mode $(or $(call GIVEN,MODE),$(error MODE is missing: make mode MODE=apply, or MODE=dry-run)) $(FOR_ENV) $(ARGS)
 
 .PHONY: verify
 verify: $(OPS_READY) ## check a deployed stack: its queries, alarms, queues and schedule, and a dry run

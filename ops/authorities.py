@@ -41,8 +41,7 @@ def fetch(path: Path, partition: str) -> Authorities:
     """Fetch the authorities into a file. Raises OpsError, and leaves no half of a file."""
     url = address(partition)
     try:
-        with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as answer:  # noqa: S310 - an https constant
-            content = answer.read(_MOST_BYTES)
+        content = _read_url(url)
     except OSError as error:
         raise OpsError(f"RDS's authorities cannot be fetched from {url} ({error}): put them into {BUNDLE}") from error
     found = _read(content, url)
@@ -51,6 +50,12 @@ def fetch(path: Path, partition: str) -> Authorities:
     temporary.write_bytes(content)
     temporary.replace(path)
     return found
+
+
+def _read_url(url: str) -> bytes:
+    with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as answer:  # noqa: S310 - an https constant
+        content: bytes = answer.read(_MOST_BYTES)
+    return content
 
 
 def _read(content: bytes, where: str) -> Authorities:

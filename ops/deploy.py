@@ -65,11 +65,11 @@ class Operation:
     root: Path
 
 
-def deploy(console: Console, arguments: argparse.Namespace, *, root: Path = ROOT, sam: Sam | None = None) -> None:
+def deploy(console: Console, arguments: argparse.Namespace, *, root: Path, sam: Sam) -> None:
     """Lead an environment to the state *switched on*. Raises OpsError, Abandoned."""
     asked = _asked(console, root, arguments)
     account = Account(asked.answers.region)
-    operation = Operation(console, account, Stack(account, asked.answers.stack), sam or Sam(root), root)
+    operation = Operation(console, account, Stack(account, asked.answers.stack), sam, root)
     before = operation.stack.read()
 
     number, _, _ = account.identity()
@@ -227,14 +227,14 @@ def _say_what_is_next(console: Console, answers: Answers) -> None:
         console.say(f"Alarms reach {answers.get('AlarmEmail')} only after the link in AWS's mail was clicked.")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, *, root: Path = ROOT, sam: Sam | None = None) -> int:
     """Deploy, as the command line says."""
     commands = parser("Deploy the stack, or bring it up to date.")
     commands.add_argument("--plan", action="store_true", help="print what a run would do, and do nothing")
     commands.add_argument("--ask", action="store_true", help="ask again, with the present answers as defaults")
     commands.add_argument("--parameter", action="append", default=[], help="a parameter of the template: Name=value")
     parsed = commands.parse_args(arguments)
-    return run(lambda console: deploy(console, parsed), on_failure=_GOES_ON)
+    return run(lambda console: deploy(console, parsed, root=root, sam=sam or Sam(root)), on_failure=_GOES_ON)
 
 
 if __name__ == "__main__":

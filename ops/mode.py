@@ -22,7 +22,7 @@ from ops.trial import dry_run, require_passed, show
 APPLY, DRY_RUN = "apply", "dry-run"
 
 
-def change_mode(console: Console, arguments: argparse.Namespace, *, root: Path = ROOT) -> None:
+def change_mode(console: Console, arguments: argparse.Namespace, *, root: Path) -> None:
     """Change the mode. Raises OpsError."""
     answers = known(root, arguments)
     account = Account(answers.region)
@@ -67,12 +67,12 @@ def _keep(root: Path, answers: Answers, mode: str) -> None:
         answering.write(root / answering.FILE, answers.but(Mode=mode))
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, *, root: Path = ROOT) -> int:
     """Change the mode that the command line names."""
     commands = parser("Change the mode of a deployed stack.")
     commands.add_argument("mode", choices=[APPLY, DRY_RUN])
     parsed = commands.parse_args(arguments)
-    return run(lambda console: change_mode(console, parsed))
+    return run(lambda console: change_mode(console, parsed, root=root))
 
 
 if __name__ == "__main__":

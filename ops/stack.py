@@ -154,4 +154,6 @@ def _plain(template: Any) -> Any:
     """Return a template as plain values. boto3 gives JSON parsed and YAML as text."""
     if not isinstance(template, str):
         return json.loads(json.dumps(template))
+    if template.lstrip().startswith("{"):
+        return json.loads(template)
     return yaml.load(template, _AnyTag)  # noqa: S506 - it is a safe loader

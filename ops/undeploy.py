@@ -15,7 +15,7 @@ from ops.mode import known
 from ops.stack import Deployed, Stack
 
 
-def undeploy(console: Console, arguments: argparse.Namespace, *, root: Path = ROOT) -> None:
+def undeploy(console: Console, arguments: argparse.Namespace, *, root: Path) -> None:
     """Remove an environment. Raises OpsError, Abandoned."""
     answers = known(root, arguments)
     account = Account(answers.region)
@@ -71,10 +71,10 @@ def _say_what_stays(console: Console, deployed: Deployed | None, groups: Sequenc
     console.say("  - infra/ca")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, *, root: Path = ROOT) -> int:
     """Remove the environment that the command line names."""
     parsed = parser("Remove a deployed stack.").parse_args(arguments)
-    return run(lambda console: undeploy(console, parsed))
+    return run(lambda console: undeploy(console, parsed, root=root))
 
 
 if __name__ == "__main__":

@@ -162,7 +162,7 @@ def _metrics(alarm: dict[str, Any]) -> list[dict[str, Any]]:
     return [{key: one[key] for key in ("Namespace", "MetricName", "Dimensions")} for one in found]
 
 
-def verify(console: Console, arguments: argparse.Namespace, *, root: Path = ROOT) -> None:
+def verify(console: Console, arguments: argparse.Namespace, *, root: Path) -> None:
     """Check a deployed stack. Raises OpsError if anything fails."""
     answers = known(root, arguments)
     account = Account(answers.region)
@@ -176,10 +176,10 @@ def verify(console: Console, arguments: argparse.Namespace, *, root: Path = ROOT
         raise OpsError(f"{sum(not result.passed for result in results)} of {len(results)} checks failed")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, *, root: Path = ROOT) -> int:
     """Check the environment that the command line names."""
     parsed = parser("Check a deployed stack.").parse_args(arguments)
-    return run(lambda console: verify(console, parsed))
+    return run(lambda console: verify(console, parsed, root=root))
 
 
 if __name__ == "__main__":

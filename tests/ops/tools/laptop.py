@@ -1,0 +1,256 @@
+"""An operator's laptop and an AWS account in moto: runs commands of `ops`, one after another. Runs in .venv-deploy.
+
+The terminal is this process's own. The first argument is a file with the scenario, the second one for what came of it.
+
+SAM is the one part that is played: it translates the template, and creates the stack in moto's CloudFormation, which does
+not know SAM's transform.
+"""
+
+import functools
+import json
+import sys
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import boto3
+import botocore.exceptions
+from moto import mock_aws
+from moto.awslambda_simple.models import LambdaSimpleBackend
+from samtranslator.parser.parser import Parser
+from samtranslator.translator.translator import Translator
+from samtranslator.yaml_helper import yaml_parse
+
+from ops import authorities, deploy, mode, undeploy, verify
+from ops.account import Account
+from ops.answers import Answers
+from ops.console import OpsError
+
+TEMPLATE = Path(__file__).parents[3] / "infra" / "template.yaml"
+REGION = "eu-central-1"
+CERTIFICATE = """\
+-----BEGIN CERTIFICATE-----
+MIIBdzCCAR2gAwIBAgIUYl3bEaP86QWz8b4yklIeFvuW+jMwCgYIKoZIzj0EAwIw
+GDEWMBQGA1UEAwwNQW55IGF1dGhvcml0eTAeFw0yNjExMjUxODIwNTdaFw0yNjEx
+MjYxODI1NTdaMBgxFjAUBgNVBAMMDUFueSBhdXRob3JpdHkwWTATBgcqhkjOPQIB
+BggqhkjOPQMBBwNCAARSYkabEdD0N/kipNUbdyyGSVHZrkbuJRmcNKhTXXZXrIIj
+/a1qQ36Q8+vfUMGMd1u1MCzeGe+VLfsWWPH8fnMDo0UwQzASBgNVHRMBAf8ECDAG
+AQH/AgEAMA4GA1UdDwEB/wQEAwIBhjAdBgNVHQ4EFgQUt0VSrxE4s4GgJol6z/zh
+Ncv4TacwCgYIKoZIzj0EAwIDSAAwRQIhAMGJLwIIjy9FoherynaMinKiPgb3hB8H
+SKPtmxh43WoJAiAgQ38kaN4yJk+iQQFhTsRyri2wXAX7wO6OWRriy+BMEQ==
+-----END CERTIFICATE-----
+"""
+
+
+class PlayedSam:
+    """SAM as far as `ops` uses it. `happenings` has every call; `version` is that of the code to package."""
+
+    def __init__(self, scenario: Mapping[str, Any]) -> None:
+        self.happenings: list[str] = []
+        self.version = 1
+        self._fails = scenario.get("sam_fails", [])
+
+    def build(self) -> None:
+        """Build."""
+        self._happens("build")
+
+    def package(self, answers: Answers) -> str:
+        """Return the template as CloudFormation gets it."""
+        self._happens("package")
+        del answers
+        return self._template(self.version)
+
+    @functools.lru_cache  # noqa: B019 - it lives as long as the process
+    def _template(self, version: int) -> str:
+        template = yaml_parse(TEMPLATE.read_text())
+        template["Globals"]["Function"]["CodeUri"] = f"s3://artifacts/{version}.zip"
+        translated = Translator({}, Parser()).translate(template, parameter_values={})
+        group = json.dumps({"Fn::GetAtt": ["ScheduleGroup", "Arn"]})  # moto skips schedules, alarms and queries
+        arn = f'"arn:aws:scheduler:{REGION}:123456789012:schedule-group/reconciler"'
+        del translated["Resources"]["Dashboard"]
+        del translated["Outputs"]["DashboardUrl"]
+        return json.dumps(translated).replace(group, arn)
+
+    def deploy(self, answers: Answers, parameters: Mapping[str, str]) -> None:
+        """Create or update the stack."""
+        self._happens(f"deploy {parameters['ScheduleState']} {parameters.get('Mode', '-')}")
+        cloudformation = boto3.client("cloudformation", region_name=REGION)
+        template = self._template(self.version)
+        # moto forgets the values that are defaults.
+        defaults = {name: str(one["Default"]) for name, one in json.loads(template)["Parameters"].items()}
+        given = {**defaults, **parameters}
+        arguments = {
+            "StackName": answers.stack,
+            "TemplateBody": template,
+            "Parameters": [{"ParameterKey": key, "ParameterValue": value} for key, value in given.items()],
+            "Capabilities": ["CAPABILITY_IAM"],
+        }
+        try:
+            cloudformation.describe_stacks(StackName=answers.stack)
+        except botocore.exceptions.ClientError:
+            cloudformation.create_stack(**arguments)
+        else:
+            cloudformation.update_stack(**arguments)
+
+    def _happens(self, what: str) -> None:
+        self.happenings.append(what)
+        if what.split()[0] in self._fails:
+            self._fails.remove(what.split()[0])
+            raise OpsError(f"`sam {what.split()[0]}` failed; it says why above")
+
+
+def main(scenario: dict[str, Any], answer: Path) -> None:
+    """Play the scenario."""
+    sam, root = PlayedSam(scenario), Path(scenario["root"])
+    deny(scenario.get("denied", []))
+    authorities._read_url = lambda _: CERTIFICATE.encode()  # noqa: SLF001
+    invoked: list[Any] = []
+    LambdaSimpleBackend.invoke = function_that(scenario, invoked)
+    with mock_aws(config={"lambda": {"use_docker": False}}):
+        prepare(scenario)
+        statuses = []
+        for command, *arguments in scenario["runs"]:
+            if command == "new version":
+                sam.version += 1
+            elif command == "fix":
+                scenario.pop("installer_fails", None)
+                scenario["report"] = {}
+            else:
+                statuses.append(run_command(command, arguments, root, sam))
+                print(f"[{command} ended with {statuses[-1]}]", flush=True)
+        answer.write_text(
+            json.dumps({"statuses": statuses, "happened": sam.happenings, "invoked": invoked, **account()}, default=str)
+        )
+
+
+def run_command(command: str, arguments: list[str], root: Path, sam: PlayedSam) -> int:
+    """Run a command as its own `main` would."""
+    arguments = [word.replace("SECRET_ARN", secret_arn()) for word in arguments]
+    match command:
+        case "deploy":
+            return deploy.main(arguments, root=root, sam=sam)
+        case "mode":
+            return mode.main(arguments, root=root)
+        case "verify":
+            return verify.main(arguments, root=root)
+        case "undeploy":
+            return undeploy.main(arguments, root=root)
+    raise NotImplementedError(command)
+
+
+def secret_arn() -> str:
+    """Return the ARN of the owner's secret, which is there from the beginning."""
+    return str(boto3.client("secretsmanager", region_name=REGION).describe_secret(SecretId="owner")["ARN"])
+
+
+def function_that(scenario: dict[str, Any], invoked: list[Any]) -> Any:
+    """Return what stands for Lambda: the installer and the reconciler, by the event."""
+
+    def invoke(_: Any, function_name: str, qualifier: Any, body: Any, headers: Any, response_headers: Any) -> bytes:
+        del function_name, qualifier, headers
+        event = json.loads(body)
+        invoked.append(event)
+        if "install" in event and scenario.get("installer_fails"):
+            response_headers["x-amz-function-error"] = "Unhandled"
+            return json.dumps({"errorType": "StoreError", "errorMessage": scenario["installer_fails"]}).encode()
+        if "install" in event:
+            report = {"role": "reconciler", "login": "created", "created": ["a"], "granted": ["b"], "warnings": []}
+            return json.dumps(report).encode()
+        return json.dumps(scenario["dry_run"] | scenario.get("report", {})).encode()
+
+    return invoke
+
+
+def prepare(scenario: Mapping[str, Any]) -> None:
+    """Make what is in the account already: a VPC, a database, the owner's secret, SAM's bucket."""
+    ec2, rds = boto3.client("ec2", region_name=REGION), boto3.client("rds", region_name=REGION)
+    boto3.client("secretsmanager", region_name=REGION).create_secret(
+        Name="owner", SecretString='{"username": "platform", "password": "x"}'
+    )
+    package_bucket()
+    vpc = ec2.create_vpc(CidrBlock="10.9.0.0/16")["Vpc"]["VpcId"]
+    subnets = [
+        ec2.create_subnet(VpcId=vpc, CidrBlock=f"10.9.{number}.0/24", AvailabilityZone=f"{REGION}{zone}")["Subnet"]
+        for number, zone in enumerate("ab")
+    ]
+    if scenario.get("nat", True):
+        for service in ("ec2", "secretsmanager"):
+            ec2.create_vpc_endpoint(
+                VpcId=vpc, ServiceName=f"com.amazonaws.{REGION}.{service}", VpcEndpointType="Interface"
+            )
+    group = ec2.create_security_group(GroupName="database", Description="of the database", VpcId=vpc)["GroupId"]
+    rds.create_db_subnet_group(
+        DBSubnetGroupName="here", DBSubnetGroupDescription="here", SubnetIds=[one["SubnetId"] for one in subnets]
+    )
+    for name in scenario.get("databases", ["platform"]):
+        rds.create_db_instance(
+            DBInstanceIdentifier=name,
+            DBName="molecule",
+            Engine="postgres",
+            DBInstanceClass="db.t4g.micro",
+            AllocatedStorage=20,
+            MasterUsername="master",
+            ManageMasterUserPassword=scenario.get("managed", True),
+            **({} if scenario.get("managed", True) else {"MasterUserPassword": "hunter22hunter22"}),
+            EnableIAMDatabaseAuthentication=scenario.get("iam", True),
+            VpcSecurityGroupIds=[group],
+            DBSubnetGroupName="here",
+        )
+
+
+def package_bucket() -> None:
+    """Make SAM's bucket, with artifacts in it."""
+    s3 = boto3.client("s3", region_name=REGION)
+    s3.create_bucket(Bucket="artifacts", CreateBucketConfiguration={"LocationConstraint": REGION})
+    empty = b"PK\x05\x06" + bytes(18)
+    for version in (1, 2):
+        s3.put_object(Bucket="artifacts", Key=f"{version}.zip", Body=empty)
+
+
+def deny(operations: list[str]) -> None:
+    """Let IAM deny these operations, once each."""
+    original = Account.client
+
+    def client(self: Account, service: str) -> Any:
+        made = original(self, service)
+        if not getattr(made, "_denying", False):
+            made._denying = True  # noqa: SLF001
+            made.meta.events.register("before-call", denied)
+        return made
+
+    def denied(model: Any, **_: Any) -> None:
+        if model.name in operations:
+            operations.remove(model.name)
+            message = f"User: arn:aws:iam::123456789012:user/op is not authorized to perform: {model.name}"
+            error = {"Error": {"Code": "AccessDenied", "Message": message}}
+            raise botocore.exceptions.ClientError(error, model.name)
+
+    Account.client = client  # type: ignore[method-assign]
+
+
+def account() -> dict[str, Any]:
+    """Return what is in the account."""
+    cloudformation = boto3.client("cloudformation", region_name=REGION)
+    vault, ec2 = boto3.client("secretsmanager", region_name=REGION), boto3.client("ec2", region_name=REGION)
+    stacks = {
+        stack["StackName"]: {one["ParameterKey"]: one["ParameterValue"] for one in stack["Parameters"]}
+        for stack in cloudformation.describe_stacks()["Stacks"]
+        if stack["StackStatus"] != "DELETE_COMPLETE"
+    }
+    secrets = {
+        one["Name"]: vault.get_secret_value(SecretId=one["Name"])["SecretString"]
+        for one in vault.list_secrets()["SecretList"]
+    }
+    rules = [
+        [group["GroupId"], rule["UserIdGroupPairs"][0]["GroupId"], rule["FromPort"]]
+        for group in ec2.describe_security_groups()["SecurityGroups"]
+        for rule in group["IpPermissions"]
+        if rule["UserIdGroupPairs"]
+    ]
+    return {"stacks": stacks, "secrets": secrets, "rules": rules}
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    main(json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2]))
