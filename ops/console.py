@@ -1,5 +1,6 @@
 """The person at the terminal, or nobody: text, questions that are asked again with the reason, and Ctrl-C."""
 
+import getpass
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -109,6 +110,8 @@ class Console:
         if not self.interactive:
             raise OpsError(f"there is no terminal to ask on: {prompt}")
         try:
-            return str(self._rich.input(rich.markup.escape(prompt), password=hidden))
+            if hidden:  # getpass turns the echo off before it prompts; rich would afterwards
+                return getpass.getpass(prompt)
+            return str(self._rich.input(rich.markup.escape(prompt)))
         except EOFError:
             raise KeyboardInterrupt from None
