@@ -75,6 +75,11 @@ verify: $(OPS_READY) ## check a deployed stack: its queries, alarms, queues and 
 undeploy: $(OPS_READY) ## remove a stack and its secrets; it names what stays
 	@$(OPS).undeploy $(FOR_ENV) $(ARGS)
 
+# Two files for whoever deploys with other tools. BUCKET in the template stands for the bucket with the artifact.
+.PHONY: release
+release: $(BUILT) ## pack the artifact and a template that refers to it, into .aws-sam/release
+	@$(PY) infra/release.py .aws-sam/build .aws-sam/release
+
 # SAM calls this back for each function, with ARTIFACTS_DIR; all get the same artifact.
 .PHONY: build-Reconciler build-StateChanges build-Installer
 build-Reconciler build-StateChanges build-Installer:

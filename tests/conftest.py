@@ -24,9 +24,9 @@ settings.register_profile("project", derandomize=True, database=None, deadline=N
 settings.register_profile("long", max_examples=5000, database=None, deadline=None, print_blob=True)
 settings.load_profile("project")
 
-_DIRECTORIES = ("unit", "net", "fuzz", "simulation", "contract", "integration", "isolation", "infra", "e2e")
+_DIRECTORIES = ("unit", "net", "fuzz", "simulation", "contract", "integration", "isolation", "infra", "ops", "e2e")
 # Not traced, which takes half as long again: every line that they run is run by the other suites, too.
-_NOT_TRACED = ("simulation", "contract", "isolation", "infra", "e2e")
+_NOT_TRACED = ("simulation", "contract", "isolation", "infra", "ops", "e2e")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

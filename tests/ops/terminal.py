@@ -55,9 +55,7 @@ class Played:
         return file.read_text() if file.exists() else ""
 
 
-def play(
-    root: Path, runs: Sequence[Sequence[str]], answers: Sequence[tuple[str, str]] = (), **scenario: Any
-) -> Played:
+def play(root: Path, runs: Sequence[Sequence[str]], answers: Sequence[tuple[str, str]] = (), **scenario: Any) -> Played:
     """Run commands on a terminal, and answer each question, in their order. Without answers there is no terminal.
 
     `answers` are pairs of what a question has in it and what is typed.

@@ -68,11 +68,18 @@ def test_undeploy_asks_for_the_stack_s_name(tmp_path: Path) -> None:
 
 
 def test_verify_fails_point_by_point(tmp_path: Path) -> None:
-    """moto creates neither queries nor alarms from a template, and no cycle ran."""
-    played = play(tmp_path, [DEPLOY, ["verify"]], report={"flips": [{"instance_id": "i-0123456789abcdef0"}]})
+    """No cycle ever ran in moto."""
+    alarms = {"Fine": "OK", "Loud": "ALARM", "NeverSeen": "INSUFFICIENT_DATA", "Young": "INSUFFICIENT_DATA"}
+    report = {"flips": [{"instance_id": "i-0123456789abcdef0"}]}
+    played = play(tmp_path, [DEPLOY, ["verify"]], report=report, alarms=alarms)
     assert played["statuses"] == [0, 1], played.screen
     for said in (
         "pass  the stack's last change succeeded",
+        "pass  saved query What went wrong",
+        "pass  alarm Fine: OK",
+        "FAIL  alarm Loud: ALARM",
+        "FAIL  alarm NeverSeen: INSUFFICIENT_DATA, no metric NeverSeen yet",
+        "pass  alarm Young: INSUFFICIENT_DATA",
         "pass  FailedQueue is empty",
         "FAIL  alarms reach somebody: neither AlarmEmail nor AlarmTopicArn is set",
         "FAIL  the schedule runs: 0 invocations and 0 errors in 15 minutes",

@@ -2,8 +2,8 @@
 
 The terminal is this process's own. The first argument is a file with the scenario, the second one for what came of it.
 
-SAM is the one part that is played: it translates the template, and creates the stack in moto's CloudFormation, which does
-not know SAM's transform.
+SAM is the one part that is played: it translates the template, and creates the stack in moto's CloudFormation, which
+does not know SAM's transform.
 """
 
 import functools
@@ -12,6 +12,7 @@ import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import boto3
@@ -26,6 +27,8 @@ from ops import authorities, deploy, mode, undeploy, verify
 from ops.account import Account
 from ops.answers import Answers
 from ops.console import OpsError
+from ops.sam import Sam
+from ops.stack import Stack
 
 TEMPLATE = Path(__file__).parents[3] / "infra" / "template.yaml"
 REGION = "eu-central-1"
@@ -43,10 +46,22 @@ SKPtmxh43WoJAiAgQ38kaN4yJk+iQQFhTsRyri2wXAX7wO6OWRriy+BMEQ==
 """
 
 
-class PlayedSam:
+def aws(service: str) -> Any:
+    """Return a client of the account."""
+    client: Any = boto3.client(service, region_name=REGION)  # type: ignore[call-overload]
+    return client
+
+
+# What the commands have called, as IAM names it.
+CALLED: set[str] = set()
+PREFIXES = {"cloudwatch": "cloudwatch"}
+
+
+class PlayedSam(Sam):
     """SAM as far as `ops` uses it. `happenings` has every call; `version` is that of the code to package."""
 
     def __init__(self, scenario: Mapping[str, Any]) -> None:
+        super().__init__(Path(scenario["root"]))
         self.happenings: list[str] = []
         self.version = 1
         self._fails = scenario.get("sam_fails", [])
@@ -75,7 +90,7 @@ class PlayedSam:
     def deploy(self, answers: Answers, parameters: Mapping[str, str]) -> None:
         """Create or update the stack."""
         self._happens(f"deploy {parameters['ScheduleState']} {parameters.get('Mode', '-')}")
-        cloudformation = boto3.client("cloudformation", region_name=REGION)
+        cloudformation = aws("cloudformation")
         template = self._template(self.version)
         # moto forgets the values that are defaults.
         defaults = {name: str(one["Default"]) for name, one in json.loads(template)["Parameters"].items()}
@@ -95,18 +110,20 @@ class PlayedSam:
 
     def _happens(self, what: str) -> None:
         self.happenings.append(what)
-        if what.split()[0] in self._fails:
-            self._fails.remove(what.split()[0])
-            raise OpsError(f"`sam {what.split()[0]}` failed; it says why above")
+        step = what.partition(" ")[0]
+        if step in self._fails:
+            self._fails.remove(step)
+            raise OpsError(f"`sam {step}` failed; it says why above")
 
 
 def main(scenario: dict[str, Any], answer: Path) -> None:
     """Play the scenario."""
     sam, root = PlayedSam(scenario), Path(scenario["root"])
     deny(scenario.get("denied", []))
+    fill_in_for_moto(scenario.get("alarms", {}))
     authorities._read_url = lambda _: CERTIFICATE.encode()  # noqa: SLF001
     invoked: list[Any] = []
-    LambdaSimpleBackend.invoke = function_that(scenario, invoked)
+    LambdaSimpleBackend.invoke = function_that(scenario, invoked)  # type: ignore[method-assign]
     with mock_aws(config={"lambda": {"use_docker": False}}):
         prepare(scenario)
         statuses = []
@@ -120,7 +137,7 @@ def main(scenario: dict[str, Any], answer: Path) -> None:
                 statuses.append(run_command(command, arguments, root, sam))
                 print(f"[{command} ended with {statuses[-1]}]", flush=True)
         answer.write_text(
-            json.dumps({"statuses": statuses, "happened": sam.happenings, "invoked": invoked, **account()}, default=str)
+            json.dumps({"statuses": statuses, "happened": sam.happenings, "invoked": invoked, "called": sorted(CALLED), **account()}, default=str)
         )
 
 
@@ -141,7 +158,7 @@ def run_command(command: str, arguments: list[str], root: Path, sam: PlayedSam) 
 
 def secret_arn() -> str:
     """Return the ARN of the owner's secret, which is there from the beginning."""
-    return str(boto3.client("secretsmanager", region_name=REGION).describe_secret(SecretId="owner")["ARN"])
+    return str(aws("secretsmanager").describe_secret(SecretId="owner")["ARN"])
 
 
 def function_that(scenario: dict[str, Any], invoked: list[Any]) -> Any:
@@ -164,10 +181,8 @@ def function_that(scenario: dict[str, Any], invoked: list[Any]) -> Any:
 
 def prepare(scenario: Mapping[str, Any]) -> None:
     """Make what is in the account already: a VPC, a database, the owner's secret, SAM's bucket."""
-    ec2, rds = boto3.client("ec2", region_name=REGION), boto3.client("rds", region_name=REGION)
-    boto3.client("secretsmanager", region_name=REGION).create_secret(
-        Name="owner", SecretString='{"username": "platform", "password": "x"}'
-    )
+    ec2, rds = aws("ec2"), aws("rds")
+    aws("secretsmanager").create_secret(Name="owner", SecretString='{"username": "platform", "password": "x"}')
     package_bucket()
     vpc = ec2.create_vpc(CidrBlock="10.9.0.0/16")["Vpc"]["VpcId"]
     subnets = [
@@ -201,7 +216,7 @@ def prepare(scenario: Mapping[str, Any]) -> None:
 
 def package_bucket() -> None:
     """Make SAM's bucket, with artifacts in it."""
-    s3 = boto3.client("s3", region_name=REGION)
+    s3 = aws("s3")
     s3.create_bucket(Bucket="artifacts", CreateBucketConfiguration={"LocationConstraint": REGION})
     empty = b"PK\x05\x06" + bytes(18)
     for version in (1, 2):
@@ -223,16 +238,61 @@ def deny(operations: list[str]) -> None:
         if model.name in operations:
             operations.remove(model.name)
             message = f"User: arn:aws:iam::123456789012:user/op is not authorized to perform: {model.name}"
-            error = {"Error": {"Code": "AccessDenied", "Message": message}}
+            error: Any = {"Error": {"Code": "AccessDenied", "Message": message}}
             raise botocore.exceptions.ClientError(error, model.name)
 
     Account.client = client  # type: ignore[method-assign]
 
 
+def fill_in_for_moto(alarms: Mapping[str, str]) -> None:
+    """Add what moto's CloudFormation does not create: saved queries, and alarms in these states."""
+    original_client, original_resources = Account.client, Stack.resources
+
+    def record(model: Any, **_: Any) -> None:
+        CALLED.add(f"{PREFIXES.get(model.service_model.service_name, model.service_model.service_name)}:{model.name}")
+
+    def queries(params: Any, **_: Any) -> tuple[Any, Any]:
+        stack = json.loads(params["body"])["queryDefinitionNamePrefix"]
+        group = aws("logs").describe_log_groups()["logGroups"][0]["logGroupName"]
+        query = {"name": f"{stack}What went wrong", "logGroupNames": [group], "queryString": "fields @message"}
+        return SimpleNamespace(status_code=200), {"queryDefinitions": [query]}
+
+    def client(self: Account, service: str) -> Any:
+        made = original_client(self, service)
+        made.meta.events.register("before-call", record)
+        made.meta.events.register("before-call.cloudwatch-logs.DescribeQueryDefinitions", queries)
+        return made
+
+    def resources(self: Stack, kind: str) -> dict[str, str]:
+        if kind != "AWS::CloudWatch::Alarm" or not alarms:
+            return original_resources(self, kind)
+        cloudwatch = aws("cloudwatch")
+        for name, state in alarms.items():
+            dimensions = [{"Name": "service", "Value": self.name}]
+            cloudwatch.put_metric_alarm(
+                AlarmName=name,
+                Namespace="InstanceStateReconciler",
+                MetricName=name,
+                Dimensions=dimensions,
+                Statistic="Sum",
+                Period=60,
+                EvaluationPeriods=1,
+                ComparisonOperator="GreaterThanThreshold",
+                Threshold=0,
+            )
+            cloudwatch.set_alarm_state(AlarmName=name, StateValue=state, StateReason="the test says so")
+            if name != "NeverSeen":
+                metric = {"MetricName": name, "Dimensions": dimensions, "Value": 0}
+                cloudwatch.put_metric_data(Namespace="InstanceStateReconciler", MetricData=[metric])
+        return {name: name for name in alarms}
+
+    Account.client, Stack.resources = client, resources  # type: ignore[method-assign]
+
+
 def account() -> dict[str, Any]:
     """Return what is in the account."""
-    cloudformation = boto3.client("cloudformation", region_name=REGION)
-    vault, ec2 = boto3.client("secretsmanager", region_name=REGION), boto3.client("ec2", region_name=REGION)
+    cloudformation = aws("cloudformation")
+    vault, ec2 = aws("secretsmanager"), aws("ec2")
     stacks = {
         stack["StackName"]: {one["ParameterKey"]: one["ParameterValue"] for one in stack["Parameters"]}
         for stack in cloudformation.describe_stacks()["Stacks"]
