@@ -12,7 +12,7 @@ from ops.console import OpsError
 
 BUILT = ".aws-sam/build/template.yaml"
 PACKAGED = ".aws-sam/packaged.yaml"
-_PARAMETERS = ".aws-sam/parameters.json"
+_PARAMETERS = ".aws-sam/parameters.yaml"  # JSON is YAML, too; SAM goes by the ending
 
 
 class Sam:
@@ -27,7 +27,7 @@ class Sam:
 
     def package(self, answers: Answers) -> str:
         """Upload the artifact, unless it is there; return the template that refers to it."""
-        self._sam("package", answers, "--template-file", BUILT, "--output-template-file", PACKAGED)
+        self._sam("package", answers, "--template-file", BUILT, "--output-template-file", PACKAGED, "--no-progressbar")
         return (self._root / PACKAGED).read_text()
 
     def deploy(self, answers: Answers, parameters: Mapping[str, str]) -> None:

@@ -21,7 +21,7 @@ INSTALLING = re.compile(
 def commands() -> list[str]:
     """Return the commands in what makes, tests and builds the project that may install something."""
     files = [ROOT / "Makefile", *(ROOT / ".ci").iterdir(), *(ROOT / "infra").glob("*.py"), ROOT / "infra/template.yaml"]
-    files += [path for directory in ("sandbox", "bench", "tests") for path in (ROOT / directory).rglob("*.py")]
+    files += [path for directory in ("ops", "sandbox", "bench", "tests") for path in (ROOT / directory).rglob("*.py")]
     found = []
     for path in files:
         text = path.read_text().replace("\\\n", " ")

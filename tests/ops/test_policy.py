@@ -48,27 +48,35 @@ NEEDED: dict[str, tuple[str, str]] = {
     ),
     "AWS::IAM::ManagedPolicy": (
         "iam",
-        "CreatePolicy CreatePolicyVersion DeletePolicy DeletePolicyVersion GetPolicy GetPolicyVersion"
-        " ListEntitiesForPolicy ListPolicyVersions",
+        (
+            "CreatePolicy CreatePolicyVersion DeletePolicy DeletePolicyVersion GetPolicy GetPolicyVersion"
+            " ListEntitiesForPolicy ListPolicyVersions"
+        ),
     ),
     "AWS::IAM::Role": ("iam", _ROLE),
     "AWS::Lambda::EventInvokeConfig": (
         "lambda",
-        "DeleteFunctionEventInvokeConfig GetFunctionEventInvokeConfig PutFunctionEventInvokeConfig"
-        " UpdateFunctionEventInvokeConfig",
+        (
+            "DeleteFunctionEventInvokeConfig GetFunctionEventInvokeConfig PutFunctionEventInvokeConfig"
+            " UpdateFunctionEventInvokeConfig"
+        ),
     ),
     "AWS::Lambda::EventSourceMapping": ("lambda", _MAPPING),
     "AWS::Lambda::Function": ("lambda", _FUNCTION),
     "AWS::Logs::LogGroup": (
         "logs",
-        "AssociateKmsKey CreateLogGroup DeleteLogGroup DeleteRetentionPolicy DescribeLogGroups DisassociateKmsKey"
-        " ListTagsForResource PutRetentionPolicy TagResource UntagResource",
+        (
+            "AssociateKmsKey CreateLogGroup DeleteLogGroup DeleteRetentionPolicy DescribeLogGroups DisassociateKmsKey"
+            " ListTagsForResource PutRetentionPolicy TagResource UntagResource"
+        ),
     ),
     "AWS::Logs::QueryDefinition": ("logs", "DeleteQueryDefinition DescribeQueryDefinitions PutQueryDefinition"),
     "AWS::SNS::Topic": (
         "sns",
-        "CreateTopic DeleteTopic GetSubscriptionAttributes GetTopicAttributes ListSubscriptionsByTopic"
-        " ListTagsForResource SetTopicAttributes Subscribe TagResource Unsubscribe UntagResource",
+        (
+            "CreateTopic DeleteTopic GetSubscriptionAttributes GetTopicAttributes ListSubscriptionsByTopic"
+            " ListTagsForResource SetTopicAttributes Subscribe TagResource Unsubscribe UntagResource"
+        ),
     ),
     "AWS::SQS::Queue": (
         "sqs",
@@ -149,7 +157,11 @@ def test_roles_are_passed_to_lambda_and_scheduler_only() -> None:
 
 def test_the_policy_fits_into_a_role_with_the_names_filled_in() -> None:
     text = json.dumps(POLICY, separators=(",", ":"))  # IAM counts no white space
-    for word, name in (("ACCOUNT", "123456789012"), ("REGION", "ap-southeast-2"), ("STACK", "instance-state-reconciler")):
+    for word, name in (
+        ("ACCOUNT", "123456789012"),
+        ("REGION", "ap-southeast-2"),
+        ("STACK", "instance-state-reconciler"),
+    ):
         assert word in text
         text = text.replace(word, name)
     assert len(text) < 10_240

@@ -121,7 +121,7 @@ def main(scenario: dict[str, Any], answer: Path) -> None:
     sam, root = PlayedSam(scenario), Path(scenario["root"])
     deny(scenario.get("denied", []))
     fill_in_for_moto(scenario.get("alarms", {}))
-    authorities._read_url = lambda _: CERTIFICATE.encode()  # noqa: SLF001
+    authorities._read_url = lambda url: CERTIFICATE.encode()  # noqa: ARG005, SLF001
     invoked: list[Any] = []
     LambdaSimpleBackend.invoke = function_that(scenario, invoked)  # type: ignore[method-assign]
     with mock_aws(config={"lambda": {"use_docker": False}}):
@@ -136,9 +136,8 @@ def main(scenario: dict[str, Any], answer: Path) -> None:
             else:
                 statuses.append(run_command(command, arguments, root, sam))
                 print(f"[{command} ended with {statuses[-1]}]", flush=True)
-        answer.write_text(
-            json.dumps({"statuses": statuses, "happened": sam.happenings, "invoked": invoked, "called": sorted(CALLED), **account()}, default=str)
-        )
+        outcome = {"statuses": statuses, "happened": sam.happenings, "invoked": invoked, "called": sorted(CALLED)}
+        answer.write_text(json.dumps(outcome | account(), default=str))
 
 
 def run_command(command: str, arguments: list[str], root: Path, sam: PlayedSam) -> int:
