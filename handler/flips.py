@@ -18,8 +18,11 @@ from handler.store import FlipOutcomes, Flipped, FlipPolicy, Flips
 from handler.store.sqlstate import concerns_a_row
 from handler.telemetry import CycleLog
 
-# Workspaces that are probed and flipped together. Small, so that each flip closely follows its second probe.
+# Workspaces that are flipped together.
 SET = 200
+# So many sets are probed together, and then flipped one after the other. Few, so that each flip closely follows its
+# second probe: even if every set takes as long as it may, the last one begins in time.
+SETS_PROBED = 3
 # A set closes when its oldest evidence is so old, in seconds, however few there are.
 OLDEST_IN_SET_SECONDS = 2.0
 # The platform's rows are locked for no longer than this: it may want them.
@@ -28,16 +31,22 @@ LONGEST_LOCK_SECONDS = 1.0
 # any more.
 MOST_FAILURES_ALIKE = 5
 
+_WILL_PASS = (SkipReason.OUT_OF_TIME, SkipReason.RECONFIRM_ERROR)
+
 # `Flips.flip` or `Flips.would_flip`. A SkipReason says why a workspace is not flipped.
 Attempt = Callable[[Deadline, Sequence[Confirmed], FlipPolicy], FlipOutcomes]
 
 
 @dataclass(frozen=True, slots=True)
 class Attempted:
-    """The outcome for one workspace. The sighting is the second one, or the first if no time was left for another."""
+    """The outcome for one workspace. The sighting is the second one, or the first if no time was left for another.
+
+    `at` is when the outcome was known, by the deadline's clock.
+    """
 
     sighting: Sighting
     outcome: Flipped | SkipReason
+    at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +84,12 @@ class FlipResults:
     def cancelled(self) -> int:
         """How many older restarts the flips cancelled."""
         return sum(isinstance(one.outcome, Flipped) and one.outcome.superseded is not None for one in self.attempts)
+
+    @property
+    def unjudged(self) -> set[str]:
+        """The ids of the workspaces that may well be dead, but could not be flipped for a reason that will pass."""
+        unknown = self.seen_again(Verdict.UNKNOWN)
+        return {*unknown, *(one for one, reason in self.reasons.items() if reason in _WILL_PASS)}
 
     def seen_again(self, *verdicts: Verdict) -> list[str]:
         """Return the ids of the workspaces that the second probe saw with such a verdict, so that they were skipped."""
@@ -139,7 +154,8 @@ class Flipper:
         self, sightings: Sequence[Sighting], attempt: Attempt, deadline: Deadline
     ) -> Iterator[Attempted]:
         remaining = iter(sightings)
-        while batch := {one.workspace.id: one for one in islice(remaining, SET)}:
+        # Sets become smaller when they take too long. Fewer than one whole set are not worth a call.
+        while batch := {one.workspace.id: one for one in islice(remaining, max(SET, SETS_PROBED * self._set))}:
             seconds = self._probe.sightings([one.workspace for one in batch.values()], deadline)
             in_sets = gathered(seconds, deadline, most=SET, longest_s=OLDEST_IN_SET_SECONDS, leave_s=self._timeout_s)
             for together in in_sets:
@@ -149,13 +165,15 @@ class Flipper:
                     if confirms(first, second):
                         confirmed.append(Confirmed(first, second))
                     else:
-                        yield Attempted(second, SkipReason.NOT_CONFIRMED)
+                        cut_off = second.verdict is Verdict.UNKNOWN and deadline.over()
+                        reason = SkipReason.OUT_OF_TIME if cut_off else SkipReason.NOT_CONFIRMED
+                        yield Attempted(second, reason, deadline.now())
                 while confirmed:
                     part, confirmed = confirmed[: self._set], confirmed[self._set :]
                     for one, outcome in zip(part, self._outcomes(part, attempt, deadline), strict=True):
-                        yield Attempted(one.second, outcome)
+                        yield Attempted(one.second, outcome, deadline.now())
             for first in batch.values():
-                yield Attempted(first, SkipReason.OUT_OF_TIME)
+                yield Attempted(first, SkipReason.OUT_OF_TIME, deadline.now())
 
     def _outcomes(
         self, confirmed: Sequence[Confirmed], attempt: Attempt, deadline: Deadline

@@ -44,19 +44,20 @@ def gathered(
 ) -> Iterator[list[Item]]:
     """Yield the items in lists: up to `most` of those that come within `longest_s` seconds of a list's first one.
 
-    Items that are waited for delay no list. In the last `leave_s` seconds before the deadline, which are for using
+    These seconds count from the first item's arrival, even if it is taken later. Items that are waited for delay no
+    list. In the last `leave_s` seconds before the deadline, which are for using
     them, no list waits for more. The last list comes by the deadline. Raises what `items` raises.
     """
-    arrived: queue.SimpleQueue[Item | _End] = queue.SimpleQueue()
+    arrived: _Arrived[Item] = queue.SimpleQueue()
 
     def take() -> None:
+        end = _End()
         try:
             for item in items:
-                arrived.put(item)
+                arrived.put((time.monotonic(), item))
         except BaseException as error:  # noqa: BLE001 - it is raised where the items are used
-            arrived.put(_End(error))
-        else:
-            arrived.put(_End())
+            end = _End(error)
+        arrived.put((time.monotonic(), end))
 
     threading.Thread(target=take, daemon=True).start()
     end: _End | None = None
@@ -69,20 +70,20 @@ def gathered(
 
 
 def _those_in_time(
-    arrived: "queue.SimpleQueue[Item | _End]", deadline: Deadline, most: int, longest_s: float, leave_s: float
+    arrived: "_Arrived[Item]", deadline: Deadline, most: int, longest_s: float, leave_s: float
 ) -> "tuple[list[Item], _End | None]":
     """Return the next list, and the end, if nothing more is to be waited for."""
     together: list[Item] = []
     wait_until = time.monotonic() + deadline.remaining() + HANDOVER_SECONDS
     while len(together) < most:
         try:
-            item = arrived.get(timeout=max(0.0, wait_until - time.monotonic()))
+            arrived_at, item = arrived.get(timeout=max(0.0, wait_until - time.monotonic()))
         except queue.Empty:
             return together, None if together and not deadline.over() else _End()
         if isinstance(item, _End):
             return together, item
         if not together:
-            wait_until = min(wait_until - leave_s, time.monotonic() + longest_s)
+            wait_until = min(wait_until - leave_s, arrived_at + longest_s)
         together.append(item)
     return together, None
 
@@ -92,3 +93,7 @@ class _End:
 
     def __init__(self, error: BaseException | None = None) -> None:
         self.error = error
+
+
+# Each item with the time of its arrival.
+_Arrived = queue.SimpleQueue[tuple[float, Item | _End]]

@@ -1,7 +1,7 @@
 """What a cycle leaves for the next ones: its doubts, and how far it got. A failure here costs no flip."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from handler.deadline import Deadline
@@ -26,6 +26,7 @@ class Remembering:
     store: Store
     closing: Deadline
     log: CycleLog
+    _saved: list[Progress] = field(default_factory=list)
 
     def tend(self, *, longest_wait_s: float) -> None:
         """Take back times that lie too far ahead, and forget the doubts whose rows have moved on."""
@@ -51,12 +52,18 @@ class Remembering:
             self._attempt("doubts not saved", lambda time_left: self.store.doubts.set_reasons(time_left, noted))
 
     def save_coverage(self, progress: Progress) -> Progress:
-        """Save where the next cycle begins; return how far this one got, of which a locked row leaves nothing."""
+        """Save where the next cycle begins; return how far this one got, of which a locked row leaves nothing.
+
+        In a quiet cycle nothing has changed by its end, and what was saved before it acted is not written again.
+        """
+        if self._saved == [progress]:
+            return progress
         try:
             self.store.memory.save_coverage(self.closing, progress)
         except RowLockedError as error:
             self.log.failure("coverage not saved", error)
             return replace(progress, completed_pass=False)
+        self._saved[:] = [progress]
         return progress
 
     def purge(self, deadline: Deadline) -> None:

@@ -1,6 +1,6 @@
 """Sources of truth about instances: each takes candidates and yields what it learns about them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 from handler.deadline import Deadline
@@ -19,8 +19,11 @@ class Probe(Protocol):
         """
         ...
 
-    def impaired(self, workspaces: Sequence[Workspace], deadline: Deadline) -> int:
-        """Return how many of the workspaces' instances run but fail EC2's system status check; 0 if nobody says."""
+    def impaired(self, workspaces: Sequence[Workspace], deadline: Deadline) -> Callable[[], int]:
+        """Begin to ask which instances run but fail EC2's system status check, while the caller goes on.
+
+        Return what tells how many of the workspaces' do, in a second at most; 0 if nobody says.
+        """
         ...
 
 

@@ -236,13 +236,13 @@ def test_impaired_instances_are_counted_where_that_is_known(subject: Subject) ->
         subject.impair(number)
     ours = [workspace(1), workspace(2), workspace(3), workspace(5, instance(1))]
     expected = 0 if subject.target == "control_plane" else 2
-    assert subject.probe().impaired(ours, subject.deadline(PLENTY_S)) == expected
+    assert subject.probe().impaired(ours, subject.deadline(PLENTY_S))() == expected
 
 
 def test_nobody_is_impaired_as_far_as_is_known_when_no_time_is_left(subject: Subject) -> None:
     subject.set_state(1, "running")
     subject.impair(1)
-    assert subject.probe().impaired([workspace(1)], subject.deadline(0.0)) == 0
+    assert subject.probe().impaired([workspace(1)], subject.deadline(0.0))() == 0
 
 
 def test_no_workspaces_means_no_sightings(subject: Subject) -> None:

@@ -2,7 +2,7 @@
 
 import math
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, Self
 
@@ -116,6 +116,10 @@ class World:
     unreachable: bool = False
     # Running instances send heartbeats, and the platform's own monitor takes silent workspaces offline.
     is_lively: bool = False
+    # These send heartbeats from a machine that their row does not record.
+    elsewhere: set[str] = field(default_factory=set)
+    # Ids of restarts whose flip came after an event.
+    event_flips: set[int] = field(default_factory=set)
     # The monitor also restarts what it takes offline, once.
     monitor_restarts: bool = False
     # Since when a workspace is offline, for all that any cycle has seen; and since when one was that was adopted.
@@ -291,7 +295,8 @@ class World:
         latest = now - now % HEARTBEAT_SECONDS
         for workspace_id, row in self.tables.workspaces.items():
             instance = self.instances.get(row.instance_id or "")
-            beats = instance is not None and instance.state == "running" and instance.since <= latest
+            runs = instance is not None and instance.state == "running" and instance.since <= latest
+            beats = runs or workspace_id in self.elsewhere
             if beats and row.locked_by is None and (row.heartbeat_at or 0.0) < latest:
                 row.heartbeat_at = row.updated_at = latest
                 row.status = "online" if row.status in _BEATS_SET_ONLINE else row.status
@@ -314,12 +319,13 @@ class Probe:
         answers = self._answers(workspaces, deadline, fair_share(self._timeout_s, deadline))
         yield from list(answers) if self._in_bulk else answers
 
-    def impaired(self, workspaces: Sequence[Workspace], deadline: Deadline) -> int:
+    def impaired(self, workspaces: Sequence[Workspace], deadline: Deadline) -> Callable[[], int]:
         """See handler.probes.Probe."""
         if deadline.over():
-            return 0
+            return lambda: 0
         running = {one for one, instance in self._world.instances.items() if instance.state == "running"}
-        return sum(one.instance_id in running & self._world.impaired for one in workspaces)
+        impaired = running & self._world.impaired
+        return lambda: sum(one.instance_id in impaired for one in workspaces)
 
     def _answers(self, workspaces: Sequence[Workspace], deadline: Deadline, enough_s: float) -> Iterator[Sighting]:
         answered_at = 0.0

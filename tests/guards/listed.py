@@ -20,7 +20,6 @@ class Guard:
     test: str
 
 
-_APP = "handler/app.py"
 _ASKING = "handler/restarts/asking.py"
 _AWS_ERRORS = "handler/net/aws_errors.py"
 _BOUNDED = "handler/net/bounded.py"
@@ -38,11 +37,13 @@ _FLIP = "handler/store/flip.py"
 _FLIPS = "handler/flips.py"
 _HOLDS = "handler/store/holds.py"
 _HTTP = "handler/net/http.py"
+_INVOCATION = "handler/invocation.py"
 _LEASE = "handler/store/lease.py"
 _LIFE = "handler/domain/restarts.py"
 _LIMITS = "handler/net/limits.py"
 _MEMORY = "handler/store/memory.py"
 _MODEL = "handler/domain/model.py"
+_PHASES = "handler/phases.py"
 _PLATFORM = "handler/restarts/platform.py"
 _REQUEST = "handler/request.py"
 _RESTARTS = "handler/store/restarts.py"
@@ -50,6 +51,7 @@ _ROW_SECURITY = "handler/store/row_security.py"
 _SECRETS = "handler/net/secrets.py"
 _SESSION = "handler/store/session.py"
 _REMEMBERING = "handler/remembering.py"
+_STATE_CHANGES = "handler/domain/state_changes.py"
 _SQLSTATE = "handler/store/sqlstate.py"
 _STORED_DOUBTS = "handler/store/doubts.py"
 _TELEMETRY = "handler/telemetry.py"
@@ -85,6 +87,7 @@ _TEST_DOUBTS = "tests/unit/test_doubts.py::"
 _TEST_STORED_DOUBTS = "tests/contract/test_doubts.py::"
 _TEST_EC2 = "tests/integration/test_ec2.py::"
 _TEST_EC2_PROBE = "tests/unit/test_ec2_probe.py::"
+_TEST_EVENT_CYCLE = "tests/unit/test_event_cycle.py::"
 _TEST_FAILOVER = "tests/integration/test_failover.py::"
 _TEST_FIELD = "tests/integration/test_field_reports.py::"
 _TEST_FLIP_ERRORS = "tests/integration/test_flip_errors.py::"
@@ -103,6 +106,9 @@ _TEST_SEARCH_PATH = "tests/integration/test_search_path.py::"
 _TEST_SESSION = "tests/integration/test_session.py::"
 _TEST_SILENT = "tests/integration/test_silent_addresses.py::"
 _TEST_SECRETS = "tests/unit/test_secrets.py::"
+_TEST_SETS = "tests/isolation/test_sets.py::"
+_TEST_STATE_CHANGES = "tests/integration/test_state_changes.py::"
+_TEST_STATE_CHANGES_UNIT = "tests/unit/test_state_changes.py::"
 _TEST_STOLEN_ROLE = "tests/integration/test_stolen_role.py::"
 _TEST_STORE = "tests/contract/test_store.py::"
 _TEST_STORED_RESTARTS = "tests/contract/test_restarts.py::"
@@ -184,7 +190,7 @@ GUARDS = (
         "a malformed id acts as a wildcard in a filter, or fails the call for all ids in it",
         _EC2,
         "Ec2Probe.sightings",
-        Code("_INSTANCE_ID.fullmatch(workspace.instance_id)", "workspace.instance_id"),
+        Code("INSTANCE_ID.fullmatch(workspace.instance_id)", "workspace.instance_id"),
         f"{_TEST_EC2}test_a_malformed_id_is_unknown_never_sent_and_affects_nobody_else",
     ),
     Guard(
@@ -714,7 +720,10 @@ GUARDS = (
         "a workspace that sends heartbeats is flipped between two of them",
         _FLIP,
         "_ROWS",
-        Sql("last_heartbeat_at > clock_timestamp() - make_interval(secs => :fresh_s)", "false AND :fresh_s > 0"),
+        Sql(
+            "clock_timestamp() - make_interval(secs => :fresh_s)",
+            "CAST('infinity' AS timestamptz) - make_interval(secs => :fresh_s)",
+        ),
         f"{_TEST_RACES}test_a_young_heartbeat_prevents_a_flip_and_an_old_one_or_none_does_not",
     ),
     Guard(
@@ -723,7 +732,7 @@ GUARDS = (
         _FLIP,
         "_WRITE",
         Sql(
-            "{LEASE_IS_OURS} AS lease_is_ours",
+            "{lease_is_ours} AS lease_is_ours",
             "true OR CAST(:scope AS text) IS NULL OR CAST(:cycle_id AS text) IS NULL AS lease_is_ours",
         ),
         f"{_TEST_DEADLINE}test_a_process_that_was_frozen_past_its_lease_flips_nothing",
@@ -738,6 +747,89 @@ GUARDS = (
             "store.lease.acquire(deadline, lasts_s=closing.remaining()) is None",
         ),
         f"{_TEST_CONCURRENCY}test_a_second_cycle_says_at_once_that_another_is_running_and_the_first_completes",
+    ),
+    Guard(
+        "events: an expiry in the write",
+        "the process of an event's cycle was frozen, wakes up, and flips on what it saw before",
+        _LEASE,
+        "Expiry.condition",
+        Sql("clock_timestamp() < to_timestamp(:expires_at)", "to_timestamp(:expires_at) IS NOT NULL"),
+        f"{_TEST_SETS}test_an_expiry_that_passes_in_mid_transaction_flips_nobody",
+    ),
+    Guard(
+        "events: a heartbeat after the death",
+        "an event about a machine that nobody uses any more flips a workspace that lives",
+        _FLIP,
+        "_ROWS",
+        Sql(
+            "THEN to_timestamp({_DIED_AT} + {HEARTBEAT_ARRIVES_SECONDS})",
+            "THEN CAST('infinity' AS timestamptz) + make_interval(secs => {HEARTBEAT_ARRIVES_SECONDS})",
+        ),
+        f"{_TEST_STATE_CHANGES}test_a_heartbeat_vetoes_only_if_it_came_more_than_five_seconds_after_the_death",
+    ),
+    Guard(
+        "events: a time of now",
+        "an event whose time is wrong flips a workspace between two of its heartbeats",
+        _FLIP,
+        "_ROWS",
+        Sql("BETWEEN {_NOW_S} - {OLDEST_EVENT_SECONDS} AND {_NOW_S}", "> 0 * {OLDEST_EVENT_SECONDS}"),
+        f"{_TEST_STATE_CHANGES}test_the_time_of_an_event_that_is_late_or_of_the_future_counts_for_nothing",
+    ),
+    Guard(
+        "events: a time of a death",
+        "an event of another state has a workspace flipped between two of its heartbeats",
+        _STATE_CHANGES,
+        "merged",
+        Code("VERDICT_OF_STATE.get(change.state) is Verdict.DEAD", "True"),
+        f"{_TEST_STATE_CHANGES}test_an_event_that_calls_a_dead_instance_alive_flips_it_by_the_ordinary_rule",
+    ),
+    Guard(
+        "events: every time is readable",
+        "of two events about one instance, the one with a time hides the one without",
+        _STATE_CHANGES,
+        "merged",
+        Code("one.at is None", "False"),
+        f"{_TEST_STATE_CHANGES_UNIT}test_of_several_events_the_latest_time_counts_if_all_tell_of_a_death_at_some_time",
+    ),
+    Guard(
+        "events: silence before the restart",
+        "a workspace that lives on a machine which its row does not record is restarted before its next heartbeat",
+        _CYCLE,
+        "_policy",
+        Code("max(restarts.grace_s, settings.heartbeat_fresh_seconds)", "restarts.grace_s"),
+        f"{_TEST_STATE_CHANGES}test_the_restart_is_due_after_a_silence_however_short_the_grace",
+    ),
+    Guard(
+        "events: no restart",
+        "an event asks for restarts, beside a full cycle that does the same",
+        _CYCLE,
+        "_restarts",
+        Code("request.workspace_ids is None", "request.limit is not None"),
+        f"{_TEST_EVENT_CYCLE}test_it_flips_the_dead_among_the_named_and_asks_for_no_restart",
+    ),
+    Guard(
+        "events: absences not counted",
+        "a doubled event makes a death of an instance that EC2 does not find for a moment",
+        _REQUEST,
+        "Request.narrowed",
+        Code("(self.workspace_ids, self.limit, self.state_changes)", "(self.workspace_ids, self.limit)"),
+        f"{_TEST_STATE_CHANGES}test_absences_are_not_counted",
+    ),
+    Guard(
+        "events: nobody is adopted",
+        "an event has a workspace restarted that the platform has taken offline and may be restarting",
+        _CANDIDATES,
+        "_RECORDING",
+        Sql("{IS_UP} AND workspaces.instance_id", "workspaces.instance_id"),
+        f"{_TEST_STATE_CHANGES}test_an_offline_row_is_not_adopted",
+    ),
+    Guard(
+        "events: no option is ignored",
+        "somebody sends an event as a dry run, and it is applied",
+        _REQUEST,
+        "state_change",
+        Code('_refuse_options(event, "a state-change event")', "None"),
+        f"{_TEST_STATE_CHANGES_UNIT}test_an_option_beside_a_state_change_is_refused",
     ),
     Guard(
         "dry run",
@@ -1014,7 +1106,7 @@ GUARDS = (
     Guard(
         "restarts: time of their own",
         "a slow control plane uses up every cycle before a restart is asked for",
-        _CYCLE,
+        _PHASES,
         "Phases.of",
         Code("min(RESTARTS_RESERVE_SECONDS, LONGEST_RESTARTS_RESERVE * whole_s) if restarts_due else 0.0", "0.0"),
         f"{_TEST_CYCLE}test_due_restarts_have_time_of_their_own",
@@ -1140,8 +1232,8 @@ GUARDS = (
     Guard(
         "deadline: closed at the end",
         "a thread that one cycle left behind acts during the next invocation",
-        _APP,
-        "lambda_handler",
+        _INVOCATION,
+        "begun",
         Code("deadline.close()", "None"),
         f"{_TEST_APP}test_nothing_acts_after_its_cycle",
     ),

@@ -4,10 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from handler.domain.model import NOT_FOUND
+from handler.domain.state_changes import StateChange
 from handler.request import APPLY, DRY_RUN, Request
 from handler.store.times import HAPPENED, WAITS
 from tests.fakes.tables import Row, StoredHold
-from tests.fakes.world import ERROR, Lie
+from tests.fakes.world import ERROR, Lie, World
 from tests.simulation.simulation import FULL, OTHERS, Actor, Simulation
 
 DELAY_SECONDS = 50.0  # more than a cycle may last
@@ -265,6 +266,22 @@ def _second(order: Request, *, freeze: bool = False) -> Act:
     return act
 
 
+def after_event(world: World, *workspace_ids: str, age_s: float | None = 0.0) -> Request:
+    """Return the request after events of that age (None: without a time), true or not, about recorded instances."""
+    rows = (world.tables.workspaces.get(one) for one in workspace_ids)
+    instances = [row.instance_id or "" for row in rows if row is not None]
+    at = None if age_s is None else world.tables.now - age_s
+    return Request(APPLY, state_changes={one: StateChange(one, "terminated", at) for one in instances if one})
+
+
+def _event_cycle(simulation: Simulation, _: Actor, workspace_id: str) -> bool:
+    """Have EC2 tell of the instance's death just now, which may be a lie; the cycle after it runs at once."""
+    if simulation.depth >= DEEPEST:
+        return False
+    simulation.cycle(after_event(simulation.world, workspace_id))
+    return True
+
+
 def _database(call: str) -> bool:
     return call not in _NO_DATABASE
 
@@ -337,6 +354,7 @@ ACTIONS = (
     Action("its request to the database is lost", _fault("before"), _database),
     Action("the database's answer is lost", _fault("after"), _database),
     Action("a second cycle", _second(FULL), _before("check_rights", "acquire", "flip", "claim", "release")),
+    Action("a cycle after an event", _event_cycle, _before("flip", "inside flip", "claim")),
     Action("a dry run meanwhile", _second(Request(DRY_RUN)), _before("select", "flip", "inside flip", "claim")),
     Action("frozen, a second cycle", _second(FULL, freeze=True), _not_at_the_end),
 )

@@ -65,6 +65,12 @@ def test_a_cycle_flips_and_restarts_the_dead_and_leaves_the_rest() -> None:
     }
 
 
+def test_a_quiet_cycle_saves_once_where_the_next_one_begins() -> None:
+    invocation = Invocation(fleet(3, _2="stopping"))
+    assert invocation.run().completed_pass
+    assert invocation.wrote_by.count("save_coverage") == 1
+
+
 def test_a_dry_run_reports_what_it_would_flip_and_writes_nothing() -> None:
     world = fleet(6, _2="terminated", _3="stopped")
     row(world, 3).heartbeat_at = world.tables.now

@@ -586,6 +586,16 @@ def test_many_instances_are_listed_and_only_the_rest_is_asked_for(
     assert asked == {instance(1), instance(2), instance(3)}
 
 
+def test_what_looks_dead_is_asked_for_by_its_ids(clock: Clock) -> None:
+    """A listing of what runs would not have it."""
+    account = Account(all_of(MANY, "stopped"), clock=clock)
+    probing = probe(account, clock)
+    for _ in range(2):
+        account.calls.clear()
+        assert len(list(probing.sightings(some(MANY), Deadline(30, clock=clock)))) == MANY
+    assert account.asked(STATUS) == []
+
+
 def test_a_listing_of_what_runs_is_read_page_by_page(clock: Clock) -> None:
     account = Account(all_of(MANY), page=150, clock=clock)
     look(account, clock, some(MANY))
@@ -748,7 +758,7 @@ def test_what_a_listing_found_is_as_old_as_its_page(clock: Clock) -> None:
 def test_impaired_instances_cost_one_call_whatever_the_fleets_size(clock: Clock) -> None:
     account = Account(all_of(5_000), clock=clock)
     account.impaired = {instance(7), instance(4_000), instance(6_000)}
-    assert probe(account, clock).impaired(some(4_500), Deadline(30, clock=clock)) == 2
+    assert probe(account, clock).impaired(some(4_500), Deadline(30, clock=clock))() == 2
     assert [operation for operation, _ in account.calls] == [STATUS]
     assert account.asked(STATUS)[0]["Filters"] == [{"Name": "system-status.status", "Values": ["impaired"]}]
 
@@ -756,7 +766,7 @@ def test_impaired_instances_cost_one_call_whatever_the_fleets_size(clock: Clock)
 def test_a_few_pages_of_impaired_instances_are_read(clock: Clock) -> None:
     account = Account(all_of(50), page=10, clock=clock)
     account.impaired = set(all_of(50))
-    assert probe(account, clock).impaired(some(50), Deadline(30, clock=clock)) == 30
+    assert probe(account, clock).impaired(some(50), Deadline(30, clock=clock))() == 30
     assert len(account.asked(STATUS)) == 3
 
 
@@ -765,7 +775,7 @@ def test_who_answers_without_the_filter_finds_nobody_else_impaired(clock: Clock)
     account.impaired = {instance(2)}
     everybody = {"MaxResults": 1000}
     account.statuses = lambda _: account._statuses(everybody)  # noqa: SLF001 - as if it did not know the filter
-    assert probe(account, clock).impaired(some(3), Deadline(30, clock=clock)) == 1
+    assert probe(account, clock).impaired(some(3), Deadline(30, clock=clock))() == 1
 
 
 @pytest.mark.parametrize(
@@ -773,6 +783,7 @@ def test_who_answers_without_the_filter_finds_nobody_else_impaired(clock: Clock)
     [
         (DENIED, "refused_UnauthorizedOperation"),
         (SERVER_ERROR, "server_error"),
+        (THROTTLED, "throttled"),
         (broken(Cause.TIMEOUT), "timeout"),
         (lambda: RuntimeError("s3cret"), "garbled_answer"),
     ],
@@ -782,7 +793,7 @@ def test_a_failed_call_counts_nobody_and_is_one_line_in_the_log(
 ) -> None:
     account = Account(all_of(3), clock=clock)
     account.impaired, account.failures = set(all_of(3)), [failing]
-    assert probe(account, clock).impaired(some(3), Deadline(30, clock=clock)) == 0
+    assert probe(account, clock).impaired(some(3), Deadline(30, clock=clock))() == 0
     (line,) = log.lines("impaired instances not counted")
     assert (line["level"], line["error"]) == ("WARNING", reason)
     assert len(account.calls) == 1
@@ -791,14 +802,45 @@ def test_a_failed_call_counts_nobody_and_is_one_line_in_the_log(
 def test_a_garbled_page_counts_nobody(clock: Clock, log: Log) -> None:
     account = Account(all_of(1), clock=clock)
     account.statuses = lambda _: {"InstanceStatuses": [{"InstanceId": instance(1)}]}
-    assert probe(account, clock).impaired(some(1), Deadline(30, clock=clock)) == 0
+    assert probe(account, clock).impaired(some(1), Deadline(30, clock=clock))() == 0
     assert len(log.lines("impaired instances not counted")) == 1
 
 
 def test_nobody_is_asked_about_an_empty_fleet(clock: Clock) -> None:
     account = Account({}, clock=clock)
-    assert probe(account, clock).impaired([], Deadline(30, clock=clock)) == 0
+    assert probe(account, clock).impaired([], Deadline(30, clock=clock))() == 0
     assert account.calls == []
+
+
+class Slow(Account):
+    """An account that tells which instances are impaired when it is allowed to."""
+
+    def __init__(self, states: dict[str, str], clock: Clock) -> None:
+        super().__init__(states, clock=clock)
+        self.may_answer = threading.Event()
+
+    def describe_instance_status(self, **query: Any) -> Any:
+        assert self.may_answer.wait(60)
+        return super().describe_instance_status(**query)
+
+
+def test_the_impaired_instances_are_asked_for_beside_the_sightings(clock: Clock) -> None:
+    account = Slow(all_of(3), clock)
+    account.impaired = {instance(2)}
+    probing, deadline = probe(account, clock), Deadline(30, clock=clock)
+    count = probing.impaired(some(3), deadline)
+    assert len(list(probing.sightings(some(3), deadline))) == 3
+    account.may_answer.set()
+    assert count() == 1
+
+
+def test_nobody_waits_long_for_the_impaired_instances(clock: Clock, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ec2_probe, "IMPAIRED_WAIT_S", 0.0)
+    account = Slow(all_of(3), clock)
+    assert probe(account, clock).impaired(some(3), Deadline(30, clock=clock))() == 0
+    account.may_answer.set()
+    (line,) = log.lines("impaired instances not counted")
+    assert line["error"] == "timeout"
 
 
 # --- any failures ---

@@ -8,7 +8,7 @@ from handler.deadline import Deadline
 from handler.domain.evidence import Confirmed, DatabaseClock
 from handler.domain.model import SkipReason
 from handler.errors import ConnectionLostError, NotWrittenError, StoreError
-from handler.flips import Flipper, FlipResults
+from handler.flips import LONGEST_LOCK_SECONDS, Flipper, FlipResults
 from handler.store import FlipOutcomes, FlipPolicy, Flips
 from handler.telemetry import CycleLog
 from tests.fakes.world import World
@@ -40,7 +40,7 @@ def flip(
 ) -> tuple[FlipResults, list[list[int]]]:
     """Flip so many dead workspaces; return the results, and the sets that were attempted."""
     world = world or fleet(count, **dict.fromkeys((f"_{number}" for number in range(1, count + 1)), "stopped"))
-    invocation = Invocation(world)
+    invocation = Invocation(world, in_bulk=True)
     world.tables.lease = (invocation.cycle_id, world.tables.now + 3600)
     settings = invocation.settings
     clock = DatabaseClock(world.tables.now, world.tables.now)
@@ -153,6 +153,28 @@ def test_evidence_that_expired_meanwhile_is_gathered_once_more() -> None:
     results, sets = flip(400, slow_database(world), world=world)
     assert [len(one) for one in sets] == [200, 100, *[50] * 8]
     assert flipped(results) == list(range(1, 401))
+
+
+def test_sets_that_take_almost_as_long_as_they_may_cost_nobody_the_evidence() -> None:
+    world = all_dead(1200)
+
+    def take_long(_: list[int]) -> None:
+        world.tables.now += 0.99 * LONGEST_LOCK_SECONDS
+
+    results, sets = flip(1200, take_long, world=world)
+    assert [len(one) for one in sets] == [200] * 6
+    assert len(flipped(results)) == 1200
+
+
+@pytest.mark.parametrize(
+    ("probe_takes_s", "reason"), [(30.0, SkipReason.OUT_OF_TIME), (20.0, SkipReason.NOT_CONFIRMED)]
+)
+def test_a_second_probe_that_the_deadline_cut_off_says_nothing(probe_takes_s: float, reason: SkipReason) -> None:
+    """The next cycle begins with those for whom no time was left. One that times out before is no answer."""
+    world = all_dead(1)
+    world.probe_takes_s = probe_takes_s
+    results, _ = flip(1, world=world)
+    assert results.skipped == {reason: 1}
 
 
 def test_machines_that_run_again_by_then_are_left_alone() -> None:

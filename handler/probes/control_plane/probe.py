@@ -5,7 +5,7 @@ import queue
 import re
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -87,9 +87,9 @@ class ControlPlaneProbe:
         finally:
             client.close()
 
-    def impaired(self, workspaces: Sequence[Workspace], deadline: Deadline) -> int:  # noqa: ARG002 - see Probe
+    def impaired(self, workspaces: Sequence[Workspace], deadline: Deadline) -> Callable[[], int]:  # noqa: ARG002 - see Probe
         """See Probe. The control plane says nothing about status checks."""
-        return 0
+        return lambda: 0
 
     def _check(self, client: HttpClient, workspace: Workspace, deadline: Deadline, enough_s: float) -> Sighting | None:
         """Return the sighting, or None if the check began too late to count."""

@@ -1,15 +1,15 @@
 """Asks EC2's own API about many instances at once."""
 
 import contextlib
-import re
 import threading
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 
 from handler.deadline import Deadline
-from handler.domain.model import NOT_FOUND, Cause, Failure, Sighting, Workspace, sighting_of, unknown
+from handler.domain.model import INSTANCE_ID, NOT_FOUND, Cause, Failure, Sighting, Workspace, sighting_of, unknown
 from handler.parallel import in_parallel
 from handler.probes import fair_share
 from handler.probes.ec2.api import ATTEMPTS, PAGE, Ec2Api, Ec2Error
@@ -31,10 +31,9 @@ IDS_PER_WASTED_PAGE = 2 * PAGE
 BISECTING_CALLS = 64
 # One page has room for a thousand impaired instances. A few more are read, in case most of them are not ours.
 IMPAIRED_PAGES = 3
+# Once everything else is known, nobody waits longer than this for them.
+IMPAIRED_WAIT_S = 1.0
 
-# https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/resource-ids.html
-# A filter treats * and ? as wildcards, so only well-formed ids may get into one.
-_INSTANCE_ID = re.compile(r"i-(?:[0-9a-f]{8}|[0-9a-f]{17})")
 _RUNNING = "running"
 
 # A single instance may be why a batch fails, or they may be too many for one answer.
@@ -63,18 +62,22 @@ class Ec2Probe:
         self._timeout_s = timeout_s
         self._target = target
         self._bisecting_calls = BISECTING_CALLS
-        self._plan_logged = False
+        self._is_first = True
 
     def sightings(self, workspaces: Sequence[Workspace], deadline: Deadline) -> Iterator[Sighting]:
         """See Probe. A failed call costs only its own ids."""
         recorded_by: dict[str, list[Workspace]] = {}
         for workspace in workspaces:
-            if _INSTANCE_ID.fullmatch(workspace.instance_id):
+            # A filter treats * and ? as wildcards, so only well-formed ids may get into one.
+            if INSTANCE_ID.fullmatch(workspace.instance_id):
                 recorded_by.setdefault(workspace.instance_id, []).append(workspace)
             else:
                 yield unknown(workspace, Failure(Cause.MALFORMED_INSTANCE_ID))
-        list_first = len(recorded_by) > LIST_ABOVE
-        self._log_plan(len(recorded_by), list_first=list_first)
+        list_first = self._is_first and len(recorded_by) > LIST_ABOVE
+        if self._is_first:  # later ones are for what looks dead: no listing of what runs has that
+            self._is_first = False
+            reason = "list what runs, ask for the rest" if list_first else "ask for each id"
+            logger.info("plan chosen", count=len(recorded_by), reason=reason)
         if list_first:
             listing = deadline.within(deadline.remaining() * LISTING_TIME_SHARE)
             for instance_id, answered_at in self._running(recorded_by, listing):
@@ -84,20 +87,35 @@ class Ec2Probe:
             for workspace in recorded_by[instance_id]:
                 yield self._sighting(workspace, learnt)
 
-    def impaired(self, workspaces: Sequence[Workspace], deadline: Deadline) -> int:
+    def impaired(self, workspaces: Sequence[Workspace], deadline: Deadline) -> Callable[[], int]:
         """See Probe. One call, whatever the fleet's size; a failed one says nothing about anybody."""
         if not workspaces:
+            return lambda: 0
+        asking = deadline.within(deadline.remaining())
+        pool = ThreadPoolExecutor(1)
+        answer = pool.submit(self._impaired, asking)
+        pool.shutdown(wait=False)
+
+        def count() -> int:
+            try:
+                impaired = answer.result(min(deadline.remaining(), IMPAIRED_WAIT_S))
+            except Ec2Error as error:
+                failure = error.failure
+            except TimeoutError:
+                asking.close()
+                failure = Failure(Cause.TIMEOUT)
+            except Exception:  # noqa: BLE001 - an answer that makes no sense says nothing
+                failure = Failure(Cause.GARBLED_ANSWER)
+            else:
+                return sum(workspace.instance_id in impaired for workspace in workspaces)
+            logger.warning("impaired instances not counted", error=str(failure))
             return 0
-        try:
-            pages = islice(self._api.impaired(deadline), IMPAIRED_PAGES)
-            impaired = {instance_id for page in pages for instance_id in page.named}
-        except Ec2Error as error:
-            logger.warning("impaired instances not counted", error=str(error))
-            return 0
-        except Exception:  # noqa: BLE001 - an answer that makes no sense says nothing
-            logger.warning("impaired instances not counted", error=str(Failure(Cause.GARBLED_ANSWER)))
-            return 0
-        return sum(workspace.instance_id in impaired for workspace in workspaces)
+
+        return count
+
+    def _impaired(self, deadline: Deadline) -> set[str]:
+        pages = islice(self._api.impaired(deadline), IMPAIRED_PAGES)
+        return {instance_id for page in pages for instance_id in page.named}
 
     def _sighting(self, workspace: Workspace, learnt: _Learnt) -> Sighting:
         if isinstance(learnt, Failure):
@@ -170,13 +188,6 @@ class Ec2Probe:
                 learnt |= self._ask(part, deadline, enough_at=enough_at, attempts=1)
             return learnt
         return learnt | dict.fromkeys(missing, failure)
-
-    def _log_plan(self, count: int, *, list_first: bool) -> None:
-        """Log how the cycle's first probe asks. The second probe is always for a few."""
-        if not self._plan_logged:
-            self._plan_logged = True
-            reason = "list what runs, ask for the rest" if list_first else "ask for each id"
-            logger.info("plan chosen", count=count, reason=reason)
 
     def _may_bisect(self) -> bool:
         self._bisecting_calls -= 2
