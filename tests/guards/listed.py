@@ -1092,7 +1092,7 @@ GUARDS = (
         "the platform has to provision the whole fleet at once",
         _ASKING,
         "Asking.ask_for_the_due",
-        Code("calls < self._policy.per_cycle", "True"),
+        Code("min(CALLS_AT_ONCE, self._policy.per_cycle - calls)", "CALLS_AT_ONCE"),
         f"{_TEST_WORKER}test_a_cycle_asks_for_no_more_restarts_than_it_may",
     ),
     Guard(
