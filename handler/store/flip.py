@@ -210,7 +210,7 @@ class Flips:
                 if reason is not None or now.row is None:
                     outcomes[workspace.id] = reason or SkipReason.ROW_GONE
                     continue
-                loop = crash_loop(now.row, policy.crash_loop)
+                loop = crash_loop(now.row.restarts, now.row.up_s, policy.crash_loop)
                 to_write[workspace.id] = Flipped(loop)
                 rows.append(self._record(one, now, loop, policy))
             if rows:
@@ -225,7 +225,7 @@ class Flips:
         for one in confirmed:
             row = current[one.second.workspace.id].row
             reason = objection(row, one.second.workspace)
-            loop = CrashLoop(0, 0.0) if row is None else crash_loop(row, policy.crash_loop)
+            loop = CrashLoop(0, 0.0) if row is None else crash_loop(row.restarts, row.up_s, policy.crash_loop)
             outcomes[one.second.workspace.id] = reason or Flipped(loop)
         return outcomes
 
@@ -317,7 +317,7 @@ def _current(captured: Workspace, row: Sequence[Any] | None, own: Sequence[Any],
     exists, is_on_hold, restarts, up_s, is_live, restarting, sightings, absent_s, offline_s = own
     if row is None:
         # The row is gone, or somebody else has locked it; then nothing else about it matters.
-        locked = CurrentRow(captured_status(captured), captured.instance_id, None, fresh_heartbeat=False, locked=True)
+        locked = CurrentRow(None, None, None, fresh_heartbeat=False, locked=True)
         return _Current(locked if exists else None)
     status, instance_id, runtime, heartbeat_at, fresh, heartbeat_age_s = row
     current = CurrentRow(
@@ -332,11 +332,6 @@ def _current(captured: Workspace, row: Sequence[Any] | None, own: Sequence[Any],
         locked=bool(is_live) and ours is not None and captured.id not in ours,
     )
     return _Current(current, heartbeat_age_s, sightings, absent_s, offline_s)
-
-
-def captured_status(workspace: Workspace) -> str:
-    """Return a status with which the workspace is a candidate, as it was when it was selected."""
-    return "offline" if workspace.offline else "online"
 
 
 def _rfc3339(at_s: float) -> str:

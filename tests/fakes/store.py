@@ -23,7 +23,7 @@ from handler.domain.state_changes import HEARTBEAT_ARRIVES_SECONDS, OLDEST_EVENT
 from handler.errors import ConnectionLostError, LeaseLostError, RequestError, RowLockedError, StoreError
 from handler.store import ActiveHolds, FlipOutcomes, Selection, Store
 from handler.store.candidates import UNOWED_SECONDS, selection
-from handler.store.flip import Flipped, FlipPolicy, captured_status
+from handler.store.flip import Flipped, FlipPolicy
 from handler.store.holds import MOST_SHOWN
 from handler.store.lease import LONGEST_SECONDS, MARGIN_SECONDS
 from handler.store.memory import KEPT_DAYS
@@ -434,7 +434,7 @@ class Flips(Part):
         outcomes: dict[str, Flipped | SkipReason] = {}
         for workspace in (one.second.workspace for one in confirmed):
             row = self._current(workspace, policy, None)
-            loop = CrashLoop(0, 0.0) if row is None else crash_loop(row, policy.crash_loop)
+            loop = CrashLoop(0, 0.0) if row is None else crash_loop(row.restarts, row.up_s, policy.crash_loop)
             outcomes[workspace.id] = objection(row, workspace) or Flipped(loop)
         return outcomes
 
@@ -465,7 +465,7 @@ class Flips(Part):
         if row is None:
             return None
         if locked is not None and row.locked_by != self.cycle_id:
-            return CurrentRow(captured_status(workspace), workspace.instance_id, None, False, locked=True)  # noqa: FBT003
+            return CurrentRow(None, None, None, False, locked=True)  # noqa: FBT003
         beat_at = row.heartbeat_at
         fresh = _text(beat_at) != workspace.last_heartbeat_at or (
             beat_at is not None
@@ -510,7 +510,7 @@ class Flips(Part):
             stored = self.tables.workspaces[workspace.id]
             stored.status, stored.updated_at = OFFLINE, self.tables.now
             self.tables.events.append((workspace.id, workspace.instance_id))
-        loop = crash_loop(row, policy.crash_loop)
+        loop = crash_loop(row.restarts, row.up_s, policy.crash_loop)
         return Flipped(loop, self._owe(one.second, loop, policy))
 
     def _owe(self, second: Sighting, loop: CrashLoop, policy: FlipPolicy) -> Restart | None:
