@@ -13,12 +13,12 @@ from typing import Concatenate, ParamSpec, TypeVar, cast
 from handler.deadline import Deadline
 from handler.domain.backoff import LONGEST_CRASH_LOOP_BACKOFF_S, CrashLoop, crash_loop
 from handler.domain.coverage import Progress
-from handler.domain.decide import CANDIDATE_STATUSES, EXTERNAL, Fleet, Memory, objection
+from handler.domain.decide import CANDIDATE_STATUSES, EXTERNAL, OFFLINE, Fleet, Memory, objection
 from handler.domain.doubts import ABSENCES_ADD_UP_SECONDS, Doubt, DoubtChanges, Known
 from handler.domain.evidence import Confirmed, DatabaseClock, expiry
 from handler.domain.model import CurrentRow, Hold, Restart, Sighting, SkipReason, Verdict, Workspace
 from handler.domain.report import FleetGauges, Gauges
-from handler.domain.restarts import OFFLINE, RECOVERY_SECONDS, Owed, RestartDecision, Step, Watched
+from handler.domain.restarts import RECOVERY_SECONDS, Owed, RestartDecision, Step, Watched
 from handler.domain.state_changes import HEARTBEAT_ARRIVES_SECONDS, OLDEST_EVENT_SECONDS
 from handler.errors import ConnectionLostError, LeaseLostError, RequestError, RowLockedError, StoreError
 from handler.store import ActiveHolds, FlipOutcomes, Selection, Store
