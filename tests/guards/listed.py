@@ -802,9 +802,9 @@ GUARDS = (
     Guard(
         "events: no restart",
         "an event asks for restarts, beside a full cycle that does the same",
-        _CYCLE,
-        "_restarts",
-        Code("request.workspace_ids is None", "request.limit is not None"),
+        _REQUEST,
+        "Request.asks_for_restarts",
+        Code("not self.narrowed or self.workspace_ids is not None", "self.limit is None"),
         f"{_TEST_EVENT_CYCLE}test_it_flips_the_dead_among_the_named_and_asks_for_no_restart",
     ),
     Guard(
@@ -1331,7 +1331,7 @@ GUARDS = (
         "a cycle that is killed while it flips begins anew in the next minute, and is killed again",
         _CYCLE,
         "_cycle",
-        Code("memory.save_coverage(_progress(observed, [one.workspace.id for one in plan.to_flip]))", "None"),
+        Code("remembering.save_coverage(_progress(observed, [one.workspace.id for one in plan.to_flip]))", "None"),
         f"{_TEST_CYCLE}test_a_cycle_that_dies_while_it_flips_has_saved_where_the_next_one_begins_and_what_it_saw",
     ),
     Guard(
