@@ -1323,7 +1323,7 @@ GUARDS = (
         "nothing is flipped or restarted because doubts cannot be saved",
         _REMEMBERING,
         "Remembering._attempt",
-        Code("self.log.failure(failed, error)", "raise"),
+        Code("self._log.failure(failed, error)", "raise"),
         f"{_TEST_LOCKED}test_doubts_that_cannot_be_saved_cost_no_flip_and_no_restart",
     ),
     Guard(
@@ -1576,7 +1576,7 @@ GUARDS = (
         "log: lines of a kind",
         "while the control plane is down, every cycle writes one line per workspace",
         _TELEMETRY,
-        "CycleLog.sighting_capped",
+        "CycleLog._gets_a_line",
         Code("self._lines[message] <= LINES_OF_A_KIND", "True"),
         f"{_TEST_TELEMETRY}test_a_dead_control_plane_gets_a_hundred_log_lines_and_then_one_for_each_cause",
     ),
