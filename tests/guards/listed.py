@@ -572,7 +572,7 @@ GUARDS = (
         "second probe",
         "one wrong answer, or an instance that just started, costs a workspace its machine",
         _FLIPS,
-        "Flipper._attempts_once",
+        "Flipper._attempted",
         Code("confirms(first, second)", "True"),
         f"{_TEST_CYCLE}test_a_second_probe_that_does_not_confirm_prevents_the_flip",
     ),
