@@ -23,7 +23,7 @@ from handler.store.doubts import REMEMBERED_DEAD
 from handler.store.holds import on_hold
 from handler.store.lease import Lease
 from handler.store.session import LOCK_WAIT_SECONDS, Session, Transaction
-from handler.store.tables import short
+from handler.store.tables import IS_OPEN_OR_WATCHED, short
 
 SOURCE = "instance-state-reconciler"
 
@@ -44,17 +44,16 @@ FROM platform.workspaces WHERE workspaces.id = ANY (CAST(:ids AS uuid[])) ORDER 
 """  # noqa: S608 - put together from constants
 # A row that somebody else has locked is passed over.
 _LOCKED_ROWS = _ROWS + " FOR NO KEY UPDATE SKIP LOCKED"
-_LOCK_RESTARTS = """
+_LOCK_RESTARTS = f"""
 SELECT workspace_id::text FROM reconciler.restarts
-WHERE workspace_id = ANY (CAST(:ids AS uuid[]))
-  AND (closed_at IS NULL OR watched_since IS NOT NULL AND watch_ended_at IS NULL)
+WHERE workspace_id = ANY (CAST(:ids AS uuid[])) AND {IS_OPEN_OR_WATCHED}
 ORDER BY id FOR UPDATE SKIP LOCKED
-"""
+"""  # noqa: S608 - put together from constants
 # What our own tables say, read after the locks and so in a newer snapshot: a hold that was placed meanwhile counts. A
 # restart counts as asked for from its claim on. Unwatched ones are of a time before there was a watch.
 _OWN = f"""
 SELECT asked.id::text, EXISTS (SELECT FROM platform.workspaces WHERE workspaces.id = asked.id),
-       {on_hold("asked.id")}, last_restart.restarts, last_restart.up_s, last_restart.is_live,
+       {on_hold("asked.id")}, last_restart.restarts, last_restart.up_s, last_restart.open_or_watched,
        EXISTS (SELECT FROM platform.workspaces WHERE workspaces.id = asked.id AND {
     RESTARTING.format(by_hand="COALESCE(doubt.by_hand, false)")
 }),
@@ -62,7 +61,7 @@ SELECT asked.id::text, EXISTS (SELECT FROM platform.workspaces WHERE workspaces.
 FROM unnest(CAST(:ids AS uuid[])) AS asked (id)
 LEFT JOIN LATERAL (
     SELECT streak + CASE WHEN asked_at IS NULL THEN 0 ELSE 1 END AS restarts,
-           closed_at IS NULL OR watched_since IS NOT NULL AND watch_ended_at IS NULL AS is_live,
+           {IS_OPEN_OR_WATCHED} AS open_or_watched,
            CAST(extract(epoch FROM now() - CASE
                WHEN watched_since IS NOT NULL THEN COALESCE(up_since, now())
                ELSE COALESCE(watch_ended_at, closed_at, asked_at, now()) END) AS double precision) AS up_s
@@ -108,8 +107,7 @@ WITH asked AS MATERIALIZED (
     UPDATE reconciler.restarts
     SET closed_at = COALESCE(closed_at, now()), outcome = COALESCE(outcome, 'cancelled'), watch_ended_at = now()
     FROM gone
-    WHERE restarts.workspace_id = gone.id
-      AND (closed_at IS NULL OR watched_since IS NOT NULL AND watch_ended_at IS NULL)
+    WHERE restarts.workspace_id = gone.id AND {IS_OPEN_OR_WATCHED}
     RETURNING restarts.id, restarts.workspace_id, {short("restarts.instance_id")} AS instance_id, attempts,
               closed_at = now() AS cancelled,
               CASE WHEN restarts.instance_id = gone.instance_id THEN watched_since END AS watched_since
@@ -314,7 +312,7 @@ def _current(captured: Workspace, row: Sequence[Any] | None, own: Sequence[Any],
 
     `ours` are the workspaces whose restart, open or watched, we have locked; None: no lock is needed.
     """
-    exists, is_on_hold, restarts, up_s, is_live, restarting, sightings, absent_s, offline_s = own
+    exists, is_on_hold, restarts, up_s, open_or_watched, restarting, sightings, absent_s, offline_s = own
     if row is None:
         # The row is gone, or somebody else has locked it; then nothing else about it matters.
         locked = CurrentRow(None, None, None, fresh_heartbeat=False, locked=True)
@@ -329,7 +327,7 @@ def _current(captured: Workspace, row: Sequence[Any] | None, own: Sequence[Any],
         restarts=restarts,
         up_s=up_s,
         restarting=restarting,
-        locked=bool(is_live) and ours is not None and captured.id not in ours,
+        locked=bool(open_or_watched) and ours is not None and captured.id not in ours,
     )
     return _Current(current, heartbeat_age_s, sightings, absent_s, offline_s)
 
