@@ -8,7 +8,7 @@ from handler.deadline import Deadline
 from handler.domain.coverage import MOST_FIRST, Progress, advance
 from handler.domain.decide import Action, Plan, decide
 from handler.domain.doubts import doubt_changes
-from handler.domain.model import Sighting, SkipReason, Verdict
+from handler.domain.model import Sighting, Verdict
 from handler.domain.report import FleetGauges, Flip, Gauges, Outcome, Report, RestartCounts, no_skips
 from handler.domain.restarts import Circumstances, longest_wait
 from handler.errors import ReconcilerError
@@ -252,10 +252,8 @@ def _log_plan(plan: Plan, log: CycleLog) -> None:
     if plan.breaker.open:
         log.breaker_open(plan.breaker.dead, plan.breaker.of)
     for decision in plan.decisions:
-        if decision.action is Action.STOP:
-            log.sighting_capped("flip skipped", decision.sighting, SkipReason.BREAKER_OPEN)
-        elif decision.action is Action.HOLD:
-            log.sighting_capped("flip skipped", decision.sighting, SkipReason.ON_HOLD)
+        if decision.skipped is not None:
+            log.sighting_capped("flip skipped", decision.sighting, decision.skipped)
         elif decision.action is Action.WAIT:
             message = "instance absent" if decision.sighting.verdict is Verdict.ABSENT else "adoption waits"
             log.sighting_capped(message, decision.sighting, decision.reason)
@@ -301,10 +299,7 @@ def _report(
     fleet: FleetGauges,
 ) -> Report:
     verdicts = Counter(sighting.verdict for sighting in observed.sightings)
-    actions = Counter(decision.action for decision in plan.decisions)
-    skipped = acted.flips.skipped + Counter(
-        {SkipReason.BREAKER_OPEN: actions[Action.STOP], SkipReason.ON_HOLD: actions[Action.HOLD]}
-    )
+    skipped = acted.flips.skipped + Counter(one.skipped for one in plan.decisions if one.skipped is not None)
     done = Counter(flip.adopted for flip in acted.flips.flips) if request.applies else Counter()
     blocked = tuple(replace(flip, blocked=True) for flip in acted.blocked)
     return Report(

@@ -110,7 +110,7 @@ class Flipper:
         self._policy = policy
         self._timeout_s = min(settings.reconfirm_timeout_seconds, LONGEST_LOCK_SECONDS)
         self._log = log
-        self._set = SET
+        self._set_size = SET
         self._failed_alike = ("", 0)
         self._succeeded = False
         self._with_others: set[str] = set()  # failed as a part of their set, which may have been another row's fault
@@ -155,7 +155,7 @@ class Flipper:
     ) -> Iterator[Attempted]:
         remaining = iter(sightings)
         # Sets become smaller when they take too long. Fewer than one whole set are not worth a call.
-        while batch := {one.workspace.id: one for one in islice(remaining, max(SET, SETS_PROBED * self._set))}:
+        while batch := {one.workspace.id: one for one in islice(remaining, max(SET, SETS_PROBED * self._set_size))}:
             seconds = self._probe.sightings([one.workspace for one in batch.values()], deadline)
             in_sets = gathered(seconds, deadline, most=SET, longest_s=OLDEST_IN_SET_SECONDS, leave_s=self._timeout_s)
             for together in in_sets:
@@ -177,7 +177,7 @@ class Flipper:
                 reason = SkipReason.OUT_OF_TIME if cut_off else SkipReason.NOT_CONFIRMED
                 yield Attempted(second, reason, deadline.now())
         while confirmed:
-            part, confirmed = confirmed[: self._set], confirmed[self._set :]
+            part, confirmed = confirmed[: self._set_size], confirmed[self._set_size :]
             for one, outcome in zip(part, self._outcomes(part, attempt, deadline), strict=True):
                 yield Attempted(one.second, outcome, deadline.now())
 
@@ -208,7 +208,7 @@ class Flipper:
         if half:
             self._with_others.update(one.second.workspace.id for one in confirmed)
             if not of_a_row:  # it took too long, or the connection broke: the next set is smaller
-                self._set = half
+                self._set_size = half
         else:
             kind, (same, count) = self._log.kind_of(error), self._failed_alike
             self._failed_alike = (kind, count + 1 if kind == same else 1)

@@ -6,9 +6,9 @@ from functools import partial
 
 from handler.deadline import Deadline
 from handler.domain.coverage import Progress
-from handler.domain.decide import Action, Plan
+from handler.domain.decide import Plan
 from handler.domain.doubts import DoubtChanges
-from handler.domain.model import SkipReason, Verdict
+from handler.domain.model import Verdict
 from handler.errors import LeaseLostError, ReconcilerError, RowLockedError, UnfitDatabaseError
 from handler.flips import FlipResults
 from handler.store import Store
@@ -17,8 +17,6 @@ from handler.telemetry import CycleLog
 # What a cycle can do without must not take long, in seconds.
 SAVING_SECONDS = 1.0
 PURGE_SECONDS = 1.0
-
-_REASON = {Action.STOP: SkipReason.BREAKER_OPEN, Action.HOLD: SkipReason.ON_HOLD}
 
 
 class Remembering:
@@ -48,8 +46,7 @@ class Remembering:
         if alive or found:
             self.save_doubts(DoubtChanges((), (), tuple(alive), tuple(found), None))
         written = {one.workspace.id for one in (*changes.new, *changes.again)}
-        reasons = {one.sighting.workspace.id: reason for one in plan.decisions if (reason := _REASON.get(one.action))}
-        reasons |= flips.reasons
+        reasons = {one.sighting.workspace.id: one.skipped for one in plan.decisions if one.skipped} | flips.reasons
         noted = {one: str(reason) for one, reason in reasons.items() if one in written}
         if noted:
             self._attempt("doubts not saved", lambda time_left: self._store.doubts.set_reasons(time_left, noted))

@@ -47,6 +47,9 @@ class Action(StrEnum):
     HOLD = "hold"  # somebody has put it on hold
 
 
+_SKIPPED = {Action.STOP: SkipReason.BREAKER_OPEN, Action.HOLD: SkipReason.ON_HOLD}
+
+
 @dataclass(frozen=True, slots=True)
 class Decision:
     """What to do with one workspace, and why, as text for the log."""
@@ -54,6 +57,11 @@ class Decision:
     sighting: Sighting
     action: Action
     reason: str
+
+    @property
+    def skipped(self) -> SkipReason | None:
+        """Why a workspace that would be flipped is skipped (breaker, hold); None if it is flipped, or has to wait."""
+        return _SKIPPED.get(self.action)
 
 
 @dataclass(frozen=True, slots=True)

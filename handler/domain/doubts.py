@@ -63,9 +63,11 @@ class DoubtChanges:
 def absences(known: KnownDoubts, workspace: Workspace) -> Known:
     """Return how often and how long the instance that the workspace records was absent so far; zeros if never."""
     earlier = known.get((workspace.id, Verdict.ABSENT))
-    if earlier is None or earlier.instance_id != workspace.instance_id or earlier.seen_s > ABSENCES_ADD_UP_SECONDS:
+    if earlier is None or not earlier.sightings:
         return Known(workspace.instance_id, 0, 0.0, 0.0)
-    return earlier if earlier.sightings else Known(workspace.instance_id, 0, 0.0, 0.0)
+    if earlier.instance_id != workspace.instance_id or earlier.seen_s > ABSENCES_ADD_UP_SECONDS:
+        return Known(workspace.instance_id, 0, 0.0, 0.0)
+    return earlier
 
 
 def doubt_changes(

@@ -14,7 +14,7 @@ from handler.settings import Settings
 from handler.store import Watches
 from handler.telemetry import CycleLog
 
-# So much of what time is left may pass with probing.
+# Probing must leave time to write.
 PROBING_SHARE = 0.5
 
 

@@ -97,42 +97,42 @@ WITH asked AS MATERIALIZED (
     WHERE workspaces.id = asked.id AND lease_is_ours AND in_time AND NOT on_hold AND NOT adopted
       AND set_config('row_security', 'on', true) = 'on'
     RETURNING workspaces.id, workspaces.status::text AS status
-), gone AS MATERIALIZED (
+), passed AS MATERIALIZED (
     SELECT asked.*, flipped.status FROM asked LEFT JOIN flipped USING (id)
     WHERE lease_is_ours AND in_time AND NOT on_hold AND (adopted OR flipped.id IS NOT NULL)
 ), event AS (
     INSERT INTO platform.structure_events (event_type, workspace_id, payload)
-    SELECT 'WORKSPACE_OFFLINE', id, payload FROM gone WHERE NOT adopted
+    SELECT 'WORKSPACE_OFFLINE', id, payload FROM passed WHERE NOT adopted
 ), ended AS (
     UPDATE reconciler.restarts
     SET closed_at = COALESCE(closed_at, now()), outcome = COALESCE(outcome, 'cancelled'), watch_ended_at = now()
-    FROM gone
-    WHERE restarts.workspace_id = gone.id AND {IS_OPEN_OR_WATCHED}
+    FROM passed
+    WHERE restarts.workspace_id = passed.id AND {IS_OPEN_OR_WATCHED}
     RETURNING restarts.id, restarts.workspace_id, {short("restarts.instance_id")} AS instance_id, attempts,
               closed_at = now() AS cancelled,
-              CASE WHEN restarts.instance_id = gone.instance_id THEN watched_since END AS watched_since
+              CASE WHEN restarts.instance_id = passed.instance_id THEN watched_since END AS watched_since
 ), owed AS (
     INSERT INTO reconciler.restarts (workspace_id, instance_id, cycle_id, adopted, released, streak, backoff_until,
                                      absent_sightings, absent_since, watched_since, due_at, first_due_at)
     SELECT id, instance_id, CAST(:cycle_id AS uuid), adopted, :released, streak,
            now() + make_interval(secs => backoff_s), absent_sightings, now() - make_interval(secs => absent_s),
-           (SELECT min(watched_since) FROM ended WHERE workspace_id = gone.id), due.at, due.at
-    FROM gone, LATERAL (
+           (SELECT min(watched_since) FROM ended WHERE workspace_id = passed.id), due.at, due.at
+    FROM passed, LATERAL (
         SELECT GREATEST(now() + make_interval(secs => due_s),
                         (SELECT max(asked_at) + make_interval(secs => :uncertain_s) FROM reconciler.restarts
-                         WHERE restarts.workspace_id = gone.id AND restarts.instance_id = gone.instance_id)) AS at
+                         WHERE restarts.workspace_id = passed.id AND restarts.instance_id = passed.instance_id)) AS at
     ) AS due, (SELECT count(*) FROM ended) AS ended_before
     RETURNING workspace_id
-), believed AS (
+), ended_doubts AS (
     DELETE FROM reconciler.doubts
     WHERE (workspace_id, kind) IN (SELECT workspace_id, kind FROM reconciler.doubts
-                                   WHERE workspace_id IN (SELECT id FROM gone) FOR UPDATE SKIP LOCKED)
+                                   WHERE workspace_id IN (SELECT id FROM passed) FOR UPDATE SKIP LOCKED)
 )
 SELECT asked.id::text, asked.lease_is_ours, asked.in_time, asked.on_hold, owed.workspace_id IS NOT NULL,
-       asked.adopted OR COALESCE(gone.status = 'offline', false),
+       asked.adopted OR COALESCE(passed.status = 'offline', false),
        ended.id, ended.instance_id, ended.attempts
-FROM asked LEFT JOIN gone USING (id) LEFT JOIN owed ON owed.workspace_id = gone.id
-LEFT JOIN ended ON ended.workspace_id = gone.id AND cancelled
+FROM asked LEFT JOIN passed USING (id) LEFT JOIN owed ON owed.workspace_id = passed.id
+LEFT JOIN ended ON ended.workspace_id = passed.id AND cancelled
 """  # noqa: S608 - put together from constants
 
 
@@ -198,7 +198,7 @@ class Flips:
         server's or NotWrittenError.
         """
         with self._session.transaction(deadline, lock_wait_s=LOCK_WAIT_SECONDS) as transaction:
-            current = self._read(transaction, _LOCKED_ROWS, confirmed, policy)
+            current = self._read(transaction, confirmed, policy, locking=True)
             outcomes: dict[str, Flipped | SkipReason] = {}
             to_write: dict[str, Flipped] = {}
             rows = []
@@ -218,7 +218,7 @@ class Flips:
     def would_flip(self, deadline: Deadline, confirmed: Sequence[Confirmed], policy: FlipPolicy) -> FlipOutcomes:
         """Return what `flip` would return. For dry runs: takes no lock and writes nothing."""
         with self._session.transaction(deadline, read_only=True) as transaction:
-            current = self._read(transaction, _ROWS, confirmed, policy)
+            current = self._read(transaction, confirmed, policy, locking=False)
         outcomes: dict[str, Flipped | SkipReason] = {}
         for one in confirmed:
             row = current[one.second.workspace.id].row
@@ -228,9 +228,9 @@ class Flips:
         return outcomes
 
     def _read(
-        self, transaction: Transaction, query: str, confirmed: Sequence[Confirmed], policy: FlipPolicy
+        self, transaction: Transaction, confirmed: Sequence[Confirmed], policy: FlipPolicy, *, locking: bool
     ) -> dict[str, _Current]:
-        """Read the rows again, and what our own tables say; return both by workspace id."""
+        """Read the rows again, locked or not, and then what our own tables say; return both by workspace id."""
         captured = {one.second.workspace.id: one.second.workspace for one in confirmed}
         ids = list(captured)
         terms = {
@@ -238,11 +238,10 @@ class Flips:
             "fresh_s": policy.heartbeat_fresh_s,
             "died_at": [policy.died_at.get(one.instance_id) for one in captured.values()],
         }
-        rows = {row[0]: row[1:] for row in transaction.run(query, ids=ids, **terms)}
-        takes_locks = query is _LOCKED_ROWS
-        ours = {one for (one,) in transaction.run(_LOCK_RESTARTS, ids=ids)} if takes_locks else set()
+        rows = {row[0]: row[1:] for row in transaction.run(_LOCKED_ROWS if locking else _ROWS, ids=ids, **terms)}
+        ours = {one for (one,) in transaction.run(_LOCK_RESTARTS, ids=ids)} if locking else None
         return {
-            own[0]: _current(captured[own[0]], rows.get(own[0]), own[1:], ours=ours if takes_locks else None)
+            own[0]: _current(captured[own[0]], rows.get(own[0]), own[1:], ours=ours)
             for own in transaction.run(_OWN, ids=ids)
         }
 

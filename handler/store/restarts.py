@@ -50,7 +50,7 @@ MAY_BE_ASKED = f"""{_DUE} AND COALESCE(backoff_until <= now(), true) AND NOT {on
 _DUE_LIST = f"""{_OWED}
 WHERE closed_at IS NULL AND {MAY_BE_ASKED} AND (released OR NOT :released_only) AND (refusals > 0) = :refused
 ORDER BY due_at, owed.id LIMIT :most"""
-_ANY_DUE = f"""
+_COUNT_DUE = f"""
 SELECT count(*) FROM (
     SELECT FROM reconciler.restarts AS owed WHERE closed_at IS NULL AND {MAY_BE_ASKED} LIMIT :most
 ) AS due
@@ -141,7 +141,7 @@ class Restarts:
         """Return how many restarts may be asked for now, but no more than `most`."""
         with self._session.transaction(deadline, read_only=True) as transaction:
             ((count,),) = transaction.run(
-                _ANY_DUE, grace_s=grace_s, workspace_ids=ids_or_null(workspace_ids), most=most
+                _COUNT_DUE, grace_s=grace_s, workspace_ids=ids_or_null(workspace_ids), most=most
             )
         return int(count)
 

@@ -29,9 +29,9 @@ from handler.store.transaction import ids_or_null
 # A cycle cancels no more restarts than this because their rows moved on, and marks no more as kept back; the others
 # follow in the next ones.
 MOST_AT_ONCE = 5000
-# A cycle looks at no more watched restarts, ...
+# A cycle reads no more watched restarts, ...
 MOST_WATCHED = 20_000
-# ... and at no more that the breaker keeps back: one call of EC2's.
+# ... and probes no more that the breaker keeps back, which takes a few calls of EC2's.
 MOST_KEPT_BACK = 1000
 
 # What somebody else has locked is passed over, here and below: the next cycle sees it again.

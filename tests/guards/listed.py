@@ -1084,7 +1084,7 @@ GUARDS = (
         "a restart that the platform is working on is sent again because the workspace was flipped again",
         _FLIP,
         "_WRITE",
-        Sql("restarts.workspace_id = gone.id AND restarts.instance_id = gone.instance_id", "false"),
+        Sql("restarts.workspace_id = passed.id AND restarts.instance_id = passed.instance_id", "false"),
         f"{_TEST_RESTARTS}test_a_workspace_that_is_flipped_again_is_not_restarted_while_an_earlier_request_may_be_under_way",
     ),
     Guard(
