@@ -23,7 +23,8 @@ from handler.errors import (
 from handler.request import Request
 from handler.state_changes import EventResults
 from handler.telemetry import logger
-from tests.support.state_changes import batch, message, returned, state_change
+from sandbox.state_changes import state_change
+from tests.support.state_changes import batch, message, returned
 from tests.unit.builders import Log, instance, lambda_context
 from tests.unit.test_app import ENVIRONMENT
 
