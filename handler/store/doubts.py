@@ -28,8 +28,8 @@ MOST_DEAD = 200_000
 # A doubt that somebody else is inserting is found by halves, so that each wait has to be short.
 INSERT_WAIT_SECONDS = 0.05
 
-# An absence without sightings was refuted: the instance was found, though not running.
 SEEN_LATELY = "doubts.last_seen_at > now() - make_interval(hours => 24)"
+# An absence without sightings was refuted: the instance was found, though not running.
 REMEMBERED_DEAD = f"""(doubts.kind IN ('absent', 'dead') AND doubts.sightings > 0 AND {SEEN_LATELY})"""
 # The row may still be somebody's to flip or adopt, with this very instance. A flip ends its doubts, but another cycle,
 # which saw the instance dead before, may save one after it.

@@ -29,8 +29,6 @@ from tests.unit.builders import Log, instance, lambda_context
 from tests.unit.test_app import ENVIRONMENT
 
 GOOD = state_change(instance(1))
-    "id": "00000000-0000-4000-8000-000000000001"
-}  # the same in every process that collects it
 LONG = "x" * 10_000
 
 
