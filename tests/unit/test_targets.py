@@ -68,6 +68,16 @@ def test_a_region_of_today_or_tomorrow_is_taken(region: str) -> None:
 
 IN: dict[str, Any] = {"region": "eu-west-1"}
 OTHER: dict[str, Any] = {"region": "eu-west-1", "role_arn": ROLE}
+NO_REGIONS: list[Any] = [
+    *(None, 1, True, "", [], "eu", "eu-west", "EU-WEST-1", "eu-west-1 ", "eu-west-1\n", "eu-west-1.x.de/"),
+]
+NO_ROLES: list[Any] = [
+    *(None, 1, "", "reconciler", ROLE.replace("role", "user"), ROLE.replace("aws", "gcp"), ROLE[:-11], ROLE + " "),
+    *(ROLE.replace("2109", "210"), ROLE + "x" * 64, ROLE.replace("role/", "role/a b/"), ROLE + "\n"),
+    ROLE.replace("210987654321", "٢10987654321"),
+]
+NO_EXTERNAL_IDS: list[Any] = [None, 1, "", "x", f"{CANARY} ", f"{CANARY}#", f"{CANARY}é", CANARY * 200]
+NO_SWITCHES: list[Any] = [None, 0, 1, "true", []]
 REFUSALS: list[tuple[Any, str, str]] = [
     # what is set, how the message begins, what it says
     ("{", "EC2_TARGETS: not JSON; expected ", '[{"region": "eu-west-1"}'),
@@ -84,48 +94,17 @@ REFUSALS: list[tuple[Any, str, str]] = [
     ([{}], "EC2_TARGETS[0].region: found nothing; expected ", "a Region like eu-west-1"),
     ([IN | {"role": ROLE}], "EC2_TARGETS[0]: found the field 'role'; expected ", "region, role_arn, external_id"),
     ([IN | {"x" * 5000: 1}], "EC2_TARGETS[0]: found the field 'xxx", "…; expected "),
+    *(([{"region": one}], "EC2_TARGETS[0].region: found ", "a Region like eu-west-1") for one in NO_REGIONS),
     *(
-        ([{"region": value}], "EC2_TARGETS[0].region: found ", "a Region like eu-west-1")
-        for value in (
-            None,
-            1,
-            True,
-            "",
-            "eu",
-            "eu-west",
-            "EU-WEST-1",
-            "eu-west-1 ",
-            "eu-west-1\n",
-            "eu-west-1.x.de/",
-            [],
-        )
+        ([IN, IN | {"role_arn": one}], "EC2_TARGETS[1].role_arn: found ", "arn:aws:iam::123456789012:role/name")
+        for one in NO_ROLES
     ),
     *(
-        ([IN, IN | {"role_arn": value}], "EC2_TARGETS[1].role_arn: found ", "arn:aws:iam::123456789012:role/name")
-        for value in (
-            *(
-                None,
-                1,
-                "",
-                "reconciler",
-                ROLE.replace("role", "user"),
-                ROLE.replace("aws", "gcp"),
-                ROLE[:-11],
-                ROLE + " ",
-            ),
-            *(ROLE.replace("2109", "210"), ROLE + "x" * 64, ROLE.replace("role/", "role/a b/"), ROLE + "\n"),
-            ROLE.replace("210987654321", "٢10987654321"),
-        )
-    ),
-    *(
-        ([OTHER | {"external_id": value}], "EC2_TARGETS[0].external_id: ", "2 to 1224 letters, digits")
-        for value in (None, 1, "", "x", f"{CANARY} ", f"{CANARY}#", f"{CANARY}é", CANARY * 200)
+        ([OTHER | {"external_id": one}], "EC2_TARGETS[0].external_id: ", "2 to 1224 letters, digits")
+        for one in NO_EXTERNAL_IDS
     ),
     ([IN | {"external_id": CANARY}], "EC2_TARGETS[0].external_id: found without role_arn; expected ", ""),
-    *(
-        ([IN | {"may_be_empty": value}], "EC2_TARGETS[0].may_be_empty: found ", "true or false")
-        for value in (None, 0, 1, "true", [])
-    ),
+    *(([IN | {"may_be_empty": one}], "EC2_TARGETS[0].may_be_empty: found ", "true or false") for one in NO_SWITCHES),
     ([IN, OTHER, IN], "EC2_TARGETS[2]: found eu-west-1 again; expected ", "each Region and account once"),
     (
         [OTHER, OTHER | {"role_arn": ROLE + "-too", "may_be_empty": True}],
