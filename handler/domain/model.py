@@ -65,18 +65,27 @@ class Cause(StrEnum):
     REFUSED = "refused"  # detail: the error code, if it has a proper one
     SDK_FAILED = "aws"  # detail: the exception's type
     GARBLED_ANSWER = "garbled_answer"
+    # Several Regions and accounts.
+    ROLE_NOT_ASSUMED = "role_not_assumed"  # detail: why not
+    EMPTY_TARGET = "empty_target"
+    TARGETS_DISAGREE = "targets_disagree"
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a call has no usable answer. Neither field ever holds text from a remote's body."""
+    """Why a call has no usable answer. No field ever holds text from a remote's body.
+
+    Of several Regions and accounts, `target` names the one that it is about.
+    """
 
     cause: Cause
     detail: str = ""
+    target: str = ""
 
     def __str__(self) -> str:
-        """Return the words for the log, such as `timeout` or `http_503`."""
-        return f"{self.cause}_{self.detail}" if self.detail else str(self.cause)
+        """Return the words for the log, such as `timeout`, `http_503` or `throttled in eu-west-1`."""
+        words = f"{self.cause}_{self.detail}" if self.detail else str(self.cause)
+        return f"{words} in {self.target}" if self.target else words
 
 
 class SkipReason(StrEnum):
