@@ -58,9 +58,9 @@ validate: .venv-deploy/.installed .venv-checkov/.installed ## check the template
 deploy: $(BUILT) ## deploy to AWS; the first time it asks, and keeps the answers in samconfig.toml; ARGS=--guided asks again
 	$(SAM) deploy --capabilities CAPABILITY_IAM $(if $(wildcard samconfig.toml),,--guided) $(ARGS)
 
-# SAM calls this back for each function, with ARTIFACTS_DIR; both get the same artifact.
-.PHONY: build-Reconciler build-Installer
-build-Reconciler build-Installer:
+# SAM calls this back for each function, with ARTIFACTS_DIR; all get the same artifact.
+.PHONY: build-Reconciler build-StateChanges build-Installer
+build-Reconciler build-StateChanges build-Installer:
 	@$(PY) infra/build.py "$(ARTIFACTS_DIR)" --python "$(DEPLOYED_PYTHON)"
 
 $(BUILT): infra/template.yaml infra/build.py infra/sbom.py $(PACKAGED) Makefile | $(STAMP) .venv-deploy/.installed

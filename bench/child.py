@@ -6,6 +6,7 @@ Each line on stdin is an event, each line on stdout what handling it took and ca
 to the file LOG. Nothing is imported here that the contestant would not import.
 """
 
+import importlib
 import json
 import os
 import resource
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 PROJECT = "project"
+# The project's function for state-change events.
+EVENTS = "events"
 
 
 def main() -> None:
@@ -38,11 +41,11 @@ def _measured(run: Callable[[Any], dict[str, Any]], event: Any) -> dict[str, Any
 
 
 def _contestant(name: str) -> Callable[[Any], dict[str, Any]]:
-    if name == PROJECT:
-        from handler.app import lambda_handler  # noqa: PLC0415 - a peer does without it
-        from sandbox.lambda_context import LambdaContext  # noqa: PLC0415 - likewise
+    if name in (PROJECT, EVENTS):
+        from sandbox.lambda_context import LambdaContext  # noqa: PLC0415 - a peer does without it
 
-        return lambda event: lambda_handler(event, LambdaContext())
+        entry_point = importlib.import_module("handler.app" if name == PROJECT else "handler.events")
+        return lambda event: entry_point.lambda_handler(event, LambdaContext())
     from bench import peers  # noqa: PLC0415 - likewise
 
     peer: Callable[[Any], dict[str, Any]] = getattr(peers, name)

@@ -15,6 +15,7 @@ import botocore
 
 from bench import importing
 from bench.child import PROJECT
+from bench.events import events
 from bench.extremes import https_checks, mass_death, own_tables, slow_control_plane
 from bench.figures import APPLY, LAMBDA_SHARE, NO_AWS, Scenario, figures
 from bench.stand_ins import Cp, Platform, hosted
@@ -287,6 +288,7 @@ SCENARIOS: Mapping[str, tuple[str, Callable[[Site], Scenario]]] = {
     "small_account": ("a small account", small_account),
     "growth": ("growth", growth),
     "large_fleet": ("100,000 workspaces", large_fleet),
+    "events": ("state-change events", events),
     "zone": ("a lost zone", zone),
     "mass_death": ("45,000 dead of 100,000", mass_death),
     "own_tables": ("growth of our own tables", own_tables),

@@ -44,6 +44,7 @@ def all_tables(results: Mapping[str, Any]) -> list[Table]:
         "small_account": (_small_account,),
         "growth": (_growth,),
         "control_plane": (_coverage, _control_plane, _slow, _failing),
+        "events": (_events,),
         "zone": (_zone,),
         "mass_death": (_mass_death,),
         "own_tables": (_own_tables,),
@@ -203,6 +204,29 @@ def _failing(scenarios: Mapping[str, Any]) -> Table:
             ),
         ),
     )
+
+
+def _events(scenarios: Mapping[str, Any]) -> Table:
+    figures = scenarios["events"]
+    cells = tuple(
+        (
+            f"{row['events']:,}" + (f", at {row['cpu_share']} of a CPU" if row["cpu_share"] else ""),
+            *(_seconds(statistics.median(row[name])) for name in ("median_s", "p99_s", "wall_s")),
+            *(f"{statistics.median(row[name]):.0f}" for name in ("batches", "calls")),
+            f"{max(row['calls'])}",
+        )
+        for row in figures["rows"]
+    )
+    header = (
+        "events",
+        "from arrival to commit: median",
+        "p99",
+        "until the queue is empty",
+        "batches",
+        "EC2 calls",
+        "at most",
+    )
+    return Table("State-change events", figures["conditions"], header, cells)
 
 
 def _zone(scenarios: Mapping[str, Any]) -> Table:

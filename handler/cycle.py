@@ -2,41 +2,32 @@
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from handler.deadline import Deadline
 from handler.domain.coverage import MOST_FIRST, Progress, advance
-from handler.domain.decide import Action, Plan, decide
+from handler.domain.decide import Action, Memory, Plan, decide
 from handler.domain.doubts import doubt_changes
 from handler.domain.model import Sighting, SkipReason, Verdict
 from handler.domain.report import FleetGauges, Flip, Gauges, Outcome, Report, RestartCounts, no_skips
 from handler.domain.restarts import Circumstances
 from handler.errors import ReconcilerError
 from handler.flips import Flipper, FlipResults
+from handler.phases import CLOSING_SECONDS, Phases
 from handler.probes import Probe
 from handler.remembering import SAVING_SECONDS, Remembering
 from handler.request import Request
 from handler.restarts import Answer, Platform
 from handler.restarts.worker import RestartResults, RestartWorker
 from handler.settings import Settings
+from handler.state_changes import EventResults, event_results
 from handler.store import FlipPolicy, Selection, Store
 from handler.telemetry import CycleLog, logger
 
-# Phase deadlines, as fractions of the cycle. A phase may also use the time that earlier ones left. The only purpose:
-# a slow control plane must not use up the time to act.
-PROBING_ENDS = 0.75
-FLIPPING_ENDS = 0.95
-RESTARTS_END = 0.98
-# Due restarts have this much time reserved: to ask for eight of them while control plane and platform take 8 s for an
-# answer each. But at most this fraction of the cycle.
-RESTARTS_RESERVE_SECONDS = 18.0
-LONGEST_RESTARTS_RESERVE = 0.4
 # A dead instance is probed twice. The slower the answers, the earlier the first probe ends: it leaves this many times
 # the slowest answer for the second probe, but at most this fraction of the cycle.
 SECOND_PROBE_FACTOR = 1.15
 LONGEST_RESERVE = 0.5
-# The closing writes are short, and happen even if the cycle's time is over.
-CLOSING_SECONDS = 0.5
 # A report lists no more flips.
 FLIPS_REPORTED = 100
 
@@ -53,31 +44,6 @@ class Parts:
     store: Store
     probe: Callable[[Deadline], Probe]
     platform: Callable[[Deadline], Platform] | None
-
-
-@dataclass(frozen=True, slots=True)
-class Phases:
-    """The deadline of each phase of a cycle. `closing` ends a little after `whole`."""
-
-    probing: Deadline
-    flipping: Deadline
-    restarts: Deadline
-    whole: Deadline
-    closing: Deadline
-
-    @staticmethod
-    def of(deadline: Deadline, *, restarts_due: bool) -> "Phases":
-        """Divide a cycle's time. With `restarts_due`, enough of it is left to ask for some."""
-        whole_s = deadline.remaining()
-        reserve_s = min(RESTARTS_RESERVE_SECONDS, LONGEST_RESTARTS_RESERVE * whole_s) if restarts_due else 0.0
-        flipping_s = min(FLIPPING_ENDS * whole_s, RESTARTS_END * whole_s - reserve_s)
-        return Phases(
-            probing=deadline.within(PROBING_ENDS / FLIPPING_ENDS * flipping_s),
-            flipping=deadline.within(flipping_s),
-            restarts=deadline.within(RESTARTS_END * whole_s),
-            whole=deadline,
-            closing=deadline.extended(CLOSING_SECONDS),
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +78,17 @@ class Acted:
     blocked: tuple[Flip, ...] = ()
 
 
-def run(request: Request, settings: Settings, parts: Parts, deadline: Deadline) -> tuple[Report, Gauges]:
-    """Run one cycle within the deadline; return its report, and what is open in the database at its end.
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What one cycle did, what is open in the database at its end, and what came of EC2's events."""
+
+    report: Report
+    gauges: Gauges
+    events: EventResults = field(default_factory=EventResults)
+
+
+def run(request: Request, settings: Settings, parts: Parts, deadline: Deadline) -> Result:
+    """Run one cycle within the deadline.
 
     Raises ReconcilerError if a cycle cannot be run. A failure that concerns one workspace costs only that workspace.
     """
@@ -125,7 +100,7 @@ def run(request: Request, settings: Settings, parts: Parts, deadline: Deadline) 
         gauges = store.gauges(closing)
         counts = _restart_counts(RestartResults(), gauges)
         report = Report(request.mode, settings.probe, Outcome.ALREADY_RUNNING, restarts=counts, on_hold=gauges.on_hold)
-        return report, gauges
+        return Result(report, gauges)
     try:
         restarts_due = parts.platform is not None and _restarts_are_due(request, settings, store, deadline)
         return _cycle(request, settings, parts, Phases.of(deadline, restarts_due=restarts_due))
@@ -137,26 +112,28 @@ def run(request: Request, settings: Settings, parts: Parts, deadline: Deadline) 
 
 
 def _restarts_are_due(request: Request, settings: Settings, store: Store, deadline: Deadline) -> bool:
+    if request.state_changes is not None:
+        return False  # it asks for none
     grace_s, ids = settings.restarts.grace_s, request.workspace_ids
     return store.restarts.count_due(deadline, most=1, grace_s=grace_s, workspace_ids=ids) > 0
 
 
-def _cycle(request: Request, settings: Settings, parts: Parts, phases: Phases) -> tuple[Report, Gauges]:
+def _cycle(request: Request, settings: Settings, parts: Parts, phases: Phases) -> Result:
     store, log, full = parts.store, CycleLog(), not request.narrowed
     memory = Remembering(store, phases.closing, log)
 
     # Observe.
-    probe = parts.probe(phases.probing)
     if request.applies and full:
         memory.tend()
-    selection = store.candidates.select(
-        phases.probing,
-        limit=min(request.limit or settings.candidate_limit, settings.candidate_limit),
-        workspace_ids=request.workspace_ids,
-        adopt=settings.adopt_offline,
-        by_hand=request.adopt,
-    )
-    observed = _observe(probe, selection, phases, log)
+    selection = _selection(request, settings, store, phases)
+    if request.state_changes is not None and not selection.workspaces:  # most instances of an account are not ours
+        return _nobody_is_concerned(request, settings, selection, store.gauges(phases.closing))
+    probe = parts.probe(phases.probing)
+    to_count = (
+        [] if request.state_changes is not None else selection.workspaces
+    )  # an event's cycle reports no such figure
+    impaired = probe.impaired(to_count, phases.probing)
+    observed = _observe(probe, selection, phases, log, impaired)
 
     # Decide. Reading and writing memory has until `closing`: even a cycle that is too late to act remembers what it
     # saw, and the next one begins with the dead.
@@ -193,13 +170,28 @@ def _cycle(request: Request, settings: Settings, parts: Parts, phases: Phases) -
         progress = memory.save_coverage(progress)
         memory.purge(phases.whole)
     gauges = store.gauges(phases.closing)
-    return _report(request, settings, observed, plan, acted, progress, gauges, _fleet(store, phases, log)), gauges
+    report = _report(request, settings, observed, plan, acted, progress, gauges, _fleet(store, phases, log))
+    return Result(report, gauges, event_results(request.state_changes, selection, observed.sightings, acted.flips))
 
 
-def _observe(probe: Probe, selection: Selection, phases: Phases, log: CycleLog) -> Observed:
+def _selection(request: Request, settings: Settings, store: Store, phases: Phases) -> Selection:
+    limit = min(request.limit or settings.candidate_limit, settings.candidate_limit)
+    if request.state_changes is not None:
+        return store.candidates.recording(phases.probing, list(request.state_changes), limit=limit)
+    return store.candidates.select(
+        phases.probing,
+        limit=limit,
+        workspace_ids=request.workspace_ids,
+        adopt=settings.adopt_offline,
+        by_hand=request.adopt,
+    )
+
+
+def _observe(
+    probe: Probe, selection: Selection, phases: Phases, log: CycleLog, impaired: Callable[[], int]
+) -> Observed:
     """Probe every candidate once, as far as time allows."""
     sightings = []
-    impaired = probe.impaired(selection.workspaces, phases.probing)
     slowest_s, longest_reserve_s = 0.0, phases.whole.remaining() * LONGEST_RESERVE
     for sighting in probe.sightings(selection.workspaces, phases.probing):
         sightings.append(sighting)
@@ -213,15 +205,27 @@ def _observe(probe: Probe, selection: Selection, phases: Phases, log: CycleLog) 
     return Observed(selection, sightings, impaired(), cut_short)
 
 
+def _nobody_is_concerned(request: Request, settings: Settings, selection: Selection, gauges: Gauges) -> Result:
+    """End a cycle after EC2 events about instances that no row records."""
+    observed, acted = Observed(selection, [], 0, cut_short=False), Acted(FlipResults(), RestartResults())
+    plan = decide([], Memory(), settings.breaker, settings.absence, in_turn=None, override_breaker=False)
+    progress = _progress(observed, [])
+    return Result(_report(request, settings, observed, plan, acted, progress, gauges, FleetGauges()), gauges)
+
+
 def _policy(request: Request, settings: Settings, selection: Selection) -> FlipPolicy:
+    changes, restarts = request.state_changes, settings.restarts
+    if changes is not None:  # the flip may come within seconds of the last heartbeat, so the restart waits for silence
+        restarts = replace(restarts, grace_s=max(restarts.grace_s, settings.heartbeat_fresh_seconds))
     return FlipPolicy(
         selected_at=selection.selected_at,
         clock=selection.clock,
         probe=settings.probe,
         heartbeat_fresh_s=settings.heartbeat_fresh_seconds,
         crash_loop=settings.crash_loop,
-        restarts=settings.restarts,
+        restarts=restarts,
         released=request.override_breaker,
+        died_at={one: change.at for one, change in (changes or {}).items()},
     )
 
 

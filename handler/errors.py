@@ -117,3 +117,8 @@ def shown(found: object) -> str:
         text = ascii(found)
         return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…"
     return f"a {type(found).__name__}"
+
+
+def field_refused(name: str, found: object, expected: str) -> RequestError:
+    """Return the error for a field of an event. It shows what was found, cut short."""
+    return RequestError(f"event field {name}: found {shown(found)}; expected {expected}")

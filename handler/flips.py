@@ -31,16 +31,22 @@ LONGEST_LOCK_SECONDS = 1.0
 # any more.
 MOST_FAILURES_ALIKE = 5
 
+_WILL_PASS = (SkipReason.OUT_OF_TIME, SkipReason.RECONFIRM_ERROR)
+
 # `Flips.flip` or `Flips.would_flip`. A SkipReason says why a workspace is not flipped.
 Attempt = Callable[[Deadline, Sequence[Confirmed], FlipPolicy], FlipOutcomes]
 
 
 @dataclass(frozen=True, slots=True)
 class Attempted:
-    """The outcome for one workspace. The sighting is the second one, or the first if no time was left for another."""
+    """The outcome for one workspace. The sighting is the second one, or the first if no time was left for another.
+
+    `at` is when the outcome was known, by the deadline's clock.
+    """
 
     sighting: Sighting
     outcome: Flipped | SkipReason
+    at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +84,12 @@ class FlipResults:
     def cancelled(self) -> int:
         """How many older restarts the flips cancelled."""
         return sum(isinstance(one.outcome, Flipped) and one.outcome.superseded is not None for one in self.attempts)
+
+    @property
+    def unjudged(self) -> set[str]:
+        """The ids of the workspaces that may well be dead, but could not be flipped for a reason that will pass."""
+        unknown = self.seen_again(Verdict.UNKNOWN)
+        return {*unknown, *(one for one, reason in self.reasons.items() if reason in _WILL_PASS)}
 
     def seen_again(self, *verdicts: Verdict) -> list[str]:
         """Return the ids of the workspaces that the second probe saw with such a verdict, so that they were skipped."""
@@ -153,13 +165,13 @@ class Flipper:
                     if confirms(first, second):
                         confirmed.append(Confirmed(first, second))
                     else:
-                        yield Attempted(second, SkipReason.NOT_CONFIRMED)
+                        yield Attempted(second, SkipReason.NOT_CONFIRMED, deadline.now())
                 while confirmed:
                     part, confirmed = confirmed[: self._set], confirmed[self._set :]
                     for one, outcome in zip(part, self._outcomes(part, attempt, deadline), strict=True):
-                        yield Attempted(one.second, outcome)
+                        yield Attempted(one.second, outcome, deadline.now())
             for first in batch.values():
-                yield Attempted(first, SkipReason.OUT_OF_TIME)
+                yield Attempted(first, SkipReason.OUT_OF_TIME, deadline.now())
 
     def _outcomes(
         self, confirmed: Sequence[Confirmed], attempt: Attempt, deadline: Deadline

@@ -42,12 +42,12 @@ class Process:
         self._secrets = Secrets(self._aws.secret_text)
         self._session = Session(self.settings.database, self._secrets, self._aws.database_token)
 
-    def parts(self) -> cycle.Parts:
-        """Return what a new cycle uses of the outside world, with an id for the cycle."""
+    def parts(self, *, leased: bool = True) -> cycle.Parts:
+        """Return what a new cycle uses of the outside world, with an id for the cycle. It works `leased`, or beside."""
         cycle_id, platform = str(uuid.uuid4()), self.settings.platform
         return cycle.Parts(
             cycle_id=cycle_id,
-            store=Store(self._session, cycle_id),
+            store=Store(self._session, cycle_id, leased=leased),
             probe=self._probe,
             platform=None if platform is None else partial(self._platform, platform),
         )

@@ -1,26 +1,34 @@
 """What an invocation asks for. Anything unknown is refused, with the field's name."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any
 
 from aws_lambda_powertools.utilities.data_classes import EventBridgeEvent
 
-from handler.domain.model import LONGEST_REASON
-from handler.errors import RequestError, shown
+from handler.domain.model import INSTANCE_ID, LONGEST_REASON
+from handler.domain.state_changes import StateChange, merged
+from handler.errors import RequestError, field_refused, shown
 
 APPLY = "apply"
 DRY_RUN = "dry-run"
 
 _SCHEDULERS = ("aws.events", "aws.scheduler")
 _SCHEDULED = "Scheduled Event"
+_EC2 = "aws.ec2"
+_STATE_CHANGE = "EC2 Instance State-change Notification"
 _OPTIONS = ("mode", "workspace_ids", "limit", "override_breaker", "adopt")
 _HOLD_CHANGES = ("hold", "release")
 _SHARDING = ("shard", "shards")
 # In a hold and in a release: everything, in place of single workspaces.
 _ALL = "all"
 LONGEST_HOLD_SECONDS = 30 * 86_400
+# RFC 3339, 5.6
+_TIME = re.compile(
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?(Z|[+-][0-9]{2}:[0-9]{2})", re.IGNORECASE
+)
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 
 
@@ -44,8 +52,8 @@ class ReleaseRequest:
 class Request:
     """One cycle. `workspace_ids` and `limit` narrow it; None means every candidate. It may be `scheduled`.
 
-    With `adopt`, it also takes the named workspaces that are offline. With `hold` or `release` there is no cycle, only
-    that change.
+    With `adopt`, it also takes the named workspaces that are offline. `state_changes`, by instance id, narrow it to the
+    workspaces that record these instances. With `hold` or `release` there is no cycle, only that change.
     """
 
     mode: str
@@ -56,6 +64,7 @@ class Request:
     scheduled: bool = False
     hold: HoldRequest | None = None
     release: ReleaseRequest | None = None
+    state_changes: Mapping[str, StateChange] | None = None
 
     @property
     def applies(self) -> bool:
@@ -65,7 +74,7 @@ class Request:
     @property
     def narrowed(self) -> bool:
         """Tell whether the cycle looks at only some of the candidates."""
-        return self.workspace_ids is not None or self.limit is not None
+        return any(one is not None for one in (self.workspace_ids, self.limit, self.state_changes))
 
 
 def parse(event: object, *, ceiling: str = APPLY) -> Request:
@@ -75,43 +84,81 @@ def parse(event: object, *, ceiling: str = APPLY) -> Request:
     field, what was found, and what was expected.
     """
     if not isinstance(event, Mapping):
-        raise _refusal("event", event, "a JSON object")
+        raise field_refused("event", event, "a JSON object")
+    if event.get("source") == _EC2:
+        return look_at([state_change(event)], ceiling=ceiling)
     request = _scheduled(event) if "source" in event or "detail-type" in event else _by_hand(event)
     return replace(request, mode=DRY_RUN) if ceiling == DRY_RUN else request
 
 
+def look_at(changes: Iterable[StateChange], *, ceiling: str = APPLY) -> Request:
+    """Return the request to look at the instances that EC2's events name."""
+    return Request(DRY_RUN if ceiling == DRY_RUN else APPLY, state_changes=merged(changes))
+
+
+def state_change(event: object) -> StateChange:
+    """Return what one EC2 state-change event says. Raises RequestError, as `parse` does."""
+    if not isinstance(event, Mapping):
+        raise field_refused("event", event, "a JSON object")
+    for name, expected in (("source", _EC2), ("detail-type", _STATE_CHANGE)):
+        if event.get(name) != expected:
+            raise field_refused(name, event.get(name), expected)
+    _refuse_options(event, "a state-change event")
+    detail = event.get("detail")
+    if not isinstance(detail, Mapping):
+        raise field_refused("detail", detail, "an object")
+    instance_id, state = detail.get("instance-id"), detail.get("state")
+    if not isinstance(instance_id, str) or not INSTANCE_ID.fullmatch(instance_id):
+        raise field_refused("detail.instance-id", instance_id, "an EC2 instance id")
+    if not isinstance(state, str):
+        raise field_refused("detail.state", state, "an instance's state")
+    return StateChange(instance_id, state, _seconds(event.get("time")))
+
+
+def _seconds(time: object) -> float | None:
+    """Return a time in seconds since 1970, or None if it cannot be read."""
+    if not isinstance(time, str) or not _TIME.fullmatch(time):
+        return None
+    try:
+        return datetime.fromisoformat(time.upper()).timestamp()
+    except (ValueError, OverflowError):  # such as a 30th of February
+        return None
+
+
+def _refuse_options(event: Mapping[str, Any], kind: str) -> None:
+    for name in (*_OPTIONS, *_HOLD_CHANGES, *_SHARDING):
+        if name in event:  # ignoring it would apply what was not to be applied
+            raise field_refused(name, event[name], f"no such field in {kind}")
+
+
 def _scheduled(event: Mapping[str, Any]) -> Request:
     bus_event = EventBridgeEvent({"source": None, "detail-type": None, "detail": {}} | dict(event))
-    if bus_event.source == "aws.ec2":
-        raise _refusal("source", bus_event.source, "aws.events or aws.scheduler: EC2 events are not supported yet")
     if bus_event.source not in _SCHEDULERS:
-        raise _refusal("source", bus_event.source, " or ".join(_SCHEDULERS))
+        raise field_refused("source", bus_event.source, " or ".join((*_SCHEDULERS, _EC2)))
     if bus_event.detail_type != _SCHEDULED:
-        raise _refusal("detail-type", bus_event.detail_type, _SCHEDULED)
-    for name in (*_OPTIONS, *_HOLD_CHANGES, *_SHARDING):
-        if name in event:  # ignoring it would apply a full cycle
-            raise _refusal(name, event[name], "no such field in a scheduled event")
+        raise field_refused("detail-type", bus_event.detail_type, _SCHEDULED)
+    _refuse_options(event, "a scheduled event")
     detail: object = bus_event.detail
     if not isinstance(detail, Mapping) and detail != "{}":
-        raise _refusal("detail", detail, 'an object or the string "{}"')
+        raise field_refused("detail", detail, 'an object or the string "{}"')
     return Request(APPLY, scheduled=True)
 
 
 def _by_hand(event: Mapping[str, Any]) -> Request:
     for name in event:
         if name in _SHARDING:
-            raise _refusal(name, event[name], "no such field: shards are not supported yet")
+            raise field_refused(name, event[name], "no such field: shards are not supported yet")
         if name not in (*_OPTIONS, *_HOLD_CHANGES):
             expected = f"one of {', '.join((*_OPTIONS, *_HOLD_CHANGES))}, or a scheduled event"
             raise RequestError(f"event field {shown(name)}: unknown; expected {expected}")
     mode = event.get("mode", DRY_RUN)
     if mode not in (APPLY, DRY_RUN):
-        raise _refusal("mode", mode, f"{APPLY} or {DRY_RUN}")
+        raise field_refused("mode", mode, f"{APPLY} or {DRY_RUN}")
     for name in _HOLD_CHANGES:
         if name in event:
             return _hold_change(name, event, mode)
     if "adopt" in event and "workspace_ids" not in event:
-        raise _refusal("adopt", event["adopt"], "no such field without workspace_ids")
+        raise field_refused("adopt", event["adopt"], "no such field without workspace_ids")
     override, adopt = _switch(event, "override_breaker"), _switch(event, "adopt")
     ids = _workspace_ids("workspace_ids", event["workspace_ids"]) if "workspace_ids" in event else None
     return Request(mode, ids, _limit(event), override, adopt)
@@ -120,7 +167,7 @@ def _by_hand(event: Mapping[str, Any]) -> Request:
 def _hold_change(name: str, event: Mapping[str, Any], mode: str) -> Request:
     for other in event:
         if other not in (name, "mode"):
-            raise _refusal(other, event[other], f"no such field beside {name}")
+            raise field_refused(other, event[other], f"no such field beside {name}")
     if name == "release":
         released = event[name]
         ids = None if released == _ALL else _workspace_ids(name, released, or_else=f' or "{_ALL}"')
@@ -128,18 +175,18 @@ def _hold_change(name: str, event: Mapping[str, Any], mode: str) -> Request:
     hold = event[name]
     expected = '{"workspace_ids": [UUID, …] or "all": true, "reason": text, "seconds": n}'
     if not isinstance(hold, Mapping) or hold.keys() - {"workspace_ids", _ALL} != {"reason", "seconds"}:
-        raise _refusal(name, hold, expected)
+        raise field_refused(name, hold, expected)
     if "workspace_ids" not in hold and _ALL not in hold:
-        raise _refusal(name, hold, expected)
+        raise field_refused(name, hold, expected)
     if "workspace_ids" in hold and _ALL in hold:
-        raise _refusal(f"hold.{_ALL}", hold[_ALL], "no such field beside workspace_ids")
+        raise field_refused(f"hold.{_ALL}", hold[_ALL], "no such field beside workspace_ids")
     reason, seconds = hold["reason"], hold["seconds"]
     if not isinstance(reason, str) or not reason.strip() or not reason.isprintable() or len(reason) > LONGEST_REASON:
-        raise _refusal("hold.reason", reason, f"a line of 1 to {LONGEST_REASON} printable characters")
+        raise field_refused("hold.reason", reason, f"a line of 1 to {LONGEST_REASON} printable characters")
     if isinstance(seconds, bool) or not isinstance(seconds, int) or not 1 <= seconds <= LONGEST_HOLD_SECONDS:
-        raise _refusal("hold.seconds", seconds, f"a whole number from 1 to {LONGEST_HOLD_SECONDS} (30 days)")
+        raise field_refused("hold.seconds", seconds, f"a whole number from 1 to {LONGEST_HOLD_SECONDS} (30 days)")
     if hold.get(_ALL, True) is not True:
-        raise _refusal(f"hold.{_ALL}", hold[_ALL], "true")
+        raise field_refused(f"hold.{_ALL}", hold[_ALL], "true")
     ids = None if _ALL in hold else _workspace_ids("hold.workspace_ids", hold["workspace_ids"])
     return Request(mode, hold=HoldRequest(ids, reason, seconds))
 
@@ -147,16 +194,16 @@ def _hold_change(name: str, event: Mapping[str, Any], mode: str) -> Request:
 def _switch(event: Mapping[str, Any], name: str) -> bool:
     value = event.get(name, False)
     if not isinstance(value, bool):
-        raise _refusal(name, value, "true or false")
+        raise field_refused(name, value, "true or false")
     return value
 
 
 def _workspace_ids(name: str, ids: object, *, or_else: str = "") -> tuple[str, ...]:
     if not isinstance(ids, list) or not ids:
-        raise _refusal(name, ids, f"a list of one or more UUIDs{or_else}")
+        raise field_refused(name, ids, f"a list of one or more UUIDs{or_else}")
     for position, one in enumerate(ids):
         if not isinstance(one, str) or not _UUID.fullmatch(one):
-            raise _refusal(f"{name}[{position}]", one, "a UUID")
+            raise field_refused(f"{name}[{position}]", one, "a UUID")
     return tuple(dict.fromkeys(one.lower() for one in ids))
 
 
@@ -165,9 +212,5 @@ def _limit(event: Mapping[str, Any]) -> int | None:
         return None
     limit = event["limit"]
     if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
-        raise _refusal("limit", limit, "a whole number of 1 or more")
+        raise field_refused("limit", limit, "a whole number of 1 or more")
     return limit
-
-
-def _refusal(name: str, found: object, expected: str) -> RequestError:
-    return RequestError(f"event field {name}: found {shown(found)}; expected {expected}")

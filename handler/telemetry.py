@@ -59,6 +59,11 @@ METRIC_UNITS = {
 METRIC_NAMES = tuple(METRIC_UNITS)
 # The only metric of a cycle that the schedule starts under the setting MODE=dry-run.
 WOULD_FLIP = "WouldFlip"
+# The metrics of a state-change cycle.
+EVENT_FLIPS = "EventFlips"
+DETECTION_LATENCY = "DetectionLatency"
+# Values of one metric in one EMF record: CloudWatch takes 100, and at 100 Powertools would print them on its own.
+_MOST_VALUES = 99
 
 # Every key, beside Powertools' own, that a log line may carry.
 LOG_KEYS = (
@@ -236,6 +241,22 @@ def hold_trouble(message: str, error: Exception) -> None:
     logger.warning(message, error=_printable(str(error), _LONGEST_ERROR))
 
 
+def messages_dropped(reasons: Sequence[str]) -> None:
+    """Log the messages of a batch that are no state changes, and why. The first ones get a line."""
+    message = "message dropped"
+    for one in reasons[:LINES_OF_A_KIND]:
+        logger.warning(message, reason=_printable(one, _LONGEST_ERROR))
+    if len(reasons) > LINES_OF_A_KIND:
+        rest = len(reasons) - LINES_OF_A_KIND
+        logger.warning("more of the same", what=message, reason="no state change of an instance", count=rest)
+
+
+def batch_failed(error: ReconcilerError, count: int) -> None:
+    """Log that a whole batch goes back to its queue."""
+    text = _printable(str(error), _LONGEST_ERROR)
+    logger.error("messages returned", reason=type(error).__name__, error=text, count=count)
+
+
 def cycle_finished(summary: dict[str, Any]) -> None:
     """Log the report's figures."""
     logger.info("cycle finished", **{key: value for key, value in summary.items() if key != "flips"})
@@ -280,14 +301,29 @@ def emit_would_flip(report: Report) -> None:
     _emit({WOULD_FLIP: (MetricUnit.Count, len(report.flips))})
 
 
+def emit_event_metrics(report: Report, latencies_s: Sequence[float]) -> None:
+    """Print what an applied state-change cycle did: as many EMF lines as the latencies need, but at least one."""
+    for start in range(0, max(1, len(latencies_s)), _MOST_VALUES):
+        metrics = _metrics()
+        if start == 0:
+            metrics.add_metric(name=EVENT_FLIPS, unit=MetricUnit.Count, value=report.flipped)
+        for one in latencies_s[start : start + _MOST_VALUES]:
+            metrics.add_metric(name=DETECTION_LATENCY, unit=MetricUnit.Milliseconds, value=round(one * 1000))
+        metrics.flush_metrics()
+
+
 def _emit(values: Mapping[str, tuple[MetricUnit, float]]) -> None:
-    metrics = Metrics(
-        namespace=os.environ.get("POWERTOOLS_METRICS_NAMESPACE") or NAMESPACE,
-        service=os.environ.get("POWERTOOLS_SERVICE_NAME") or SERVICE,
-    )
+    metrics = _metrics()
     for name, (unit, value) in values.items():
         metrics.add_metric(name=name, unit=unit, value=value)
     metrics.flush_metrics()
+
+
+def _metrics() -> Metrics:
+    return Metrics(
+        namespace=os.environ.get("POWERTOOLS_METRICS_NAMESPACE") or NAMESPACE,
+        service=os.environ.get("POWERTOOLS_SERVICE_NAME") or SERVICE,
+    )
 
 
 def _printable(text: str, longest: int = _LONGEST_INSTANCE_ID) -> str:

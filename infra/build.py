@@ -1,6 +1,6 @@
 """Fill a directory with what runs in Lambda: the handler, its SQL and its dependencies, and nothing else.
 
-`sam build` calls this through the Makefile, once for each function; both get the same artifact.
+`sam build` calls this through the Makefile, once for each function; all get the same artifact.
 """
 
 import argparse

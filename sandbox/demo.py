@@ -67,7 +67,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         help="the event to send to the handler (events/scheduled.json)",
     )
     parser.add_argument("--workspaces", type=_count, default=24, metavar="N", help="how many workspaces (24)")
-    parser.add_argument("--watch", action="store_true", help="run cycle after cycle while instances die, until Ctrl-C")
+    parser.add_argument("--watch", action="store_true", help="kill instances, with state-change events, until Ctrl-C")
     return parser.parse_args(arguments)
 
 

@@ -1,4 +1,4 @@
-"""EC2's and Secrets Manager's APIs over HTTP: moto's server, run in this process."""
+"""EC2's, Secrets Manager's and SQS's APIs over HTTP: moto's server, run in this process."""
 
 import io
 import json
@@ -45,7 +45,7 @@ _STOP_POLL_S = 0.02
 
 @dataclass(frozen=True, slots=True)
 class ApiCall:
-    """One call of an AWS API. `parameters` are those of EC2's Query protocol; for Secrets Manager they are empty."""
+    """One call of an AWS API. `parameters` are those of EC2's Query protocol; for other services they are empty."""
 
     service: str
     action: str
@@ -53,15 +53,17 @@ class ApiCall:
 
 
 class MotoEc2:
-    """moto's EC2 and Secrets Manager on 127.0.0.1 and a free port, from `start` to `stop`.
+    """moto's EC2, Secrets Manager and SQS on 127.0.0.1 and a free port, from `start` to `stop`.
 
     moto keeps its state per process, so only one of these can run at a time. `script` holds rules for hooks and faults
-    (only `Answer` works), which may select by `service` or `action`. `calls` lists all calls.
+    (only `Answer` works), which may select by `service` or `action`. `calls` lists all calls. `on_state_change` is told
+    of each instance that stops or terminates, as EventBridge is.
     """
 
     def __init__(self) -> None:
         self.script: Script[ApiCall] = Script()
         self.calls: list[ApiCall] = []
+        self.on_state_change: Callable[[str, str], object] | None = None
         self._server: BaseWSGIServer | None = None
         self._thread: threading.Thread | None = None
 
@@ -84,10 +86,13 @@ class MotoEc2:
         self._server.daemon_threads = False  # type: ignore[attr-defined]  # so that closing waits for their threads
         self._thread = threading.Thread(target=self._server.serve_forever, args=(_STOP_POLL_S,), daemon=True)
         self._thread.start()
-        client = _client_options(self.url)
-        self.ec2: EC2Client = boto3.client("ec2", **client)
-        self.secrets: SecretsManagerClient = boto3.client("secretsmanager", **client)
+        self.ec2: EC2Client = self.client("ec2")
+        self.secrets: SecretsManagerClient = self.client("secretsmanager")
         return self
+
+    def client(self, service: str) -> Any:
+        """Return a new client of one of the services, to be closed by whoever asked for it."""
+        return boto3.client(service, **_client_options(self.url))  # type: ignore[call-overload]  # any service
 
     def stop(self) -> None:
         """Stop answering and forget everything."""
@@ -111,7 +116,9 @@ class MotoEc2:
         """Forget every instance, secret, rule and call."""
         # moto's own reset of EC2 reloads its catalogue of images, which takes longer than most tests.
         self._backend().reservations.clear()
-        get_backend("secretsmanager")[ACCOUNT_ID].reset()
+        for service in ("secretsmanager", "sqs"):
+            get_backend(service)[ACCOUNT_ID].reset()
+        self.on_state_change = None
         self.script.clear()
         self.calls.clear()
 
@@ -127,7 +134,9 @@ class MotoEc2:
     def stop_instances(self, instance_ids: Iterable[str]) -> None:
         """Bring instances to `stopped`."""
         if ids := list(instance_ids):
+            before = self.states()
             self.ec2.stop_instances(InstanceIds=ids)
+            self._tell(before, ids)
 
     def start_instances(self, instance_ids: Iterable[str]) -> None:
         """Bring instances back to `running`."""
@@ -137,7 +146,9 @@ class MotoEc2:
     def terminate(self, instance_ids: Iterable[str]) -> None:
         """Bring instances to `terminated`, where they stay visible; ignore unknown ones."""
         if ids := [one for one in instance_ids if self.state_of(one) is not None]:
+            before = self.states()
             self.ec2.terminate_instances(InstanceIds=ids)
+            self._tell(before, ids)
 
     def set_state(self, instance_id: str, state: str) -> None:
         """Put an instance into one of EC2's states, even one that moto itself passes through at once."""
@@ -167,6 +178,14 @@ class MotoEc2:
             return self.secrets.create_secret(Name=name, SecretString=text)["ARN"]
         except self.secrets.exceptions.ResourceExistsException:
             return self.secrets.put_secret_value(SecretId=name, SecretString=text)["ARN"]
+
+    def _tell(self, before: Mapping[str, str], instance_ids: Iterable[str]) -> None:
+        """Tell of those instances whose state has changed."""
+        if self.on_state_change is not None:
+            now = self.states()
+            for one in instance_ids:
+                if now[one] != before[one]:
+                    self.on_state_change(one, now[one])
 
     def _find(self, instance_id: str) -> Any:
         instance = self._backend().get_instance_by_id(instance_id)

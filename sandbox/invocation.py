@@ -18,14 +18,16 @@ class Invocation:
     with `wait` or `kill`; leaving the `with` block kills it if it still runs.
     """
 
-    def __init__(self, event: Any, environment: Mapping[str, str], *, remaining_s: float = 55.0) -> None:
+    def __init__(
+        self, event: Any, environment: Mapping[str, str], *, handler: str = "handler.app", remaining_s: float = 55.0
+    ) -> None:
         reading, writing = os.pipe()
         self._report = os.fdopen(reading, "rb")
         try:
             self.process = subprocess.Popen(
                 [
                     *(sys.executable, "-m", "sandbox.invoke", "-"),
-                    *("--report", f"/dev/fd/{writing}", "--remaining", str(remaining_s)),
+                    *("--handler", handler, "--report", f"/dev/fd/{writing}", "--remaining", str(remaining_s)),
                 ],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,

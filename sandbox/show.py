@@ -32,7 +32,7 @@ def fleet_before(before: Snapshot) -> None:
         say(styled(f"  … and {len(rows) - _SHOWN_IN_FULL} more", "dim"))
 
 
-def log_line(line: Mapping[str, Any] | str) -> None:
+def log_line(line: Mapping[str, Any] | str, note: str = "") -> None:
     """Show a line that the handler wrote: log lines in brief, metrics not at all, anything else as it is."""
     if isinstance(line, str):
         say(f"  {line}")
@@ -41,7 +41,7 @@ def log_line(line: Mapping[str, Any] | str) -> None:
         if "workspace_id" in line:
             words += [short(line["workspace_id"]), str(line.get("instance_id", ""))]
         words.append(str(line.get("reason", line.get("error", ""))))
-        say("  " + "  ".join(words).rstrip())
+        say(("  " + "  ".join(words)).rstrip() + note)
 
 
 def fleet_after(before: Snapshot, after: Snapshot, results: Mapping[str, Result]) -> None:

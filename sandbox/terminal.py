@@ -17,8 +17,8 @@ def styled(text: str, style: str) -> str:
 
 
 def say(text: str = "") -> None:
-    """Print a line at once, even if stdout is a pipe."""
-    print(text, flush=True)
+    """Print a line at once, even if stdout is a pipe, and in one piece, even if other threads print, too."""
+    print(f"{text}\n", end="", flush=True)
 
 
 def headline(text: str) -> None:

@@ -1,5 +1,6 @@
 """The values that a cycle works with."""
 
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -18,6 +19,8 @@ NOT_FOUND = "not_found"
 
 # EC2's have 19 characters. A longer text is no instance id: it is UNKNOWN to every probe, and never sent anywhere.
 LONGEST_INSTANCE_ID = 64
+# https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/resource-ids.html
+INSTANCE_ID = re.compile(r"i-(?:[0-9a-f]{8}|[0-9a-f]{17})")
 # Of a hold, in characters.
 LONGEST_REASON = 200
 

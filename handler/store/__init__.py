@@ -10,7 +10,7 @@ from handler.store.doubts import Doubts
 from handler.store.flip import FlipOutcomes, Flipped, FlipPolicy, Flips
 from handler.store.gauges import read_fleet_gauges, read_gauges
 from handler.store.holds import ActiveHolds, Holds
-from handler.store.lease import Lease
+from handler.store.lease import Expiry, Lease
 from handler.store.memory import CycleMemory
 from handler.store.restarts import Restarts
 from handler.store.rights import check_rights
@@ -33,10 +33,10 @@ __all__ = [
 class Store:
     """The database as one cycle sees it. Every method, also of its parts, may raise StoreError."""
 
-    def __init__(self, session: Session, cycle_id: str) -> None:
-        """Act for the cycle `cycle_id`, a UUID."""
+    def __init__(self, session: Session, cycle_id: str, *, leased: bool = True) -> None:
+        """Act for the cycle `cycle_id`, a UUID: with the lease, or beside whoever has it."""
         self._session = session
-        self.lease = Lease(session, cycle_id)
+        self.lease = Lease(session, cycle_id) if leased else Expiry(session, cycle_id)
         self.candidates = Candidates(session)
         self.doubts = Doubts(session, self.lease)
         self.memory = CycleMemory(session, self.lease)

@@ -13,6 +13,8 @@ from handler.store.holds import on_hold
 from handler.store.session import Session, Transaction
 from handler.store.tables import IS_UP, short
 
+# Instance ids in one statement.
+IDS_AT_ONCE = 500
 # A row that is offline for longer than this, and whose restart nobody owes, is somebody's to look at.
 UNOWED_SECONDS = 900
 
@@ -48,16 +50,18 @@ _CANDIDATES = f"""
 SELECT workspaces.id::text, {short("instance_id")}, last_heartbeat_at::text, {on_hold("workspaces.id")},
        status = 'offline'
 FROM platform.workspaces
-WHERE {{condition}} AND (CAST(:ids AS uuid[]) IS NULL OR workspaces.id = ANY (CAST(:ids AS uuid[])))
+WHERE {{condition}}
 ORDER BY workspaces.id > CAST(:cursor AS uuid) DESC, workspaces.id
 LIMIT :most
 """  # noqa: S608 - put together from constants
-_UP = _CANDIDATES.format(condition=IS_UP)
+_NAMED = "(CAST(:ids AS uuid[]) IS NULL OR workspaces.id = ANY (CAST(:ids AS uuid[])))"
+_UP = _CANDIDATES.format(condition=f"{IS_UP} AND {_NAMED}")
 _OFFLINE = _CANDIDATES.format(
     condition=f"""workspaces.id IN (
         SELECT workspace_id FROM reconciler.doubts WHERE {REMEMBERED_DEAD}
-        UNION ALL SELECT unnest(CAST(:by_hand AS uuid[]))) AND {_ADOPTED}"""  # noqa: S608 - put together from constants
+        UNION ALL SELECT unnest(CAST(:by_hand AS uuid[]))) AND {_ADOPTED} AND {_NAMED}"""  # noqa: S608 - put together from constants
 )
+_RECORDING = _CANDIDATES.format(condition=f"{IS_UP} AND workspaces.instance_id = ANY (CAST(:instance_ids AS text[]))")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +104,7 @@ class Candidates:
         ids = None if workspace_ids is None else list(workspace_ids)
         named = ids if by_hand and ids is not None else []
         with self._session.transaction(deadline, read_only=True) as transaction:
-            ((selected_at, shown_s),) = transaction.run(_UNCONVERTED + _NOW)
-            clock = DatabaseClock(shown_s, deadline.now())
-            coverage = _coverage(transaction)
+            selected_at, clock, coverage = _began(transaction, deadline)
 
             def select(those: Sequence[str] | None, most: int) -> dict[str, Workspace]:
                 shared = {"ids": those, "cursor": coverage.cursor, "most": most}
@@ -116,6 +118,18 @@ class Candidates:
             first = [one for one in coverage.brought_forward if ids is None or one in ids]
             brought_forward = select(first, len(first)) if first else {}
         return selection(in_turn, brought_forward, limit, selected_at, clock, coverage)
+
+    def recording(self, deadline: Deadline, instance_ids: Sequence[str], *, limit: int) -> Selection:
+        """Return at most `limit` candidates that are up and record one of these instances. None is adopted."""
+        with self._session.transaction(deadline, read_only=True) as transaction:
+            selected_at, clock, coverage = _began(transaction, deadline)
+            found: dict[str, Workspace] = {}
+            for start in range(0, len(instance_ids), IDS_AT_ONCE):
+                some = list(instance_ids[start : start + IDS_AT_ONCE])
+                rows = transaction.run(_RECORDING, instance_ids=some, cursor=coverage.cursor, most=limit + 1)
+                found |= {row[0]: Workspace(*row) for row in rows}
+        in_turn = {one: found[one] for one in sorted(found, key=coverage.place)[: limit + 1]}
+        return selection(in_turn, {}, limit, selected_at, clock, coverage)
 
 
 def selection(
@@ -131,6 +145,11 @@ def selection(
     found = {**brought_forward, **in_turn}
     workspaces = [found[one] for one in queues.fair_order()[:limit]]
     return Selection(workspaces, selected_at, clock, len(workspaces) == len(found), coverage, queues)
+
+
+def _began(transaction: Transaction, deadline: Deadline) -> tuple[str, DatabaseClock, Coverage]:
+    ((selected_at, shown_s),) = transaction.run(_UNCONVERTED + _NOW)
+    return selected_at, DatabaseClock(shown_s, deadline.now()), _coverage(transaction)
 
 
 def _coverage(transaction: Transaction) -> Coverage:

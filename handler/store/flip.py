@@ -6,7 +6,7 @@ milliseconds. What is promised, is promised for each of them.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,21 +16,28 @@ from handler.domain.decide import objection
 from handler.domain.evidence import Confirmed, DatabaseClock, expiry
 from handler.domain.model import CurrentRow, Restart, SkipReason, Verdict, Workspace
 from handler.domain.policy import CrashLoopPolicy, RestartPolicy
+from handler.domain.state_changes import HEARTBEAT_ARRIVES_SECONDS, OLDEST_EVENT_SECONDS
 from handler.errors import NotWrittenError
 from handler.store.candidates import RESTARTING
 from handler.store.doubts import REMEMBERED_DEAD
 from handler.store.holds import on_hold
-from handler.store.lease import LEASE_IS_OURS, Lease
+from handler.store.lease import Lease
 from handler.store.session import LOCK_WAIT_SECONDS, Session, Transaction
 from handler.store.tables import short
 
 SOURCE = "instance-state-reconciler"
 
+# When the instance died, as EC2's event has it, if it has a time that may be true.
+_DIED_AT = "(CAST(:died_at AS double precision[]))[array_position(CAST(:ids AS uuid[]), workspaces.id)]"
+_NOW_S = "extract(epoch FROM clock_timestamp())"
 _ROWS = f"""
 SELECT workspaces.id::text, {short("status::text")}, {short("instance_id")}, {short("runtime")},
        last_heartbeat_at::text,
        COALESCE(last_heartbeat_at > CAST(:selected_at AS timestamptz), false)
-       OR COALESCE(last_heartbeat_at > clock_timestamp() - make_interval(secs => :fresh_s), false),
+       OR COALESCE(last_heartbeat_at > CASE
+              WHEN {_DIED_AT} BETWEEN {_NOW_S} - {OLDEST_EVENT_SECONDS} AND {_NOW_S}
+              THEN to_timestamp({_DIED_AT} + {HEARTBEAT_ARRIVES_SECONDS})
+              ELSE clock_timestamp() - make_interval(secs => :fresh_s) END, false),
        CASE WHEN isfinite(last_heartbeat_at)
             THEN CAST(extract(epoch FROM clock_timestamp() - last_heartbeat_at) AS double precision) END
 FROM platform.workspaces WHERE workspaces.id = ANY (CAST(:ids AS uuid[])) ORDER BY workspaces.id
@@ -80,7 +87,7 @@ LEFT JOIN LATERAL (
 # PostgreSQL would refuse them.
 _WRITE = f"""
 WITH asked AS MATERIALIZED (
-    SELECT *, {LEASE_IS_OURS} AS lease_is_ours, {on_hold("asked.id")} AS on_hold,
+    SELECT *, {{lease_is_ours}} AS lease_is_ours, {on_hold("asked.id")} AS on_hold,
            clock_timestamp() <= to_timestamp(not_after) AS in_time
     FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS asked (
         id uuid, instance_id text, payload jsonb, adopted boolean, not_after double precision, streak integer,
@@ -136,7 +143,8 @@ class FlipPolicy:
     """What the flip judges a re-read row by, and what it records.
 
     `selected_at` is the time of the SELECT, as the database's own text; `clock` the database's clock; `probe` the
-    source of truth, by its name. A heartbeat younger than `heartbeat_fresh_s` seconds prevents the flip. `released`
+    source of truth, by its name. A heartbeat younger than `heartbeat_fresh_s` seconds prevents the flip; if `died_at`
+    has a usable time for the instance, in seconds since 1970, one that came after that does instead. `released`
     restarts are not stopped by an open breaker.
     """
 
@@ -147,6 +155,7 @@ class FlipPolicy:
     crash_loop: CrashLoopPolicy
     restarts: RestartPolicy
     released: bool
+    died_at: Mapping[str, float | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +189,7 @@ class Flips:
         self._session = session
         self._cycle_id = cycle_id
         self._lease = lease
+        self._write = _WRITE.format(lease_is_ours=lease.condition)
 
     def flip(self, deadline: Deadline, confirmed: Sequence[Confirmed], policy: FlipPolicy) -> FlipOutcomes:
         """Take the workspaces offline, unless something in a row forbids it; return the outcome for each.
@@ -225,10 +235,12 @@ class Flips:
         """Read the rows again, and what our own tables say; return both by workspace id."""
         captured = {one.second.workspace.id: one.second.workspace for one in confirmed}
         ids = list(captured)
-        rows = {
-            row[0]: row[1:]
-            for row in transaction.run(query, ids=ids, selected_at=policy.selected_at, fresh_s=policy.heartbeat_fresh_s)
+        terms = {
+            "selected_at": policy.selected_at,
+            "fresh_s": policy.heartbeat_fresh_s,
+            "died_at": [policy.died_at.get(one.instance_id) for one in captured.values()],
         }
+        rows = {row[0]: row[1:] for row in transaction.run(query, ids=ids, **terms)}
         takes_locks = query is _LOCKED_ROWS
         ours = {one for (one,) in transaction.run(_LOCK_RESTARTS, ids=ids)} if takes_locks else set()
         return {
@@ -272,7 +284,7 @@ class Flips:
         self, transaction: Transaction, to_write: Mapping[str, Flipped], rows: list[dict[str, Any]], policy: FlipPolicy
     ) -> FlipOutcomes:
         written = transaction.run(
-            _WRITE,
+            self._write,
             **self._lease.own,
             rows=json.dumps(rows),
             released=policy.released,

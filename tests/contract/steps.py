@@ -1,7 +1,7 @@
 """What the contract's tests do with a store, step by step."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from handler.deadline import Deadline
@@ -67,9 +67,13 @@ def policy(
     fresh_s: float = FRESH_S,
     grace_s: float = 0.0,
     released: bool = False,
+    died_s: Mapping[str, float | None] | None = None,
 ) -> FlipPolicy:
+    """Return the terms of a flip. `died_s` says how many seconds ago instances died, as EC2's events have it."""
     restarts = RestartPolicy(per_cycle=100, grace_s=grace_s, retry_s=RETRY_S, uncertain_s=UNCERTAIN_S)
-    return FlipPolicy(selection.selected_at, selection.clock, "ec2", fresh_s, loop, restarts, released)
+    now_s = selection.clock.shown_s
+    died_at = {one: None if ago_s is None else now_s - ago_s for one, ago_s in (died_s or {}).items()}
+    return FlipPolicy(selection.selected_at, selection.clock, "ec2", fresh_s, loop, restarts, released, died_at)
 
 
 def saw(workspace: Workspace, state: str = "stopped", *, age_s: float = 0.0) -> Sighting:

@@ -47,8 +47,8 @@ _TIMES = (
 class Subject(Protocol):
     """A database with workspaces, and what everybody else does there. Ids are UUIDs."""
 
-    def store(self, cycle: int = 0) -> Store:
-        """Return the store of the first cycle or the second one."""
+    def store(self, cycle: int = 0, *, leased: bool = True) -> Store:
+        """Return the store of the first cycle or the second one; with `leased=False`, of one that needs no lease."""
         ...
 
     def add(self, workspace_id: str, instance_id: str | None, **columns: Any) -> None:
@@ -106,8 +106,8 @@ class InMemory:
     def __init__(self) -> None:
         self.tables = Tables()
 
-    def store(self, cycle: int = 0) -> Store:
-        return fake_store(self.tables, CYCLES[cycle])
+    def store(self, cycle: int = 0, *, leased: bool = True) -> Store:
+        return fake_store(self.tables, CYCLES[cycle], leased=leased)
 
     def add(self, workspace_id: str, instance_id: str | None, **columns: Any) -> None:
         age_s = columns.pop("heartbeat_age_s", 300.0)
@@ -196,8 +196,8 @@ class InPostgres:
         """Hang up."""
         self._session.close()
 
-    def store(self, cycle: int = 0) -> Store:
-        return Store(self._session, CYCLES[cycle])
+    def store(self, cycle: int = 0, *, leased: bool = True) -> Store:
+        return Store(self._session, CYCLES[cycle], leased=leased)
 
     def add(self, workspace_id: str, instance_id: str | None, **columns: Any) -> None:
         self._fleet.add(instance_id, id=workspace_id, **columns)

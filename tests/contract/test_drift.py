@@ -97,6 +97,18 @@ def _flip(life: Life, _: int, chance: random.Random) -> object:
     return attempt(soon(), seen, terms) if seen else None
 
 
+def _event(life: Life, number: int, chance: random.Random) -> object:
+    """Flip what records an instance, as a cycle after EC2's events does, with or without time left for it."""
+    store = life.subject.store(1, leased=False)
+    store.lease.acquire(soon(), lasts_s=LEASE_S if chance.random() < 0.8 else -LEASE_S)
+    ids = [instance(1), instance(2)][: 1 + number % 2]
+    selection = store.candidates.recording(soon(), ids, limit=chance.randint(1, 4))
+    died_s = {one: chance.choice((None, 100.0, 500.0, 2000.0, -100.0)) for one in ids}
+    seen = [confirmed(one) for one in selection.workspaces]
+    outcomes = store.flips.flip(soon(), seen, policy(selection, loop=LOOP, died_s=died_s)) if seen else None
+    return [one.id for one in selection.workspaces], selection.all_selected, outcomes
+
+
 def _recall(life: Life, _: int, chance: random.Random) -> object:
     memory = life.store(chance).doubts.recall(soon(), breaker_window_s=600)
     known = sorted(memory.doubts.items())
@@ -277,6 +289,7 @@ STEPS_AND_WEIGHTS: tuple[tuple[Step, int], ...] = (
     (lambda life, _, chance: life.store(chance).lease.release(soon()), 1),
     (_select, 10),
     (_flip, 16),
+    (_event, 5),
     (_recall, 3),
     (_gauges, 3),
     (_due, 10),

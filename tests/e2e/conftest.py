@@ -16,6 +16,7 @@ from tests.support.runtime_api import LambdaFunction
 from tests.support.tools import ROOT, tool
 
 RECONCILER = "handler.app.lambda_handler"
+STATE_CHANGES = "handler.events.lambda_handler"
 INSTALLER = "handler.install.lambda_handler"
 
 
@@ -52,6 +53,11 @@ class World:
             "POWERTOOLS_LOG_LEVEL": "INFO",
             **changes,
         }
+
+    def state_change_settings(self, **changes: str) -> dict[str, str]:
+        """Return the environment that the template would give the function for state changes here."""
+        given = self.settings()
+        return {name: value for name, value in given.items() if not name.startswith("PLATFORM_")} | changes
 
     def installer_settings(self, **changes: str) -> dict[str, str]:
         """Return the environment that the template would give the installer here."""

@@ -9,7 +9,7 @@ import pytest
 from handler.telemetry import LOG_KEYS, METRIC_NAMES
 from sandbox.control_plane import ControlPlane
 from sandbox.postgres import RECONCILER_ROLE
-from tests.e2e.conftest import INSTALLER, Start, World
+from tests.e2e.conftest import INSTALLER, STATE_CHANGES, Start, World
 from tests.support.runtime_api import InitError
 from tests.support.tools import ROOT
 
@@ -36,6 +36,9 @@ HOLDS_ON_EVERYTHING: dict[str, dict[str, Any]] = {
     "hold-all.json": {"mode": "apply", "outcome": "held", "on_hold": 3},
     "release-all.json": {"mode": "apply", "outcome": "released", "on_hold": 0},
 }
+# … and those of EC2's, about instances that these stand for.
+STATE_CHANGE_EVENTS = ("ec2-state-change.json", "sqs-state-changes.json")
+SAMPLE_INSTANCES = ("i-0123456789abcdef0", "i-0123456789abcdef1")
 POWERTOOLS_KEYS = {
     "level",
     "location",
@@ -76,7 +79,51 @@ def test_each_event_is_answered_as_the_docs_say(
 
 
 def test_there_is_an_expectation_for_every_event() -> None:
-    assert EVENTS.keys() == ANSWERS.keys() | HOLDS.keys() | HOLDS_ON_EVERYTHING.keys() | {"install.json"}
+    others = {*HOLDS, *HOLDS_ON_EVERYTHING, *STATE_CHANGE_EVENTS, "install.json"}
+    assert EVENTS.keys() == ANSWERS.keys() | others
+
+
+def about(name: str, world: World, workspace_ids: list[str]) -> Any:
+    """Return an event of EC2's, about these workspaces' instances."""
+    text = json.dumps(EVENTS[name])
+    for sample, workspace_id in zip(SAMPLE_INSTANCES, workspace_ids, strict=False):
+        text = text.replace(sample, world.fleet.row(workspace_id)["instance_id"])
+    return json.loads(text)
+
+
+def test_a_state_change_event_is_answered_as_the_docs_say(
+    world: World, alive_and_gone: tuple[str, list[str]], start: Start
+) -> None:
+    _, gone = alive_and_gone
+    function = start(world.settings())
+    nobody_s = function.invoke(EVENTS["ec2-state-change.json"]).value
+    assert (nobody_s["mode"], nobody_s["candidates"]) == ("apply", 0)
+    assert not [call for call in world.ec2.calls if call.action.startswith("Describe")]
+    answer = function.invoke(about("ec2-state-change.json", world, gone)).value
+    assert [answer[key] for key in ("mode", "candidates", "dead", "flipped")] == ["apply", 1, 1, 1]
+    assert [flip["workspace_id"] for flip in answer["flips"]] == gone[:1]
+    assert world.platform.calls == [], "the next full cycle asks"
+
+
+def test_a_batch_of_state_changes_is_answered_as_the_docs_say(
+    world: World, alive_and_gone: tuple[str, list[str]], start: Start
+) -> None:
+    alive, gone = alive_and_gone
+    function = start(world.state_change_settings(), STATE_CHANGES)
+    assert function.invoke(EVENTS["sqs-state-changes.json"]).value == {"batchItemFailures": []}
+    outcome = function.invoke(about("sqs-state-changes.json", world, gone))
+    assert (outcome.failed, outcome.value) == (False, {"batchItemFailures": []})
+    assert world.fleet.statuses() == {alive: "online"} | dict.fromkeys(gone, "offline")
+    (metrics,) = (line for line in function.log_lines() if line.get("EventFlips") in (2, [2]))
+    assert metrics["service"] == "blue"
+    assert world.platform.calls == []
+
+
+def test_the_function_for_state_changes_refuses_what_is_no_batch(world: World, start: Start) -> None:
+    function = start(world.state_change_settings(), STATE_CHANGES)
+    for name in ("scheduled.json", "ec2-state-change.json", "install.json"):
+        outcome = function.invoke(EVENTS[name])
+        assert (outcome.failed, outcome.value["errorType"]) == (True, "RequestError")
 
 
 @pytest.mark.usefixtures("alive_and_gone")
@@ -250,7 +297,7 @@ def test_every_module_comes_from_the_artifact(world: World, start: Start, artifa
         (witness / part.name).symlink_to(part)
     (witness / "witness.py").write_text(
         "import sys\n"
-        "import handler.app, handler.install, handler.process\n"
+        "import handler.app, handler.events, handler.install, handler.process\n"
         "import handler.probes.control_plane.probe, handler.restarts.platform\n"
         "def lambda_handler(event, context):\n"
         "    aws = handler.process.aws()\n"

@@ -4,7 +4,9 @@ tests/contract runs the same tests on it and on the real one. Each transaction i
 claim: others may act between what these read under their locks and what they write.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Concatenate, ParamSpec, TypeVar, cast
 
@@ -17,6 +19,7 @@ from handler.domain.evidence import Confirmed, DatabaseClock, expiry
 from handler.domain.model import CurrentRow, Hold, Restart, Sighting, SkipReason, Verdict, Workspace
 from handler.domain.report import FleetGauges, Gauges
 from handler.domain.restarts import OFFLINE, RECOVERY_SECONDS, Owed, RestartDecision, Step, Watched
+from handler.domain.state_changes import HEARTBEAT_ARRIVES_SECONDS, OLDEST_EVENT_SECONDS
 from handler.errors import ConnectionLostError, LeaseLostError, RequestError, RowLockedError, StoreError
 from handler.store import ActiveHolds, FlipOutcomes, Selection, Store
 from handler.store.candidates import UNOWED_SECONDS, selection
@@ -47,13 +50,22 @@ class Watch:
         """A call has committed, and its answer is on its way."""
 
 
-class Part:
-    """A part of the store, as one cycle sees it."""
+@dataclass
+class Ends:
+    """When a cycle without a lease ends."""
 
-    def __init__(self, tables: Tables, cycle_id: str, watch: Watch) -> None:
-        self.tables, self.cycle_id, self.watch = tables, cycle_id, watch
+    at: float = -math.inf
+
+
+class Part:
+    """A part of the store, as one cycle sees it. Without a lease, it may write until it `ends`."""
+
+    def __init__(self, tables: Tables, cycle_id: str, watch: Watch, ends: Ends | None = None) -> None:
+        self.tables, self.cycle_id, self.watch, self.ends = tables, cycle_id, watch, ends
 
     def lease_is_ours(self) -> bool:
+        if self.ends is not None:
+            return self.tables.now < self.ends.at
         lease = self.tables.lease
         return lease is not None and lease[0] == self.cycle_id and lease[1] > self.tables.now
 
@@ -124,6 +136,19 @@ class Lease(Part):
             self.tables.lease = None
 
 
+class Expiry(Part):
+    """See handler.store.lease.Expiry."""
+
+    @_transaction
+    def acquire(self, _: Deadline, *, lasts_s: float) -> bool:
+        assert self.ends is not None
+        self.ends.at = self.tables.now + lasts_s + MARGIN_SECONDS
+        return True
+
+    def release(self, _: Deadline) -> None:
+        pass
+
+
 class Candidates(Part):
     """See handler.store.candidates.Candidates."""
 
@@ -153,6 +178,14 @@ class Candidates(Part):
         clock = DatabaseClock(tables.now, deadline.now())
         in_turn, brought_forward = select(workspace_ids, limit + 1), select(first, len(first))
         return selection(in_turn, brought_forward, limit, repr(tables.now), clock, coverage)
+
+    @_transaction
+    def recording(self, deadline: Deadline, instance_ids: Sequence[str], *, limit: int) -> Selection:
+        tables, coverage = self.tables, self.tables.coverage
+        found = [one for one, row in tables.workspaces.items() if row.is_up and row.instance_id in instance_ids]
+        in_turn = {one: self._workspace(one) for one in sorted(found, key=coverage.place)[: limit + 1]}
+        clock = DatabaseClock(tables.now, deadline.now())
+        return selection(in_turn, {}, limit, repr(tables.now), clock, coverage)
 
     def _may_be_adopted(self, workspace_id: str, *, adopt: bool, by_hand: bool) -> bool:
         tables = self.tables
@@ -410,7 +443,8 @@ class Flips(Part):
             return CurrentRow(captured_status(workspace), workspace.instance_id, None, False, locked=True)  # noqa: FBT003
         beat_at = row.heartbeat_at
         fresh = _text(beat_at) != workspace.last_heartbeat_at or (
-            beat_at is not None and (beat_at > float(policy.selected_at) or beat_at > now - policy.heartbeat_fresh_s)
+            beat_at is not None
+            and (beat_at > float(policy.selected_at) or beat_at > self._vetoes_after(workspace, policy))
         )
         restarts = up_s = None
         if earlier := tables.restarts_of(workspace.id):
@@ -432,6 +466,13 @@ class Flips(Part):
             restarting=tables.is_restarting(workspace.id, by_hand=by_hand),
             locked=locked is not None and workspace.id not in locked,
         )
+
+    def _vetoes_after(self, workspace: Workspace, policy: FlipPolicy) -> float:
+        """Return the time after which a heartbeat vetoes the flip, even if it came before the SELECT."""
+        now, died_at = self.tables.now, policy.died_at.get(workspace.instance_id)
+        if died_at is None or not now - OLDEST_EVENT_SECONDS <= died_at <= now:
+            return now - policy.heartbeat_fresh_s
+        return died_at + HEARTBEAT_ARRIVES_SECONDS
 
     def _write(self, one: Confirmed, row: CurrentRow, policy: FlipPolicy) -> Flipped | SkipReason:
         """Write one workspace, if nothing has come between."""
@@ -864,15 +905,16 @@ class Holds(Part):
 class FakeStore:
     """See handler.store.Store."""
 
-    def __init__(self, tables: Tables, cycle_id: str, watch: Watch) -> None:
-        self.lease = Lease(tables, cycle_id, watch)
-        self.candidates = Candidates(tables, cycle_id, watch)
-        self.doubts = Doubts(tables, cycle_id, watch)
-        self.memory = CycleMemory(tables, cycle_id, watch)
-        self.flips = Flips(tables, cycle_id, watch)
-        self.restarts = Restarts(tables, cycle_id, watch)
-        self.holds = Holds(tables, cycle_id, watch)
-        figures = GaugesOf(tables, cycle_id, watch)
+    def __init__(self, tables: Tables, cycle_id: str, watch: Watch, *, leased: bool) -> None:
+        parts = (tables, cycle_id, watch, None if leased else Ends())
+        self.lease = Lease(*parts) if leased else Expiry(*parts)
+        self.candidates = Candidates(*parts)
+        self.doubts = Doubts(*parts)
+        self.memory = CycleMemory(*parts)
+        self.flips = Flips(*parts)
+        self.restarts = Restarts(*parts)
+        self.holds = Holds(*parts)
+        figures = GaugesOf(*parts)
         self.gauges, self.fleet_gauges = figures.gauges, figures.fleet_gauges
         self._watch = watch
 
@@ -883,9 +925,9 @@ class FakeStore:
         self._watch.after("check_rights")
 
 
-def fake_store(tables: Tables, cycle_id: str, watch: Watch | None = None) -> Store:
+def fake_store(tables: Tables, cycle_id: str, watch: Watch | None = None, *, leased: bool = True) -> Store:
     """Return the store in memory for one cycle."""
-    return cast("Store", FakeStore(tables, cycle_id, watch or Watch()))
+    return cast("Store", FakeStore(tables, cycle_id, watch or Watch(), leased=leased))
 
 
 def _next_id(tables: Tables) -> int:

@@ -13,6 +13,7 @@ from tests.fuzz.anything import CANARY, Nobody, any_json, examples, nearly
 from tests.support.events import EVENTS, event
 from tests.support.invoke import Invoke
 from tests.support.stage import recorded
+from tests.support.state_changes import batch, message, returned, state_change
 
 pytestmark = pytest.mark.no_cover  # many times the same lines; the other tests measure coverage
 
@@ -22,11 +23,12 @@ RIGHT = [
     {"mode": "apply", "workspace_ids": [ID], "limit": 5, "override_breaker": True},
     {"mode": "apply", "hold": {"workspace_ids": [ID], "reason": "maintenance", "seconds": 60}},
     {"mode": "apply", "release": [ID]},
+    state_change("i-0123456789abcdef0"),
 ]
 REFUSED = re.compile(
     r"event field (mode|workspace_ids|limit|override_breaker|adopt|shards?|source|detail|detail-type|event"
     r"|hold|release)"
-    r"(\.reason|\.seconds|\.workspace_ids|\.all)?(\[\d+\])?: found "
+    r"(\.reason|\.seconds|\.workspace_ids|\.all|\.instance-id|\.state)?(\[\d+\])?: found "
 )
 UNKNOWN = "event field {}: unknown"
 
@@ -59,3 +61,32 @@ def test_any_event_is_accepted_or_refused_by_its_field(nobody: Nobody, invoke: I
     else:
         assert nobody.asked > 0
     assert CANARY not in message + output.getvalue()
+
+
+RECORD = message(state_change("i-0123456789abcdef0"))
+
+
+@given(any_json | nearly([{"Records": [RECORD, RECORD]}, batch(*RIGHT)], any_json))
+@examples(0.5)
+def test_any_batch_is_refused_by_its_field_or_loses_no_message_that_is_good(
+    nobody: Nobody, invoke: Invoke, event: Any
+) -> None:
+    nobody.asked = 0
+    refused, ids = "", []
+    with recorded() as output:
+        try:
+            ids = returned(invoke.batch(event))
+        except RequestError as refusal:
+            refused = str(refusal)
+    if refused:
+        assert refused.startswith("event field ")
+        assert len(refused) < 300
+        assert (nobody.asked, output.getvalue()) == (0, "")
+        return
+    lines = [json.loads(line) for line in output.getvalue().splitlines()]
+    dropped = [line for line in lines if line["message"] == "message dropped"]
+    failed = [line for line in lines if line["message"] == "messages returned"]
+    assert len(dropped) + sum(line["count"] for line in failed) == len(event["Records"])
+    assert len(ids) <= len(event["Records"])
+    assert bool(failed) == (nobody.asked > 0)
+    assert CANARY not in output.getvalue()

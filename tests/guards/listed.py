@@ -20,7 +20,6 @@ class Guard:
     test: str
 
 
-_APP = "handler/app.py"
 _AWS_ERRORS = "handler/net/aws_errors.py"
 _BOUNDED = "handler/net/bounded.py"
 _CONNECT = "handler/net/connect.py"
@@ -37,11 +36,13 @@ _FLIP = "handler/store/flip.py"
 _FLIPS = "handler/flips.py"
 _HOLDS = "handler/store/holds.py"
 _HTTP = "handler/net/http.py"
+_INVOCATION = "handler/invocation.py"
 _LEASE = "handler/store/lease.py"
 _LIFE = "handler/domain/restarts.py"
 _LIMITS = "handler/net/limits.py"
 _MEMORY = "handler/store/memory.py"
 _MODEL = "handler/domain/model.py"
+_PHASES = "handler/phases.py"
 _PLATFORM = "handler/restarts/platform.py"
 _REQUEST = "handler/request.py"
 _RESTARTS = "handler/store/restarts.py"
@@ -179,7 +180,7 @@ GUARDS = (
         "a malformed id acts as a wildcard in a filter, or fails the call for all ids in it",
         _EC2,
         "Ec2Probe.sightings",
-        Code("_INSTANCE_ID.fullmatch(workspace.instance_id)", "workspace.instance_id"),
+        Code("INSTANCE_ID.fullmatch(workspace.instance_id)", "workspace.instance_id"),
         f"{_TEST_EC2}test_a_malformed_id_is_unknown_never_sent_and_affects_nobody_else",
     ),
     Guard(
@@ -682,7 +683,10 @@ GUARDS = (
         "a workspace that sends heartbeats is flipped between two of them",
         _FLIP,
         "_ROWS",
-        Sql("last_heartbeat_at > clock_timestamp() - make_interval(secs => :fresh_s)", "false AND :fresh_s > 0"),
+        Sql(
+            "clock_timestamp() - make_interval(secs => :fresh_s)",
+            "CAST('infinity' AS timestamptz) - make_interval(secs => :fresh_s)",
+        ),
         f"{_TEST_RACES}test_a_young_heartbeat_prevents_a_flip_and_an_old_one_or_none_does_not",
     ),
     Guard(
@@ -691,7 +695,7 @@ GUARDS = (
         _FLIP,
         "_WRITE",
         Sql(
-            "{LEASE_IS_OURS} AS lease_is_ours",
+            "{lease_is_ours} AS lease_is_ours",
             "true OR CAST(:scope AS text) IS NULL OR CAST(:cycle_id AS text) IS NULL AS lease_is_ours",
         ),
         f"{_TEST_DEADLINE}test_a_process_that_was_frozen_past_its_lease_flips_nothing",
@@ -974,7 +978,7 @@ GUARDS = (
     Guard(
         "restarts: time of their own",
         "a slow control plane uses up every cycle before a restart is asked for",
-        _CYCLE,
+        _PHASES,
         "Phases.of",
         Code("min(RESTARTS_RESERVE_SECONDS, LONGEST_RESTARTS_RESERVE * whole_s) if restarts_due else 0.0", "0.0"),
         f"{_TEST_CYCLE}test_due_restarts_have_time_of_their_own",
@@ -1084,8 +1088,8 @@ GUARDS = (
     Guard(
         "deadline: closed at the end",
         "a thread that one cycle left behind acts during the next invocation",
-        _APP,
-        "lambda_handler",
+        _INVOCATION,
+        "begun",
         Code("deadline.close()", "None"),
         f"{_TEST_APP}test_nothing_acts_after_its_cycle",
     ),

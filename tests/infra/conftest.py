@@ -35,6 +35,7 @@ COMBINATIONS: dict[str, dict[str, str]] = {
     | {"DatabaseAuth": "iam", "DatabaseResourceId": "cluster-ABC", "DatabaseRole": "rec"},
     "dry runs with alarms": DATABASE | {"AlarmEmail": "ops@example.com"},
     "applying with a platform": DATABASE | {"Mode": "apply", "PlatformBaseUrl": "https://platform.example"},
+    "applying without events": DATABASE | {"Mode": "apply", "StateChangeEvents": "false"},
     "alarms by mail": DATABASE | {"Mode": "apply", "AlarmEmail": "ops@example.com"},
     "alarms to a topic": DATABASE | {"Mode": "apply", "AlarmTopicArn": f"arn:aws:sns:{REGION}:{ACCOUNT}:ops"},
 }
@@ -42,7 +43,7 @@ COMBINATIONS["everything"] = {
     name: value
     for combination in COMBINATIONS.values()
     for name, value in combination.items()
-    if name not in ("AlarmEmail", "ScheduleState")
+    if name not in ("AlarmEmail", "ScheduleState", "StateChangeEvents")
 } | {
     "InstallerSecretArn": secret("owner"),
     "SecretsKmsKeyArns": ",".join(KEYS),

@@ -78,8 +78,9 @@ def test_tracebacks_show_paths_as_they_are_in_lambda(artifact: Path) -> None:
         assert str(ROOT).encode() not in path.read_bytes()
 
 
-def test_both_functions_get_the_same_artifact(artifact: Path) -> None:
-    other = BUILD / "Installer"
+@pytest.mark.parametrize("function", ["StateChanges", "Installer"])
+def test_all_functions_get_the_same_artifact(function: str, artifact: Path) -> None:
+    other = BUILD / function
     assert files(artifact) == files(other)
     assert [path for path in files(artifact) if (artifact / path).read_bytes() != (other / path).read_bytes()] == []
 

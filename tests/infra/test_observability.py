@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from handler.telemetry import LOG_KEYS, METRIC_NAMES
+from handler.telemetry import DETECTION_LATENCY, EVENT_FLIPS, LOG_KEYS, METRIC_NAMES
 from tests.infra.conftest import COMBINATIONS, DATABASE
 from tests.support.cloudformation import REGION, STACK, Stack
 from tests.support.tools import ROOT
@@ -16,6 +16,7 @@ from tests.support.tools import ROOT
 NAMESPACE = "InstanceStateReconciler"
 TOPIC = "arn:aws:sns:eu-central-1:123456789012:ops"
 
+EVENT_METRICS = (EVENT_FLIPS, DETECTION_LATENCY)
 # Keys that Powertools and CloudWatch Logs add to the code's own.
 POWERTOOLS_KEYS = {"level", "location", "message", "timestamp", "service"}
 INSIGHTS_KEYS = {"@timestamp", "@message"}
@@ -33,6 +34,12 @@ ALARMS = {
     "ErrorsAlarm": "cycles-fail",
     "FailedQueueAlarm": "messages-wait-in-a-queue",
     "UndeliveredQueueAlarm": "messages-wait-in-a-queue",
+}
+# … these if state-change events are taken, dry runs or not …
+ALARMS_WITH_EVENTS = {
+    "StateChangesErrorsAlarm": "state-change-events-fail",
+    "StateChangesAgeAlarm": "state-change-events-wait",
+    "DeadLetterQueueAlarm": "state-change-events-are-given-up",
 }
 # … these while cycles are applied …
 ALARMS_WHILE_APPLYING = {
@@ -56,7 +63,9 @@ ALARMS_WITH_A_PLATFORM = {
     "RestartsUnrecoveredAlarm": "a-restart-did-not-work",
     "RestartsBackingOffAlarm": "a-workspace-restarts-again-and-again",
 }
-EVERY_ALARM = ALARMS | ALARMS_WHILE_APPLYING | ALARMS_WITH_EC2 | ALARMS_ON_SCHEDULE | ALARMS_WITH_A_PLATFORM
+EVERY_ALARM = (
+    ALARMS | ALARMS_WITH_EVENTS | ALARMS_WHILE_APPLYING | ALARMS_WITH_EC2 | ALARMS_ON_SCHEDULE | ALARMS_WITH_A_PLATFORM
+)
 
 
 @pytest.fixture(scope="module")
@@ -131,16 +140,17 @@ def test_alarms_and_dashboard_use_metrics_that_the_code_emits_for_this_stack(
     used = list(own_metrics(stacks[name]))
     assert len(used) > 20
     for where, metric_name, dimensions in used:
-        assert metric_name in METRIC_NAMES, where
+        assert metric_name in {*METRIC_NAMES, *EVENT_METRICS}, where
         assert dimensions == {"service": STACK}, where  # this keeps two stacks apart
-    environment = stacks[name].environment("Reconciler")
-    assert environment["POWERTOOLS_METRICS_NAMESPACE"] == NAMESPACE
-    assert environment["POWERTOOLS_SERVICE_NAME"] == STACK
+    for function in ("Reconciler", "StateChanges"):
+        environment = stacks[name].environment(function)
+        assert environment["POWERTOOLS_METRICS_NAMESPACE"] == NAMESPACE
+        assert environment["POWERTOOLS_SERVICE_NAME"] == STACK
 
 
 def test_the_dashboard_shows_every_metric(applying: Stack) -> None:
     shown = {metric_name for where, metric_name, _ in own_metrics(applying) if not where.endswith("Alarm")}
-    assert shown == set(METRIC_NAMES)
+    assert shown == {*METRIC_NAMES, *EVENT_METRICS}
 
 
 def test_queries_use_keys_that_the_code_logs(applying: Stack) -> None:
@@ -160,17 +170,22 @@ def test_queries_look_for_messages_that_the_code_logs(applying: Stack) -> None:
         assert messages <= logged, title
 
 
-def test_the_saved_queries_read_the_stack_s_own_log_group(applying: Stack) -> None:
-    definitions = applying.of_type("AWS::Logs::QueryDefinition").values()
-    assert sorted(one["Name"] for one in definitions) == [
-        f"{STACK}/Slowest cycles",
-        f"{STACK}/What dies again and again",
-        f"{STACK}/What happened to one workspace",
-        f"{STACK}/What was unknown and why",
-        f"{STACK}/What went wrong",
-        f"{STACK}/Why flips were skipped",
+@pytest.mark.parametrize("name", ["applying", "applying without events"])
+def test_the_saved_queries_read_the_stack_s_own_log_groups(name: str, stacks: dict[str, Stack]) -> None:
+    definitions = stacks[name].of_type("AWS::Logs::QueryDefinition").values()
+    groups = {one["Name"].removeprefix(f"{STACK}/"): one["LogGroupNames"] for one in definitions}
+    if name == "applying":
+        assert groups.pop("What became of state changes") == ["<StateChangesLogGroup>"]
+    assert sorted(groups) == [
+        "Slowest cycles",
+        "What dies again and again",
+        "What happened to one workspace",
+        "What was unknown and why",
+        "What went wrong",
+        "Why flips were skipped",
     ]
-    assert all(one["LogGroupNames"] == ["<LogGroup>"] for one in definitions)
+    both = ["<LogGroup>", "<StateChangesLogGroup>"] if name == "applying" else ["<LogGroup>"]
+    assert all(one == both for one in groups.values())
 
 
 # ── Alarms ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -180,7 +195,7 @@ def test_the_saved_queries_read_the_stack_s_own_log_group(applying: Stack) -> No
 def test_an_alarm_exists_only_while_it_can_tell_something(name: str, stacks: dict[str, Stack]) -> None:
     """An alarm on missing cycles that exists in a dry run is in ALARM when cycles begin, and then notifies nobody."""
     given = stacks[name].parameters
-    expected = set(ALARMS)
+    expected = ALARMS.keys() | (ALARMS_WITH_EVENTS.keys() if given["StateChangeEvents"] == "true" else set())
     if given["Mode"] == "apply":
         expected |= ALARMS_WHILE_APPLYING.keys()
         expected |= ALARMS_WITH_EC2.keys() if given["Probe"] == "ec2" else set()
@@ -295,8 +310,12 @@ def test_more_flips_and_adoptions_in_ten_minutes_than_the_parameter_says_raise_t
     given: dict[str, str], threshold: int, template: Any
 ) -> None:
     properties = alarm(Stack(template, DATABASE | {"Mode": "apply"} | given), "FlipsAlarm")
-    assert inputs(properties) == {"flipped": ("Flipped", "Sum", 600), "adopted": ("Adopted", "Sum", 600)}
-    assert properties["Metrics"][0]["Expression"] == "flipped + adopted"
+    assert inputs(properties) == {
+        "flipped": ("Flipped", "Sum", 600),
+        "adopted": ("Adopted", "Sum", 600),
+        "event_flips": ("EventFlips", "Sum", 600),
+    }
+    assert properties["Metrics"][0]["Expression"] == "SUM([flipped, adopted, event_flips])"
     assert properties["EvaluationPeriods"] == 1
     assert (properties["ComparisonOperator"], int(properties["Threshold"])) == ("GreaterThanThreshold", threshold)
 
@@ -325,10 +344,11 @@ def inputs(properties: dict[str, Any]) -> dict[str, tuple[str, str, int]]:
 @pytest.mark.parametrize("name", ["the first deploy", "applying"])
 def test_function_errors_and_queued_messages_raise_alarms(name: str, stacks: dict[str, Stack]) -> None:
     applying = stacks[name]
-    errors = alarm(applying, "ErrorsAlarm")
-    assert (errors["Namespace"], errors["MetricName"]) == ("AWS/Lambda", "Errors")
-    assert errors["Dimensions"] == [{"Name": "FunctionName", "Value": "<Reconciler>"}]
-    for queue in ("FailedQueue", "UndeliveredQueue"):
+    for which, function in (("ErrorsAlarm", "Reconciler"), ("StateChangesErrorsAlarm", "StateChanges")):
+        errors = alarm(applying, which)
+        assert (errors["Namespace"], errors["MetricName"]) == ("AWS/Lambda", "Errors")
+        assert errors["Dimensions"] == [{"Name": "FunctionName", "Value": f"<{function}>"}]
+    for queue in ("FailedQueue", "UndeliveredQueue", "DeadLetterQueue"):
         messages = alarm(applying, f"{queue}Alarm")
         assert (messages["Namespace"], messages["MetricName"]) == ("AWS/SQS", "ApproximateNumberOfMessagesVisible")
         assert messages["Dimensions"] == [{"Name": "QueueName", "Value": f"<{queue}.QueueName>"}]
@@ -344,8 +364,9 @@ def test_the_dashboard_shows_every_alarm_of_the_stack(name: str, stacks: dict[st
     assert sorted(shown) == sorted(f"<{one}.Arn>" for one in stacks[name].of_type("AWS::CloudWatch::Alarm"))
 
 
-def test_the_dashboard_fits_on_one_screen_without_gaps_or_overlaps(applying: Stack) -> None:
-    body = json.loads(applying.properties("Dashboard")["DashboardBody"])
+@pytest.mark.parametrize("name", ["applying", "applying without events"])
+def test_the_dashboard_fits_on_one_screen_without_gaps_or_overlaps(name: str, stacks: dict[str, Stack]) -> None:
+    body = json.loads(stacks[name].properties("Dashboard")["DashboardBody"])
     cells = [
         (x, y)
         for widget in body["widgets"]

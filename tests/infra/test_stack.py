@@ -17,6 +17,7 @@ UNKNOWN_TO_MOTO = {
     "AWS::Logs::QueryDefinition",
     "AWS::Scheduler::Schedule",
     "AWS::Scheduler::ScheduleGroup",
+    "AWS::SQS::QueuePolicy",
 }
 
 

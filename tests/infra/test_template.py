@@ -97,6 +97,8 @@ def test_only_describes_network_interfaces_and_traces_are_allowed_on_all_resourc
     if stack.parameters["VpcSubnetIds"]:
         expected |= NETWORK_INTERFACES
     assert allowed(stack, "ReconcilerRole")["*"] == expected
+    if "StateChangesRole" in stack.resources:
+        assert allowed(stack, "StateChangesRole")["*"] == expected
     assert "*" not in allowed(stack, "ScheduleRole")
     if "InstallerRole" in stack.resources:
         assert allowed(stack, "InstallerRole")["*"] == expected - DESCRIBES
@@ -117,7 +119,7 @@ def test_no_right_has_a_wildcard_and_no_policy_is_managed_by_aws(name: str, stac
 
 @every_combination
 def test_sam_adds_no_role_of_its_own(name: str, stacks: dict[str, Stack]) -> None:
-    roles = {"ScheduleRole", "ReconcilerRole", "InstallerRole"}
+    roles = {"ScheduleRole", "ReconcilerRole", "StateChangesRole", "InstallerRole"}
     assert stacks[name].of_type("AWS::IAM::Role").keys() <= roles
     for function in stacks[name].of_type("AWS::Lambda::Function").values():
         assert function["Role"].removesuffix(".Arn>").removeprefix("<") in roles
@@ -128,10 +130,11 @@ def test_the_role_allows_exactly_the_describes_that_the_handler_can_call() -> No
     assert {f"ec2:{operation}" for operation in json.loads(model.read_text())["operations"]} == DESCRIBES
 
 
-def test_describes_are_limited_to_the_stack_s_region(stacks: dict[str, Stack]) -> None:
+@pytest.mark.parametrize("role", ["ReconcilerRole", "StateChangesRole"])
+def test_describes_are_limited_to_the_stack_s_region(role: str, stacks: dict[str, Stack]) -> None:
     (describes,) = (
         statement
-        for statement in statements(stacks["the first deploy"], "ReconcilerRole")
+        for statement in statements(stacks["the first deploy"], role)
         if "ec2:DescribeInstances" in statement["Action"]
     )
     assert describes["Condition"] == {"StringEquals": {"aws:RequestedRegion": REGION}}
@@ -154,6 +157,12 @@ def test_the_reconciler_may_read_only_its_own_secrets(name: str, secrets: set[st
     assert {resource for resource in rights if ":secretsmanager:" in resource} == readable
 
 
+def test_only_who_asks_for_restarts_may_read_the_platform_s_secret(stacks: dict[str, Stack]) -> None:
+    stack = stacks["everything"]
+    readers = {role for role in stack.of_type("AWS::IAM::Role") if secret("platform") in allowed(stack, role)}
+    assert readers == {"ReconcilerRole"}
+
+
 def test_only_the_installer_may_read_the_owner_s_secret(stacks: dict[str, Stack]) -> None:
     stack = stacks["everything"]
     assert allowed(stack, "InstallerRole")[secret("owner")] == {"secretsmanager:GetSecretValue"}
@@ -162,7 +171,12 @@ def test_only_the_installer_may_read_the_owner_s_secret(stacks: dict[str, Stack]
 
 
 @pytest.mark.parametrize(
-    ("role", "secrets"), [("ReconcilerRole", ["database", "cp", "platform"]), ("InstallerRole", ["owner"])]
+    ("role", "secrets"),
+    [
+        ("ReconcilerRole", ["database", "cp", "platform"]),
+        ("StateChangesRole", ["database", "cp"]),
+        ("InstallerRole", ["owner"]),
+    ],
 )
 def test_keys_decrypt_only_the_role_s_own_secrets(role: str, secrets: list[str], stacks: dict[str, Stack]) -> None:
     (decrypt,) = (one for one in statements(stacks["everything"], role) if one["Action"] == "kms:Decrypt")
@@ -172,20 +186,25 @@ def test_keys_decrypt_only_the_role_s_own_secrets(role: str, secrets: list[str],
     assert as_list(conditions["kms:EncryptionContext:SecretARN"]) == [secret(one) for one in secrets]
 
 
-def test_without_key_parameters_no_role_may_decrypt(stacks: dict[str, Stack]) -> None:
-    actions = set().union(*allowed(stacks["platform"], "ReconcilerRole").values())
+@pytest.mark.parametrize("role", ["ReconcilerRole", "StateChangesRole"])
+def test_without_key_parameters_no_role_may_decrypt(role: str, stacks: dict[str, Stack]) -> None:
+    actions = set().union(*allowed(stacks["platform"], role).values())
     assert "kms:Decrypt" not in actions
 
 
-def test_only_iam_authentication_allows_a_database_login_and_only_as_the_named_role(stacks: dict[str, Stack]) -> None:
+@pytest.mark.parametrize("role", ["ReconcilerRole", "StateChangesRole"])
+def test_only_iam_authentication_allows_a_database_login_and_only_as_the_named_role(
+    role: str, stacks: dict[str, Stack]
+) -> None:
     login = f"arn:aws:rds-db:{REGION}:{ACCOUNT}:dbuser:cluster-ABC/rec"
-    assert allowed(stacks["IAM authentication"], "ReconcilerRole")[login] == {"rds-db:connect"}
+    assert allowed(stacks["IAM authentication"], role)[login] == {"rds-db:connect"}
     for name in ("the first deploy", "VPC"):
-        assert "rds-db:connect" not in set().union(*allowed(stacks[name], "ReconcilerRole").values())
+        assert "rds-db:connect" not in set().union(*allowed(stacks[name], role).values())
 
 
-def test_the_functions_code_may_not_touch_network_interfaces(stacks: dict[str, Stack]) -> None:
-    (denied,) = (one for one in statements(stacks["VPC"], "ReconcilerRole") if one["Effect"] == "Deny")
+@pytest.mark.parametrize("role", ["ReconcilerRole", "StateChangesRole"])
+def test_the_functions_code_may_not_touch_network_interfaces(role: str, stacks: dict[str, Stack]) -> None:
+    (denied,) = (one for one in statements(stacks["VPC"], role) if one["Effect"] == "Deny")
     assert set(denied["Action"]) == NETWORK_INTERFACES
     assert denied["Condition"] == {
         "ArnLike": {"lambda:SourceFunctionArn": f"arn:aws:lambda:{REGION}:{ACCOUNT}:function:*"}
@@ -196,6 +215,7 @@ def test_logs_go_only_to_the_stack_s_own_groups(stacks: dict[str, Stack]) -> Non
     stack = stacks["everything"]
     for function, role, group in (
         ("Reconciler", "ReconcilerRole", "LogGroup"),
+        ("StateChanges", "StateChangesRole", "StateChangesLogGroup"),
         ("Installer", "InstallerRole", "InstallerLogGroup"),
     ):
         assert stack.properties(function)["LoggingConfig"]["LogGroup"] == f"<{group}>"
@@ -258,9 +278,10 @@ def test_the_installer_exists_only_with_its_secret(name: str, expected: set[str]
     assert {one for one in stacks[name].resources if one.startswith("Installer")} == expected
 
 
-def test_both_functions_run_the_same_artifact(stacks: dict[str, Stack]) -> None:
-    stack = stacks["everything"]
-    assert stack.properties("Reconciler")["Code"] == stack.properties("Installer")["Code"]
+def test_all_functions_run_the_same_artifact(stacks: dict[str, Stack]) -> None:
+    functions = stacks["everything"].of_type("AWS::Lambda::Function")
+    assert functions.keys() == {"Reconciler", "StateChanges", "Installer"}
+    assert all(one["Code"] == functions["Reconciler"]["Code"] for one in functions.values())
 
 
 def test_only_people_can_invoke_the_installer(stacks: dict[str, Stack]) -> None:
@@ -268,6 +289,8 @@ def test_only_people_can_invoke_the_installer(stacks: dict[str, Stack]) -> None:
     assert stack.of_type("AWS::Lambda::Permission") == {}
     (schedule,) = stack.of_type("AWS::Scheduler::Schedule").values()
     assert schedule["Target"]["Arn"] == "<Reconciler.Arn>"
+    (mapping,) = stack.of_type("AWS::Lambda::EventSourceMapping").values()
+    assert mapping["FunctionName"] == "<StateChanges>"
 
 
 @every_combination
@@ -281,9 +304,11 @@ def test_a_failed_event_is_not_retried_and_is_kept_with_its_error(name: str, sta
 
 
 @every_combination
-def test_the_queues_are_encrypted_and_keep_messages_for_two_weeks(name: str, stacks: dict[str, Stack]) -> None:
+def test_the_queues_are_encrypted_and_keep_what_failed_for_two_weeks(name: str, stacks: dict[str, Stack]) -> None:
     queues = stacks[name].of_type("AWS::SQS::Queue")
-    assert queues.keys() == {"FailedQueue", "UndeliveredQueue"}
+    assert all(queue["SqsManagedSseEnabled"] for queue in queues.values())
+    queues.pop("StateChangesQueue", None)  # tests/infra/test_state_changes.py
+    assert queues.keys() - {"DeadLetterQueue"} == {"FailedQueue", "UndeliveredQueue"}
     for queue in queues.values():
         assert queue == {"SqsManagedSseEnabled": True, "MessageRetentionPeriod": 14 * 24 * 3600}
 
@@ -325,6 +350,7 @@ def test_the_deadline_comes_before_the_timeout_and_the_timeout_before_the_next_m
 @pytest.mark.parametrize(("name", "reserved"), [("the first deploy", None), ("everything", "2")])
 def test_concurrency_is_reserved_only_on_request(name: str, reserved: str | None, stacks: dict[str, Stack]) -> None:
     assert stacks[name].properties("Reconciler").get("ReservedConcurrentExecutions") == reserved
+    assert "ReservedConcurrentExecutions" not in stacks[name].properties("StateChanges")
 
 
 @every_combination
@@ -350,7 +376,7 @@ def test_logs_are_kept_for_a_year_and_encrypted_with_the_given_key(
 
 
 def test_logs_outlive_the_stack_but_not_a_stack_that_could_not_be_created(stacks: dict[str, Stack]) -> None:
-    for name in ("LogGroup", "InstallerLogGroup"):
+    for name in ("LogGroup", "StateChangesLogGroup", "InstallerLogGroup"):
         group = stacks["everything"].resources[name]
         assert (group["DeletionPolicy"], group["UpdateReplacePolicy"]) == ("RetainExceptOnCreate", "Retain")
 
@@ -406,10 +432,11 @@ def test_the_handler_accepts_the_environment(
     (tmp_path / "infra" / "ca").mkdir(parents=True)
     for bundle in ("global-bundle.pem", "company.pem"):
         (tmp_path / "infra" / "ca" / bundle).write_bytes(Authority().certificate)
-    settings = Settings.from_env(stacks[name].environment("Reconciler"))
-    assert settings.mode == COMBINATIONS[name].get("Mode", "dry-run")
-    assert settings.probe == COMBINATIONS[name].get("Probe", "ec2")
-    assert settings.database.sslmode == "verify-full"
+    for function in stacks[name].of_type("AWS::Lambda::Function").keys() - {"Installer"}:
+        settings = Settings.from_env(stacks[name].environment(function))
+        assert settings.mode == COMBINATIONS[name].get("Mode", "dry-run")
+        assert settings.probe == COMBINATIONS[name].get("Probe", "ec2")
+        assert settings.database.sslmode == "verify-full"
 
 
 def test_the_template_s_defaults_equal_the_handler_s_except_for_the_mode(stacks: dict[str, Stack]) -> None:
@@ -427,7 +454,8 @@ def test_the_handler_accepts_every_number_that_the_template_accepts(bound: str, 
         for name, parameter in template["Parameters"].items()
         if parameter["Type"] == "Number" and bound in parameter
     }
-    Settings.from_env(Stack(template, DATABASE | bounds).environment("Reconciler"))
+    for function in ("Reconciler", "StateChanges"):
+        Settings.from_env(Stack(template, DATABASE | bounds).environment(function))
 
 
 def test_the_installer_s_environment_has_only_the_owner_s_secret_and_the_database(stacks: dict[str, Stack]) -> None:

@@ -325,10 +325,9 @@ def test_an_open_breaker_says_whom_it_stops_after_a_second_probe_and_closes_by_i
     outcome = stage.cycle()
     assert_open(outcome, dead, dead=3, answered=5)
     assert {flip["workspace_id"]: flip["blocked"] for flip in outcome.report["flips"]} == dict.fromkeys(dead, True)
-    assert [call.action for call in stage.ec2.calls] == [
-        "DescribeInstances",
+    assert sorted(call.action for call in stage.ec2.calls) == [
         "DescribeInstanceStatus",
-        "DescribeInstances",
+        *["DescribeInstances"] * 2,
     ]
     revived = dead.pop()
     stage.ec2.set_state(stage.instance_of(revived), "running")

@@ -16,7 +16,7 @@ from handler.domain.model import Restart, Sighting, Verdict, Workspace
 from handler.domain.policy import AbsencePolicy, CrashLoopPolicy, RestartPolicy
 from handler.domain.restarts import Circumstances, Owed, RestartDecision, before_asking
 from handler.store import Doubts, FlipOutcomes, FlipPolicy, Flips, Holds, Restarts
-from handler.store.lease import Lease
+from handler.store.lease import Expiry, Lease
 from handler.store.memory import CycleMemory
 from handler.store.session import Session
 from sandbox.postgres import Database
@@ -32,7 +32,8 @@ SCOPES = {OURS: "ours", THEIRS: "theirs"}
 HEARTBEAT = "2026-01-01 00:00:00+00"
 RESTART, MATES_RESTART = Restart(1, WORKSPACE, OLD), Restart(2, MATE, MATES)
 # Evidence from this clock does not expire during a test, nor does that from the other one serve.
-FRESH, STALE = DatabaseClock(4e9, 0.0), DatabaseClock(1.5e9, 0.0)
+FAR_AHEAD = 4e9
+FRESH, STALE = DatabaseClock(FAR_AHEAD, 0.0), DatabaseClock(1.5e9, 0.0)
 
 # Everything that either side could have changed. Times are compared only where they matter.
 _STATE = """
@@ -125,6 +126,12 @@ class Arena:
         lease.own = {"scope": SCOPES[cycle], "cycle_id": cycle}
         return lease
 
+    def expiry(self, cycle: str, *, at: float = FAR_AHEAD) -> Expiry:
+        """Return the right to act of a state-change cycle, which ends at that time, in seconds since 1970."""
+        expiry = Expiry(self.sessions[cycle], cycle)
+        expiry.own["expires_at"] = at
+        return expiry
+
     def blocked(self, pid: int) -> bool:
         return bool(self._onlooker.run("SELECT cardinality(pg_blocking_pids(:pid)) > 0", pid=pid)[0][0])
 
@@ -159,9 +166,13 @@ def flip(
     clock: DatabaseClock = FRESH,
     session: Session | None = None,
     offline: bool = False,
+    right: Lease | None = None,
 ) -> FlipOutcomes:
-    """Flip a set of workspaces, or adopt them if they are offline: both, unless told otherwise."""
-    flips = Flips(session or arena.sessions[cycle], cycle, arena.lease(cycle))
+    """Flip a set of workspaces, or adopt them if they are offline: both, unless told otherwise.
+
+    The cycle's right to act is its lease, or another one.
+    """
+    flips = Flips(session or arena.sessions[cycle], cycle, right or arena.lease(cycle))
     policy = FlipPolicy(
         selected_at,
         clock,
@@ -174,6 +185,13 @@ def flip(
     return flips.flip(
         Deadline(TIMEOUT_S), [Confirmed(dead(one, offline=offline), dead(one, offline=offline)) for one in of], policy
     )
+
+
+def flip_after_events(
+    arena: Arena, cycle: str, *, of: tuple[str, ...] = (WORKSPACE, MATE), session: Session | None = None
+) -> FlipOutcomes:
+    """Flip them as a state-change cycle does, without a lease."""
+    return flip(arena, cycle, of=of, session=session, right=arena.expiry(cycle))
 
 
 def adopt(arena: Arena, cycle: str) -> FlipOutcomes:

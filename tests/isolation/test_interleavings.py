@@ -33,6 +33,7 @@ from tests.isolation.arena import (
     cancel_moved_on,
     claim,
     flip,
+    flip_after_events,
     hold,
     owe_again,
     place_hold,
@@ -62,6 +63,10 @@ def told(answer: object) -> object:
 
 def flip_alone(arena: Arena, cycle: str) -> object:
     return flip(arena, cycle, of=(WORKSPACE,))
+
+
+def event_flip_alone(arena: Arena, cycle: str) -> object:
+    return flip_after_events(arena, cycle, of=(WORKSPACE,))
 
 
 def _flipped(outcome: Flipped | SkipReason) -> object:
@@ -135,8 +140,13 @@ FLIPS = {name: flips(write, 44) for name, write in WRITES.items()}
 FLIPS_BESIDE_US = {
     "another cycle flips both": flips(flip, 532),
     "another cycle flips it alone": flips(flip_alone, 728),
+    "an event cycle flips it": flips(event_flip_alone, 728),
     "it is put on hold": flips(place_hold, 210),
     "its doubts are tended": flips(tend_doubts, 210, DOUBTED),
+}
+EVENT_FLIPS = {
+    "a heartbeat comes": Encounter(event_flip_alone, WRITES["a heartbeat comes"], "online", "online", "", 41),
+    "it is paused": Encounter(event_flip_alone, WRITES["it is paused"], "online", "online", "", 41),
 }
 # They lock something for a while, and leave behind a candidate whose instance is dead.
 HARMLESS = {
@@ -170,7 +180,7 @@ OWED_AGAIN = {
 }
 ALL = (
     *[FLIPS] * len(STATUS_TYPES),
-    *(FLIPS_BESIDE_US, HARMLESS, CLAIMS, CANCELLED, ADOPTIONS, OWED_AGAIN),
+    *(FLIPS_BESIDE_US, EVENT_FLIPS, HARMLESS, CLAIMS, CANCELLED, ADOPTIONS, OWED_AGAIN),
     {"a claim and a hold": CLAIM_AND_HOLD, "an adoption and a watch": ADOPTION_AND_WATCH},
 )
 
@@ -214,6 +224,13 @@ def test_a_flip_beside_another_cycle_or_a_hold_ends_as_if_one_of_them_had_gone_f
     arenas: Callable[[StatusType], Arena], name: str
 ) -> None:
     assert_serial(arenas("enum"), FLIPS_BESIDE_US[name])
+
+
+@pytest.mark.parametrize("name", EVENT_FLIPS)
+def test_an_event_cycles_flip_beside_another_writer_ends_as_if_one_of_them_had_gone_first(
+    arenas: Callable[[StatusType], Arena], name: str
+) -> None:
+    assert_serial(arenas("enum"), EVENT_FLIPS[name])
 
 
 @pytest.mark.parametrize("name", CLAIMS)

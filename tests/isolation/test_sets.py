@@ -5,6 +5,7 @@ The set is stopped at every one of its statements, on a real PostgreSQL.
 
 import contextlib
 import itertools
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,7 +18,20 @@ from handler.errors import ConnectionLostError, RowLockedError, StoreError
 from handler.store import Flipped
 from handler.store.sqlstate import concerns_a_row
 from sandbox.postgres import PostgresServer, StatusType
-from tests.isolation.arena import BEFORE, BOTH_OWED, MATE, MATES, OURS, OWED, WORKSPACE, Arena, claim, flip
+from tests.isolation.arena import (
+    BEFORE,
+    BOTH_OWED,
+    MATE,
+    MATES,
+    OURS,
+    OWED,
+    THEIRS,
+    WORKSPACE,
+    Arena,
+    claim,
+    flip,
+    flip_after_events,
+)
 from tests.support.interleaving import TIMEOUT_S, InterruptedSession, interrupted_session
 
 ONLINE = BEFORE.format(status="online", mates_status="online")
@@ -183,6 +197,35 @@ def test_a_lease_that_is_lost_before_the_claim_claims_nothing(
     session.interrupt(lease, before=step)
     assert steps(claim(arena, OURS, session=session)) == dict.fromkeys(BOTH, Step.WAIT)
     assert claimed(arena) == []
+
+
+@pytest.mark.parametrize("step", FLIP_READS[1:])
+def test_an_expiry_that_passes_in_mid_transaction_flips_nobody(
+    arena: Arena, session: InterruptedSession, step: int
+) -> None:
+    """A state-change cycle has no lease. It was frozen after its BEGIN, and its time is over when it writes."""
+    arena.reset(ONLINE)
+    right = arena.expiry(OURS)
+    session.interrupt(lambda: right.own.update(expires_at=time.time()), before=step)
+    assert outcomes(flip(arena, OURS, session=session, right=right)) == dict.fromkeys(BOTH, SkipReason.OUT_OF_TIME)
+    assert flipped(arena) == []
+
+
+@pytest.mark.parametrize("step", [*FLIP_READS[1:], FLIP_WRITES, FLIP_COMMITS])
+@pytest.mark.parametrize("ours", [flip, flip_after_events], ids=["a full cycle", "an event cycle"])
+def test_a_full_cycle_and_an_event_cycle_that_meet_at_a_row_flip_it_once(
+    arena: Arena, session: InterruptedSession, ours: Callable[..., Any], step: int
+) -> None:
+    """The other one does everything before a statement of ours. Until we have locked the row, it flips it."""
+    arena.reset(ONLINE)
+    theirs = flip_after_events if ours is flip else flip
+    told: dict[str, Any] = {}
+    session.interrupt(lambda: told.update(outcomes(theirs(arena, THEIRS, of=(MATE,)))), before=step)
+    ours_told = outcomes(ours(arena, OURS, session=session))
+    is_first = step == FLIP_READS[1]
+    assert told == {MATE: True if is_first else SkipReason.ROW_LOCKED}
+    assert ours_told == {WORKSPACE: True, MATE: SkipReason.STATUS_MOVED if is_first else True}
+    assert flipped(arena) == [*BOTH]
 
 
 # --- a hold is placed ---

@@ -19,6 +19,7 @@ from handler.domain.model import NOT_FOUND, Restart, Sighting, Workspace
 from handler.domain.report import Report
 from handler.domain.restarts import RECOVERY_SECONDS, UNWANTED
 from handler.errors import ConnectionLostError, ReconcilerError
+from handler.phases import CLOSING_SECONDS
 from handler.request import APPLY, Request
 from handler.restarts import worker
 from handler.settings import Settings
@@ -133,7 +134,7 @@ class Actor(Watch):
         self.frozen_s = 0.0
         self.crashed = self.disturbed = self.coverage_is_saved = False
         self.fault: str | None = None
-        self.closes_at = self.clock() + simulation.setup.settings.cycle_deadline_seconds + cycle.CLOSING_SECONDS
+        self.closes_at = self.clock() + simulation.setup.settings.cycle_deadline_seconds + CLOSING_SECONDS
         self.selected: dict[str, Seen] = {}
         self.died: set[str] = set()
         self.answers: dict[str, list[Answered]] = {}
@@ -470,7 +471,7 @@ class Simulation:
         deadline = Deadline(setup.settings.cycle_deadline_seconds, clock=actor.clock)
         report = None
         try:
-            report, _ = cycle.run(order, setup.settings, parts, deadline)
+            report = cycle.run(order, setup.settings, parts, deadline).report
         except CrashError:
             self.note(f"{actor.cycle_id} has crashed")
         except ReconcilerError as error:

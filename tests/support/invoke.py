@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
-from handler import app, process
+from handler import app, events, process
 from sandbox.invocation import Invocation
 from sandbox.lambda_context import LambdaContext
 from tests.support.events import APPLY
@@ -29,6 +29,11 @@ class Invoke:
     def __call__(self, event: Any = APPLY, /, **changes: str | None) -> dict[str, Any]:
         with self._in_environment(changes):
             return app.lambda_handler(event, LambdaContext(self._remaining_s))
+
+    def batch(self, event: Any, /, **changes: str | None) -> dict[str, Any]:
+        """Call the handler of SQS batches, and return its answer."""
+        with self._in_environment(changes):
+            return events.lambda_handler(event, LambdaContext(self._remaining_s))
 
     def with_remaining(self, seconds: float) -> "Invoke":
         """Return the same, with this many seconds left until Lambda's timeout."""

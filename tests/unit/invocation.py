@@ -110,18 +110,22 @@ class Invocation(Watch):
 
     def run(self, request: Request = FULL, seconds: float = 45) -> Report:
         """Run the cycle."""
-        report, _ = cycle.run(request, self.settings, self.parts(), self.deadline(seconds))
-        return report
+        return self.result(request, seconds).report
+
+    def result(self, request: Request = FULL, seconds: float = 45) -> cycle.Result:
+        """Run the cycle; return all that it returns."""
+        parts = self.parts(leased=request.state_changes is None)
+        return cycle.run(request, self.settings, parts, self.deadline(seconds))
 
     def deadline(self, seconds: float) -> Deadline:
         return Deadline(seconds, clock=self.clock)
 
-    def parts(self) -> cycle.Parts:
-        return cycle.Parts(self.cycle_id, self.store(), lambda _: self.probe(), lambda _: self.platform())
+    def parts(self, *, leased: bool = True) -> cycle.Parts:
+        return cycle.Parts(self.cycle_id, self.store(leased=leased), lambda _: self.probe(), lambda _: self.platform())
 
-    def store(self) -> Store:
+    def store(self, *, leased: bool = True) -> Store:
         """Return the store, which also records which rights are checked."""
-        store = fake_store(self.world.tables, self.cycle_id, self)
+        store = fake_store(self.world.tables, self.cycle_id, self, leased=leased)
         check = store.check_rights
 
         def check_rights(deadline: Deadline, *, to_apply: bool) -> None:

@@ -11,7 +11,7 @@ from unittest.mock import patch
 
 import pytest
 
-from handler import app, cycle, process
+from handler import app, cycle, invocation, process
 from handler.deadline import Deadline
 from handler.domain.report import Flip, Gauges, Outcome, Report, RestartCounts
 from handler.errors import ConnectionLostError, RequestError, SettingsError
@@ -55,9 +55,7 @@ class Cycles:
     seconds: list[float] = field(default_factory=list)
     parts: list[cycle.Parts] = field(default_factory=list)
 
-    def run(
-        self, request: Request, settings: Settings, parts: cycle.Parts, deadline: Deadline
-    ) -> tuple[Report, Gauges]:
+    def run(self, request: Request, settings: Settings, parts: cycle.Parts, deadline: Deadline) -> cycle.Result:
         logger.info("the cycle runs")
         self.requests.append(request)
         self.parts.append(parts)
@@ -66,7 +64,7 @@ class Cycles:
         self.seconds.append(deadline.remaining())
         if self.failure is not None:
             raise self.failure
-        return self.report, Gauges(0, 0, 0, 0, 0.0, 0.0, 0, 0.0)
+        return cycle.Result(self.report, Gauges(0, 0, 0, 0, 0.0, 0.0, 0, 0.0))
 
 
 @pytest.fixture
@@ -211,7 +209,7 @@ def test_a_flip_is_marked_only_if_it_was_adopted_or_blocked(cycles: Cycles) -> N
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[Report]:
     """Return the reports that metrics are emitted for."""
     reports: list[Report] = []
-    monkeypatch.setattr(app, "emit_metrics", lambda report, _: reports.append(report))
+    monkeypatch.setattr(invocation, "emit_metrics", lambda report, _: reports.append(report))
     return reports
 
 
@@ -238,7 +236,7 @@ def test_under_the_ceiling_only_the_schedule_says_how_many_it_would_flip(
     cycles: Cycles, monkeypatch: pytest.MonkeyPatch, event: dict[str, Any], emitted: list[int]
 ) -> None:
     said: list[int] = []
-    monkeypatch.setattr(app, "emit_would_flip", lambda report: said.append(len(report.flips)))
+    monkeypatch.setattr(invocation, "emit_would_flip", lambda report: said.append(len(report.flips)))
     monkeypatch.setenv("MODE", "dry-run")
     flips = (Flip(uuid(1), "i-1", "stopped"), Flip(uuid(2), "i-2", "stopped", adopted=True))
     cycles.report = Report("dry-run", "ec2", flips=flips)

@@ -783,6 +783,7 @@ def test_who_answers_without_the_filter_finds_nobody_else_impaired(clock: Clock)
     [
         (DENIED, "refused_UnauthorizedOperation"),
         (SERVER_ERROR, "server_error"),
+        (THROTTLED, "throttled"),
         (broken(Cause.TIMEOUT), "timeout"),
         (lambda: RuntimeError("s3cret"), "garbled_answer"),
     ],

@@ -10,7 +10,7 @@ import pytest
 import handler
 from handler.domain.model import SkipReason
 from handler.domain.report import Flip, Report, RestartCounts
-from handler.telemetry import METRIC_NAMES
+from handler.telemetry import DETECTION_LATENCY, EVENT_FLIPS, METRIC_NAMES, WOULD_FLIP
 from tests.unit.test_settings import EVERY_VARIABLE
 
 REFERENCE = (Path(handler.__file__).parents[1] / "docs" / "reference.md").read_text()
@@ -28,7 +28,7 @@ def log_messages() -> Iterator[str]:
 
 
 NAMES = {
-    "metrics": set(METRIC_NAMES),
+    "metrics": {*METRIC_NAMES, DETECTION_LATENCY, EVENT_FLIPS, WOULD_FLIP},
     "settings": set(EVERY_VARIABLE),
     "the report's fields": {one.name for one in fields(Report)} - {"mode", "probe"},
     "skips": {str(reason) for reason in SkipReason},

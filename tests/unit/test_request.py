@@ -18,11 +18,6 @@ EVENTS = Path(__file__).parents[2] / "events"
 SCHEDULED = {"source": "aws.events", "detail-type": "Scheduled Event", "detail": {}}
 SCHEDULER = {"source": "aws.scheduler", "detail-type": "Scheduled Event", "detail": "{}"}
 HOLD = {"workspace_ids": [uuid(1), uuid(2)], "reason": "maintenance", "seconds": 3600}
-STATE_CHANGE = {
-    "source": "aws.ec2",
-    "detail-type": "EC2 Instance State-change Notification",
-    "detail": {"instance-id": "i-0123456789abcdef0", "state": "terminated"},
-}
 SHARDLESS = "no such field: shards are not supported yet"
 ALL = {"all": True, "reason": "wait", "seconds": 60}
 HOLD_FORM = '{"workspace_ids": [UUID, …] or "all": true, "reason": text, "seconds": n}'
@@ -250,13 +245,25 @@ def test_the_ceiling_never_makes_a_dry_run_apply() -> None:
         ),
         pytest.param({"workspace_ids": [f"{{{uuid(1)}}}"]}, "workspace_ids[0]", "", "a UUID", id="an id in braces"),
         pytest.param({"workspace_ids": [None]}, "workspace_ids[0]", "nothing", "a UUID", id="null among the ids"),
-        pytest.param({"source": "aws.s3"}, "source", "'aws.s3'", "aws.events or aws.scheduler", id="another source"),
-        pytest.param({"source": None}, "source", "nothing", "aws.events or aws.scheduler", id="a source of null"),
         pytest.param(
-            {"source": ["aws.events"]}, "source", "a list", "aws.events or aws.scheduler", id="a source in a list"
+            {"source": "aws.s3"}, "source", "'aws.s3'", "aws.events or aws.scheduler or aws.ec2", id="another source"
         ),
         pytest.param(
-            {"detail-type": "Scheduled Event"}, "source", "nothing", "aws.events or aws.scheduler", id="no source"
+            {"source": None}, "source", "nothing", "aws.events or aws.scheduler or aws.ec2", id="a source of null"
+        ),
+        pytest.param(
+            {"source": ["aws.events"]},
+            "source",
+            "a list",
+            "aws.events or aws.scheduler or aws.ec2",
+            id="a source in a list",
+        ),
+        pytest.param(
+            {"detail-type": "Scheduled Event"},
+            "source",
+            "nothing",
+            "aws.events or aws.scheduler or aws.ec2",
+            id="no source",
         ),
         pytest.param({"source": "aws.events"}, "detail-type", "nothing", "Scheduled Event", id="no detail-type"),
         pytest.param(
@@ -271,13 +278,6 @@ def test_the_ceiling_never_makes_a_dry_run_apply() -> None:
         ),
         pytest.param(
             SCHEDULED | {"detail": None}, "detail", "nothing", 'an object or the string "{}"', id="a detail of null"
-        ),
-        pytest.param(
-            STATE_CHANGE,
-            "source",
-            "'aws.ec2'",
-            "aws.events or aws.scheduler: EC2 events are not supported yet",
-            id="a state change of EC2",
         ),
         pytest.param({"shard": 1}, "shard", "1", SHARDLESS, id="a shard"),
         pytest.param({"mode": "apply", "shards": 2}, "shards", "2", SHARDLESS, id="shards"),
@@ -415,11 +415,6 @@ def test_an_option_in_a_scheduled_event_is_refused(field: str) -> None:
 def test_shards_are_refused_by_name(field: str) -> None:
     with pytest.raises(RequestError, match=f"event field {field}: found 1; .*not supported yet"):
         parse({"mode": "apply", field: 1})
-
-
-def test_an_ec2_event_is_refused_by_its_source() -> None:
-    with pytest.raises(RequestError, match=r"event field source: found 'aws.ec2'; .*not supported yet"):
-        parse(STATE_CHANGE)
 
 
 # --- holds ---

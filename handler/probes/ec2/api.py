@@ -109,9 +109,11 @@ class Ec2Api:
     def impaired(self, deadline: Deadline) -> Iterator[Page[str]]:
         """Yield pages of the ids of running instances that fail EC2's system status check. Raises Ec2Error.
 
-        It counts who says so: not everything that answers like EC2 knows the filter.
+        It counts who says so: not everything that answers like EC2 knows the filter. When EC2 throttles, it gives up:
+        what is left of the account's calls is for the states.
         """
-        for page, answered_at in self._statuses(deadline, 1, {"system-status.status": _IMPAIRED}):
+        impaired_only = {"system-status.status": _IMPAIRED}
+        for page, answered_at in self._statuses(deadline, 1, impaired_only, patient=False):
             impaired = [
                 one["InstanceId"]
                 for one in page
@@ -124,14 +126,20 @@ class Ec2Api:
         pages = self._pages(lambda client: client.describe_availability_zones, deadline, attempts=1)
         return [zone["ZoneName"] for page, _ in pages for zone in page["AvailabilityZones"]]
 
-    def _statuses(self, deadline: Deadline, attempts: int, only: Mapping[str, str]) -> Iterator[tuple[Any, float]]:
+    def _statuses(
+        self, deadline: Deadline, attempts: int, only: Mapping[str, str], *, patient: bool = True
+    ) -> Iterator[tuple[Any, float]]:
         query: dict[str, Any] = {"MaxResults": PAGE}
         if only:
             query["Filters"] = [{"Name": name, "Values": [value]} for name, value in only.items()]
-        pages = self._pages(lambda client: client.describe_instance_status, deadline, attempts, **query)
+        pages = self._pages(
+            lambda client: client.describe_instance_status, deadline, attempts, patient=patient, **query
+        )
         return ((page["InstanceStatuses"], answered_at) for page, answered_at in pages)
 
-    def _pages(self, call: _Operation, deadline: Deadline, attempts: int, **query: Any) -> Iterator[tuple[Any, float]]:
+    def _pages(
+        self, call: _Operation, deadline: Deadline, attempts: int, *, patient: bool = True, **query: Any
+    ) -> Iterator[tuple[Any, float]]:
         """Yield all pages of a listing, and when each arrived.
 
         Raises Ec2Error: nothing is known about pages that were not yielded.
@@ -139,7 +147,7 @@ class Ec2Api:
         token: dict[str, str] = {}
         followed: set[str] = set()
         while True:
-            page, answered_at = self._page(call, deadline, attempts, **query, **token)
+            page, answered_at = self._page(call, deadline, attempts, patient=patient, **query, **token)
             yield page, answered_at
             next_token = page.get("NextToken")
             if not next_token:
@@ -149,7 +157,9 @@ class Ec2Api:
             followed.add(next_token)
             token = {"NextToken": next_token}
 
-    def _page(self, call: _Operation, deadline: Deadline, attempts: int, **parameters: Any) -> tuple[Any, float]:
+    def _page(
+        self, call: _Operation, deadline: Deadline, attempts: int, *, patient: bool, **parameters: Any
+    ) -> tuple[Any, float]:
         failure = Failure(Cause.PACED)
         for attempt in itertools.count(1):
             self._wait(self._pace.turn(), deadline, failure)
@@ -162,9 +172,12 @@ class Ec2Api:
                 failure = _failure(error)
                 if client is not None and _is_expired(error) and self._renew(client):
                     continue
-                if failure.cause is Cause.THROTTLED:  # not this call's fault: retry while there is time
+                throttled = failure.cause is Cause.THROTTLED
+                if throttled:
                     self._pace.slow_down()
-                elif failure.cause not in _WORTH_RETRYING or attempt >= attempts:
+                # Throttling is not this call's fault: a patient one is made again while there is time.
+                again = patient if throttled else failure.cause in _WORTH_RETRYING and attempt < attempts
+                if not again:
                     raise Ec2Error(failure, cut_off=deadline.over()) from error
             backoff_s = min(FIRST_BACKOFF_S * 2.0 ** (attempt - 1), LONGEST_BACKOFF_S)
             self._wait(backoff_s * random.uniform(1, 2), deadline, failure)  # noqa: S311 - jitter, not a secret

@@ -1,7 +1,6 @@
 """Asks EC2's own API about many instances at once."""
 
 import contextlib
-import re
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from handler.deadline import Deadline
-from handler.domain.model import NOT_FOUND, Cause, Failure, Sighting, Workspace, sighting_of, unknown
+from handler.domain.model import INSTANCE_ID, NOT_FOUND, Cause, Failure, Sighting, Workspace, sighting_of, unknown
 from handler.parallel import in_parallel
 from handler.probes import fair_share
 from handler.probes.ec2.api import ATTEMPTS, PAGE, Ec2Api, Ec2Error
@@ -35,9 +34,6 @@ IMPAIRED_PAGES = 3
 # Once everything else is known, nobody waits longer than this for them.
 IMPAIRED_WAIT_S = 1.0
 
-# https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/resource-ids.html
-# A filter treats * and ? as wildcards, so only well-formed ids may get into one.
-_INSTANCE_ID = re.compile(r"i-(?:[0-9a-f]{8}|[0-9a-f]{17})")
 _RUNNING = "running"
 
 # A single instance may be why a batch fails, or they may be too many for one answer.
@@ -72,7 +68,8 @@ class Ec2Probe:
         """See Probe. A failed call costs only its own ids."""
         recorded_by: dict[str, list[Workspace]] = {}
         for workspace in workspaces:
-            if _INSTANCE_ID.fullmatch(workspace.instance_id):
+            # A filter treats * and ? as wildcards, so only well-formed ids may get into one.
+            if INSTANCE_ID.fullmatch(workspace.instance_id):
                 recorded_by.setdefault(workspace.instance_id, []).append(workspace)
             else:
                 yield unknown(workspace, Failure(Cause.MALFORMED_INSTANCE_ID))
