@@ -8,7 +8,7 @@ from typing import Protocol, Self
 
 from handler.deadline import Deadline
 from handler.domain.model import NOT_FOUND, Cause, Failure, Sighting, Workspace, sighting_of, unknown
-from handler.probes import fair_share
+from handler.probes import TargetTroubles, fair_share
 from handler.restarts import Answer, Connection, Reply
 from handler.restarts.worker import CALL_SECONDS
 from tests.fakes.tables import Row, StoredRestart, Tables
@@ -321,6 +321,10 @@ class Probe:
         running = {one for one, instance in self._world.instances.items() if instance.state == "running"}
         impaired = running & self._world.impaired
         return lambda: sum(one.instance_id in impaired for one in workspaces)
+
+    def troubles(self) -> TargetTroubles:
+        """See handler.probes.Probe."""
+        return TargetTroubles()
 
     def _answers(self, workspaces: Sequence[Workspace], deadline: Deadline, enough_s: float) -> Iterator[Sighting]:
         answered_at = 0.0

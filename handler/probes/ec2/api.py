@@ -228,14 +228,18 @@ def _failure(error: Exception) -> Failure:
         case RoleError():
             return Failure(Cause.ROLE_NOT_ASSUMED, str(_failure(error.cause)))
         case botocore.exceptions.ClientError():
-            if is_throttling(error):
-                return Failure(Cause.THROTTLED)
-            if is_server_error(error):
-                return Failure(Cause.SERVER_ERROR)
-            return Failure(Cause.REFUSED, code_of(error))
+            return _refusal(error)
         case CallError():
             return Failure(error.cause)
         case botocore.exceptions.BotoCoreError():
             return Failure(Cause.SDK_FAILED, type(error).__name__)  # no credentials, no XML, …
         case _:
             return Failure(Cause.GARBLED_ANSWER)
+
+
+def _refusal(error: botocore.exceptions.ClientError) -> Failure:
+    if is_throttling(error):
+        return Failure(Cause.THROTTLED)
+    if is_server_error(error):
+        return Failure(Cause.SERVER_ERROR)
+    return Failure(Cause.REFUSED, code_of(error))
