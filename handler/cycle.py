@@ -10,7 +10,7 @@ from handler.domain.decide import Action, Memory, Plan, decide
 from handler.domain.doubts import doubt_changes
 from handler.domain.model import Cause, Sighting, SkipReason, Verdict
 from handler.domain.report import FleetGauges, Flip, Gauges, Outcome, Report, RestartCounts, no_skips
-from handler.domain.restarts import Circumstances
+from handler.domain.restarts import Circumstances, longest_wait
 from handler.errors import ReconcilerError
 from handler.flips import Flipper, FlipResults
 from handler.phases import CLOSING_SECONDS, Phases
@@ -97,9 +97,17 @@ def run(request: Request, settings: Settings, parts: Parts, deadline: Deadline) 
     if not request.applies:
         return _cycle(request, settings, parts, Phases.of(deadline, restarts_due=False))
     if not store.lease.acquire(deadline, lasts_s=closing.remaining()):
-        gauges = store.gauges(closing)
-        counts = _restart_counts(RestartResults(), gauges)
-        report = Report(request.mode, settings.probe, Outcome.ALREADY_RUNNING, restarts=counts, on_hold=gauges.on_hold)
+        gauges, fleet = store.gauges(closing), _fleet(store, closing, CycleLog())
+        report = Report(
+            request.mode,
+            settings.probe,
+            Outcome.ALREADY_RUNNING,
+            restarts=_restart_counts(RestartResults(), gauges),
+            on_hold=gauges.on_hold,
+            oldest_doubt_seconds=round(gauges.oldest_doubt_s),
+            unrecorded=fleet.unrecorded,
+            offline_unowed=fleet.offline_unowed,
+        )
         return Result(report, gauges)
     try:
         restarts_due = parts.platform is not None and _restarts_are_due(request, settings, store, deadline)
@@ -124,14 +132,12 @@ def _cycle(request: Request, settings: Settings, parts: Parts, phases: Phases) -
 
     # Observe.
     if request.applies and full:
-        memory.tend()
+        memory.tend(longest_wait_s=longest_wait(settings.restarts))
     selection = _selection(request, settings, store, phases)
     if request.state_changes is not None and not selection.workspaces:  # most instances of an account are not ours
         return _nobody_is_concerned(request, settings, selection, store.gauges(phases.closing))
     probe = parts.probe(phases.probing)
-    to_count = (
-        [] if request.state_changes is not None else selection.workspaces
-    )  # an event's cycle reports no such figure
+    to_count = selection.workspaces if request.state_changes is None else []
     impaired = probe.impaired(to_count, phases.probing)
     observed = _observe(probe, selection, phases, log, impaired)
 
@@ -169,8 +175,8 @@ def _cycle(request: Request, settings: Settings, parts: Parts, phases: Phases) -
     if request.applies and full:
         progress = memory.save_coverage(progress)
         memory.purge(phases.whole)
-    gauges = store.gauges(phases.closing)
-    report = _report(request, settings, observed, plan, acted, progress, gauges, _fleet(store, phases, log))
+    gauges, fleet = store.gauges(phases.closing), _fleet(store, phases.closing, log)
+    report = _report(request, settings, observed, plan, acted, progress, gauges, fleet)
     report = _with_targets(report, probe.troubles(), observed, full=full)
     return Result(report, gauges, event_results(request.state_changes, selection, observed.sightings, acted.flips))
 
@@ -250,7 +256,7 @@ def _restarts(
         absence=settings.absence,
     )
     worker = RestartWorker(
-        parts.store.restarts,
+        parts.store,
         probe,
         settings,
         clock=selection.clock,
@@ -261,10 +267,10 @@ def _restarts(
     return worker.run(parts.platform, phases.restarts, phases.closing, release=request.override_breaker)
 
 
-def _fleet(store: Store, phases: Phases, log: CycleLog) -> FleetGauges:
+def _fleet(store: Store, closing: Deadline, log: CycleLog) -> FleetGauges:
     """Return what else is wrong with the platform's rows; zeros if they cannot be read now."""
     try:
-        return store.fleet_gauges(phases.closing)
+        return store.fleet_gauges(closing)
     except ReconcilerError as error:
         log.failure("platform's rows not counted", error)
         return FleetGauges()

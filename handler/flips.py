@@ -165,7 +165,9 @@ class Flipper:
                     if confirms(first, second):
                         confirmed.append(Confirmed(first, second))
                     else:
-                        yield Attempted(second, SkipReason.NOT_CONFIRMED, deadline.now())
+                        cut_off = second.verdict is Verdict.UNKNOWN and deadline.over()
+                        reason = SkipReason.OUT_OF_TIME if cut_off else SkipReason.NOT_CONFIRMED
+                        yield Attempted(second, reason, deadline.now())
                 while confirmed:
                     part, confirmed = confirmed[: self._set], confirmed[self._set :]
                     for one, outcome in zip(part, self._outcomes(part, attempt, deadline), strict=True):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from handler.deadline import Deadline
 from handler.domain.coverage import Progress
@@ -27,8 +28,10 @@ class Remembering:
     log: CycleLog
     _saved: list[Progress] = field(default_factory=list)
 
-    def tend(self) -> None:
-        """Forget the doubts whose rows have moved on."""
+    def tend(self, *, longest_wait_s: float) -> None:
+        """Take back times that lie too far ahead, and forget the doubts whose rows have moved on."""
+        take_back = partial(self.store.memory.take_back_times, longest_wait_s=longest_wait_s)
+        self._attempt("times not taken back", take_back)
         self._attempt("doubts not tended", self.store.doubts.tend)
 
     def save_doubts(self, changes: DoubtChanges, *, seconds: float = SAVING_SECONDS) -> None:

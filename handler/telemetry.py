@@ -70,7 +70,7 @@ LOG_KEYS = (
     *("cycle_id", "mode", "reason", "error"),
     *("function_name", "function_memory_size", "function_arn", "function_request_id", "cold_start"),
     *("workspace_id", "instance_id", "instance_state", "verdict", "target", "attempt"),
-    *("what", "count", "dead", "answered"),
+    *("what", "count", "dead", "counted"),
     *("probe", "outcome", "candidates", "checked", "running", "transition", "absent", "unknown", "impaired"),
     *("oldest_doubt_seconds", "unrecorded", "offline_unowed", "targets_failed", "targets_empty"),
     *("flipped", "adopted", "completed_pass", "skipped", "deferred", "deadline_hit", "breaker_open", "restarts"),
@@ -220,9 +220,9 @@ class CycleLog:
         code = error.sqlstate if isinstance(error, StoreError) else None
         return _printable(code or type(error).__name__)
 
-    def breaker_open(self, dead: int, answered: int) -> None:
-        """Log that too much looks dead, so that nothing is flipped."""
-        logger.error("breaker open", dead=dead, answered=answered, reason="too many look dead: nothing is flipped")
+    def breaker_open(self, dead: int, counted: int) -> None:
+        """Log that too much of what the rule counts looks dead, so that nothing is flipped."""
+        logger.error("breaker open", dead=dead, counted=counted, reason="too many look dead: nothing is flipped")
 
 
 def hold_changed(change: str, workspace_ids: Sequence[str] | None, reason: str) -> None:

@@ -281,7 +281,8 @@ BEGIN
         COMMENT ON COLUMN reconciler.restarts.asked_at IS
             'When it was claimed last. The platform is asked right after.';
         COMMENT ON COLUMN reconciler.restarts.due_at IS
-            'The platform is not asked before then. A claim moves it ahead, so that nobody asks twice after a crash.';
+            'The platform is not asked before then. A claim moves it ahead, so that nobody asks twice after a crash. '
+            'Of a closed one that is watched: when its instance was last looked at.';
         COMMENT ON COLUMN reconciler.restarts.last_answer IS
             'What was recorded last while it was open: claimed, refused, blocked or uncertain; NULL: never claimed.';
         COMMENT ON COLUMN reconciler.restarts.outcome IS 'accepted or cancelled; NULL as long as it is open.';
@@ -382,7 +383,8 @@ BEGIN
             'The platform had taken the row offline before a cycle could flip it.';
         COMMENT ON COLUMN reconciler.restarts.released IS
             'By an event with "override_breaker": an open breaker does not stop it.';
-        COMMENT ON COLUMN reconciler.restarts.kept_back_at IS 'When an open breaker first stopped it.';
+        COMMENT ON COLUMN reconciler.restarts.kept_back_at IS
+            'When a cycle last looked at its instance while an open breaker kept it back; NULL: none ever did.';
         COMMENT ON COLUMN reconciler.restarts.absent_sightings IS
             'In how many cycles in a row its instance was not found, those before the flip included.';
         COMMENT ON COLUMN reconciler.restarts.watched_since IS
@@ -459,7 +461,8 @@ BEGIN
         INSERT INTO reconciler.coverage DEFAULT VALUES ON CONFLICT DO NOTHING;
 
         -- An instance that is not found counts as gone once its absence is old enough. So whoever is not the owner
-        -- cannot make an absence older than it is. now() would not do: it is when the transaction began.
+        -- cannot make an absence older than it is. now() would not do: it is when the transaction began. One that lies
+        -- in the future, after the clock was wrong, is older than that.
         CREATE OR REPLACE FUNCTION reconciler.date_doubt() RETURNS trigger
         LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $function$
         BEGIN
@@ -467,7 +470,7 @@ BEGIN
                 RETURN NEW;
             ELSIF TG_OP = 'UPDATE' AND (NEW.workspace_id, NEW.kind, NEW.instance_id)
                                        = (OLD.workspace_id, OLD.kind, OLD.instance_id) THEN
-                NEW.since := GREATEST(NEW.since, OLD.since);
+                NEW.since := GREATEST(NEW.since, LEAST(OLD.since, clock_timestamp()));
             ELSE
                 NEW.since := clock_timestamp();
             END IF;
@@ -482,7 +485,7 @@ BEGIN
                OR pg_has_role((SELECT relowner FROM pg_class WHERE oid = TG_RELID), 'USAGE') THEN
                 RETURN NEW;
             ELSIF TG_OP = 'UPDATE' AND (NEW.workspace_id, NEW.instance_id) = (OLD.workspace_id, OLD.instance_id) THEN
-                NEW.absent_since := GREATEST(NEW.absent_since, COALESCE(OLD.absent_since, clock_timestamp()));
+                NEW.absent_since := GREATEST(NEW.absent_since, LEAST(OLD.absent_since, clock_timestamp()));
             ELSE
                 NEW.absent_since := GREATEST(NEW.absent_since, LEAST(
                     clock_timestamp(),

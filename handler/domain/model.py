@@ -198,7 +198,8 @@ class Restart:
 
     `attempts` counts the claims so far, `refusals` the definite refusals among them. `released` tells that an open
     breaker does not stop it. `watched` tells that it was asked for with effect before. `absent_sightings` cycles in a
-    row did not find its instance, for `absent_s` seconds. `streak` restarts in a row came before it.
+    row did not find its instance, for `absent_s` seconds. `streak` restarts in a row came before it. `last_answer` is
+    what was recorded last.
     """
 
     id: int
@@ -211,6 +212,7 @@ class Restart:
     absent_sightings: int = 0
     absent_s: float = 0.0
     streak: int = 0
+    last_answer: str | None = None
 
     def as_candidate(self) -> Workspace:
         """Return what a probe needs to look at the instance again."""

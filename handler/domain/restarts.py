@@ -12,9 +12,10 @@ A restart destroys the recorded instance. So whatever is in doubt stays owed, an
 from dataclasses import dataclass
 from enum import StrEnum
 
+from handler.domain.backoff import LONGEST_RETRY_BACKOFF_S
 from handler.domain.decide import CANDIDATE_STATUSES, gone_for_good
 from handler.domain.model import Restart, Sighting, Verdict
-from handler.domain.policy import AbsencePolicy
+from handler.domain.policy import AbsencePolicy, RestartPolicy
 
 # The platform provisions for minutes. A workspace that is not back by then counts as unrecovered, and a restart that
 # turns out to have done nothing is owed again no earlier.
@@ -23,6 +24,11 @@ RECOVERY_SECONDS = 900.0
 RECOVERED_SECONDS = 300.0
 UNWANTED = ("removed", "paused", "hibernating", "hibernated")
 OFFLINE = "offline"
+
+
+def longest_wait(policy: RestartPolicy) -> float:
+    """Return how many seconds ahead a restart's time can be, but for a crash loop."""
+    return max(policy.grace_s, policy.uncertain_s, policy.retry_s, LONGEST_RETRY_BACKOFF_S, RECOVERY_SECONDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +119,14 @@ def before_asking(owed: Owed, sighting: Sighting, now: Circumstances) -> Restart
             return RestartDecision(restart, Step.CANCEL_AND_WATCH, "the instance is running")
         case Verdict.TRANSITION | Verdict.UNKNOWN:
             return RestartDecision(restart, Step.PUT_OFF, sighting.reason or sighting.state)
+
+
+def while_kept_back(sighting: Sighting) -> Step:
+    """Decide about a restart that an open breaker keeps back. It is not asked for, but a living instance ends it.
+
+    It counts as dead in the breaker. If nobody looked, the breaker could keep itself open.
+    """
+    return Step.CANCEL_AND_WATCH if sighting.verdict is Verdict.RUNNING else Step.WAIT
 
 
 @dataclass(frozen=True, slots=True)

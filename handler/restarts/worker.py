@@ -1,56 +1,23 @@
-"""Act, second half: watch what was restarted, and ask the platform for the restarts that are owed.
-
-`handler.domain.restarts` decides. Here its facts are gathered, in the order that makes a call safe: probe the instance;
-connect to the platform; claim the restart and read everything again in one transaction; commit; send at once. After a
-crash, a claimed restart is left alone for a while. So no restart is lost, and none is asked for twice.
-"""
+"""Act, second half: look after the restarts, and ask the platform for those that are due."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from itertools import chain, islice, zip_longest
 
 from handler.deadline import Deadline
-from handler.domain.backoff import crash_loop, retry_backoff
-from handler.domain.evidence import DatabaseClock, expiry
-from handler.domain.model import FOUND, Cause, CurrentRow, Failure, Restart, Sighting, Verdict
-from handler.domain.restarts import (
-    Circumstances,
-    Owed,
-    RestartDecision,
-    Step,
-    Watched,
-    WatchStep,
-    before_asking,
-    before_probing,
-    owed_again,
-    watch,
-)
+from handler.domain.evidence import DatabaseClock
+from handler.domain.restarts import Circumstances
 from handler.errors import ReconcilerError, UnfitDatabaseError
-from handler.parallel import gathered, in_parallel
 from handler.probes import Probe
-from handler.restarts import Answer, Connection, Platform, Reply
+from handler.restarts import Answer, Platform
+from handler.restarts.asking import Asking
+from handler.restarts.watching import Watching
 from handler.settings import Settings
-from handler.store import Restarts
+from handler.store import Store
 from handler.telemetry import CycleLog
 
-CALLS_AT_ONCE = 8
-# The platform may take minutes, and goes on when the client hangs up. After this time the restart is uncertain; a later
-# cycle sees in the row what became of it.
-CALL_SECONDS = 10.0
-CONNECT_SECONDS = 3.0
-# Restarts that are looked at in addition to those that may be asked for, because some are cancelled or put off.
-LOOKED_AT_BESIDES = 100
-# Probing must leave time to ask.
-PROBING_SHARE = 0.5
-# Evidence waits this long for that of others, in seconds, before it is used.
-TOGETHER_SECONDS = 0.5
-# A call that would be cut off at once does not begin: it would only make its restart uncertain.
-SHORTEST_CALL_SECONDS = 0.5
 
-
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class RestartResults:
     """What one cycle did about owed restarts."""
 
@@ -58,21 +25,12 @@ class RestartResults:
     cancelled: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Ready:
-    """A claimed restart, the connection to ask for it on, and when the evidence expires, by the deadlines' clock."""
-
-    restart: Restart
-    connection: Connection
-    not_after: float
-
-
 class RestartWorker:
-    """Watches, and asks for, the restarts of one cycle."""
+    """Looks after, and asks for, the restarts of one cycle."""
 
     def __init__(
         self,
-        store: Restarts,
+        store: Store,
         probe: Probe,
         settings: Settings,
         *,
@@ -82,18 +40,12 @@ class RestartWorker:
         log: CycleLog,
     ) -> None:
         """Take the restarts from `store`: those of these workspaces, or (None) everybody's."""
-        self._store = store
-        self._probe = probe
-        self._policy = settings.restarts
-        self._crash_loop = settings.crash_loop
-        self._fresh_s = settings.heartbeat_fresh_seconds
-        self._timeout_s = settings.reconfirm_timeout_seconds
-        self._clock = clock
+        self._watching = Watching(store.watches, probe, settings, now=now, workspace_ids=workspace_ids, log=log)
+        self._asking = Asking(
+            store.restarts, probe, settings, clock=clock, now=now, workspace_ids=workspace_ids, log=log
+        )
         self._now = now
-        self._workspace_ids = workspace_ids
         self._log = log
-        self._results = RestartResults()
-        self._stopped_s = 0.0  # from the platform's Retry-After
 
     def run(
         self,
@@ -103,255 +55,28 @@ class RestartWorker:
         *,
         release: bool,
     ) -> RestartResults:
-        """Watch what was restarted, and ask for the due restarts, as far as time allows.
+        """Look after the restarts, and ask for those that are due, as far as time allows.
 
         Without a platform (None), nothing is asked for. With `release`, an open breaker does not stop the open
         restarts any more. Writes that record what happened may take until `closing`. An error is logged, and leaves the
         rest for the next cycle.
         """
         if deadline.over():
-            return self._results
+            return RestartResults()
         try:
-            if self._now.full:
-                for restart in self._store.cancel_moved_on(self._one_look(deadline)):
-                    self._cancelled(restart, "the row has moved on")
-            if release:
-                self._store.release(self._one_look(deadline), workspace_ids=self._workspace_ids)
-            if self._now.breaker_open:
-                self._store.keep_back(self._one_look(deadline), workspace_ids=self._workspace_ids)
-            to_probe = self._watch(deadline) if self._now.full else []
-            if platform is not None:
-                self._ask_for_the_due(platform, deadline, closing)
+            to_probe = self._watching.note(deadline, release=release)
+            groups = iter(()) if platform is None else self._asking.ask_for_the_due(platform, deadline, closing)
+            next(groups, None)  # for which the cycle has reserved time; the others leave some to those that are watched
             if to_probe and not deadline.over():
-                self._owe_again(to_probe, deadline, closing, released=release)
+                self._watching.owe_again(to_probe, deadline, closing, released=release)
+            if self._now.breaker_open and not deadline.over():
+                self._watching.look_at_kept_back(deadline, closing)
+            for _ in groups:
+                pass
         except UnfitDatabaseError:
             raise
         except ReconcilerError as error:
             self._log.failure("restarts left for the next cycle", error)
         finally:
             self._log.the_rest()
-        return self._results
-
-    # Watching.
-
-    def _watch(self, deadline: Deadline) -> list[Watched]:
-        """Note what became of the restarted workspaces; return those whose instance has to be probed."""
-        by_step: dict[WatchStep, list[Watched]] = {step: [] for step in WatchStep}
-        for one in self._store.watched(self._one_look(deadline)):
-            by_step[watch(one)].append(one)
-        ended, up, not_up = (
-            [one.restart.id for one in by_step[step]] for step in (WatchStep.END, WatchStep.IS_UP, WatchStep.IS_NOT_UP)
-        )
-        not_up += [one.restart.id for one in by_step[WatchStep.PROBE]]
-        if ended or up or not_up:
-            self._store.note_watch(self._one_look(deadline), ended=ended, up=up, not_up=not_up)
-        return by_step[WatchStep.PROBE]
-
-    def _owe_again(self, watched: Sequence[Watched], deadline: Deadline, closing: Deadline, *, released: bool) -> None:
-        """Owe a restart once more where the row is offline and the instance still dead: nothing has come of it."""
-        by_id = {one.restart.workspace_id: one.restart for one in watched}
-        loops, absent, found = {}, [], []
-        probing = deadline.within(deadline.remaining() * PROBING_SHARE)
-        for sighting in self._probe.sightings([one.as_candidate() for one in by_id.values()], probing):
-            restart = by_id[sighting.workspace.id]
-            if owed_again(restart, sighting, self._now):
-                row = CurrentRow(None, None, None, fresh_heartbeat=False, restarts=restart.streak + 1, up_s=0.0)
-                loop = crash_loop(row, self._crash_loop)
-                loops[restart.id] = (loop.streak, loop.backoff_s)
-            elif sighting.verdict is Verdict.ABSENT and self._now.absence_counts:
-                absent.append(restart)
-            elif sighting.verdict in FOUND and restart.absent_sightings:
-                found.append(restart)
-        if absent or found:
-            self._store.count_absences(closing, absent, found=found)
-        if loops:
-            for restart in self._store.owe_again(closing, loops, released=released):
-                self._log.restart("restart owed again", restart, "the workspace is offline, its instance still dead")
-
-    # Asking.
-
-    def _ask_for_the_due(
-        self, make_platform: Callable[[Deadline], Platform], deadline: Deadline, closing: Deadline
-    ) -> None:
-        due = iter(self._due(deadline, closing))
-        platform, calls = None, 0
-        while calls < self._policy.per_cycle and not self._stopped_s and deadline.remaining() > SHORTEST_CALL_SECONDS:
-            group = list(islice(due, min(CALLS_AT_ONCE, self._policy.per_cycle - calls)))
-            if not group:
-                return
-            platform = platform or make_platform(deadline)
-            calls += self._ask_for(group, platform, deadline, closing)
-
-    def _due(self, deadline: Deadline, closing: Deadline) -> list[Restart]:
-        """Return the due restarts that need a probe: by turns one that was never refused, and one that was."""
-        limit = self._policy.per_cycle + LOOKED_AT_BESIDES
-        list_due = partial(
-            self._store.due,
-            limit=limit,
-            released_only=self._now.breaker_open,
-            fresh_s=self._fresh_s,
-            grace_s=self._policy.grace_s,
-            workspace_ids=self._workspace_ids,
-        )
-        pairs = zip_longest(*(list_due(self._one_look(deadline), refused=refused) for refused in (False, True)))
-        # Somebody may have changed one between the two lists, so that it is in both.
-        due = {one.restart.workspace_id: one for one in chain.from_iterable(pairs) if one is not None}
-        put_off, to_probe = [], []
-        for one in due.values():
-            decision = before_probing(one, self._now)
-            if decision is None or decision.step is Step.CANCEL:  # that is decided again under its lock
-                to_probe.append(one.restart)
-            elif decision.step is Step.PUT_OFF:
-                put_off.append(one.restart)
-                self._log.restart("restart put off", one.restart, decision.reason)
-        if put_off:
-            self._store.put_off(closing, put_off, wait_s=self._policy.retry_s)
-        return to_probe
-
-    def _ask_for(self, group: Sequence[Restart], platform: Platform, deadline: Deadline, closing: Deadline) -> int:
-        """Probe a few restarts' instances, and ask for those that are still dead; return how many calls were made."""
-        unanswered: dict[int, Restart] = {}
-        calls = 0
-
-        def claimed() -> Iterator[Ready]:
-            for ready in self._claimed(group, platform, deadline, closing):
-                unanswered[ready.restart.id] = ready.restart
-                yield ready
-
-        def ask(ready: Ready) -> tuple[Restart, Reply]:
-            restart, connection = ready.restart, ready.connection
-            try:
-                time_left = deadline.within(CALL_SECONDS)
-                reply = connection.restart(
-                    restart.workspace_id, restart.instance_id, time_left, not_after=ready.not_after
-                )
-            except Exception as error:  # noqa: BLE001 - an unexpected error must cost only its own call
-                reply = Reply(Answer.UNCERTAIN, Failure(Cause.UNEXPECTED, type(error).__name__))
-            finally:
-                connection.close()
-            return restart, reply
-
-        for restart, reply in in_parallel(ask, claimed(), deadline, at_once=CALLS_AT_ONCE):
-            del unanswered[restart.id]
-            if reply.answer is Answer.REFUSED and reply.reason.cause is not Cause.HTTP_STATUS:  # nothing was sent
-                self._give_back(restart, closing)
-            else:
-                calls += 1
-                self._settle(restart, reply, closing)
-        for restart in unanswered.values():
-            self._settle(restart, Reply(Answer.UNCERTAIN, Failure(Cause.OUT_OF_TIME)), closing)
-        return calls + len(unanswered)
-
-    def _claimed(
-        self, group: Sequence[Restart], platform: Platform, deadline: Deadline, closing: Deadline
-    ) -> Iterator[Ready]:
-        """Probe, connect and claim; yield each restart right after its claim. One that was not reached is put off."""
-        unreached = {one.workspace_id: one for one in group}
-        probing = deadline.within(deadline.remaining() * PROBING_SHARE)
-        sightings = self._probe.sightings([one.as_candidate() for one in group], probing)
-        for together in gathered(sightings, probing, most=CALLS_AT_ONCE, longest_s=TOGETHER_SECONDS):
-            seen = [(unreached.pop(one.workspace.id), one) for one in together]
-            if deadline.remaining() < SHORTEST_CALL_SECONDS or self._stopped_s:
-                return
-            gone = [one for one in seen if one[1].verdict in (Verdict.DEAD, Verdict.ABSENT)]
-            connections = self._connected(platform, (restart for restart, _ in gone), deadline, closing)
-            # One that looks dead is claimed with a connection or not at all; the others only need a decision.
-            decidable = [one for one in seen if one not in gone or one[0].id in connections]
-            try:
-                yield from self._decided(decidable, connections, deadline)
-            finally:
-                for connection in connections.values():
-                    connection.close()
-        if unreached:
-            self._store.put_off(closing, unreached.values(), wait_s=self._policy.retry_s)
-
-    def _connected(
-        self, platform: Platform, restarts: Iterable[Restart], deadline: Deadline, closing: Deadline
-    ) -> dict[int, Connection]:
-        """Return a connection for each restart, by its id. Where there is none, the platform has refused."""
-        time_left = deadline.within(CONNECT_SECONDS)
-
-        def connect(restart: Restart) -> tuple[Restart, Connection | Reply]:
-            try:
-                return restart, platform.connect(time_left)
-            except Exception as error:  # noqa: BLE001 - an unexpected error must cost only its own call
-                return restart, Reply(Answer.REFUSED, Failure(Cause.UNEXPECTED, type(error).__name__))
-
-        connections: dict[int, Connection] = {}
-        for restart, made in in_parallel(connect, iter(restarts), time_left, at_once=CALLS_AT_ONCE):
-            if isinstance(made, Reply):
-                self._settle(restart, made, closing, claimed=False)
-            else:
-                connections[restart.id] = made
-        return connections
-
-    def _decided(
-        self, seen: Sequence[tuple[Restart, Sighting]], connections: dict[int, Connection], deadline: Deadline
-    ) -> Iterator[Ready]:
-        """Decide about the restarts under their locks; yield those that are claimed."""
-        not_after = {restart.id: expiry(sighting) for restart, sighting in seen}
-
-        def judge(owed: Owed, sighting: Sighting) -> RestartDecision:
-            return before_asking(owed, sighting, self._now)
-
-        try:
-            decisions = self._store.claim(
-                self._one_look(deadline),
-                seen,
-                judge,
-                clock=self._clock,
-                fresh_s=self._fresh_s,
-                grace_s=self._policy.grace_s,
-                uncertain_s=self._policy.uncertain_s,
-                retry_s=self._policy.retry_s,
-            )
-        except ReconcilerError as error:
-            self._log.failure("restarts left for the next cycle", error)
-            return
-        for one in decisions:
-            if one.step is Step.ASK:
-                yield Ready(one.restart, connections.pop(one.restart.id), not_after[one.restart.id])
-            elif one.step in (Step.CANCEL, Step.CANCEL_AND_WATCH):
-                self._cancelled(one.restart, one.reason)
-            elif one.step in (Step.PUT_OFF, Step.NEXT_CYCLE):
-                self._log.restart("restart put off", one.restart, one.reason)
-
-    def _settle(self, restart: Restart, reply: Reply, closing: Deadline, *, claimed: bool = True) -> None:
-        """Record the platform's answer."""
-        self._results.answers[reply.answer] += 1
-        wait_s = None if reply.answer is Answer.UNCERTAIN else retry_backoff(restart.refusals, self._policy.retry_s)
-        attempt = restart.attempts + claimed
-        self._log.restart(f"restart {reply.answer}", restart, str(reply.reason), attempt=attempt)
-        if reply.retry_after_s is not None and reply.retry_after_s > self._stopped_s:
-            self._stop(reply.retry_after_s, closing)
-        try:
-            if reply.answer is Answer.ACCEPTED:
-                self._store.accepted(closing, restart)
-            else:
-                self._store.record_answer(closing, restart, reply.answer, wait_s=wait_s, claimed=claimed)
-        except ReconcilerError as error:  # the claim still keeps others from asking
-            self._log.failure("platform's answer not recorded", error)
-
-    def _give_back(self, restart: Restart, closing: Deadline) -> None:
-        """Undo a claim: nothing was sent after all."""
-        try:
-            self._store.give_back(closing, restart)
-        except ReconcilerError as error:  # then it counts as uncertain
-            self._log.failure("claim not given back", error)
-
-    def _stop(self, lasts_s: float, closing: Deadline) -> None:
-        """Ask for nothing more, and have no other cycle do so: the platform said for how long."""
-        self._stopped_s = lasts_s
-        self._log.restarts_stopped(lasts_s)
-        try:
-            self._store.stop(self._one_look(closing), lasts_s=lasts_s)
-        except ReconcilerError as error:  # this cycle obeys all the same
-            self._log.failure("stop not recorded", error)
-
-    def _one_look(self, deadline: Deadline) -> Deadline:
-        """Return the deadline for one call to the database: a locked table must not delay the cycle."""
-        return deadline.within(self._timeout_s)
-
-    def _cancelled(self, restart: Restart, reason: str) -> None:
-        self._results.cancelled += 1
-        self._log.restart("restart cancelled", restart, reason)
+        return RestartResults(self._asking.answers, self._asking.cancelled + self._watching.cancelled)

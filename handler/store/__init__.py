@@ -15,6 +15,7 @@ from handler.store.memory import CycleMemory
 from handler.store.restarts import Restarts
 from handler.store.rights import check_rights
 from handler.store.session import Session
+from handler.store.watches import Watches
 
 __all__ = [
     "ActiveHolds",
@@ -27,6 +28,7 @@ __all__ = [
     "Restarts",
     "Selection",
     "Store",
+    "Watches",
 ]
 
 
@@ -42,6 +44,7 @@ class Store:
         self.memory = CycleMemory(session, self.lease)
         self.flips = Flips(session, cycle_id, self.lease)
         self.restarts = Restarts(session, cycle_id, self.lease)
+        self.watches = Watches(session, cycle_id, self.lease)
         self.holds = Holds(session)
 
     def check_rights(self, deadline: Deadline, *, to_apply: bool) -> None:

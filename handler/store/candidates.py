@@ -37,14 +37,15 @@ RESTARTING = """EXISTS (
       AND (closed_at IS NULL OR watched_since IS NOT NULL AND watch_ended_at IS NULL
                                 AND (restarts.instance_id = workspaces.instance_id OR NOT {by_hand}))
 )"""
-# The platform took these offline after a cycle had seen them dead; or an event names them.
+# The platform took these offline after a cycle had seen them dead; or an event names them, or has named them before.
 _ADOPTED = f"""(workspaces.status = 'offline' AND workspaces.instance_id <> ''
     AND COALESCE(workspaces.runtime, '') <> 'external'
     AND (workspaces.id = ANY (CAST(:by_hand AS uuid[])) AND NOT {RESTARTING.format(by_hand="true")}
-         OR :adopt AND EXISTS (
+         OR EXISTS (
              SELECT FROM reconciler.doubts
              WHERE doubts.workspace_id = workspaces.id AND doubts.instance_id = workspaces.instance_id
-               AND {REMEMBERED_DEAD} AND NOT {RESTARTING.format(by_hand="doubts.by_hand")})))"""
+               AND {REMEMBERED_DEAD} AND (:adopt OR doubts.by_hand)
+               AND NOT {RESTARTING.format(by_hand="doubts.by_hand")})))"""
 # In ORDER BY a bare `id` would be the text in front of it, which every collation sorts in its own way.
 _CANDIDATES = f"""
 SELECT workspaces.id::text, {short("instance_id")}, last_heartbeat_at::text, {on_hold("workspaces.id")},
@@ -98,8 +99,8 @@ class Candidates:
     ) -> Selection:
         """Return at most `limit` candidates, in fair order. With `workspace_ids`, only these are considered.
 
-        With `adopt`, also the rows that the platform took offline after a cycle had seen them dead. With `by_hand`,
-        also the named rows that are offline though no cycle did.
+        With `adopt`, also the rows that the platform took offline after a cycle had seen them dead; those that an event
+        has named before in any case. With `by_hand`, also the named rows that are offline though no cycle did.
         """
         ids = None if workspace_ids is None else list(workspace_ids)
         named = ids if by_hand and ids is not None else []
@@ -109,8 +110,7 @@ class Candidates:
             def select(those: Sequence[str] | None, most: int) -> dict[str, Workspace]:
                 shared = {"ids": those, "cursor": coverage.cursor, "most": most}
                 rows = transaction.run(_UP, **shared)
-                if adopt or named:
-                    rows += transaction.run(_OFFLINE, **shared, adopt=adopt, by_hand=named)
+                rows += transaction.run(_OFFLINE, **shared, adopt=adopt, by_hand=named)
                 found = [Workspace(*row) for row in rows]
                 return {one.id: one for one in sorted(found, key=lambda one: coverage.place(one.id))[:most]}
 

@@ -8,7 +8,8 @@ from handler.store.candidates import RESTARTING, UNOWED_SECONDS
 from handler.store.holds import ALL_ON_HOLD, COUNT_ON_HOLD_SINGLY, count_all_on_hold, hold_ended_at, on_hold
 from handler.store.session import Session
 
-# The oldest doubt is looked for among so many: a hold that has ended may make the first one younger than others.
+# A hold that has ended makes a doubt younger than others behind it. So the oldest one is looked for among so many, and
+# is at least as old as the first one that no hold has made younger.
 OLDEST_DOUBTS = 500
 
 # Reads only our own tables, because the platform's may be locked.
@@ -33,6 +34,11 @@ SELECT count(*), count(*) FILTER (WHERE blocked), count(*) FILTER (WHERE backing
                 SELECT workspace_id, since FROM reconciler.doubts
                 WHERE isfinite(since) AND NOT {on_hold("doubts.workspace_id")} ORDER BY since LIMIT {OLDEST_DOUBTS}
             ) AS oldest),
+           (SELECT extract(epoch FROM now() - GREATEST(since, {hold_ended_at("doubts.workspace_id")}))
+            FROM reconciler.doubts
+            WHERE isfinite(since) AND COALESCE(since >= (
+                SELECT max(ends_at) FROM reconciler.holds WHERE holds.workspace_id = doubts.workspace_id), true)
+            ORDER BY since LIMIT 1),
            (SELECT extract(epoch FROM now() - min(since)) FROM reconciler.source_doubts WHERE isfinite(since)),
            0) AS double precision)
 FROM owed

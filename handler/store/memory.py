@@ -1,10 +1,11 @@
-"""What one cycle leaves for the next: where it begins. And what is of no use any more, which is purged."""
+"""What one cycle leaves for the next: where it begins. Times that were wrong, and what is of no use any more."""
 
 from handler.deadline import Deadline
 from handler.domain.coverage import Progress
 from handler.store.holds import PURGE_HOLDS
 from handler.store.lease import Lease
 from handler.store.session import LOCK_WAIT_SECONDS, Session
+from handler.store.times import TAKE_BACK_TIMES
 
 KEPT_DAYS = 30
 # A cycle purges no more of either kind, so it takes milliseconds however much there is.
@@ -46,6 +47,15 @@ class CycleMemory:
                 brought_forward=list(coverage.brought_forward),
                 completed=progress.completed_pass,
             )
+
+    def take_back_times(self, deadline: Deadline, *, longest_wait_s: float) -> None:
+        """Take back our own times that lie further ahead than anything may, because the database's clock was wrong.
+
+        A restart is due in `longest_wait_s` seconds at most.
+        """
+        with self._session.transaction(deadline) as transaction:
+            self._lease.require(transaction)
+            transaction.run(TAKE_BACK_TIMES, longest_wait_s=longest_wait_s)
 
     def purge(self, deadline: Deadline) -> None:
         """Delete some of what is of no use any more: restarts that closed long ago, and holds that have ended."""

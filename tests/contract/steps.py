@@ -213,11 +213,11 @@ def accepted(store: Store, number: int = 1) -> Restart:
 
 
 def watched(store: Store) -> list[Watched]:
-    return store.restarts.watched(soon())
+    return store.watches.watched(soon())
 
 
 def note(store: Store, *, ended: Sequence[int] = (), up: Sequence[int] = (), not_up: Sequence[int] = ()) -> None:
-    store.restarts.note_watch(soon(), ended=ended, up=up, not_up=not_up)
+    store.watches.note_watch(soon(), ended=ended, up=up, not_up=not_up)
 
 
 def gauges(store: Store) -> Gauges:

@@ -253,9 +253,9 @@ def test_restarts_that_an_open_breaker_keeps_back_are_dead_until_they_are_releas
     flipped(subject, 1, 2)
     subject.age(BREAKER_WINDOW_S + 10)
     store = holding(subject)
-    store.restarts.keep_back(soon(), workspace_ids=[uuid(1)])
+    store.watches.keep_back(soon(), grace_s=0.0, workspace_ids=[uuid(1)])
     assert fleet(subject) == Fleet(0, {}, {uuid(1): False})
-    store.restarts.release(soon(), workspace_ids=None)
+    store.watches.release(soon(), workspace_ids=None)
     assert fleet(subject) == Fleet(0)
 
 
@@ -279,6 +279,8 @@ def test_an_offline_row_is_a_candidate_if_it_was_seen_dead_while_it_was_up(
     selection = select(subject.store())
     assert [(one.id, one.offline) for one in selection.workspaces] == [(uuid(1), True)] * is_candidate
     assert select(subject.store(), adopt=False).workspaces == []
+    save(holding(subject), doubt(1, DEAD, by_hand=True))
+    assert [one.id for one in select(subject.store(), adopt=False).workspaces] == [uuid(1)]
 
 
 NOT_ADOPTED: dict[str, Callable[[Subject], object]] = {
@@ -415,6 +417,21 @@ def test_an_event_takes_named_offline_rows_that_no_cycle_saw_dead(subject: Subje
     assert named(5) == []
     subject.update(uuid(5), instance_id=instance(6))
     assert named(5) == [uuid(5)]
+
+
+def test_the_oldest_doubt_is_found_behind_any_number_that_were_on_hold(subject: Subject) -> None:
+    store = holding(subject)
+    many = range(1, 1001)
+    save(store, *(doubt(number) for number in many))
+    subject.age(500)
+    save(holding(subject), doubt(1001))
+    hold(store, *many, lasts_s=10)
+    subject.age(300)
+    assert gauges(store).oldest_doubt_s == pytest.approx(300, abs=CLOSE)
+    hold(store, lasts_s=10)
+    assert gauges(store).oldest_doubt_s == 0
+    subject.age(30)
+    assert gauges(store).oldest_doubt_s == pytest.approx(20, abs=CLOSE)
 
 
 def test_a_hold_on_everything_counts_every_candidate_those_to_adopt_too(subject: Subject) -> None:

@@ -34,6 +34,7 @@ from tests.contract.subjects import InMemory, InPostgres, Subject
 from tests.unit.builders import instance, uuid
 
 LIVES, STEPS = 12, 100
+A_YEAR_S = 365 * 86_400.0
 A_MOMENT_S = 0.001  # so that later events have later times in memory, too
 WORKSPACES = 3
 LOOP = CrashLoopPolicy(backoff_s=300, reset_s=600)
@@ -178,7 +179,7 @@ def _on_restart(act: Callable[[Store, Restart, random.Random], object]) -> Step:
 
 
 def _follow(life: Life, _: int, chance: random.Random) -> object:
-    return sorted(life.store(chance).restarts.cancel_moved_on(soon()), key=lambda one: one.id)
+    return sorted(life.store(chance).watches.cancel_moved_on(soon()), key=lambda one: one.id)
 
 
 def _claim(store: Store, restart: Restart, chance: random.Random) -> object:
@@ -210,13 +211,28 @@ def _watch(life: Life, _: int, chance: random.Random) -> object:
 
 
 def _again(store: Store, restart: Restart, chance: random.Random) -> object:
-    return store.restarts.owe_again(soon(), {restart.id: (chance.randint(0, 4), chance.choice((0.0, 200.0)))})
+    return store.watches.owe_again(soon(), {restart.id: (chance.randint(0, 4), chance.choice((0.0, 200.0)))})
 
 
-def _breaker(life: Life, number: int, chance: random.Random) -> None:
-    restarts = life.store(chance).restarts
-    act = restarts.release if chance.random() < 0.3 else restarts.keep_back
-    act(soon(), workspace_ids=[uuid(number)] if chance.random() < 0.5 else None)
+def _jump(life: Life, number: int, chance: random.Random) -> None:
+    """Have the database's clock be a year ahead until now, and a cycle take the times back."""
+    life.subject.age(-A_YEAR_S)
+    _acquire(life, number, chance)
+    for one in range(1, WORKSPACES + 1):  # a hold stays as it is
+        life.store(chance).holds.release(soon(), [uuid(one)], most=99)
+    life.subject.store(life.cycle).memory.take_back_times(soon(), longest_wait_s=900.0)
+
+
+def _breaker(life: Life, number: int, chance: random.Random) -> object:
+    watches, ids = life.store(chance).watches, [uuid(number)] if chance.random() < 0.5 else None
+    if chance.random() < 0.3:
+        watches.release(soon(), workspace_ids=ids)
+    watches.keep_back(soon(), grace_s=chance.choice((0.0, 100.0)), workspace_ids=ids)
+    looked_at: dict[str, list[Restart]] = {"running": [], "found": [], "others": []}
+    for one in watches.kept_back(soon(), workspace_ids=ids):
+        looked_at[chance.choice(("running", "found", "others", "others"))].append(one)
+    said = {name: [one.id for one in some] for name, some in looked_at.items()}
+    return said, [one.id for one in watches.look_at_kept_back(soon(), **looked_at)]
 
 
 def _coverage(life: Life, number: int, chance: random.Random) -> None:
@@ -297,7 +313,8 @@ STEPS_AND_WEIGHTS: tuple[tuple[Step, int], ...] = (
     (_on_restart(lambda store, restart, _: store.restarts.accepted(soon(), restart)), 4),
     (_on_restart(lambda store, restart, _: store.restarts.give_back(soon(), restart)), 2),
     (_on_restart(lambda store, restart, _: store.restarts.put_off(soon(), [restart], wait_s=RETRY_S)), 1),
-    (_on_restart(lambda store, restart, _: store.restarts.count_absences(soon(), [restart])), 1),
+    (_on_restart(lambda store, restart, _: store.watches.count_absences(soon(), [restart])), 1),
+    (_on_restart(lambda store, restart, _: store.watches.count_absences(soon(), [], others=[restart])), 1),
     (_on_restart(_again), 3),
     (_watch, 4),
     (_breaker, 3),
@@ -316,6 +333,7 @@ STEPS_AND_WEIGHTS: tuple[tuple[Step, int], ...] = (
     (lambda life, _, chance: life.store(chance).restarts.stop(soon(), lasts_s=chance.choice((1, RETRY_S))), 1),
     (_follow, 3),
     (_coverage, 2),
+    (_jump, 1),
     (lambda life, _, chance: life.store(chance).memory.purge(soon()), 2),
     (_doubts, 8),
     (_tend, 3),

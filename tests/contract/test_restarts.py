@@ -74,20 +74,58 @@ def test_what_may_not_be_asked_for_is_left_out(subject: Subject) -> None:
     hold(store, 1)
     assert ids(store) == [2]
     assert ids(store, released_only=True) == []
-    store.restarts.release(soon(), workspace_ids=[uuid(2)])
+    store.watches.release(soon(), workspace_ids=[uuid(2)])
     assert ids(store, released_only=True) == [2]
 
 
 def test_an_open_breaker_keeps_back_what_is_due_free_and_not_released(subject: Subject) -> None:
     store = flipped(subject, 1, 2, 3, 4, 5)
-    store.restarts.release(soon(), workspace_ids=[uuid(2)])
+    store.watches.release(soon(), workspace_ids=[uuid(2)])
     hold(store, 3)
     store.restarts.put_off(soon(), [the_due(store, 4)], wait_s=RETRY_S)
     with subject.locked_own("restarts", uuid(5)):
-        store.restarts.keep_back(soon(), workspace_ids=None)
-        store.restarts.release(soon(), workspace_ids=[uuid(5)])
+        store.watches.keep_back(soon(), grace_s=0.0, workspace_ids=None)
+        store.watches.release(soon(), workspace_ids=[uuid(5)])
     assert [one[-1] for one in subject.more()] == [True, False, False, False, False]
     assert [one[1] for one in subject.more()] == [False, True, False, False, False]
+
+
+def test_what_waits_for_something_else_is_not_kept_back(subject: Subject) -> None:
+    store = flipped(subject, 1, 2)
+    hold(store, 1, lasts_s=10)
+    store.restarts.stop(soon(), lasts_s=10)
+    store.watches.keep_back(soon(), grace_s=60.0, workspace_ids=None)
+    assert store.watches.kept_back(soon(), workspace_ids=None) == []
+    subject.age(20)
+    store.watches.keep_back(soon(), grace_s=60.0, workspace_ids=None)
+    assert [one.id for one in store.watches.kept_back(soon(), workspace_ids=None)] == [2]
+
+
+def test_what_is_kept_back_is_looked_at_in_turn_and_ends_if_its_instance_runs(subject: Subject) -> None:
+    store = flipped(subject, 1, 2, 3, 4, 5)
+    store.watches.keep_back(soon(), grace_s=0.0, workspace_ids=None)
+    store.watches.release(soon(), workspace_ids=[uuid(4)])
+    hold(store, 5)
+    one, two, three = store.watches.kept_back(soon(), workspace_ids=None)
+    assert [restart.id for restart in (one, two, three)] == [1, 2, 3]
+    assert store.watches.kept_back(soon(), workspace_ids=[uuid(2)]) == [two]
+    subject.age(1)
+    with subject.locked_own("restarts", uuid(3)):
+        assert store.watches.look_at_kept_back(soon(), running=[one, three], found=[], others=[two]) == [one]
+    assert [outcome for *_, outcome, _ in subject.restarts()] == ["cancelled", None, None, None, None]
+    assert [one.restart.id for one in watched(store)] == [1]
+    assert [one.id for one in store.watches.kept_back(soon(), workspace_ids=None)] == [3, 2]
+    assert the_due(store, 2) == two
+
+
+def test_an_instance_that_is_found_while_its_restart_is_kept_back_was_not_absent(subject: Subject) -> None:
+    store = flipped(subject)
+    decide(store, the_due(store), "not_found")
+    store.watches.keep_back(soon(), grace_s=0.0, workspace_ids=None)
+    (one,) = store.watches.kept_back(soon(), workspace_ids=None)
+    assert one.absent_sightings == 1
+    store.watches.look_at_kept_back(soon(), running=[], found=[one], others=[])
+    assert the_due(store).absent_sightings == 0
 
 
 # --- moved on ---
@@ -111,17 +149,17 @@ def test_a_restart_whose_row_has_moved_on_is_cancelled(subject: Subject, moved_o
     if by == "claim":
         assert step(store, restart) == "cancel"
     else:
-        assert store.restarts.cancel_moved_on(soon()) == [restart]
+        assert store.watches.cancel_moved_on(soon()) == [restart]
     assert subject.restarts() == [(1, uuid(1), instance(1), 0, 0, None, "cancelled", 0)]
     assert (watched(store), step(store, restart)) == ([], None)
-    assert store.restarts.cancel_moved_on(soon()) == []
+    assert store.watches.cancel_moved_on(soon()) == []
 
 
 def test_those_that_are_not_due_are_cancelled_too_and_what_was_asked_for_stays_watched(subject: Subject) -> None:
     store = flipped(subject, 1)
     decide(store, the_due(store))
     subject.update(uuid(1), status="provisioning")
-    assert [one.id for one in store.restarts.cancel_moved_on(soon())] == [1]
+    assert [one.id for one in store.watches.cancel_moved_on(soon())] == [1]
     (watch,) = watched(store)
     assert (watch.status, watch.is_open, watch.same_instance, watch.up_s) == ("provisioning", False, True, None)
 
@@ -132,7 +170,7 @@ def test_a_restart_that_somebody_has_locked_is_left_to_the_next_cycle(subject: S
     for number in (1, 2):
         subject.update(uuid(number), status="online")
     with subject.locked_own("restarts", uuid(1)):
-        assert [one.id for one in store.restarts.cancel_moved_on(soon())] == [2]
+        assert [one.id for one in store.watches.cancel_moved_on(soon())] == [2]
         assert step(store, restart) is None
         store.restarts.put_off(soon(), [restart], wait_s=RETRY_S)
     assert step(store, restart) == "cancel"
@@ -152,7 +190,7 @@ def test_a_claimed_restart_is_not_claimed_again_while_its_answer_may_come(subjec
     subject.age(10)
     second = holding(subject, 1)
     again = the_due(second)
-    assert again == Restart(1, uuid(1), instance(1), attempts=1, watched=True)
+    assert again == Restart(1, uuid(1), instance(1), attempts=1, watched=True, last_answer="claimed")
     assert step(second, again) == "ask"
     assert step(second, replace(again, id=99)) is None
 
@@ -259,7 +297,7 @@ def test_a_restart_that_was_not_accepted_is_due_when_its_answer_or_else_its_clai
     subject.age(due_after_s - 5)
     assert due(store) == []
     subject.age(10)
-    assert the_due(store) == Restart(1, uuid(1), instance(1), 1, refusals, watched=is_watched)
+    assert the_due(store) == Restart(1, uuid(1), instance(1), 1, refusals, watched=is_watched, last_answer=answer)
 
 
 def test_one_that_was_uncertain_before_stays_watched_when_it_is_refused(subject: Subject) -> None:
@@ -338,7 +376,7 @@ def test_a_claim_that_is_given_back_leaves_an_earlier_uncertain_one_as_it_was(su
     decide(store, again)
     store.restarts.give_back(soon(), again)
     assert subject.restarts() == [(1, uuid(1), instance(1), 1, 0, "uncertain", None, 0)]
-    assert (the_due(store), len(watched(store))) == (again, 1)
+    assert (the_due(store), len(watched(store))) == (replace(again, last_answer="uncertain"), 1)
 
 
 def test_answers_wait_for_nobodys_lock(subject: Subject) -> None:
@@ -364,9 +402,9 @@ def test_a_restart_closes_once(subject: Subject, outcome: str) -> None:
         subject.update(uuid(1), status="online")
     else:
         subject.update(uuid(1), status="online")
-        store.restarts.cancel_moved_on(soon())
+        store.watches.cancel_moved_on(soon())
     store.restarts.accepted(soon(), restart)
-    assert store.restarts.cancel_moved_on(soon()) == []
+    assert store.watches.cancel_moved_on(soon()) == []
     store.restarts.put_off(soon(), [restart], wait_s=0.0)
     store.restarts.record_answer(soon(), restart, "refused", wait_s=0.0, claimed=False)
     store.restarts.give_back(soon(), restart)
@@ -413,10 +451,21 @@ def test_a_watched_restart_that_somebody_has_locked_is_noted_later(subject: Subj
     restart = accepted(store)
     with subject.locked_own("restarts"):
         note(store, ended=[restart.id])
-        store.restarts.count_absences(soon(), [restart])
-        assert store.restarts.owe_again(soon(), {restart.id: (1, 0.0)}) == []
+        store.watches.count_absences(soon(), [restart])
+        assert store.watches.owe_again(soon(), {restart.id: (1, 0.0)}) == []
     assert len(watched(store)) == 1
     assert subject.more()[0][2] == 0
+
+
+def test_a_watched_restart_that_somebody_has_locked_costs_no_other(subject: Subject) -> None:
+    store = flipped(subject, 1, 2)
+    locked, other = accepted(store, 1), accepted(store, 2)
+    loops = {locked.id: (1, 0.0), other.id: (1, 0.0)}
+    with subject.locked_own("restarts", uuid(1)):
+        store.watches.count_absences(soon(), [locked, other])
+        assert [one.workspace_id for one in store.watches.owe_again(soon(), loops)] == [uuid(2)]
+    assert [one[2] for one in subject.more()] == [0, 1, 1]
+    assert [one.restart.workspace_id for one in watched(store) if not one.is_open] == [uuid(1)]
 
 
 def test_a_restart_counts_as_unrecovered_a_while_after_it_was_first_asked_for(subject: Subject) -> None:
@@ -440,7 +489,7 @@ def test_a_restart_that_did_nothing_is_owed_again_a_while_after_its_last_call(su
     restart = accepted(store)
     subject.age(100)
     store = holding(subject)
-    (again,) = store.restarts.owe_again(soon(), {restart.id: (4, 0.0)})
+    (again,) = store.watches.owe_again(soon(), {restart.id: (4, 0.0)})
     assert again == Restart(2, uuid(1), instance(1))
     assert subject.restarts()[1] == (2, uuid(1), instance(1), 0, 0, None, None, 4)
     assert [one[3:5] for one in subject.more()] == [(True, True), (True, False)]
@@ -454,10 +503,10 @@ def test_a_restart_that_did_nothing_is_owed_again_a_while_after_its_last_call(su
 def test_one_that_is_owed_again_backs_off_in_a_crash_loop_and_keeps_its_absences(subject: Subject) -> None:
     store = flipped(subject)
     restart = accepted(store)
-    store.restarts.count_absences(soon(), [restart])
+    store.watches.count_absences(soon(), [restart])
     subject.age(2 * RECOVERY_S)
     store = holding(subject)
-    store.restarts.owe_again(soon(), {restart.id: (4, 600.0)})
+    store.watches.owe_again(soon(), {restart.id: (4, 600.0)})
     assert gauges(store).restarts_backing_off == 1
     subject.age(601)
     assert the_due(store).absent_sightings == 1
@@ -469,7 +518,7 @@ NOT_AGAIN: dict[str, Callable[[Subject, Store], object]] = {
     "gone": lambda subject, _: subject.delete(uuid(1)),
     "on hold": lambda _, store: hold(store, 1),
     "the watch is over": lambda _, store: note(store, ended=[1]),
-    "owed already": lambda _, store: store.restarts.owe_again(soon(), {1: (0, 0.0)}),
+    "owed already": lambda _, store: store.watches.owe_again(soon(), {1: (0, 0.0)}),
 }
 
 
@@ -478,13 +527,13 @@ def test_nothing_else_is_owed_again(subject: Subject, why: str) -> None:
     store = flipped(subject)
     accepted(store)
     NOT_AGAIN[why](subject, store)
-    assert store.restarts.owe_again(soon(), {1: (0, 0.0)}) == []
+    assert store.watches.owe_again(soon(), {1: (0, 0.0)}) == []
 
 
 def test_an_open_restart_is_not_owed_twice(subject: Subject) -> None:
     store = flipped(subject)
     decide(store, the_due(store))
-    assert store.restarts.owe_again(soon(), {1: (0, 0.0)}) == []
+    assert store.watches.owe_again(soon(), {1: (0, 0.0)}) == []
 
 
 def test_a_flip_ends_the_watch_and_goes_on_with_the_same_instances(subject: Subject) -> None:
@@ -496,3 +545,36 @@ def test_a_flip_ends_the_watch_and_goes_on_with_the_same_instances(subject: Subj
     assert due(store) == []
     subject.age(UNCERTAIN_S + 1)
     assert the_due(store).watched
+
+
+@pytest.mark.parametrize("answer", ["refused", "blocked", "uncertain", "claimed"])
+def test_a_claim_that_is_given_back_leaves_the_answer_before_it(subject: Subject, answer: str) -> None:
+    store = flipped(subject)
+    first = the_due(store)
+    decide(store, first)
+    if answer != "claimed":
+        waits = None if answer == "uncertain" else RETRY_S
+        store.restarts.record_answer(soon(), first, answer, wait_s=waits)
+    subject.age(UNCERTAIN_S + 1)
+    store = holding(subject)
+    decision = decide(store, the_due(store))
+    assert decision is not None
+    store.restarts.give_back(soon(), decision.restart)
+    assert gauges(store).restarts_blocked == (answer == "blocked")
+    assert subject.restarts()[0][5] == ("uncertain" if answer == "claimed" else answer)
+
+
+def test_the_watched_are_listed_in_the_order_in_which_they_were_looked_at(subject: Subject) -> None:
+    store = flipped(subject, 1, 2, 3)
+    one, two, three = (accepted(store, number) for number in (1, 2, 3))
+    subject.age(UNCERTAIN_S + 1)
+    store = holding(subject)
+    store.watches.count_absences(soon(), [one])
+    subject.age(1)
+    store.watches.count_absences(soon(), [], others=[two])
+    subject.age(1)
+    store.watches.count_absences(soon(), [], found=[three])
+    assert [seen.restart.id for seen in watched(store)] == [1, 2, 3]
+    subject.age(1)
+    store.watches.count_absences(soon(), [], others=[one])
+    assert [seen.restart.id for seen in watched(store)] == [2, 3, 1]

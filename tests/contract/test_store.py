@@ -89,13 +89,17 @@ WITH_THE_LEASE: dict[str, Callable[[Store, Restart], object]] = {
     "set_reasons": lambda store, _: store.doubts.set_reasons(soon(), {uuid(2): "why"}),
     "save_coverage": lambda store, _: store.memory.save_coverage(soon(), Progress(Coverage(), completed_pass=True)),
     "purge": lambda store, _: store.memory.purge(soon()),
-    "cancel_moved_on": lambda store, _: store.restarts.cancel_moved_on(soon()),
+    "take_back_times": lambda store, _: store.memory.take_back_times(soon(), longest_wait_s=900.0),
+    "cancel_moved_on": lambda store, _: store.watches.cancel_moved_on(soon()),
     "note_watch": lambda store, restart: note(store, up=[restart.id]),
-    "keep_back": lambda store, _: store.restarts.keep_back(soon(), workspace_ids=None),
-    "release": lambda store, _: store.restarts.release(soon(), workspace_ids=None),
+    "keep_back": lambda store, _: store.watches.keep_back(soon(), grace_s=0.0, workspace_ids=None),
+    "look_at_kept_back": lambda store, restart: store.watches.look_at_kept_back(
+        soon(), running=[restart], found=[], others=[]
+    ),
+    "release": lambda store, _: store.watches.release(soon(), workspace_ids=None),
     "claim": decide,
     "put_off": lambda store, restart: store.restarts.put_off(soon(), [restart], wait_s=RETRY_S),
-    "count_absences": lambda store, restart: store.restarts.count_absences(soon(), [restart]),
+    "count_absences": lambda store, restart: store.watches.count_absences(soon(), [restart]),
 }
 
 
@@ -123,7 +127,7 @@ def test_a_cycle_that_has_lost_its_lease_owes_nothing_again(subject: Subject) ->
     restart = accepted(store)
     subject.age(LEASE_S + 2)
     before = _everything(subject)
-    assert store.restarts.owe_again(soon(), {restart.id: (0, 0.0)}) == []
+    assert store.watches.owe_again(soon(), {restart.id: (0, 0.0)}) == []
     assert _everything(subject) == before
 
 
@@ -161,6 +165,7 @@ IN_TIME: dict[str, Callable[[Store, Restart, Deadline], object]] = {
     "save": lambda store, _, late: store.doubts.save(late, NO_CHANGES),
     "set_reasons": lambda store, _, late: store.doubts.set_reasons(late, {uuid(1): "why"}),
     "save_coverage": lambda store, _, late: store.memory.save_coverage(late, Progress(Coverage(), completed_pass=True)),
+    "take_back_times": lambda store, _, late: store.memory.take_back_times(late, longest_wait_s=900.0),
     "gauges": lambda store, _, late: store.gauges(late),
     "fleet_gauges": lambda store, _, late: store.fleet_gauges(late),
     "flip": lambda store, restart, late: store.flips.flip(
@@ -170,18 +175,22 @@ IN_TIME: dict[str, Callable[[Store, Restart, Deadline], object]] = {
         late, [confirmed(restart.as_candidate())], policy(select(store))
     ),
     "count_due": lambda store, _, late: store.restarts.count_due(late, most=1, grace_s=0.0, workspace_ids=None),
-    "cancel_moved_on": lambda store, _, late: store.restarts.cancel_moved_on(late),
-    "watched": lambda store, _, late: store.restarts.watched(late),
-    "note_watch": lambda store, restart, late: store.restarts.note_watch(late, ended=[restart.id], up=[], not_up=[]),
-    "owe_again": lambda store, restart, late: store.restarts.owe_again(late, {restart.id: (0, 0.0)}),
-    "keep_back": lambda store, _, late: store.restarts.keep_back(late, workspace_ids=None),
-    "release the restarts": lambda store, _, late: store.restarts.release(late, workspace_ids=None),
+    "cancel_moved_on": lambda store, _, late: store.watches.cancel_moved_on(late),
+    "watched": lambda store, _, late: store.watches.watched(late),
+    "note_watch": lambda store, restart, late: store.watches.note_watch(late, ended=[restart.id], up=[], not_up=[]),
+    "owe_again": lambda store, restart, late: store.watches.owe_again(late, {restart.id: (0, 0.0)}),
+    "keep_back": lambda store, _, late: store.watches.keep_back(late, grace_s=0.0, workspace_ids=None),
+    "kept_back": lambda store, _, late: store.watches.kept_back(late, workspace_ids=None),
+    "look_at_kept_back": lambda store, restart, late: store.watches.look_at_kept_back(
+        late, running=[restart], found=[], others=[]
+    ),
+    "release the restarts": lambda store, _, late: store.watches.release(late, workspace_ids=None),
     "due": lambda store, _, late: store.restarts.due(
         late, refused=False, limit=1, released_only=False, fresh_s=0.0, grace_s=0.0, workspace_ids=None
     ),
     "accepted": lambda store, restart, late: store.restarts.accepted(late, restart),
     "put_off": lambda store, restart, late: store.restarts.put_off(late, [restart], wait_s=RETRY_S),
-    "count_absences": lambda store, restart, late: store.restarts.count_absences(late, [restart]),
+    "count_absences": lambda store, restart, late: store.watches.count_absences(late, [restart]),
     "give_back": lambda store, restart, late: store.restarts.give_back(late, restart),
     "stop": lambda store, _, late: store.restarts.stop(late, lasts_s=RETRY_S),
     "record_answer": lambda store, restart, late: store.restarts.record_answer(
@@ -470,7 +479,7 @@ def test_a_flip_of_another_instance_does_not_wait_and_is_not_watched_for_the_fir
     flip(store)
     (owed,) = due(store)
     assert (owed.restart.instance_id, owed.restart.watched) == (instance(2), False)
-    assert store.restarts.watched(soon()) == []
+    assert store.watches.watched(soon()) == []
 
 
 def test_a_flips_restart_is_released_if_the_breaker_was_overridden(subject: Subject) -> None:
@@ -534,7 +543,7 @@ def test_health_counts_from_when_a_cycle_saw_the_workspace_up_and_only_as_long_a
 def test_a_restart_that_was_never_asked_for_does_not_count(subject: Subject) -> None:
     store = flipped(subject)
     subject.update(uuid(1), status="online")
-    store.restarts.cancel_moved_on(soon())
+    store.watches.cancel_moved_on(soon())
     assert flip(store) == Flipped(CrashLoop(0, 0.0))
 
 
@@ -564,14 +573,18 @@ def test_a_hold_keeps_its_restart_from_being_asked_for_until_its_grace_is_over(s
     assert the_due(store) == restart
 
 
-def test_one_that_was_asked_for_before_has_no_second_grace(subject: Subject) -> None:
+@pytest.mark.parametrize("answer", ["refused", "uncertain"])
+def test_a_hold_gives_its_restart_a_grace_though_it_was_asked_for_before(subject: Subject, answer: str) -> None:
+    """The hold is for maintenance, which stops and starts machines, whatever the platform said before."""
     store = flipped(subject)
     restart = the_due(store)
     decide(store, restart)
-    store.restarts.record_answer(soon(), restart, "refused", wait_s=0.0)
-    hold(store, 1, lasts_s=10)
-    subject.age(11)
-    assert [owed.restart.id for owed in due(store, grace_s=180.0)] == [restart.id]
+    store.restarts.record_answer(soon(), restart, answer, wait_s=RETRY_S if answer == "refused" else None)
+    hold(store, 1, lasts_s=2 * UNCERTAIN_S)
+    subject.age(2 * UNCERTAIN_S + 1)
+    assert (due(store, grace_s=180.0), len(due(store))) == ([], 1)
+    subject.age(180)
+    assert len(due(store, grace_s=180.0)) == 1
 
 
 def test_what_ended_long_ago_is_purged_but_nothing_that_is_watched(subject: Subject) -> None:

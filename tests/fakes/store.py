@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Concatenate, ParamSpec, TypeVar, cast
 
 from handler.deadline import Deadline
-from handler.domain.backoff import CrashLoop, crash_loop
+from handler.domain.backoff import LONGEST_CRASH_LOOP_BACKOFF_S, CrashLoop, crash_loop
 from handler.domain.coverage import Progress
 from handler.domain.decide import CANDIDATE_STATUSES, EXTERNAL, Fleet, Memory, objection
 from handler.domain.doubts import ABSENCES_ADD_UP_SECONDS, Doubt, DoubtChanges, Known
@@ -27,7 +27,8 @@ from handler.store.flip import Flipped, FlipPolicy, captured_status
 from handler.store.holds import MOST_SHOWN
 from handler.store.lease import LONGEST_SECONDS, MARGIN_SECONDS
 from handler.store.memory import KEPT_DAYS
-from handler.store.restarts import Judge
+from handler.store.restarts import Judge, answered_before
+from handler.store.times import HAPPENED, TOLERANCE_SECONDS, WAITS
 from tests.fakes.tables import StoredDoubt, StoredHold, StoredRestart, StoredSource, StoredStop, Tables
 
 IDLE_GRACE_SECONDS = 1.0  # how long after its deadline the server ends an idle transaction
@@ -72,6 +73,11 @@ class Part:
     def require_lease(self) -> None:
         if not self.lease_is_ours():
             raise LeaseLostError("the lease has expired or is another's")
+
+    def _unlocked(self, ids: Iterable[int]) -> list[StoredRestart]:
+        """Return the restarts with these ids that nobody has locked."""
+        wanted = set(ids)
+        return [one for one in self.tables.restarts if one.id in wanted and one.locked_by is None]
 
     def may_write(self, workspace_id: str, not_after: float) -> SkipReason | None:
         """Return what has come between the reading and the writing of a flip or a claim, if anything has."""
@@ -191,8 +197,9 @@ class Candidates(Part):
         tables = self.tables
         if by_hand and not tables.is_restarting(workspace_id, by_hand=True):
             return True
-        return adopt and any(
-            tables.remembers_dead(doubt)
+        return any(
+            (adopt or doubt.by_hand)
+            and tables.remembers_dead(doubt)
             and doubt.instance_id == tables.workspaces[workspace_id].instance_id
             and not tables.is_restarting(workspace_id, by_hand=doubt.by_hand)
             for doubt in tables.doubts_of(workspace_id)
@@ -312,6 +319,24 @@ class CycleMemory(Part):
         tables.coverage = progress.coverage
         tables.first_cycle_at = tables.now if tables.first_cycle_at is None else tables.first_cycle_at
         tables.pass_completed_at = tables.now if progress.completed_pass else tables.pass_completed_at
+
+    @_transaction
+    def take_back_times(self, _: Deadline, *, longest_wait_s: float) -> None:
+        self.require_lease()
+        self.watch.wrote("take_back_times")
+        tables, soon = self.tables, self.tables.now + TOLERANCE_SECONDS
+        waits = {**dict.fromkeys(WAITS, longest_wait_s), "backoff_until": LONGEST_CRASH_LOOP_BACKOFF_S}
+        if "coverage" not in tables.locked:
+            _take_back(tables, HAPPENED["coverage"], soon, tables.now)
+        for source in tables.sources.values():
+            _take_back(source, ("since",), soon, tables.now)
+        for doubt in tables.doubts.values():
+            if doubt.locked_by is None:
+                _take_back(doubt, HAPPENED["doubts"], soon, tables.now)
+        for restart in self._unlocked(one.id for one in tables.restarts):
+            _take_back(restart, HAPPENED["restarts"], soon, tables.now)
+            for name, wait_s in waits.items():
+                _take_back(restart, (name,), tables.now + wait_s, tables.now + wait_s)
 
     @_transaction
     def purge(self, _: Deadline) -> None:
@@ -531,101 +556,63 @@ class Flips(Part):
         return superseded
 
 
-class Restarts(Part):
+class OwnRestarts(Part):
+    """What both of the parts about restarts need."""
+
+    def is_still_owed(self, owed: StoredRestart) -> bool:
+        """Tell whether the row is offline with the dead instance."""
+        row = self.tables.workspaces.get(owed.workspace_id)
+        return row is not None and row.status == OFFLINE and row.instance_id == owed.instance_id
+
+    def _cancel_and_watch(self, owed: StoredRestart) -> None:
+        owed.closed_at, owed.outcome = self.tables.now, "cancelled"
+        owed.watched_since = self.tables.now if owed.watched_since is None else owed.watched_since
+        owed.absent_sightings = 0
+
+    def _count_absence(self, owed: StoredRestart) -> None:
+        now = self.tables.now
+        owed.absent_since = owed.absent_since if owed.absent_sightings and owed.absent_since is not None else now
+        owed.absent_sightings += 1
+        owed.due_at = now
+
+    def _restart(self, owed: StoredRestart) -> Restart:
+        return Restart(
+            owed.id,
+            owed.workspace_id,
+            owed.instance_id,
+            owed.attempts,
+            owed.refusals,
+            owed.released,
+            watched=owed.watched_since is not None,
+            absent_sightings=owed.absent_sightings,
+            absent_s=0.0 if owed.absent_since is None else self.tables.now - owed.absent_since,
+            streak=owed.streak,
+            last_answer=owed.last_answer,
+        )
+
+    def _is_due(self, owed: StoredRestart, grace_s: float) -> bool:
+        after_hold = self.tables.hold_ended_at(owed.workspace_id) + grace_s <= self.tables.now
+        return owed.due_at <= self.tables.now and after_hold
+
+    def _is_backing_off(self, owed: StoredRestart) -> bool:
+        return owed.backoff_until is not None and owed.backoff_until > self.tables.now
+
+    def _may_be_asked(self, owed: StoredRestart, grace_s: float, workspace_ids: Sequence[str] | None) -> bool:
+        return (
+            self._is_due(owed, grace_s)
+            and not self._is_backing_off(owed)
+            and not self.tables.is_on_hold(owed.workspace_id)
+            and not self.tables.is_stopped()
+            and (workspace_ids is None or owed.workspace_id in workspace_ids)
+        )
+
+
+class Restarts(OwnRestarts):
     """See handler.store.Restarts."""
 
     @_transaction
     def count_due(self, _: Deadline, *, most: int, grace_s: float, workspace_ids: Sequence[str] | None) -> int:
         return min(most, sum(self._may_be_asked(one, grace_s, workspace_ids) for one in self.tables.open_restarts()))
-
-    @_transaction
-    def cancel_moved_on(self, _: Deadline) -> list[Restart]:
-        self.require_lease()
-        self.watch.wrote("cancel_moved_on")
-        closed = []
-        for one in self.tables.open_restarts():
-            if not self.is_still_owed(one) and one.locked_by is None:
-                one.closed_at, one.outcome = self.tables.now, "cancelled"
-                closed.append(Restart(one.id, one.workspace_id, one.instance_id, one.attempts))
-        return closed
-
-    @_transaction
-    def watched(self, _: Deadline) -> list[Watched]:
-        tables, found = self.tables, []
-        for one in tables.restarts:
-            if one.is_watched:
-                row = tables.workspaces.get(one.workspace_id)
-                up_s = None if one.up_since is None else tables.now - one.up_since
-                same = row is not None and row.instance_id == one.instance_id
-                status, on_hold = None if row is None else row.status, tables.is_on_hold(one.workspace_id)
-                found.append(Watched(self._restart(one), status, one.is_open, same, up_s, on_hold))
-        return found
-
-    @_transaction
-    def note_watch(self, _: Deadline, *, ended: Sequence[int], up: Sequence[int], not_up: Sequence[int]) -> None:
-        self.require_lease()
-        self.watch.wrote("note_watch")
-        now = self.tables.now
-        for one in self._unlocked([*ended, *up, *not_up]):
-            if one.watch_ended_at is None:
-                one.watch_ended_at = now if one.id in ended else None
-                if one.id not in ended:
-                    one.up_since = (now if one.up_since is None else one.up_since) if one.id in up else None
-
-    @_transaction
-    def owe_again(
-        self, _: Deadline, loops: Mapping[int, tuple[int, float]], *, released: bool = False
-    ) -> list[Restart]:
-        tables, now, again = self.tables, self.tables.now, []
-        for one in self._unlocked(loops):
-            is_free = self.lease_is_ours() and not tables.is_on_hold(one.workspace_id)
-            others = any(other.is_open for other in tables.restarts_of(one.workspace_id))
-            if not one.is_open and one.watch_ended_at is None and is_free and self.is_still_owed(one) and not others:
-                self.watch.wrote("owe_again", one)
-                one.watch_ended_at = now
-                (streak, backoff_s), last = (
-                    loops[one.id],
-                    [at for at in (one.asked_at, one.closed_at) if at is not None],
-                )
-                due_at = max(now, max(last) + RECOVERY_SECONDS)
-                owed = StoredRestart(
-                    id=_next_id(tables),
-                    workspace_id=one.workspace_id,
-                    instance_id=one.instance_id,
-                    cycle_id=self.cycle_id,
-                    flipped_at=one.flipped_at,
-                    due_at=due_at,
-                    streak=streak,
-                    backoff_until=now + backoff_s if backoff_s else None,
-                    adopted=one.adopted,
-                    released=released,
-                    absent_sightings=one.absent_sightings,
-                    absent_since=one.absent_since,
-                    first_due_at=due_at,
-                    watched_since=one.watched_since,
-                )
-                tables.restarts.append(owed)
-                again.append(Restart(owed.id, owed.workspace_id, owed.instance_id))
-        return again
-
-    @_transaction
-    def keep_back(self, _: Deadline, *, workspace_ids: Sequence[str] | None) -> None:
-        self.require_lease()
-        self.watch.wrote("keep_back")
-        tables = self.tables
-        for one in tables.open_restarts():
-            is_free = one.due_at <= tables.now and not one.released and not tables.is_on_hold(one.workspace_id)
-            named = workspace_ids is None or one.workspace_id in workspace_ids
-            if is_free and named and one.kept_back_at is None and one.locked_by is None:
-                one.kept_back_at = tables.now
-
-    @_transaction
-    def release(self, _: Deadline, *, workspace_ids: Sequence[str] | None) -> None:
-        self.require_lease()
-        self.watch.wrote("release restarts")
-        for one in self.tables.open_restarts():
-            if (workspace_ids is None or one.workspace_id in workspace_ids) and one.locked_by is None:
-                one.released = True
 
     @_transaction
     def due(
@@ -703,10 +690,10 @@ class Restarts(Part):
                 owed.watched_since = now if owed.watched_since is None else owed.watched_since
             case Step.CANCEL | Step.CANCEL_AND_WATCH:
                 self.watch.wrote("cancel", decision)
-                owed.closed_at, owed.outcome = now, "cancelled"
                 if decision.step is Step.CANCEL_AND_WATCH:
-                    owed.watched_since = now if owed.watched_since is None else owed.watched_since
-                    owed.absent_sightings = 0
+                    self._cancel_and_watch(owed)
+                else:
+                    owed.closed_at, owed.outcome = now, "cancelled"
             case Step.PUT_OFF:
                 self.watch.wrote("put_off", decision)
                 owed.due_at = now + retry_s
@@ -726,15 +713,6 @@ class Restarts(Part):
         for one in self._unlocked(restart.id for restart in restarts):
             if one.is_open:
                 one.due_at = self.tables.now + wait_s
-
-    @_transaction
-    def count_absences(self, _: Deadline, absent: Iterable[Restart], *, found: Iterable[Restart] = ()) -> None:
-        self.require_lease()
-        for one in self._unlocked(restart.id for restart in absent):
-            self.watch.wrote("count_absences", one)
-            self._count_absence(one)
-        for one in self._unlocked(restart.id for restart in found):
-            one.absent_sightings = 0
 
     @_transaction
     def accepted(self, _: Deadline, restart: Restart) -> None:
@@ -767,7 +745,7 @@ class Restarts(Part):
             owed.asked_at = owed.asked_at if owed.attempts > 1 else None
             owed.attempts -= 1
             owed.claimed_by, owed.due_at = None, self.tables.now
-            owed.last_answer = "uncertain" if restart.watched else None
+            owed.last_answer = answered_before(restart)
             owed.watched_since = owed.watched_since if restart.watched else None
 
     @_transaction
@@ -776,42 +754,12 @@ class Restarts(Part):
         tables = self.tables
         tables.stops = [*filter(tables.is_on, tables.stops), StoredStop(tables.now + lasts_s)]
 
-    def is_still_owed(self, owed: StoredRestart) -> bool:
-        """Tell whether the row is offline with the dead instance."""
-        row = self.tables.workspaces.get(owed.workspace_id)
-        return row is not None and row.status == OFFLINE and row.instance_id == owed.instance_id
-
-    def _unlocked(self, ids: Iterable[int]) -> list[StoredRestart]:
-        """Return the restarts with these ids that nobody has locked."""
-        wanted = set(ids)
-        return [one for one in self.tables.restarts if one.id in wanted and one.locked_by is None]
-
     def _lock(self, restart: Restart) -> StoredRestart | None:
         """Return the open restart. Raises RowLockedError."""
         owed = next((one for one in self.tables.restarts if one.id == restart.id and one.is_open), None)
         if owed is not None and owed.locked_by is not None:
             raise RowLockedError("the restart is locked")
         return owed
-
-    def _count_absence(self, owed: StoredRestart) -> None:
-        now = self.tables.now
-        owed.absent_since = owed.absent_since if owed.absent_sightings and owed.absent_since is not None else now
-        owed.absent_sightings += 1
-        owed.due_at = now
-
-    def _restart(self, owed: StoredRestart) -> Restart:
-        return Restart(
-            owed.id,
-            owed.workspace_id,
-            owed.instance_id,
-            owed.attempts,
-            owed.refusals,
-            owed.released,
-            watched=owed.watched_since is not None,
-            absent_sightings=owed.absent_sightings,
-            absent_s=0.0 if owed.absent_since is None else self.tables.now - owed.absent_since,
-            streak=owed.streak,
-        )
 
     def _owed(self, owed: StoredRestart, fresh_s: float, grace_s: float) -> Owed:
         tables, row = self.tables, self.tables.workspaces.get(owed.workspace_id)
@@ -826,21 +774,138 @@ class Restarts(Part):
             heartbeat=beat_at is not None and beat_at > tables.now - fresh_s,
         )
 
-    def _is_due(self, owed: StoredRestart, grace_s: float) -> bool:
-        after_hold = self.tables.hold_ended_at(owed.workspace_id) + grace_s <= self.tables.now
-        return owed.due_at <= self.tables.now and (owed.attempts > 0 or after_hold)
 
-    def _is_backing_off(self, owed: StoredRestart) -> bool:
-        return owed.backoff_until is not None and owed.backoff_until > self.tables.now
+class Watches(OwnRestarts):
+    """See handler.store.Watches."""
 
-    def _may_be_asked(self, owed: StoredRestart, grace_s: float, workspace_ids: Sequence[str] | None) -> bool:
-        return (
-            self._is_due(owed, grace_s)
-            and not self._is_backing_off(owed)
-            and not self.tables.is_on_hold(owed.workspace_id)
-            and not self.tables.is_stopped()
-            and (workspace_ids is None or owed.workspace_id in workspace_ids)
-        )
+    @_transaction
+    def cancel_moved_on(self, _: Deadline) -> list[Restart]:
+        self.require_lease()
+        self.watch.wrote("cancel_moved_on")
+        closed = []
+        for one in self.tables.open_restarts():
+            if not self.is_still_owed(one) and one.locked_by is None:
+                one.closed_at, one.outcome = self.tables.now, "cancelled"
+                closed.append(Restart(one.id, one.workspace_id, one.instance_id, one.attempts))
+        return closed
+
+    @_transaction
+    def watched(self, _: Deadline) -> list[Watched]:
+        tables, found = self.tables, []
+        for one in sorted(tables.restarts, key=lambda one: (one.due_at, one.id)):
+            if one.is_watched:
+                row = tables.workspaces.get(one.workspace_id)
+                up_s = None if one.up_since is None else tables.now - one.up_since
+                same = row is not None and row.instance_id == one.instance_id
+                status, on_hold = None if row is None else row.status, tables.is_on_hold(one.workspace_id)
+                found.append(Watched(self._restart(one), status, one.is_open, same, up_s, on_hold))
+        return found
+
+    @_transaction
+    def note_watch(self, _: Deadline, *, ended: Sequence[int], up: Sequence[int], not_up: Sequence[int]) -> None:
+        self.require_lease()
+        self.watch.wrote("note_watch")
+        now = self.tables.now
+        for one in self._unlocked([*ended, *up, *not_up]):
+            if one.watch_ended_at is None:
+                one.watch_ended_at = now if one.id in ended else None
+                if one.id not in ended:
+                    one.up_since = (now if one.up_since is None else one.up_since) if one.id in up else None
+
+    @_transaction
+    def owe_again(
+        self, _: Deadline, loops: Mapping[int, tuple[int, float]], *, released: bool = False
+    ) -> list[Restart]:
+        tables, now, again = self.tables, self.tables.now, []
+        for one in self._unlocked(loops):
+            is_free = self.lease_is_ours() and not tables.is_on_hold(one.workspace_id)
+            others = any(other.is_open for other in tables.restarts_of(one.workspace_id))
+            if not one.is_open and one.watch_ended_at is None and is_free and self.is_still_owed(one) and not others:
+                self.watch.wrote("owe_again", one)
+                one.watch_ended_at = now
+                (streak, backoff_s), last = (
+                    loops[one.id],
+                    [at for at in (one.asked_at, one.closed_at) if at is not None],
+                )
+                due_at = max(now, max(last) + RECOVERY_SECONDS)
+                owed = StoredRestart(
+                    id=_next_id(tables),
+                    workspace_id=one.workspace_id,
+                    instance_id=one.instance_id,
+                    cycle_id=self.cycle_id,
+                    flipped_at=one.flipped_at,
+                    due_at=due_at,
+                    streak=streak,
+                    backoff_until=now + backoff_s if backoff_s else None,
+                    adopted=one.adopted,
+                    released=released,
+                    absent_sightings=one.absent_sightings,
+                    absent_since=one.absent_since,
+                    first_due_at=due_at,
+                    watched_since=one.watched_since,
+                )
+                tables.restarts.append(owed)
+                again.append(Restart(owed.id, owed.workspace_id, owed.instance_id))
+        return again
+
+    @_transaction
+    def keep_back(self, _: Deadline, *, grace_s: float, workspace_ids: Sequence[str] | None) -> None:
+        self.require_lease()
+        self.watch.wrote("keep_back")
+        for one in self.tables.open_restarts():
+            is_kept_back = self._may_be_asked(one, grace_s, workspace_ids) and not one.released
+            if is_kept_back and one.kept_back_at is None and one.locked_by is None:
+                one.kept_back_at = self.tables.now
+
+    @_transaction
+    def kept_back(self, _: Deadline, *, workspace_ids: Sequence[str] | None) -> list[Restart]:
+        kept_back = [
+            (one.kept_back_at, one.id, self._restart(one))
+            for one in self.tables.open_restarts()
+            if one.kept_back_at is not None
+            and not one.released
+            and not self.tables.is_on_hold(one.workspace_id)
+            and (workspace_ids is None or one.workspace_id in workspace_ids)
+        ]
+        return [restart for *_, restart in sorted(kept_back, key=lambda one: one[:2])]
+
+    @_transaction
+    def look_at_kept_back(
+        self, _: Deadline, *, running: Sequence[Restart], found: Sequence[Restart], others: Sequence[Restart]
+    ) -> list[Restart]:
+        self.require_lease()
+        self.watch.wrote("look_at_kept_back")
+        locked = {one.id: one for one in self._unlocked(one.id for one in (*running, *found, *others)) if one.is_open}
+        cancelled = [one for one in running if one.id in locked]
+        for restart in cancelled:
+            self._cancel_and_watch(locked.pop(restart.id))
+        for owed in locked.values():
+            owed.kept_back_at = self.tables.now
+        for restart in found:
+            if restart.id in locked:
+                locked[restart.id].absent_sightings = 0
+        return cancelled
+
+    @_transaction
+    def release(self, _: Deadline, *, workspace_ids: Sequence[str] | None) -> None:
+        self.require_lease()
+        self.watch.wrote("release restarts")
+        for one in self.tables.open_restarts():
+            if (workspace_ids is None or one.workspace_id in workspace_ids) and one.locked_by is None:
+                one.released = True
+
+    @_transaction
+    def count_absences(
+        self, _: Deadline, absent: Iterable[Restart], *, found: Iterable[Restart] = (), others: Iterable[Restart] = ()
+    ) -> None:
+        self.require_lease()
+        for one in self._unlocked(restart.id for restart in absent):
+            self.watch.wrote("count_absences", one)
+            self._count_absence(one)
+        for one in self._unlocked(restart.id for restart in found):
+            one.absent_sightings, one.due_at = 0, self.tables.now
+        for one in self._unlocked(restart.id for restart in others):
+            one.due_at = self.tables.now
 
 
 class Holds(Part):
@@ -913,6 +978,7 @@ class FakeStore:
         self.memory = CycleMemory(*parts)
         self.flips = Flips(*parts)
         self.restarts = Restarts(*parts)
+        self.watches = Watches(*parts)
         self.holds = Holds(*parts)
         figures = GaugesOf(*parts)
         self.gauges, self.fleet_gauges = figures.gauges, figures.fleet_gauges
@@ -928,6 +994,14 @@ class FakeStore:
 def fake_store(tables: Tables, cycle_id: str, watch: Watch | None = None, *, leased: bool = True) -> Store:
     """Return the store in memory for one cycle."""
     return cast("Store", FakeStore(tables, cycle_id, watch or Watch(), leased=leased))
+
+
+def _take_back(record: object, names: Iterable[str], latest: float, new: float) -> None:
+    """Set the times of a record that are later than the latest one to a new one."""
+    for name in names:
+        at = getattr(record, name)
+        if at is not None and at > latest:
+            setattr(record, name, new)
 
 
 def _next_id(tables: Tables) -> int:

@@ -10,7 +10,7 @@ from handler.deadline import Deadline
 from handler.domain.model import NOT_FOUND, Cause, Failure, Sighting, Workspace, sighting_of, unknown
 from handler.probes import TargetTroubles, fair_share
 from handler.restarts import Answer, Connection, Reply
-from handler.restarts.worker import CALL_SECONDS
+from handler.restarts.asking import CALL_SECONDS
 from tests.fakes.tables import Row, StoredRestart, Tables
 
 DEAD = ("stopped", "terminated")
@@ -116,6 +116,10 @@ class World:
     unreachable: bool = False
     # Running instances send heartbeats, and the platform's own monitor takes silent workspaces offline.
     is_lively: bool = False
+    # These send heartbeats from a machine that their row does not record.
+    elsewhere: set[str] = field(default_factory=set)
+    # Ids of restarts whose flip came after an event.
+    event_flips: set[int] = field(default_factory=set)
     # The monitor also restarts what it takes offline, once.
     monitor_restarts: bool = False
     # Since when a workspace is offline, for all that any cycle has seen; and since when one was that was adopted.
@@ -291,7 +295,8 @@ class World:
         latest = now - now % HEARTBEAT_SECONDS
         for workspace_id, row in self.tables.workspaces.items():
             instance = self.instances.get(row.instance_id or "")
-            beats = instance is not None and instance.state == "running" and instance.since <= latest
+            runs = instance is not None and instance.state == "running" and instance.since <= latest
+            beats = runs or workspace_id in self.elsewhere
             if beats and row.locked_by is None and (row.heartbeat_at or 0.0) < latest:
                 row.heartbeat_at = row.updated_at = latest
                 row.status = "online" if row.status in _BEATS_SET_ONLINE else row.status

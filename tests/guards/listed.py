@@ -20,6 +20,7 @@ class Guard:
     test: str
 
 
+_ASKING = "handler/restarts/asking.py"
 _AWS_ERRORS = "handler/net/aws_errors.py"
 _BOUNDED = "handler/net/bounded.py"
 _CONNECT = "handler/net/connect.py"
@@ -50,17 +51,20 @@ _ROW_SECURITY = "handler/store/row_security.py"
 _SECRETS = "handler/net/secrets.py"
 _SESSION = "handler/store/session.py"
 _REMEMBERING = "handler/remembering.py"
+_STATE_CHANGES = "handler/domain/state_changes.py"
 _SQLSTATE = "handler/store/sqlstate.py"
 _STORED_DOUBTS = "handler/store/doubts.py"
 _TELEMETRY = "handler/telemetry.py"
 _TLS = "handler/net/tls.py"
 _TRANSACTION = "handler/store/transaction.py"
-_WORKER = "handler/restarts/worker.py"
+_WATCHES = "handler/store/watches.py"
+_WATCHING = "handler/restarts/watching.py"
 
 _TEST_APP = "tests/unit/test_app.py::"
 _TEST_ANSWERS = "tests/integration/test_restart_answers.py::"
 _TEST_BREAKER = "tests/integration/test_absence_and_breaker.py::"
 _TEST_CACHES = "tests/integration/test_caches.py::"
+_TEST_CLOCK_JUMPS = "tests/integration/test_clock_jumps.py::"
 _TEST_COLLATION = "tests/integration/test_collation.py::"
 _TEST_CONCURRENCY = "tests/integration/test_concurrency.py::"
 _TEST_CONNECTIONS = "tests/integration/test_connections.py::"
@@ -71,6 +75,7 @@ _TEST_GROWTH = "tests/integration/test_growth.py::"
 _TEST_LARGE = "tests/integration/test_large_answers.py::"
 _TEST_LEAKS = "tests/integration/test_leaks.py::"
 _TEST_LIMITS = "tests/unit/test_limits.py::"
+_TEST_KEPT_BACK = "tests/integration/test_kept_back.py::"
 _TEST_LOCKED = "tests/integration/test_locked_state.py::"
 _TEST_NET = "tests/net/"
 _TEST_DEADLINE = "tests/integration/test_deadline.py::"
@@ -82,6 +87,7 @@ _TEST_DOUBTS = "tests/unit/test_doubts.py::"
 _TEST_STORED_DOUBTS = "tests/contract/test_doubts.py::"
 _TEST_EC2 = "tests/integration/test_ec2.py::"
 _TEST_EC2_PROBE = "tests/unit/test_ec2_probe.py::"
+_TEST_EVENT_CYCLE = "tests/unit/test_event_cycle.py::"
 _TEST_FAILOVER = "tests/integration/test_failover.py::"
 _TEST_FIELD = "tests/integration/test_field_reports.py::"
 _TEST_FLIP_ERRORS = "tests/integration/test_flip_errors.py::"
@@ -100,12 +106,16 @@ _TEST_SEARCH_PATH = "tests/integration/test_search_path.py::"
 _TEST_SESSION = "tests/integration/test_session.py::"
 _TEST_SILENT = "tests/integration/test_silent_addresses.py::"
 _TEST_SECRETS = "tests/unit/test_secrets.py::"
+_TEST_SETS = "tests/isolation/test_sets.py::"
+_TEST_STATE_CHANGES = "tests/integration/test_state_changes.py::"
+_TEST_STATE_CHANGES_UNIT = "tests/unit/test_state_changes.py::"
 _TEST_STOLEN_ROLE = "tests/integration/test_stolen_role.py::"
 _TEST_STORE = "tests/contract/test_store.py::"
 _TEST_STORED_RESTARTS = "tests/contract/test_restarts.py::"
 _TEST_STORIES = "tests/integration/test_stories.py::"
 _TEST_ATTACKS = "tests/integration/test_attacks.py::"
 _TEST_TELEMETRY = "tests/integration/test_telemetry.py::"
+_TEST_TIMES = "tests/contract/test_times.py::"
 _TEST_TELEMETRY_UNIT = "tests/unit/test_telemetry.py::"
 _TEST_WORKER = "tests/unit/test_restart_worker.py::"
 
@@ -403,6 +413,33 @@ GUARDS = (
         "before_probing",
         Code("now.breaker_open and not owed.restart.released", "False"),
         f"{_TEST_DECISIONS}test_before_a_call_the_row_has_the_first_say",
+    ),
+    Guard(
+        "breaker: an override releases what its cycle owes again",
+        "the restarts that did nothing wait behind the open breaker for ever, though somebody has overridden it",
+        "handler/restarts/worker.py",
+        "RestartWorker.run",
+        Arguments("released=release", "released=False"),
+        f"{_TEST_ATTACKS}test_an_override_also_releases_the_restarts_that_are_owed_again",
+    ),
+    Guard(
+        "breaker: nothing latches",
+        "machines that run again, but whose rows stay offline, keep the breaker open over the dead",
+        "handler/restarts/worker.py",
+        "RestartWorker.run",
+        Code("self._now.breaker_open and not deadline.over()", "False"),
+        f"{_TEST_KEPT_BACK}test_machines_that_run_again_close_the_breaker",
+    ),
+    Guard(
+        "breaker: keeps back what nothing else does",
+        "back-offs and the platform's own wish to be left alone keep the breaker open over the dead",
+        _WATCHES,
+        "_KEEP_BACK",
+        Sql(
+            "AND {MAY_BE_ASKED}",
+            "AND due_at <= now() AND CAST(:grace_s AS float) IS NOT NULL AND CAST(:workspace_ids AS uuid[]) IS NULL",
+        ),
+        f"{_TEST_KEPT_BACK}test_what_waits_for_something_else_is_not_kept_back",
     ),
     Guard(
         "breaker: what was checked in turn",
@@ -712,6 +749,89 @@ GUARDS = (
         f"{_TEST_CONCURRENCY}test_a_second_cycle_says_at_once_that_another_is_running_and_the_first_completes",
     ),
     Guard(
+        "events: an expiry in the write",
+        "the process of an event's cycle was frozen, wakes up, and flips on what it saw before",
+        _LEASE,
+        "Expiry.condition",
+        Sql("clock_timestamp() < to_timestamp(:expires_at)", "to_timestamp(:expires_at) IS NOT NULL"),
+        f"{_TEST_SETS}test_an_expiry_that_passes_in_mid_transaction_flips_nobody",
+    ),
+    Guard(
+        "events: a heartbeat after the death",
+        "an event about a machine that nobody uses any more flips a workspace that lives",
+        _FLIP,
+        "_ROWS",
+        Sql(
+            "THEN to_timestamp({_DIED_AT} + {HEARTBEAT_ARRIVES_SECONDS})",
+            "THEN CAST('infinity' AS timestamptz) + make_interval(secs => {HEARTBEAT_ARRIVES_SECONDS})",
+        ),
+        f"{_TEST_STATE_CHANGES}test_a_heartbeat_vetoes_only_if_it_came_more_than_five_seconds_after_the_death",
+    ),
+    Guard(
+        "events: a time of now",
+        "an event whose time is wrong flips a workspace between two of its heartbeats",
+        _FLIP,
+        "_ROWS",
+        Sql("BETWEEN {_NOW_S} - {OLDEST_EVENT_SECONDS} AND {_NOW_S}", "> 0 * {OLDEST_EVENT_SECONDS}"),
+        f"{_TEST_STATE_CHANGES}test_the_time_of_an_event_that_is_late_or_of_the_future_counts_for_nothing",
+    ),
+    Guard(
+        "events: a time of a death",
+        "an event of another state has a workspace flipped between two of its heartbeats",
+        _STATE_CHANGES,
+        "merged",
+        Code("VERDICT_OF_STATE.get(change.state) is Verdict.DEAD", "True"),
+        f"{_TEST_STATE_CHANGES}test_an_event_that_calls_a_dead_instance_alive_flips_it_by_the_ordinary_rule",
+    ),
+    Guard(
+        "events: every time is readable",
+        "of two events about one instance, the one with a time hides the one without",
+        _STATE_CHANGES,
+        "merged",
+        Code("one.at is None", "False"),
+        f"{_TEST_STATE_CHANGES_UNIT}test_of_several_events_the_latest_time_counts_if_all_tell_of_a_death_at_some_time",
+    ),
+    Guard(
+        "events: silence before the restart",
+        "a workspace that lives on a machine which its row does not record is restarted before its next heartbeat",
+        _CYCLE,
+        "_policy",
+        Code("max(restarts.grace_s, settings.heartbeat_fresh_seconds)", "restarts.grace_s"),
+        f"{_TEST_STATE_CHANGES}test_the_restart_is_due_after_a_silence_however_short_the_grace",
+    ),
+    Guard(
+        "events: no restart",
+        "an event asks for restarts, beside a full cycle that does the same",
+        _CYCLE,
+        "_restarts",
+        Code("request.workspace_ids is None", "request.limit is not None"),
+        f"{_TEST_EVENT_CYCLE}test_it_flips_the_dead_among_the_named_and_asks_for_no_restart",
+    ),
+    Guard(
+        "events: absences not counted",
+        "a doubled event makes a death of an instance that EC2 does not find for a moment",
+        _REQUEST,
+        "Request.narrowed",
+        Code("(self.workspace_ids, self.limit, self.state_changes)", "(self.workspace_ids, self.limit)"),
+        f"{_TEST_STATE_CHANGES}test_absences_are_not_counted",
+    ),
+    Guard(
+        "events: nobody is adopted",
+        "an event has a workspace restarted that the platform has taken offline and may be restarting",
+        _CANDIDATES,
+        "_RECORDING",
+        Sql("{IS_UP} AND workspaces.instance_id", "workspaces.instance_id"),
+        f"{_TEST_STATE_CHANGES}test_an_offline_row_is_not_adopted",
+    ),
+    Guard(
+        "events: no option is ignored",
+        "somebody sends an event as a dry run, and it is applied",
+        _REQUEST,
+        "state_change",
+        Code('_refuse_options(event, "a state-change event")', "None"),
+        f"{_TEST_STATE_CHANGES_UNIT}test_an_option_beside_a_state_change_is_refused",
+    ),
+    Guard(
         "dry run",
         "a dry run flips workspaces",
         _CYCLE,
@@ -743,7 +863,7 @@ GUARDS = (
         "claim: row lock",
         "two cycles claim the same restart at the same time",
         _RESTARTS,
-        "_LOCK_ANY",
+        "LOCK_RESTARTS",
         Sql("FOR UPDATE SKIP LOCKED", ""),
         f"{_TEST_INTERLEAVINGS}test_a_claim_beside_another_writer_ends_as_if_one_of_them_had_gone_first",
     ),
@@ -770,7 +890,7 @@ GUARDS = (
         "claim: restart is open",
         "a restart is claimed although it was accepted or cancelled",
         _RESTARTS,
-        "_LOCK",
+        "LOCK_OPEN",
         Code("'AND closed_at IS NULL ORDER BY'", "'ORDER BY'"),
         f"{_TEST_REFUSALS}test_a_restart_that_may_not_be_asked_for_is_not_claimed",
     ),
@@ -879,8 +999,8 @@ GUARDS = (
     Guard(
         "watch: life ends an absence",
         "a machine that runs is destroyed: not found once, added to what was before it was seen running",
-        _WORKER,
-        "RestartWorker._owe_again",
+        _WATCHING,
+        "Watching.owe_again",
         Code("sighting.verdict in FOUND", "False"),
         f"{_TEST_ATTACKS}TestAbsenceAfterLife",
     ),
@@ -888,7 +1008,7 @@ GUARDS = (
         "watch: begins without absences",
         "a machine that was found running is destroyed once it is not found a single time",
         _RESTARTS,
-        "_CANCEL",
+        "CANCEL",
         Sql("CASE WHEN :watch THEN 0 ELSE absent_sightings END", "absent_sightings"),
         f"{_TEST_ATTACKS}TestAbsenceAfterLife",
     ),
@@ -903,7 +1023,7 @@ GUARDS = (
     Guard(
         "watch: not before a quarter of an hour",
         "a restart that the platform is working on is sent again",
-        _RESTARTS,
+        _WATCHES,
         "_OWE_AGAIN",
         Sql("+ make_interval(secs => {RECOVERY_SECONDS})", ""),
         f"{_TEST_STORED_RESTARTS}test_a_restart_that_did_nothing_is_owed_again_a_while_after_its_last_call",
@@ -952,6 +1072,14 @@ GUARDS = (
         f"{_TEST_RESTARTS}test_an_uncertain_restart_is_left_alone_for_the_configured_time",
     ),
     Guard(
+        "uncertain: a connection that was refused",
+        "a restart that another cycle has asked for meanwhile is sent again, because this one found no connection",
+        _RESTARTS,
+        "_RECORD_ANSWER",
+        Sql("ELSE attempts = :attempts END", "ELSE CAST(:attempts AS integer) IS NOT NULL END"),
+        f"{_TEST_STORED_RESTARTS}test_a_connection_refused_says_nothing_of_what_another_cycle_has_asked_for_since",
+    ),
+    Guard(
         "uncertain: wait, after another flip",
         "a restart that the platform is working on is sent again because the workspace was flipped again",
         _FLIP,
@@ -962,16 +1090,16 @@ GUARDS = (
     Guard(
         "restarts per cycle",
         "the platform has to provision the whole fleet at once",
-        _WORKER,
-        "RestartWorker._ask_for_the_due",
+        _ASKING,
+        "Asking.ask_for_the_due",
         Code("calls < self._policy.per_cycle", "True"),
         f"{_TEST_WORKER}test_a_cycle_asks_for_no_more_restarts_than_it_may",
     ),
     Guard(
         "restarts: refused before",
         "hundreds of refused or blocked restarts leave no calls for the others",
-        _WORKER,
-        "RestartWorker._due",
+        _ASKING,
+        "Asking._due",
         Code("(False, True)", "(True,)"),
         f"{_TEST_WORKER}test_blocked_restarts_take_half_of_the_calls_at_most",
     ),
@@ -995,7 +1123,7 @@ GUARDS = (
         "Retry-After: the next cycles",
         "an overloaded platform gets eight requests a minute although it asked for none",
         _RESTARTS,
-        "_MAY_BE_ASKED",
+        "MAY_BE_ASKED",
         Sql("AND NOT {_STOPPED}", ""),
         f"{_TEST_STORED_RESTARTS}test_while_the_platform_asks_to_be_left_alone_no_cycle_may_ask",
     ),
@@ -1008,10 +1136,26 @@ GUARDS = (
         f"{_TEST_STORED_RESTARTS}test_a_stop_that_lies_days_ahead_is_of_a_clock_that_has_jumped",
     ),
     Guard(
+        "clock: times that lie ahead",
+        "nothing is asked for, and no age shows it, because the database's clock was wrong for a moment",
+        _REMEMBERING,
+        "Remembering.tend",
+        Code("self._attempt('times not taken back', take_back)", "take_back"),
+        f"{_TEST_CLOCK_JUMPS}test_one_cycle_later_none_of_our_times_lies_ahead",
+    ),
+    Guard(
+        "clock: what nobody knows to be over",
+        "a restart that the platform is working on is sent again because the database's clock was wrong for a moment",
+        "handler/store/times.py",
+        "_take_back",
+        Code("WAITS.get(one, 0)", "0"),
+        f"{_TEST_TIMES}test_a_restart_is_due_after_the_longest_wait",
+    ),
+    Guard(
         "Retry-After: this cycle",
         "an overloaded platform gets more and more requests if the database cannot be told",
-        _WORKER,
-        "RestartWorker._ask_for_the_due",
+        _ASKING,
+        "Asking.ask_for_the_due",
         Code("not self._stopped_s", "True"),
         f"{_TEST_WORKER}test_a_stop_that_cannot_be_recorded_is_obeyed_by_this_cycle",
     ),
@@ -1096,8 +1240,8 @@ GUARDS = (
     Guard(
         "deadline: enough time for a call",
         "a restart becomes uncertain because its call is cut off at once",
-        _WORKER,
-        "RestartWorker._claimed",
+        _ASKING,
+        "Asking._claimed",
         Code("deadline.remaining() < SHORTEST_CALL_SECONDS", "False"),
         f"{_TEST_WORKER}test_a_call_that_would_be_cut_off_at_once_does_not_begin",
     ),
@@ -1105,7 +1249,7 @@ GUARDS = (
     Guard(
         "locked restart: cancelling",
         "one locked restart keeps all others from being asked for",
-        _RESTARTS,
+        _WATCHES,
         "_CANCEL_MOVED_ON",
         Sql("FOR UPDATE SKIP LOCKED", ""),
         _LOCKED_RESTART,
@@ -1113,10 +1257,18 @@ GUARDS = (
     Guard(
         "locked restart: end of the watch",
         "one locked restart keeps all others from being asked for",
-        _RESTARTS,
+        _WATCHES,
         "_NOTE_WATCH",
         Sql("FOR UPDATE SKIP LOCKED", ""),
         f"{_TEST_LOCKED}test_a_locked_accepted_restart_stays_watched_and_the_others_watch_ends",
+    ),
+    Guard(
+        "locked restart: owed again",
+        "one locked restart keeps all others that did nothing from being owed again",
+        _WATCHES,
+        "_OWE_AGAIN",
+        Sql("FOR UPDATE SKIP LOCKED", ""),
+        f"{_TEST_STORED_RESTARTS}test_a_watched_restart_that_somebody_has_locked_costs_no_other",
     ),
     Guard(
         "locked restart: accepted",
@@ -1136,11 +1288,11 @@ GUARDS = (
     ),
     Guard(
         "locked restart: flip",
-        "a flip has the platform's row for seconds, and uses up the time of the others",
+        "one locked restart, open or watched, has a whole set of flips wait for it with the platform's rows locked",
         _FLIP,
-        "Flips.flip",
-        Arguments("lock_wait_s=LOCK_WAIT_SECONDS", ""),
-        f"{_TEST_LOCKED}test_an_older_restart_that_is_locked_costs_its_own_flip_alone",
+        "_LOCK_RESTARTS",
+        Sql("FOR UPDATE SKIP LOCKED", "FOR UPDATE"),
+        f"{_TEST_STORE}test_a_lock_on_the_older_restart_costs_its_workspace_alone",
     ),
     Guard(
         "locked doubt: forgotten",
@@ -1226,8 +1378,8 @@ GUARDS = (
     Guard(
         "lease: when rows move on",
         "a process that was frozen wakes up, and cancels restarts on what it saw before",
-        _RESTARTS,
-        "Restarts.cancel_moved_on",
+        _WATCHES,
+        "Watches.cancel_moved_on",
         Code("self._lease.require(transaction)", "None"),
         _WITHOUT_LEASE,
     ),

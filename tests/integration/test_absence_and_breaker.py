@@ -259,13 +259,13 @@ def populated(stage: Stage, **counts: int) -> list[str]:
     return dead
 
 
-def assert_open(outcome: Outcome, stopped: list[str], *, dead: int, answered: int) -> None:
+def assert_open(outcome: Outcome, stopped: list[str], *, dead: int, counted: int) -> None:
     outcome.assert_only_flipped({})
     assert outcome.report["breaker_open"] is True
     assert outcome.reasons == dict.fromkeys(stopped, "breaker_open")
     assert outcome.skips == {"breaker_open": len(stopped)}
     (line,) = outcome.lines("breaker open")
-    assert (line["level"], line["dead"], line["answered"]) == ("ERROR", dead, answered)
+    assert (line["level"], line["dead"], line["counted"]) == ("ERROR", dead, counted)
 
 
 def assert_closed(outcome: Outcome, flipped: Mapping[str, str]) -> None:
@@ -292,7 +292,7 @@ def test_when_too_many_look_dead_nobody_is_flipped_and_the_alarm_is_raised(
 ) -> None:
     dead = populated(stage, **counts)
     outcome = stage.cycle(SCHEDULED, **stage.settings(probe), **settings)
-    assert_open(outcome, dead, dead=len(dead), answered=sum(counts.values()) - counts.get(UNKNOWN, 0))
+    assert_open(outcome, dead, dead=len(dead), counted=sum(counts.values()) - counts.get(UNKNOWN, 0))
     (metrics,) = outcome.metrics()
     assert (metrics["BreakerOpen"], metrics["Flipped"], metrics["SkippedFlips"]) == ([1], [0], [len(dead)])
 
@@ -317,13 +317,13 @@ def test_as_many_as_the_policy_allows_are_flipped(
 def test_an_absence_that_is_not_believed_yet_counts_all_the_same(stage: Stage) -> None:
     populated(stage, running=2, absent=2)
     dead = stage.add("stopped")
-    assert_open(stage.cycle(), [dead], dead=3, answered=5)
+    assert_open(stage.cycle(), [dead], dead=3, counted=5)
 
 
 def test_an_open_breaker_says_whom_it_stops_after_a_second_probe_and_closes_by_itself(stage: Stage) -> None:
     dead = populated(stage, running=2, stopped=3)
     outcome = stage.cycle()
-    assert_open(outcome, dead, dead=3, answered=5)
+    assert_open(outcome, dead, dead=3, counted=5)
     assert {flip["workspace_id"]: flip["blocked"] for flip in outcome.report["flips"]} == dict.fromkeys(dead, True)
     assert sorted(call.action for call in stage.ec2.calls) == [
         "DescribeInstanceStatus",
@@ -338,13 +338,13 @@ def test_the_override_lifts_the_breaker_for_one_cycle(stage: Stage) -> None:
     dead = populated(stage, running=2, stopped=3)
     assert_closed(stage.cycle(OVERRIDE), dict.fromkeys(dead, "stopped"))
     another = stage.add("stopped")
-    assert_open(stage.cycle(), [another], dead=4, answered=6)
+    assert_open(stage.cycle(), [another], dead=4, counted=6)
 
 
 def test_a_dry_run_reports_an_open_breaker_and_with_the_override_whom_it_stops(stage: Stage) -> None:
     dead = populated(stage, running=2, stopped=3)
     rehearsal = stage.cycle(DRY_RUN)
-    assert_open(rehearsal, dead, dead=3, answered=5)
+    assert_open(rehearsal, dead, dead=3, counted=5)
     assert rehearsal.report["flips"] == []
     overridden = stage.cycle(DRY_RUN | {"override_breaker": True})
     assert_closed(overridden, {})
@@ -369,7 +369,7 @@ def wave_after(stage: Stage, seconds: float, **settings: str) -> tuple[Outcome, 
 
 def test_what_was_flipped_in_the_last_ten_minutes_counts_as_dead(stage: Stage) -> None:
     outcome, second = wave_after(stage, 590)
-    assert_open(outcome, second, dead=6, answered=10)
+    assert_open(outcome, second, dead=6, counted=10)
 
 
 @pytest.mark.parametrize(
@@ -392,7 +392,7 @@ def test_a_workspace_that_is_online_again_still_counts_as_flipped(stage: Stage) 
     for one in restarted:
         stage.fleet.update(one, status="online", instance_id=stage.instances(1, "running")[0])
     another = stage.add("stopped")
-    assert_open(stage.cycle(), [another], dead=3, answered=5)
+    assert_open(stage.cycle(), [another], dead=3, counted=5)
 
 
 def test_cycles_for_one_workspace_each_do_not_bypass_the_breaker(stage: Stage) -> None:
@@ -400,5 +400,5 @@ def test_cycles_for_one_workspace_each_do_not_bypass_the_breaker(stage: Stage) -
     stage.add("running")
     for one in (first, second):
         assert_closed(stage.cycle(only(one)), {one: "stopped"})
-    assert_open(stage.cycle(only(third)), [third], dead=3, answered=4)
+    assert_open(stage.cycle(only(third)), [third], dead=3, counted=4)
     assert_closed(stage.cycle(only(third) | OVERRIDE), {third: "stopped"})

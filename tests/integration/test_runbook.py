@@ -77,10 +77,17 @@ def test_rows_without_an_instance_are_those_that_the_metric_counts(stage: Stage)
     assert sorted(ids(stage.database, "Rows without an instance")) == sorted(unrecorded)
 
 
-def test_where_full_cycles_adopt_nothing_the_event_does_it_the_second_time(stage: Stage) -> None:
-    stage.add_all(9, "running")
-    dead = stage.add("terminated", status="offline", updated_age_s=OLD_S)
-    event = {"mode": "apply", "workspace_ids": [dead], "adopt": True}
+@pytest.mark.parametrize(("state", "in_cycle"), [("terminated", 1), (None, 2)], ids=["dead", "absent"])
+def test_where_full_cycles_adopt_nothing_by_themselves_they_go_on_from_the_event(
+    stage: Stage, state: str | None, in_cycle: int
+) -> None:
+    running, *_ = stage.add_all(9, "running")
+    dead, other = (stage.add(state, status="offline", updated_age_s=OLD_S) for _ in range(2))
+    event = {"mode": "apply", "workspace_ids": [dead, running], "adopt": True}
     assert stage.cycle(event, ADOPT_OFFLINE="false").report["adopted"] == 0
-    assert stage.cycle(ADOPT_OFFLINE="false").report["adopted"] == 0
-    assert stage.cycle(event, ADOPT_OFFLINE="false").report["adopted"] == 1
+    adopted = []
+    for _ in range(4):
+        stage.fleet.age_everything(61)
+        adopted.append(stage.cycle(ADOPT_OFFLINE="false").report["adopted"])
+    assert [cycle for cycle, count in enumerate(adopted, 1) if count] == [in_cycle]
+    assert stage.fleet.restarts(other) == []

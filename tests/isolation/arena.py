@@ -15,7 +15,7 @@ from handler.domain.evidence import Confirmed, DatabaseClock
 from handler.domain.model import Restart, Sighting, Verdict, Workspace
 from handler.domain.policy import AbsencePolicy, CrashLoopPolicy, RestartPolicy
 from handler.domain.restarts import Circumstances, Owed, RestartDecision, before_asking
-from handler.store import Doubts, FlipOutcomes, FlipPolicy, Flips, Holds, Restarts
+from handler.store import Doubts, FlipOutcomes, FlipPolicy, Flips, Holds, Restarts, Watches
 from handler.store.lease import Expiry, Lease
 from handler.store.memory import CycleMemory
 from handler.store.session import Session
@@ -221,8 +221,8 @@ def claim(
 
 
 def cancel_moved_on(arena: Arena, cycle: str) -> object:
-    restarts = Restarts(arena.sessions[cycle], cycle, arena.lease(cycle))
-    return tuple(sorted(one.id for one in restarts.cancel_moved_on(Deadline(TIMEOUT_S))))
+    watches = Watches(arena.sessions[cycle], cycle, arena.lease(cycle))
+    return tuple(sorted(one.id for one in watches.cancel_moved_on(Deadline(TIMEOUT_S))))
 
 
 def put_off(arena: Arena, cycle: str) -> None:
@@ -231,8 +231,8 @@ def put_off(arena: Arena, cycle: str) -> None:
 
 def owe_again(arena: Arena, cycle: str) -> object:
     """Find that the accepted restart of the first workspace has done nothing."""
-    restarts = Restarts(arena.sessions[cycle], cycle, arena.lease(cycle))
-    return len(restarts.owe_again(Deadline(TIMEOUT_S), {RESTART.id: (1, 0.0)}))
+    watches = Watches(arena.sessions[cycle], cycle, arena.lease(cycle))
+    return len(watches.owe_again(Deadline(TIMEOUT_S), {RESTART.id: (1, 0.0)}))
 
 
 def save_doubts(arena: Arena, cycle: str) -> None:

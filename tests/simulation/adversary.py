@@ -4,9 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from handler.domain.model import NOT_FOUND
+from handler.domain.state_changes import StateChange
 from handler.request import APPLY, DRY_RUN, Request
+from handler.store.times import HAPPENED, WAITS
 from tests.fakes.tables import Row, StoredHold
-from tests.fakes.world import ERROR, Lie
+from tests.fakes.world import ERROR, Lie, World
 from tests.simulation.simulation import FULL, OTHERS, Actor, Simulation
 
 DELAY_SECONDS = 50.0  # more than a cycle may last
@@ -15,6 +17,7 @@ AGEING_SECONDS = 3.0  # less than evidence lasts, and more if it happens twice
 FREEZE_SECONDS = 400.0  # more than a lease lasts, and than a claim keeps others away
 SHORT_FREEZE_SECONDS = 5.5  # more than evidence lasts
 HOLD_SECONDS = 600.0
+A_YEAR_SECONDS = 365 * 86_400.0
 # EC2 may be wrong about a new instance for minutes; a stale answer is corrected by the next one.
 NOT_FOUND_ANSWERS = 2
 DEEPEST = 2  # one cycle within another
@@ -25,7 +28,10 @@ INSIDE = ("inside flip", "inside claim")
 _NO_DATABASE = (PROBE, CONNECT, RESTART, *INSIDE)
 # Here the cycle looks at nothing that somebody else might have changed since its call before, and writes nothing that
 # anybody else reads before its next call. So what happens to rows and instances here, might as well happen there.
-_QUIET = ("check_rights", "acquire", "count_due", "recall", "save_coverage", "_forget", "_save", "set_reasons", "purge")
+_QUIET = (
+    *("check_rights", "acquire", "count_due", "take_back_times", "recall", "save_coverage", "_forget", "_save"),
+    *("set_reasons", "purge"),
+)
 _AT_THE_END = ("gauges", "fleet_gauges", "release")
 
 # Returns whether it had any effect.
@@ -111,6 +117,31 @@ def _release(simulation: Simulation, _: Actor, workspace_id: str) -> bool:
     for one in active:
         tables.holds[one].ends_at = tables.now
     return bool(active)
+
+
+def _was_ahead(simulation: Simulation, _: Actor, __: str) -> bool:
+    """Have the database's clock have been a year ahead until now."""
+    tables = simulation.world.tables
+    if tables.lease is not None:
+        tables.lease = (tables.lease[0], tables.lease[1] + A_YEAR_SECONDS)
+    for name in HAPPENED["coverage"]:
+        _add_a_year(tables, name)
+    for source in tables.sources.values():
+        _add_a_year(source, "since")
+    for doubt in tables.doubts.values():
+        for name in HAPPENED["doubts"]:
+            _add_a_year(doubt, name)
+    for restart in tables.restarts:
+        for name in (*HAPPENED["restarts"], *WAITS):
+            _add_a_year(restart, name)
+    for stop in tables.stops:
+        stop.ends_at += A_YEAR_SECONDS
+    return True
+
+
+def _add_a_year(record: object, name: str) -> None:
+    at = getattr(record, name)
+    setattr(record, name, None if at is None else at + A_YEAR_SECONDS)
 
 
 def _lock_restart(simulation: Simulation, _: Actor, workspace_id: str) -> bool:
@@ -235,6 +266,22 @@ def _second(order: Request, *, freeze: bool = False) -> Act:
     return act
 
 
+def after_event(world: World, *workspace_ids: str, age_s: float | None = 0.0) -> Request:
+    """Return the request after events of that age (None: without a time), true or not, about recorded instances."""
+    rows = (world.tables.workspaces.get(one) for one in workspace_ids)
+    instances = [row.instance_id or "" for row in rows if row is not None]
+    at = None if age_s is None else world.tables.now - age_s
+    return Request(APPLY, state_changes={one: StateChange(one, "terminated", at) for one in instances if one})
+
+
+def _event_cycle(simulation: Simulation, _: Actor, workspace_id: str) -> bool:
+    """Have EC2 tell of the instance's death just now, which may be a lie; the cycle after it runs at once."""
+    if simulation.depth >= DEEPEST:
+        return False
+    simulation.cycle(after_event(simulation.world, workspace_id))
+    return True
+
+
 def _database(call: str) -> bool:
     return call not in _NO_DATABASE
 
@@ -274,6 +321,7 @@ ACTIONS = (
     Action("locks the doubts", _lock_doubts, _before("tend", "_forget", "_save", "flip", "inside flip", "set_reasons")),
     Action("locks the coverage", _lock_table("coverage"), _before("save_coverage")),
     Action("locks the lease", _lock_table("lease"), _before("acquire", "release")),
+    Action("the database's clock was ahead", _was_ahead, _before("acquire")),
     # the instance
     Action("stops the instance", _instance("stopped"), _seen),
     Action("starts the instance", _instance("running"), _seen),
@@ -306,6 +354,7 @@ ACTIONS = (
     Action("its request to the database is lost", _fault("before"), _database),
     Action("the database's answer is lost", _fault("after"), _database),
     Action("a second cycle", _second(FULL), _before("check_rights", "acquire", "flip", "claim", "release")),
+    Action("a cycle after an event", _event_cycle, _before("flip", "inside flip", "claim")),
     Action("a dry run meanwhile", _second(Request(DRY_RUN)), _before("select", "flip", "inside flip", "claim")),
     Action("frozen, a second cycle", _second(FULL, freeze=True), _not_at_the_end),
 )

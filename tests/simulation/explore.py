@@ -8,7 +8,7 @@ from functools import cache
 from handler.domain.restarts import RECOVERY_SECONDS
 from handler.request import APPLY, DRY_RUN, Request
 from tests.fakes.world import World
-from tests.simulation.adversary import ACTIONS, Action, narrowed
+from tests.simulation.adversary import ACTIONS, Action, after_event, narrowed
 from tests.simulation.simulation import FULL, SETTINGS, Actor, Setup, Simulation, ViolationError
 
 # What happens in one cycle: at which point, which action. Points are counted from the cycle's first call.
@@ -19,6 +19,8 @@ SLOW_PROBE_SECONDS = 9.0
 MOST_WORKSPACES, MOST_CYCLES, MOST_ACTIONS = 5, 6, 6
 # In so many worlds workspaces send heartbeats, and the platform's monitor takes silent ones offline.
 LIVELY = 0.4
+# So many cycles come after an event of EC2's, of such an age: of a moment ago, of the future, old, or without a time.
+EVENTS, EVENT_AGES_S = 0.15, (0.0, 2.0, 40.0, 200.0, -50.0, 1000.0, None)
 HEARTBEAT_AGES_S = (70.0, 130.0, 300.0)
 ORDERS = (
     *(FULL,) * 12,
@@ -44,6 +46,8 @@ _LIKELY = {
     "record_answer": 0.3,
 }
 _UNLIKELY = 0.03
+# A heartbeat so old vetoes a full cycle's flip.
+YOUNG_SECONDS = 10.0
 # After a crash, the next cycle has to wait for so long at most.
 LEASE_SECONDS = 60.0
 
@@ -92,6 +96,8 @@ class Exhaustive:
     world: bytes
     workspace_id: str = "workspace 1"
     setup: Setup = AT_ONCE
+    # The first cycle comes after an event of EC2's, of that age.
+    event_age_s: float | None = None
     _known: dict[tuple[bytes, tuple[int, ...]], int] = field(default_factory=dict)
 
     def schedules(self, *actions: int) -> int:
@@ -136,28 +142,34 @@ class Exhaustive:
             if adversary is None:
                 simulation.settle()
             else:
-                simulation.minute()
+                simulation.minute(self._order(simulation.world, len(scripts) - 1))
         except _NoEffectError:
             return None
         except ViolationError as error:
             raise ViolationError("\n".join(self.tell(scripts))) from error
         return simulation.world.snapshot()
 
+    def _order(self, world: World, number: int) -> Request:
+        """Return what the cycle of that number, the first being 0, is to do."""
+        if self.event_age_s is None or number:
+            return FULL
+        return after_event(world, self.workspace_id, age_s=self.event_age_s)
+
     def tell(self, scripts: tuple[Script, ...]) -> list[str]:
         """Run one schedule; return what happened, up to the violation if there is one."""
         trace: list[str] = []
         simulation = Simulation(World.restored(self.world), self.setup, None, trace)
         try:
-            for script in scripts:
+            for number, script in enumerate(scripts):
                 simulation.adversary = Scripted(script, self.workspace_id)
-                simulation.minute()
+                simulation.minute(self._order(simulation.world, number))
             simulation.settle()
         except ViolationError as error:
             trace.append(f"VIOLATION: {error}")
         return trace
 
 
-OFFLINE, OWED, WATCHED = "offline", "owed", "watched"
+OFFLINE, OWED, WATCHED, JUST_STOPPED = "offline", "owed", "watched", "just stopped"
 STATES = ("stopped", "running", OFFLINE, OWED, WATCHED)
 
 
@@ -165,9 +177,13 @@ def smallest_world(state: str) -> bytes:
     """Return a world with one workspace, whose instance is in that state.
 
     Or it is stopped, and the workspace is further on: taken OFFLINE by the platform's monitor after a cycle had seen it
-    dead; OWED a restart that is due; or WATCHED, because the platform has accepted a restart in vain.
+    dead; OWED a restart that is due; or WATCHED, because the platform has accepted a restart in vain. JUST_STOPPED, its
+    last heartbeat is seconds old.
     """
     world = World()
+    if state == JUST_STOPPED:
+        world.add("workspace 1", "stopped", heartbeat_age_s=YOUNG_SECONDS)
+        return world.snapshot()
     world.add("workspace 1", "stopped" if state in (OFFLINE, OWED, WATCHED) else state)
     simulation = Simulation(world, AT_ONCE, None)
     if state == OFFLINE:
@@ -216,7 +232,8 @@ class Random:
 
 def walk(seed: int, trace: list[str] | None = None) -> World:
     """Run the schedule of that seed, and return the world it ends in. Raises ViolationError."""
-    chance = random.Random(seed)  # noqa: S311 - it has to be the same each time
+    # It has to be the same each time.
+    chance, of_events = random.Random(seed), random.Random(f"events of {seed}")  # noqa: S311
     world, count = World(), chance.randint(1, MOST_WORKSPACES)
     for number in range(1, count + 1):
         state = chance.choice(("running", "running", "stopped", "terminated", None))
@@ -249,9 +266,16 @@ def walk(seed: int, trace: list[str] | None = None) -> World:
         world.tables.now += chance.choice((0.0, GRACE_OVER_SECONDS))
     simulation.adversary = Random(chance, actions=chance.randint(1, MOST_ACTIONS))
     for _ in range(cycles):
-        simulation.minute(chance.choice(ORDERS))
+        order = chance.choice(ORDERS)
+        simulation.minute(_events(world, of_events) if of_events.random() < EVENTS else order)
     simulation.settle()
     return world
+
+
+def _events(world: World, chance: random.Random) -> Request:
+    workspaces = [*world.tables.workspaces]
+    named = chance.sample(workspaces, chance.randint(min(1, len(workspaces)), len(workspaces)))
+    return after_event(world, *named, age_s=chance.choice(EVENT_AGES_S))
 
 
 def tell(seed: int) -> list[str]:

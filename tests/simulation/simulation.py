@@ -2,10 +2,10 @@
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from math import ceil
+from math import ceil, inf
 from typing import Any, TypeVar
 
 import pytest
@@ -21,8 +21,9 @@ from handler.domain.restarts import RECOVERY_SECONDS, UNWANTED
 from handler.errors import ConnectionLostError, ReconcilerError
 from handler.phases import CLOSING_SECONDS
 from handler.request import APPLY, Request
-from handler.restarts import worker
+from handler.restarts import asking
 from handler.settings import Settings
+from handler.store.lease import MARGIN_SECONDS
 from handler.telemetry import logger
 from tests.fakes.store import Watch, fake_store
 from tests.fakes.tables import Row, StoredRestart
@@ -39,6 +40,8 @@ QUIET_SECONDS = (200.0, 200.0, 400.0, *((LONG_QUIET_SECONDS, 400.0, 400.0) * 8))
 
 # Writes that need no lease: they record what happened, or concern the lease itself.
 _WITHOUT_LEASE = ("acquire", "release", "accepted", "record_answer", "give_back", "stop")
+# All that a cycle after EC2's events may write.
+_AFTER_EVENTS = ("forget", "save", "set_reasons", "flip")
 # With these statuses, a watch has to end before long.
 _WATCH_ENDS = (*UNWANTED, "online", "degraded")
 
@@ -135,6 +138,7 @@ class Actor(Watch):
         self.crashed = self.disturbed = self.coverage_is_saved = False
         self.fault: str | None = None
         self.closes_at = self.clock() + simulation.setup.settings.cycle_deadline_seconds + CLOSING_SECONDS
+        self.expires_at = -inf  # of a cycle after EC2's events, at the latest
         self.selected: dict[str, Seen] = {}
         self.died: set[str] = set()
         self.answers: dict[str, list[Answered]] = {}
@@ -167,8 +171,11 @@ class Actor(Watch):
         self._point(f"inside {call}")
 
     def after(self, call: str) -> None:
-        if call == "select":
+        if call in ("select", "recording"):
             self._selects()
+        elif call == "acquire":
+            settings = self.simulation.setup.settings
+            self.expires_at = self.tables.now + settings.cycle_deadline_seconds + CLOSING_SECONDS + MARGIN_SECONDS
         elif call == "recall":
             self.breaker = Oracle(self)
         if self.fault == "after":
@@ -184,18 +191,24 @@ class Actor(Watch):
     def _selects(self) -> None:
         tables, first = self.tables, self.tables.coverage.brought_forward
         named = self.order.workspace_ids or ()
+        changes = self.order.state_changes
         self.selected = {
             one: Seen(row.instance_id, row.heartbeat_at, tables.is_on_hold(one), row.is_offline, one not in first)
             for one, row in tables.workspaces.items()
-            if row.is_up or (row.is_offline and (self._may_be_adopted(one, row) or (self.order.adopt and one in named)))
+            if (changes is None or row.instance_id in changes)
+            and (row.is_up or (changes is None and row.is_offline and self._may_be_taken(one, row, named)))
         }
         self.died |= {one for one, instance in self.world.instances.items() if instance.is_dead}
+
+    def _may_be_taken(self, workspace_id: str, row: Row, named: Sequence[str]) -> bool:
+        return self._may_be_adopted(workspace_id, row) or (self.order.adopt and workspace_id in named)
 
     def _may_be_adopted(self, workspace_id: str, row: Row) -> bool:
         tables = self.tables
         remembered = [one for one in tables.doubts_of(workspace_id) if tables.remembers_dead(one)]
-        known = any(one.instance_id == row.instance_id for one in remembered)
-        return self.settings.adopt_offline and known and tables.live_restart(workspace_id) is None
+        adopts = self.settings.adopt_offline
+        known = any(one.instance_id == row.instance_id and (adopts or one.by_hand) for one in remembered)
+        return known and tables.live_restart(workspace_id) is None
 
     # what it does, checked against the invariants
 
@@ -208,7 +221,10 @@ class Actor(Watch):
         self.require(self.order.mode == APPLY, f"a dry run writes: {call}")
         self.require(self.clock() <= self.closes_at, f"{call} after the deadline")
         lease = self.tables.lease
-        if call not in _WITHOUT_LEASE:
+        if self.order.state_changes is not None:
+            self.require(call in _AFTER_EVENTS, f"a cycle after EC2's events writes: {call}")
+            self.require(self.tables.now < self.expires_at, f"{call} past the expiry")
+        elif call not in _WITHOUT_LEASE:
             is_ours = lease is not None and lease[0] == self.cycle_id and lease[1] > self.tables.now
             self.require(is_ours, f"{call} without the lease")
         checks: dict[str, Callable[[Any], None]] = {
@@ -260,7 +276,7 @@ class Actor(Watch):
         self.require(not self.tables.is_on_hold(workspace.id), "a workspace on hold is flipped")
         self.require(row.instance_id == selected.instance_id, "a row is flipped that records another instance")
         self.require(row.heartbeat_at == selected.heartbeat_at, "a workspace is flipped that sent a heartbeat")
-        self._no_young_heartbeat(row)
+        self._no_young_heartbeat(row, self._died_at(workspace.instance_id))
         self.require(self.breaker is not None and not self.breaker.is_open, "a flip though the breaker is open")
         self._was_dead(workspace)
         self._is_fresh(workspace.instance_id)
@@ -272,6 +288,8 @@ class Actor(Watch):
             world.adopted_from[workspace.id] = world.offline_at.get(workspace.id, now)
         else:
             world.flipped += 1
+        if self.order.state_changes is not None:
+            world.event_flips.add(max((one.id for one in self.tables.restarts), default=0) + 1)
         world.flips = [(at, one) for at, one in world.flips if at > now - self._window_s] + [(now, workspace.id)]
         self._bounds_the_damage()
 
@@ -280,10 +298,18 @@ class Actor(Watch):
         age_s = self.tables.now - self.answers[instance_id][-1].at
         self.require(age_s <= EVIDENCE_SECONDS, f"acted on evidence that is {age_s:.1f} s old")
 
-    def _no_young_heartbeat(self, row: Row) -> None:
-        fresh_s = self.settings.heartbeat_fresh_seconds
-        young = row.heartbeat_at is not None and row.heartbeat_at > self.tables.now - fresh_s
+    def _no_young_heartbeat(self, row: Row, died_at: float | None = None) -> None:
+        """Require that no heartbeat is young, or later than the death that an event tells of."""
+        latest_at = self.tables.now - self.settings.heartbeat_fresh_seconds if died_at is None else died_at + 5.0
+        young = row.heartbeat_at is not None and row.heartbeat_at > latest_at
         self.require(not young, "acted though the heartbeat is young")
+
+    def _died_at(self, instance_id: str) -> float | None:
+        """Return since when the instance is dead, if an event says so that is neither of the future nor old."""
+        change = (self.order.state_changes or {}).get(instance_id)
+        if change is None or change.at is None or not 0 <= self.tables.now - change.at <= 15 * 60:
+            return None
+        return change.at
 
     @property
     def _window_s(self) -> float:
@@ -324,6 +350,7 @@ class Actor(Watch):
             self.require(not one.offline or pair in self.world.seen_dead or doubt.by_hand, "an offline row is doubted")
             self.world.seen_dead.add(pair)
         if doubt.kind == "absent" and doubt.counts:
+            self.require(not self.order.narrowed, "a cycle that is not full counts an absence")
             self.noted.add(pair)
             unfound[pair] = [*unfound.get(pair, []), self.tables.now]
 
@@ -346,13 +373,15 @@ class Actor(Watch):
         self.require(owed.backoff_until is None or owed.backoff_until <= now, "a restart is claimed in its back-off")
         self.require(sighting.verdict in ("dead", "absent"), "a restart is claimed whose instance is not dead")
         self._is_fresh(owed.instance_id)
-        if owed.attempts == 0:
-            if owed.adopted:
-                earliest = self.world.adopted_from[owed.workspace_id] + settings.restarts.uncertain_s
-            else:
-                earliest = owed.flipped_at + settings.restarts.grace_s
-            earliest = max(earliest, tables.hold_ended_at(owed.workspace_id) + settings.restarts.grace_s)
-            self.require(now >= earliest, "a restart is claimed before its grace is over")
+        earliest = tables.hold_ended_at(owed.workspace_id) + settings.restarts.grace_s
+        if owed.attempts == 0 and owed.adopted:
+            earliest = max(earliest, self.world.adopted_from[owed.workspace_id] + settings.restarts.uncertain_s)
+        elif owed.attempts == 0:
+            earliest = max(earliest, owed.flipped_at + settings.restarts.grace_s)
+        if owed.attempts == 0 and owed.id in self.world.event_flips:
+            silence_over_at = owed.flipped_at + settings.heartbeat_fresh_seconds
+            self.require(now >= silence_over_at, "a restart is claimed before the silence is over")
+        self.require(now >= earliest, "a restart is claimed before its grace is over")
         self.claims[owed.id] = now
 
     def _owes_again(self, restart: StoredRestart) -> None:
@@ -464,7 +493,7 @@ class Simulation:
             world.overridden_at = world.tables.now
         parts = cycle.Parts(
             actor.cycle_id,
-            fake_store(world.tables, actor.cycle_id, actor),
+            fake_store(world.tables, actor.cycle_id, actor, leased=order.state_changes is None),
             lambda _: Probe(world, actor, in_bulk=setup.in_bulk, timeout_s=setup.settings.probe_timeout_seconds),
             lambda _: Platform(world, actor),
         )
@@ -524,6 +553,18 @@ class Simulation:
             is_stopped = report is not None and report.breaker_open and seconds == LONG_QUIET_SECONDS
         if not is_stopped and self._unsettled():
             raise ViolationError(f"this stays as it is: {self._unsettled()}")
+        if is_stopped and self._counted_though_alive():
+            raise ViolationError(f"these keep the breaker open, and they run: {self._counted_though_alive()}")
+
+    def _counted_though_alive(self) -> list[str]:
+        """Return the workspaces that count as dead in the breaker, and nowhere else, although their instance runs."""
+        tables, world = self.world.tables, self.world
+        return [
+            one.workspace_id
+            for one in tables.open_restarts()
+            if one.kept_back_at is not None and not one.released and not tables.is_on_hold(one.workspace_id)
+            if one.instance_id in world.instances and world.instances[one.instance_id].state == "running"
+        ]
 
     def _unsettled(self) -> list[str]:
         """Return the restarts that are owed, the watches without need, and the rows that nobody takes or cares for."""
@@ -579,6 +620,8 @@ class Simulation:
             raise ViolationError("two live restarts for one workspace")
 
     def _check_report(self, actor: Actor, report: Report) -> None:
+        if actor.breaker is None and not actor.selected and actor.order.state_changes is not None:
+            return  # nobody is concerned, so it ended there
         if actor.breaker is None or report.breaker_open is not actor.breaker.is_open:
             raise ViolationError("the breaker is not what its two rules say")
         self._check_doubts(actor)
@@ -619,8 +662,8 @@ def simulated() -> Iterator[None]:
     """Replace the handler's threads by simulated calls, and silence its log."""
     level = logger.log_level
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(worker, "in_parallel", _one_after_another)
-        for module in (flips, worker):
+        patch.setattr(asking, "in_parallel", _one_after_another)
+        for module in (flips, asking):
             patch.setattr(module, "gathered", _together)
         logger.setLevel(logging.CRITICAL)
         try:

@@ -43,8 +43,8 @@ def test_a_cycle_flips_and_restarts_the_dead_and_leaves_the_rest() -> None:
     report = invocation.run()
     assert invocation.rights == [True]
     assert [call for call, _ in groupby(invocation.wrote_by)] == [
-        *("acquire", "tend", "save_coverage", "forget", "save", "flip", "cancel_moved_on", "claim", "accepted"),
-        *("save_coverage", "purge", "release"),
+        *("acquire", "take_back_times", "tend", "save_coverage", "forget", "save", "flip", "cancel_moved_on", "claim"),
+        *("accepted", "save_coverage", "purge", "release"),
     ]
     figures = (report.candidates, report.checked, report.running, report.transition, report.dead)
     assert figures == (6, 6, 2, 1, 1)
@@ -99,6 +99,20 @@ def test_a_cycle_beside_another_one_does_nothing() -> None:
     assert (invocation.wrote_by, invocation.probed, invocation.asked) == ([], [], [])
     assert world.tables == before
     assert (report.restarts.pending, report.restarts.blocked, report.on_hold) == (2, 1, 1)
+
+
+def test_a_cycle_without_the_lease_reports_how_things_stand() -> None:
+    world = fleet(3, _2="stopping")
+    Invocation(world).run()
+    world.tables.workspaces[uuid(3)].instance_id = None
+    owe(world, 4)
+    world.tables.restarts.clear()
+    world.tables.now += 1000
+    row(world, 4).updated_at = world.tables.now - 1000
+    world.tables.lease = ("another cycle", world.tables.now + 60)
+    report = Invocation(world).run()
+    assert report.outcome == "already_running"
+    assert (report.oldest_doubt_seconds, report.unrecorded, report.offline_unowed) == (1000, 1, 1)
 
 
 def test_a_dry_run_needs_no_lease() -> None:

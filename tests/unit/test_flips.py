@@ -166,6 +166,17 @@ def test_sets_that_take_almost_as_long_as_they_may_cost_nobody_the_evidence() ->
     assert len(flipped(results)) == 1200
 
 
+@pytest.mark.parametrize(
+    ("probe_takes_s", "reason"), [(30.0, SkipReason.OUT_OF_TIME), (20.0, SkipReason.NOT_CONFIRMED)]
+)
+def test_a_second_probe_that_the_deadline_cut_off_says_nothing(probe_takes_s: float, reason: SkipReason) -> None:
+    """The next cycle begins with those for whom no time was left. One that times out before is no answer."""
+    world = all_dead(1)
+    world.probe_takes_s = probe_takes_s
+    results, _ = flip(1, world=world)
+    assert results.skipped == {reason: 1}
+
+
 def test_machines_that_run_again_by_then_are_left_alone() -> None:
     world = all_dead(400)
 

@@ -16,6 +16,7 @@ from handler.domain.restarts import (
     before_probing,
     owed_again,
     watch,
+    while_kept_back,
 )
 from tests.unit.builders import instance, saw, uuid
 
@@ -129,6 +130,17 @@ WATCHED = Watched(RESTART, "provisioning", is_open=False, same_instance=False, u
 )
 def test_the_watch_goes_on_until_the_workspace_is_up_or_unwanted(watched: Watched, step: WatchStep) -> None:
     assert watch(watched) is step
+
+
+@pytest.mark.parametrize(
+    ("state", "step"),
+    [
+        ("running", Step.CANCEL_AND_WATCH),
+        *((state, Step.WAIT) for state in ("stopped", "terminated", "not_found", "pending", "no such word")),
+    ],
+)
+def test_what_the_breaker_keeps_back_ends_if_its_instance_runs_and_is_never_asked_for(state: str, step: Step) -> None:
+    assert while_kept_back(saw(state)) is step
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ from handler.domain.model import Cause, Failure
 from handler.domain.restarts import Circumstances
 from handler.errors import ConnectionLostError, SecretError
 from handler.restarts import Answer, Platform, Reply
-from handler.restarts.worker import CALLS_AT_ONCE, RestartResults, RestartWorker
+from handler.restarts.asking import CALLS_AT_ONCE
+from handler.restarts.worker import RestartResults, RestartWorker
 from handler.telemetry import CycleLog
 from tests.fakes.tables import StoredRestart
 from tests.fakes.world import ERROR, Lie, World
@@ -72,7 +73,7 @@ def work(
         absence=invocation.settings.absence,
     )
     worker = RestartWorker(
-        store.restarts,
+        store,
         invocation.probe(),
         invocation.settings,
         clock=DatabaseClock(tables.now, tables.now),
@@ -550,11 +551,13 @@ def test_a_release_lasts() -> None:
 # --- the watch ---
 
 
-def watched(world: World, *, status: str = "offline", ago_s: float = 600.0, state: str = "terminated") -> StoredRestart:
+def watched(
+    world: World, number: int = 1, *, status: str = "offline", ago_s: float = 600.0, state: str = "terminated"
+) -> StoredRestart:
     """Return a restart that was accepted a while ago, and whose row has that status now."""
-    owe(world, 1, attempts=1, state=state)
-    row(world, 1).status = status
-    owed, at = restart(world, 1), world.tables.now - ago_s
+    owe(world, number, attempts=1, state=state)
+    row(world, number).status = status
+    owed, at = restart(world, number), world.tables.now - ago_s
     owed.asked_at = owed.closed_at = owed.watched_since = at
     owed.outcome = "accepted"
     return owed
@@ -590,6 +593,38 @@ def test_a_restart_that_has_done_nothing_is_owed_again_a_quarter_of_an_hour_afte
     assert (again.instance_id, again.streak, again.due_at) == (instance(1), 1, world.tables.now + 800)
     assert (old.watch_ended_at, again.watched_since) == (world.tables.now, old.watched_since)
     assert invocation.asked == []
+
+
+def test_the_watched_are_probed_in_turn_if_there_is_no_time_for_all() -> None:
+    world = World()
+    for number in range(1, 10):
+        watched(world, number, state="running")
+    watched(world, 10)
+    world.probe_takes_s = 3
+    for _ in range(4):
+        work(Invocation(world))
+        world.tables.now += 60
+    assert [number_of(one.workspace_id) for one in world.tables.open_restarts()] == [10]
+
+
+def test_due_restarts_leave_the_watched_some_time() -> None:
+    world = owing(100)
+    watched(world, 101)
+    world.probe_takes_s = 0.1
+    invocation = Invocation(world, each={"restart": lambda: pass_time(world, 0.55)})
+    work(invocation)
+    assert len(invocation.asked) > 2 * CALLS_AT_ONCE
+    assert uuid(101) in {one.workspace_id for one in world.tables.open_restarts()}
+
+
+def test_what_is_kept_back_is_probed_in_turn_if_there_is_no_time_for_all() -> None:
+    world = owing(10)
+    world.instances[instance(10)].state = "running"
+    world.probe_takes_s = 3
+    for _ in range(4):
+        work(Invocation(world), breaker_open=True)
+        world.tables.now += 60
+    assert outcomes(world) == {10: "cancelled"}
 
 
 @pytest.mark.parametrize("state", ["running", "pending"])

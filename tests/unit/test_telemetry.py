@@ -68,7 +68,7 @@ def test_a_failure_is_a_warning_and_an_open_breaker_an_error(log: Log) -> None:
     cycle_log.breaker_open(6, 10)
     warning, error = log.lines()
     assert (warning["level"], warning["error"]) == ("WARNING", "the database refused")
-    assert (error["level"], error["message"], error["dead"], error["answered"]) == ("ERROR", "breaker open", 6, 10)
+    assert (error["level"], error["message"], error["dead"], error["counted"]) == ("ERROR", "breaker open", 6, 10)
 
 
 def test_a_long_instance_id_is_cut_and_breaks_no_line(log: Log) -> None:
