@@ -51,6 +51,7 @@ class RoleInCycle:
         """Take what is kept from earlier cycles."""
         self._role = role
         self._lasts_s = lasts_s
+        self._made: Assumed | None = None
         self._failure: Exception | None = None
         self._renewed = False
 
@@ -63,11 +64,12 @@ class RoleInCycle:
         with role.lock:
             kept = role.kept
             left_s = 0.0 if kept is None else kept.expires_at - role.clock()
-            if kept is not None and left_s > RENEWED_EARLY_SECONDS:
+            # What this cycle has got is good while it lasts, even if that is not long.
+            if kept is not None and left_s > (0.0 if kept is self._made else RENEWED_EARLY_SECONDS):
                 return kept.client
             if self._failure is None:
                 try:
-                    role.kept = role.assume()
+                    role.kept = self._made = role.assume()
                 except Exception as error:  # noqa: BLE001 - whatever it is, the caller says what it means
                     self._failure = error
                 else:

@@ -62,6 +62,13 @@ def test_what_expires_in_mid_cycle_is_renewed_in_mid_cycle(sts: Sts, cycle: Any)
     assert now() == "client 2"
 
 
+def test_credentials_that_do_not_last_ten_minutes_are_good_for_the_cycle_that_got_them(sts: Sts, cycle: Any) -> None:
+    sts.lasts_s = RENEWED_EARLY_SECONDS - 1
+    now = cycle()
+    assert [now() for _ in range(3)] == ["client 1"] * 3
+    assert cycle()() == "client 2"
+
+
 def test_a_role_that_cannot_be_assumed_is_asked_for_once_a_cycle(sts: Sts, cycle: Any) -> None:
     sts.error = ValueError("denied")
     now = cycle()
