@@ -171,7 +171,7 @@ class TargetsProbe:
             self._failed.setdefault(target, failure)
         if known:
             self._answered.add(target)
-        if self._empty is None and any(one.state != NOT_FOUND for one in known):
+        if any(one.state != NOT_FOUND for one in known):
             self._found.add(target)
         return None if known else failure
 
