@@ -220,9 +220,9 @@ GUARDS = (
         "targets: every one has answered",
         "an instance of another Region or account is taken for absent because the first one does not know it",
         _EC2_SEARCH,
-        "Search.__init__",
-        Code("tuple(target for target in order if target != first)", "()"),
-        f"{_TEST_TARGETS}test_what_is_dead_in_either_target_is_flipped_and_its_event_says_where",
+        "Search._moved_on",
+        Code("case.waits_for and not case.found", "False"),
+        f"{_TEST_SEARCH}test_where_an_instance_was_found_it_is_asked_for_first",
     ),
     Guard(
         "targets: a failed one",
@@ -254,7 +254,7 @@ GUARDS = (
         _EC2_SEARCH,
         "Search._moved_on",
         Code("case.under_way", "False"),
-        f"{_TEST_SEARCH}test_of_two_targets_that_know_an_instance_the_living_answer_wins",
+        f"{_TEST_TARGETS}test_if_two_know_an_instance_the_living_answer_wins",
     ),
     Guard(
         "targets: disagreement",
@@ -262,7 +262,7 @@ GUARDS = (
         _EC2_SEARCH,
         "_of",
         Code("any(other.state != known.state for _, other in case.found)", "False"),
-        f"{_TEST_SEARCH}test_of_two_targets_that_know_an_instance_the_living_answer_wins",
+        f"{_TEST_TARGETS}test_if_two_know_an_instance_the_living_answer_wins",
     ),
     Guard(
         "targets: an absence is as old as the first answer",
@@ -270,7 +270,7 @@ GUARDS = (
         _EC2_SEARCH,
         "Search.answered",
         Code("min(case.missing_at, answer.answered_at)", "answer.answered_at"),
-        f"{_TEST_SEARCH}test_what_was_found_nowhere_is_asked_for_everywhere_at_once",
+        f"{_TEST_SEARCH}test_not_found_counts_when_all_have_said_it_and_is_as_old_as_the_first_answer",
     ),
     Guard(
         "targets: credentials of their own",
