@@ -8,13 +8,13 @@ from handler.deadline import Deadline
 from handler.domain.coverage import MOST_FIRST, Progress, advance
 from handler.domain.decide import Action, Plan, decide
 from handler.domain.doubts import doubt_changes
-from handler.domain.model import Sighting, Verdict
+from handler.domain.model import Cause, Sighting, Verdict
 from handler.domain.report import FleetGauges, Flip, Gauges, Outcome, Report, RestartCounts, no_skips
 from handler.domain.restarts import Circumstances, longest_wait
 from handler.errors import ReconcilerError
 from handler.flips import Flipper, FlipResults
 from handler.phases import CLOSING_SECONDS, Phases
-from handler.probes import Probe
+from handler.probes import Probe, TargetTroubles
 from handler.remembering import SAVING_SECONDS, Remembering
 from handler.request import Request
 from handler.restarts import Answer, Platform
@@ -164,6 +164,7 @@ def _cycle(request: Request, settings: Settings, parts: Parts, phases: Phases) -
         remembering.purge(phases.whole)
     gauges, fleet = store.gauges(phases.closing), _fleet(store, phases.closing, log)
     report = _report(request, settings, observed, plan, acted, progress, gauges, fleet)
+    report = _with_targets(report, probe.troubles(), observed, full=full)
     return Result(report, gauges, event_results(request.state_changes, selection, observed.sightings, acted.flips))
 
 
@@ -327,6 +328,20 @@ def _report(
         offline_unowed=fleet.offline_unowed,
         flips=acted.flips.flips + blocked,
     )
+
+
+def _with_targets(report: Report, troubles: TargetTroubles, observed: Observed, *, full: bool) -> Report:
+    """Name the targets that failed, and those that are empty.
+
+    A narrowed cycle looks at too few to call a target empty, unless that keeps somebody from being absent.
+    """
+    matters = full or any(one.failure and one.failure.cause is Cause.EMPTY_TARGET for one in observed.sightings)
+    empty = list(troubles.empty) if matters else []
+    for target, failure in troubles.failed.items():
+        logger.warning("target failed", target=target, error=str(failure))
+    for target in empty:
+        logger.warning("target empty", target=target, reason="no candidate's instance was found there")
+    return replace(report, targets_failed=list(troubles.failed), targets_empty=empty)
 
 
 def _restart_counts(results: RestartResults, gauges: Gauges, *, superseded: int = 0) -> RestartCounts:

@@ -68,7 +68,7 @@ _MOST_VALUES = 99
 LOG_KEYS = (
     *("cycle_id", "mode", "reason", "error"),
     *("function_name", "function_memory_size", "function_arn", "function_request_id", "cold_start"),
-    *("workspace_id", "instance_id", "instance_state", "verdict", "attempt"),
+    *("workspace_id", "instance_id", "instance_state", "verdict", "target", "attempt"),
     *("what", "count", "dead", "counted"),
     *("probe", "outcome", "candidates", "checked", "running", "transition", "absent", "unknown", "impaired"),
     *("oldest_doubt_seconds", "unrecorded", "offline_unowed", "targets_failed", "targets_empty"),
@@ -131,6 +131,7 @@ class CycleLog:
 
     def sighting(self, message: str, sighting: Sighting, reason: str) -> None:
         """Log a decision about one workspace."""
+        where: dict[str, Any] = {"target": sighting.target} if sighting.target else {}
         logger.info(
             message,
             workspace_id=sighting.workspace.id,
@@ -139,6 +140,7 @@ class CycleLog:
             verdict=sighting.verdict.value,
             reason=reason,
             count=1,  # queries add these up with the counts of `the_rest`
+            **where,
         )
 
     def sighting_capped(self, message: str, sighting: Sighting, reason: str) -> None:

@@ -118,7 +118,7 @@ def _doubt(sighting: Sighting, *, absence_counts: bool, full: bool, by_hand: boo
     return Doubt(
         workspace,
         verdict,
-        sighting.reason or sighting.state,
+        sighting.words,
         counts=full or verdict is not Verdict.ABSENT,
         by_hand=by_hand and verdict in LOOKS_DEAD and workspace.offline,
     )
