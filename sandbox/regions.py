@@ -68,9 +68,9 @@ class Regions(HttpStandIn):
         """The variables with which a process calls these APIs."""
         return {**AWS_ENVIRONMENT, "AWS_ENDPOINT_URL_EC2": self.url, "AWS_ENDPOINT_URL_STS": self.url}
 
-    def add(self, region: str = REGION, account: str = HOME) -> LimitedEc2:
-        """Return the account in a Region, whose instances have ids of their own."""
-        ec2 = LimitedEc2(first=1 + 1_000_000 * len(self.targets))
+    def add(self, region: str = REGION, account: str = HOME, *, first: int | None = None) -> LimitedEc2:
+        """Return the account in a Region, whose instances have ids of their own, or are numbered from `first`."""
+        ec2 = LimitedEc2(first=1 + 1_000_000 * len(self.targets) if first is None else first)
         self.targets[region, account] = ec2
         return ec2
 

@@ -109,6 +109,9 @@ class World:
     impaired: set[str] = field(default_factory=set)
     # How long a probe's answer takes, unless the deadline cuts it off.
     probe_takes_s: float = 0.0
+    # Of several targets, those that answer with an error, and those that know nobody: a role of the wrong account.
+    down: set[int] = field(default_factory=set)
+    blind: set[int] = field(default_factory=set)
     jobs: list[Job] = field(default_factory=list)
     asked: list[Asked] = field(default_factory=list)
     platform_mood: str | None = None

@@ -32,6 +32,8 @@ _DECIDE = "handler/domain/decide.py"
 _DOUBTS = "handler/domain/doubts.py"
 _EC2 = "handler/probes/ec2/probe.py"
 _EC2_API = "handler/probes/ec2/api.py"
+_EC2_SEARCH = "handler/probes/ec2/search.py"
+_EC2_TARGETS = "handler/probes/ec2/targets.py"
 _EVIDENCE = "handler/domain/evidence.py"
 _FLIP = "handler/store/flip.py"
 _FLIPS = "handler/flips.py"
@@ -105,6 +107,7 @@ _TEST_ROW_SECURITY = "tests/integration/test_row_level_security.py::"
 _TEST_SEARCH_PATH = "tests/integration/test_search_path.py::"
 _TEST_SESSION = "tests/integration/test_session.py::"
 _TEST_SILENT = "tests/integration/test_silent_addresses.py::"
+_TEST_SEARCH = "tests/unit/test_search.py::"
 _TEST_SECRETS = "tests/unit/test_secrets.py::"
 _TEST_SETS = "tests/isolation/test_sets.py::"
 _TEST_STATE_CHANGES = "tests/integration/test_state_changes.py::"
@@ -114,6 +117,7 @@ _TEST_STORE = "tests/contract/test_store.py::"
 _TEST_STORED_RESTARTS = "tests/contract/test_restarts.py::"
 _TEST_STORIES = "tests/integration/test_stories.py::"
 _TEST_ATTACKS = "tests/integration/test_attacks.py::"
+_TEST_TARGETS = "tests/integration/test_targets.py::"
 _TEST_TELEMETRY = "tests/integration/test_telemetry.py::"
 _TEST_TIMES = "tests/contract/test_times.py::"
 _TEST_TELEMETRY_UNIT = "tests/unit/test_telemetry.py::"
@@ -211,6 +215,70 @@ GUARDS = (
         "Ec2Api._page",
         Code("answer.answered_at", "deadline.now()"),
         f"{_TEST_EC2_PROBE}test_a_sighting_is_as_old_as_the_page_that_names_it",
+    ),
+    Guard(
+        "targets: every one has answered",
+        "an instance of another Region or account is taken for absent because the first one does not know it",
+        _EC2_SEARCH,
+        "Search._moved_on",
+        Code("case.waits_for and not case.found", "False"),
+        f"{_TEST_SEARCH}test_where_an_instance_was_found_it_is_asked_for_first",
+    ),
+    Guard(
+        "targets: a failed one",
+        "while a Region is down, its instances are taken for absent and flipped",
+        _EC2_SEARCH,
+        "_of",
+        Code("case.failure or Known(NOT_FOUND, case.missing_at)", "Known(NOT_FOUND, case.missing_at)"),
+        f"{_TEST_TARGETS}test_while_a_target_fails_nobody_is_absent",
+    ),
+    Guard(
+        "targets: an empty one",
+        "a role in the wrong account finds nobody, and all instances of the right one are flipped",
+        _EC2_TARGETS,
+        "TargetsProbe._sighting",
+        Code("learnt.state == NOT_FOUND and self._empty", "False"),
+        f"{_TEST_TARGETS}test_while_a_target_is_empty_nobody_is_absent",
+    ),
+    Guard(
+        "targets: what one has found",
+        "an instance that one target has found costs calls at all others",
+        _EC2_SEARCH,
+        "Search.batch",
+        Code("case.found", "False"),
+        f"{_TEST_SEARCH}test_of_two_targets_that_know_an_instance_the_living_answer_wins",
+    ),
+    Guard(
+        "targets: a living answer that may still come",
+        "a workspace is flipped for one target's stale answer, while another one says that its instance runs",
+        _EC2_SEARCH,
+        "Search._moved_on",
+        Code("case.under_way", "False"),
+        f"{_TEST_TARGETS}test_if_two_know_an_instance_the_living_answer_wins",
+    ),
+    Guard(
+        "targets: disagreement",
+        "of two targets that say different things of an instance, the first to answer has it flipped",
+        _EC2_SEARCH,
+        "_of",
+        Code("any(other.state != known.state for _, other in case.found)", "False"),
+        f"{_TEST_TARGETS}test_if_two_know_an_instance_the_living_answer_wins",
+    ),
+    Guard(
+        "targets: an absence is as old as the first answer",
+        "an instance that was launched while other targets were asked is flipped for what the first one did not know",
+        _EC2_SEARCH,
+        "Search.answered",
+        Code("min(case.missing_at, answer.answered_at)", "answer.answered_at"),
+        f"{_TEST_SEARCH}test_not_found_counts_when_all_have_said_it_and_is_as_old_as_the_first_answer",
+    ),
+    Guard(
+        "targets: credentials of their own",
+        "our own account answers for another one, and says that none of its instances exists",
+        "handler/process.py",
+        "Process._ec2_probe",
+        Code("self._roles.get(target.name)", "None"),
+        "tests/integration/test_targets_of_moto.py::test_each_account_is_asked_in_its_region_with_its_own_credentials",
     ),
     Guard(
         "evidence: an absence is as old as its first page",

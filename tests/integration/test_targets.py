@@ -292,22 +292,33 @@ def test_a_narrowed_cycle_calls_no_target_empty(world: World) -> None:
     assert (outcome.report["targets_empty"], outcome.lines("target empty")) == ([], [])
 
 
-def test_an_instance_known_to_two_is_asked_for_once_and_if_both_answer_the_living_one_wins(world: World) -> None:
+@pytest.mark.parametrize(
+    ("here", "there", "verdict"),
+    [
+        ("stopped", "running", "running"),
+        ("running", "terminated", "running"),
+        ("stopped", "terminated", "unknown"),
+        ("pending", "stopped", "unknown"),
+        ("stopped", "stopped", "dead"),
+    ],
+)
+@pytest.mark.parametrize("others", [2, 250])
+def test_if_two_know_an_instance_the_living_answer_wins(
+    world: World, here: str, there: str, verdict: str, others: int
+) -> None:
+    """Two targets may overlap. Both are asked at once: in a large fleet, for what neither lists."""
+    world.add(world.here, "running", others)
     world.add(world.there, "running", 2)
-    world.add(world.here, "running", 2)
-    (twice,) = world.add(world.here, None)
+    (twice,) = world.add(world.here, here)
     instance = world.stage.instance_of(twice)
-    assert world.cycle(**SOON, ABSENT_SIGHTINGS="2").report["absent"] == 1
-    for ec2, state in ((world.here, "stopped"), (world.there, "running")):
-        added = ec2.add()[0]
-        account = ec2._account  # noqa: SLF001 - no account has another's instance
-        account.known[instance] = account.known.pop(added)
-        account.known[instance].id = instance
-        account.known[instance].state = state
-        ec2.calls.clear()
-    world.cycle(**SOON, ABSENT_SIGHTINGS="2").assert_only_flipped({})
-    assert (world.asked(world.here)[instance], world.asked(world.there)[instance]) == (1, 1)
-    assert world.stage.fleet.doubts() == []
+    account = world.there._account  # noqa: SLF001 - no account has another's instance
+    account.known[instance] = account.known.pop(world.there.add()[0])
+    account.known[instance].id, account.known[instance].state = instance, there
+    outcome = world.cycle()
+    assert outcome.report[verdict] == 1 + (verdict == "running") * (others + 2)
+    assert outcome.flipped == ({twice} if verdict == "dead" else set())
+    if verdict == "unknown":
+        assert outcome.causes == {twice: "targets_disagree"}
 
 
 def test_an_id_that_moves_from_unknown_to_known_is_alive(world: World) -> None:

@@ -13,7 +13,6 @@ from handler.domain.model import Cause, Sighting, Verdict, Workspace
 from handler.probes.ec2 import probe as ec2_probe
 from handler.probes.ec2 import targets as ec2_targets
 from handler.probes.ec2.probe import CALLS_AT_ONCE, LIST_ABOVE, ZONES_ABOVE, Ec2Probe
-from handler.probes.ec2.search import NOWHERE
 from handler.probes.ec2.targets import MOST_FAILURES, TargetsProbe
 from tests.unit.builders import Clock, Log, instance, workspace
 from tests.unit.test_ec2_probe import (
@@ -181,7 +180,7 @@ def test_so_few_calls_are_under_way_that_their_answers_fit_into_memory(clock: Cl
         return Answering(answer)
 
     probes = [Ec2Probe(api(client(one), clock), timeout_s=10, target=str(one)) for one in range(targets)]
-    probe = TargetsProbe(probes, timeout_s=10, hints=dict.fromkeys(all_of(2000), NOWHERE))
+    probe = TargetsProbe(probes, timeout_s=10, hints={})
     list(probe.sightings([], Deadline(30)))
     list(probe.sightings(some(2000), Deadline(30)))
     assert max(one.total() for one in peaks) == most
@@ -266,7 +265,7 @@ def test_a_target_that_may_be_empty_may_be_empty(clock: Clock) -> None:
 
 def test_whether_a_target_is_empty_is_known_only_at_the_end_of_the_first_probe(clock: Clock) -> None:
     """The absent one is sought everywhere before anything is found there."""
-    cycle = two(clock, states(2), states(3), hints={instance(1): NOWHERE})
+    cycle = two(clock, states(2), states(3))
     assert cycle.look(some(3)) == {1: "not_found", 2: "running", 3: "running"}
 
 
@@ -330,7 +329,7 @@ def test_no_more_hints_are_kept_than_fit(clock: Clock, monkeypatch: pytest.Monke
 
 
 def test_an_absence_is_as_old_as_the_first_targets_answer(clock: Clock) -> None:
-    cycle = two(clock, states(1), states(2), hints={instance(3): NOWHERE})
+    cycle = two(clock, states(1), states(2))
     for account in cycle.accounts.values():
         account.takes_s = 2.0
     (absent,) = [one for one in cycle.sightings(some(3)) if one.verdict is Verdict.ABSENT]

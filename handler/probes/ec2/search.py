@@ -6,33 +6,33 @@ every target has said it.
 
 import math
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from handler.domain.model import NOT_FOUND, Cause, Failure
 from handler.probes.ec2.probe import IDS_PER_CALL, RUNNING, Known, Learnt
 
-# Instead of a target's place: the instance was found by none.
-NOWHERE = -1
+# Targets that are asked at once, by their places.
+_Group = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Decided:
-    """What is known of one instance now. `target` is the place of the one that found it, or NOWHERE."""
+    """What is known of one instance now, and the place of the target that found it."""
 
     instance_id: str
     learnt: Learnt
-    target: int = NOWHERE
+    target: int | None = None
 
 
 @dataclass(slots=True)
 class _Case:
-    """What is known so far of one instance, and who is still to be asked, next one first."""
+    """What is known so far of one instance, and who is asked if those who are asked now do not find it."""
 
-    ahead: tuple[int, ...] = ()
-    waits_for: int = 0  # targets to be asked, whatever others say
+    ahead: tuple[_Group, ...]
+    waits_for: int  # how many are still to be asked with those who were asked
     under_way: int = 0  # calls
-    asked: int = NOWHERE  # latest
+    asked: int = 0  # the latest to be asked
     began_at: float | None = None
     found: list[tuple[int, Known]] = field(default_factory=list)
     missing_at: float = math.inf
@@ -43,54 +43,49 @@ class Search:
     """The search for some instances in all targets, until each is found, or was asked for everywhere."""
 
     def __init__(
-        self, ids: Iterable[str], names: Sequence[str], *, hints: Mapping[str, int], last: Collection[int] = ()
+        self, ids: Sequence[str], names: Sequence[str], *, hints: Mapping[str, int], last: Collection[int] = ()
     ) -> None:
         """Search the targets with these names.
 
-        `hints` tells where instances were found before: there they are asked for first. One that was found NOWHERE is
-        asked for everywhere at once. Of the others, each target is the first one to be asked for its share. The targets
-        in `last` are asked when all others were.
+        `hints` tells where instances were found before: there they are asked for first. The others are asked for
+        everywhere at once, but each target begins with another part of them, so that much is found before its turn
+        comes elsewhere. The targets in `last` have failed before, and are asked when no other has found an instance.
         """
         self._names = names
-        self._queues: list[deque[str]] = [deque() for _ in names]
         self._given_up: dict[int, Failure] = {}
-        self._cases: dict[str, _Case] = {}
         places = range(len(names))
-        orders = [sorted((*places[first:], *places[:first]), key=lambda one: one in last) for first in places]
-        for number, one in enumerate(ids):
-            hint = hints.get(one)
-            if hint == NOWHERE:
-                self._cases[one] = _Case(waits_for=len(names))
-                for queue in self._queues:
-                    queue.append(one)
-            else:
-                order = orders[number % len(names) if hint is None else hint]
-                first = order[0] if hint is None else hint
-                self._cases[one] = _Case(tuple(target for target in order if target != first), waits_for=1)
-                self._queues[first].append(one)
+        groups = [one for one in (tuple(p for p in places if p not in last), tuple(last)) if one]
+        everywhere = [one for one in ids if one not in hints]
+        self._cases = {one: _Case(tuple(groups[1:]), len(groups[0])) for one in everywhere}
+        self._parts = [_Part(everywhere, len(everywhere) * place // len(names)) for place in places]
+        for place in places:
+            if place not in groups[0]:
+                self._parts[place].left = 0
+        self._queues: list[deque[str]] = [deque() for _ in places]
+        for one in ids:
+            if (hint := hints.get(one)) is not None:
+                others = (tuple(place for place in group if place != hint) for group in groups)
+                self._cases[one] = _Case(tuple(group for group in others if group), 1)
+                self._queues[hint].append(one)
 
     def waiting(self, target: int) -> int:
-        """Return about how many instances are to be asked for at a target next."""
-        return len(self._queues[target])
+        """Return how many instances a target may have to be asked for next."""
+        return len(self._queues[target]) + self._parts[target].left
 
     def batch(self, target: int, now: float) -> tuple[list[str], int]:
-        """Take ids to ask a target for now. Tell how many targets, this one included, may have to be asked in turn."""
-        queue, in_turn = self._queues[target], 1
+        """Take ids to ask a target for now. Tell how often, this time included, somebody may have to be asked."""
         ids: list[str] = []
-        while queue and len(ids) < IDS_PER_CALL:
-            one = queue.popleft()
-            case = self._cases.get(one)
-            if case is None:
-                continue
-            case.waits_for -= 1
+        times = 1
+        while len(ids) < IDS_PER_CALL and (one := self._next(target)) is not None:
+            case = self._cases[one]
             if case.found:  # what a call that is under way may still contradict, but no further one
                 continue
             case.under_way += 1
             case.asked = target
             case.began_at = now if case.began_at is None else case.began_at
-            in_turn = max(in_turn, 1 + len(case.ahead))
+            times = max(times, 1 + len(case.ahead))
             ids.append(one)
-        return ids, in_turn
+        return ids, times
 
     def answered(self, target: int, batch: Sequence[str], learnt: Mapping[str, Learnt]) -> Iterator[Decided]:
         """Take what a target has answered about a batch; yield what that decides. No answer is a failure."""
@@ -112,14 +107,10 @@ class Search:
     def give_up(self, target: int, failure: Failure) -> Iterator[Decided]:
         """Ask a target no more; yield what that decides. It has failed for whatever it would be asked for."""
         self._given_up[target] = failure
-        queue = self._queues[target]
-        while queue:
-            one = queue.popleft()
-            case = self._cases.get(one)
-            if case is not None:
-                case.waits_for -= 1
-                self._failed(case, target, failure)
-                yield from self._moved_on(one, case)
+        while (one := self._next(target)) is not None:
+            case = self._cases[one]
+            self._failed(case, target, failure)
+            yield from self._moved_on(one, case)
 
     def cut_off(self, now: float, enough_s: float) -> Iterator[Decided]:
         """Yield what is known at the end of the time. Who had not `enough_s` seconds was not reached."""
@@ -131,28 +122,52 @@ class Search:
             elif case.began_at is not None and now - case.began_at >= enough_s:
                 yield Decided(one, Failure(Cause.TIMEOUT, target=self._names[case.asked]))
 
+    def _next(self, target: int) -> str | None:
+        """Take the next undecided instance to ask a target for."""
+        queue, part = self._queues[target], self._parts[target]
+        while queue or part.left:
+            one = queue.popleft() if queue else part.take()
+            case = self._cases.get(one)
+            if case is not None:
+                case.waits_for -= 1
+                return one
+        return None
+
     def _failed(self, case: _Case, target: int, failure: Failure) -> None:
         if case.failure is None:
             case.failure = replace(failure, target=self._names[target])
 
     def _moved_on(self, one: str, case: _Case) -> Iterator[Decided]:
-        """Yield the decision about an instance, or have the next target asked."""
+        """Yield the decision about an instance, or have the next targets asked."""
         is_running = any(known.state == RUNNING for _, known in case.found)
         if not is_running:
             if case.under_way:  # a living answer may still come
                 return
             while not (case.found or case.waits_for) and case.ahead:
-                target, *ahead = case.ahead
+                group, *ahead = case.ahead
                 case.ahead = tuple(ahead)
-                if target in self._given_up:
-                    self._failed(case, target, self._given_up[target])
-                else:
-                    case.waits_for += 1
-                    self._queues[target].append(one)
+                for target in group:
+                    if target in self._given_up:
+                        self._failed(case, target, self._given_up[target])
+                    else:
+                        case.waits_for += 1
+                        self._queues[target].append(one)
             if case.waits_for and not case.found:
                 return
         del self._cases[one]
         yield _of(one, case)
+
+
+class _Part:
+    """A way through all ids that begins somewhere in the middle."""
+
+    def __init__(self, ids: Sequence[str], start: int) -> None:
+        self._ids, self._at, self.left = ids, start, len(ids)
+
+    def take(self) -> str:
+        one = self._ids[self._at]
+        self._at, self.left = (self._at + 1) % len(self._ids), self.left - 1
+        return one
 
 
 def _of(one: str, case: _Case) -> Decided:

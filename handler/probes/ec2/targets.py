@@ -19,7 +19,7 @@ from handler.probes.ec2.probe import (
     counted_impaired,
     lists_first,
 )
-from handler.probes.ec2.search import NOWHERE, Decided, Search
+from handler.probes.ec2.search import Decided, Search
 
 # Who says that an instance is absent.
 EVERY_TARGET = "every target"
@@ -99,7 +99,7 @@ class TargetsProbe:
         learnt = decided.learnt
         if isinstance(learnt, Failure):
             return unknown(workspace, learnt)
-        target = EVERY_TARGET if decided.target == NOWHERE else self._names[decided.target]
+        target = EVERY_TARGET if decided.target is None else self._names[decided.target]
         if learnt.state == NOT_FOUND and self._empty:
             return unknown(workspace, Failure(Cause.EMPTY_TARGET, target=self._names[self._empty[0]]))
         return sighting_of(workspace, learnt.state, answered_at=learnt.answered_at, target=target, several=True)
@@ -156,10 +156,10 @@ class TargetsProbe:
         while busy < self._at_once and search.waiting(target) >= (IDS_PER_CALL if busy else 1):
             if len(under_way) == MOST_CALLS:
                 return
-            batch, in_turn = search.batch(target, deadline.now())
+            batch, times = search.batch(target, deadline.now())
             if batch:
-                # A target that hangs leaves time to ask the others.
-                share = deadline.within(deadline.remaining() / in_turn)
+                # A target that hangs leaves time to ask the others, and to decide what they have said.
+                share = deadline.within(deadline.remaining() / max(2, times))
                 under_way[pool.submit(self._targets[target].ask, batch, share)] = (target, batch)
                 busy += 1
 
@@ -171,16 +171,17 @@ class TargetsProbe:
             self._failed.setdefault(target, failure)
         if known:
             self._answered.add(target)
-        if self._empty is None and any(one.state != NOT_FOUND for one in known):
+        if any(one.state != NOT_FOUND for one in known):
             self._found.add(target)
         return None if known else failure
 
     def _remembered(self, all_decided: Iterator[Decided]) -> Iterator[Decided]:
-        """Remember where instances are, or that they are nowhere."""
+        """Remember where instances are."""
         hints = self._hints
         for decided in all_decided:
             if isinstance(decided.learnt, Known):
                 hints.pop(decided.instance_id, None)
+            if decided.target is not None:
                 hints[decided.instance_id] = decided.target
                 while len(hints) > MOST_HINTS:
                     del hints[next(iter(hints))]
