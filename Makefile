@@ -70,8 +70,8 @@ $(BUILT): infra/template.yaml infra/build.py infra/sbom.py $(PACKAGED) Makefile 
 ##@ Develop
 
 .PHONY: test
-test: $(STAMP) $(BUILT) $(TOOLS) ## run the tests, with coverage; ARGS="-k breaker" narrows them
-	$(PY) -m pytest -n $(WORKERS) --dist worksteal --cov --cov-report=term-missing:skip-covered $(ARGS)
+test: $(STAMP) $(BUILT) $(TOOLS) ## run the tests, with coverage; ARGS="-k breaker" narrows them, and then no coverage is too low
+	$(PY) -m pytest -n $(WORKERS) --dist worksteal --cov --cov-report=term-missing:skip-covered $(if $(ARGS),--cov-fail-under=0) $(ARGS)
 
 .PHONY: soak
 soak: $(STAMP) ## ten minutes: a million schedules, then the real handler while everything goes wrong; SCHEDULES=0 ARGS="--minutes 1"

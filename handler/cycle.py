@@ -132,7 +132,7 @@ def _cycle(request: Request, settings: Settings, parts: Parts, phases: Phases) -
 
     # Observe.
     if request.applies and full:
-        memory.tend(longest_wait_s=longest_wait(settings.restarts))
+        memory.tend(longest_wait_s=longest_wait(settings.restarts, silence_s=settings.heartbeat_fresh_seconds))
     selection = _selection(request, settings, store, phases)
     if request.state_changes is not None and not selection.workspaces:  # most instances of an account are not ours
         return _nobody_is_concerned(request, settings, selection, store.gauges(phases.closing))

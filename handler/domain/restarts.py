@@ -26,9 +26,13 @@ UNWANTED = ("removed", "paused", "hibernating", "hibernated")
 OFFLINE = "offline"
 
 
-def longest_wait(policy: RestartPolicy) -> float:
-    """Return how many seconds ahead a restart's time can be, but for a crash loop."""
-    return max(policy.grace_s, policy.uncertain_s, policy.retry_s, LONGEST_RETRY_BACKOFF_S, RECOVERY_SECONDS)
+def longest_wait(policy: RestartPolicy, *, silence_s: float) -> float:
+    """Return how many seconds ahead a restart's time can be, but for a crash loop.
+
+    After a state-change event, it waits for `silence_s` seconds of silence.
+    """
+    waits = (policy.grace_s, silence_s, policy.uncertain_s, policy.retry_s, LONGEST_RETRY_BACKOFF_S, RECOVERY_SECONDS)
+    return max(waits)
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,9 +31,14 @@ INSERT_WAIT_SECONDS = 0.05
 # An absence without sightings was refuted: the instance was found, though not running.
 REMEMBERED_DEAD = """(doubts.kind IN ('absent', 'dead') AND doubts.sightings > 0
     AND doubts.last_seen_at > now() - make_interval(hours => 24))"""
-# The row may still be somebody's to flip or adopt, with this very instance.
+# The row may still be somebody's to flip or adopt, with this very instance. A flip ends its doubts, but another cycle,
+# which saw the instance dead before, may save one after it.
 _RECORDS_IT = f"""({short("workspaces.instance_id")} = doubts.instance_id
-    AND status IN ('online', 'degraded', 'offline') AND COALESCE(runtime, '') <> 'external')"""
+    AND status IN ('online', 'degraded', 'offline') AND COALESCE(runtime, '') <> 'external'
+    AND NOT (status = 'offline' AND EXISTS (
+        SELECT FROM reconciler.restarts
+        WHERE restarts.workspace_id = workspaces.id AND restarts.instance_id = doubts.instance_id
+          AND closed_at IS NULL)))"""
 
 # The doubts whose row has moved on. Looked at are those that the breaker and the adoptions rest on, and some others
 # around a place that is another one in each cycle.

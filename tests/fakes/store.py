@@ -232,6 +232,13 @@ class Doubts(Part):
             and row.instance_id == doubt.instance_id
             and row.status in (*CANDIDATE_STATUSES, OFFLINE)
             and row.runtime != EXTERNAL
+            and not (row.status == OFFLINE and self._is_flipped(doubt))
+        )
+
+    def _is_flipped(self, doubt: StoredDoubt) -> bool:
+        return any(
+            one.is_open and (one.workspace_id, one.instance_id) == (doubt.workspace_id, doubt.instance_id)
+            for one in self.tables.restarts
         )
 
     @_transaction

@@ -77,6 +77,7 @@ _TEST_GROWTH = "tests/integration/test_growth.py::"
 _TEST_LARGE = "tests/integration/test_large_answers.py::"
 _TEST_LEAKS = "tests/integration/test_leaks.py::"
 _TEST_LIMITS = "tests/unit/test_limits.py::"
+_TEST_LOST_LEASE = "tests/integration/test_lost_lease.py::"
 _TEST_KEPT_BACK = "tests/integration/test_kept_back.py::"
 _TEST_LOCKED = "tests/integration/test_locked_state.py::"
 _TEST_NET = "tests/net/"
@@ -90,6 +91,7 @@ _TEST_STORED_DOUBTS = "tests/contract/test_doubts.py::"
 _TEST_EC2 = "tests/integration/test_ec2.py::"
 _TEST_EC2_PROBE = "tests/unit/test_ec2_probe.py::"
 _TEST_EVENT_CYCLE = "tests/unit/test_event_cycle.py::"
+_TEST_EVENTS_ATTACKED = "tests/integration/test_events_attacked.py::"
 _TEST_FAILOVER = "tests/integration/test_failover.py::"
 _TEST_FIELD = "tests/integration/test_field_reports.py::"
 _TEST_FLIP_ERRORS = "tests/integration/test_flip_errors.py::"
@@ -868,6 +870,14 @@ GUARDS = (
         f"{_TEST_STATE_CHANGES}test_the_restart_is_due_after_a_silence_however_short_the_grace",
     ),
     Guard(
+        "events: the silence is no wrong time",
+        "a restart comes long before the silence is over, because a full cycle takes its time for a wrong clock's",
+        _LIFE,
+        "longest_wait",
+        Code("silence_s", "0.0"),
+        f"{_TEST_EVENTS_ATTACKED}test_full_cycles_do_not_shorten_the_silence_that_a_restart_waits_for",
+    ),
+    Guard(
         "events: no restart",
         "an event asks for restarts, beside a full cycle that does the same",
         _CYCLE,
@@ -988,11 +998,19 @@ GUARDS = (
     ),
     Guard(
         "lease: at the claim",
-        "a process that was frozen wakes up, and sends restarts",
+        "a process that was frozen wakes up, and cancels or puts off restarts that another cycle is about to send",
         _RESTARTS,
         "Restarts.claim",
         Code("self._lease.require(transaction)", "None"),
-        f"{_TEST_RESTARTS}test_a_cycle_whose_lease_ran_out_while_it_looked_asks_for_no_restart",
+        f"{_TEST_RESTARTS}test_a_cycle_whose_lease_ran_out_while_it_looked_leaves_every_owed_restart_as_it_is",
+    ),
+    Guard(
+        "lease: at the claim's write",
+        "a process that was frozen during the claim wakes up, and sends restarts beside another cycle",
+        _RESTARTS,
+        "_CLAIM",
+        Sql("AND {LEASE_IS_OURS}", ""),
+        f"{_TEST_LOST_LEASE}test_a_lease_that_runs_out_during_the_decision_lets_no_restart_be_claimed",
     ),
     Guard(
         "claim: re-read",
@@ -1160,7 +1178,7 @@ GUARDS = (
         "the platform has to provision the whole fleet at once",
         _ASKING,
         "Asking.ask_for_the_due",
-        Code("calls < self._policy.per_cycle", "True"),
+        Code("min(CALLS_AT_ONCE, self._policy.per_cycle - calls)", "CALLS_AT_ONCE"),
         f"{_TEST_WORKER}test_a_cycle_asks_for_no_more_restarts_than_it_may",
     ),
     Guard(

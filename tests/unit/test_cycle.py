@@ -10,6 +10,7 @@ from handler.domain.coverage import Coverage
 from handler.domain.model import SkipReason, Verdict
 from handler.domain.report import Report
 from handler.errors import ConnectionLostError, ReconcilerError, RowLockedError, SecretError, StoreError
+from handler.phases import Phases
 from handler.request import Request
 from tests.fakes.tables import StoredDoubt, StoredHold
 from tests.fakes.world import Lie, World
@@ -401,10 +402,11 @@ def test_due_restarts_have_time_of_their_own() -> None:
         world.tables.now += 0.5  # the fake's calls come one after the other
 
     def spend_the_time_to_flip() -> None:
-        world.tables.now = began_at + 26
+        world.tables.now = began_at + to_flip_s
 
     began_at = world.tables.now
     invocation = Invocation(world, asked=answer_slowly, in_bulk=True, each={"recall": spend_the_time_to_flip})
+    to_flip_s = Phases.of(invocation.deadline(45), restarts_due=True).flipping.remaining()
     invocation.run()
     assert world.tables.now - began_at <= 45.5
     assert sorted(invocation.asked)[:8] == list(range(401, 409))
