@@ -64,8 +64,8 @@ class RoleInCycle:
         with role.lock:
             kept = role.kept
             left_s = 0.0 if kept is None else kept.expires_at - role.clock()
-            # What this cycle has got is good while it lasts, even if that is not long.
-            if kept is not None and left_s > (0.0 if kept is self._made else RENEWED_EARLY_SECONDS):
+            # What this cycle has got is good for it, whatever our clock says: EC2 refuses it when it has expired.
+            if kept is not None and (kept is self._made or left_s > RENEWED_EARLY_SECONDS):
                 return kept.client
             if self._failure is None:
                 try:

@@ -68,13 +68,13 @@ class Targets:
         """Look at what a call is to ask for."""
         self._caller.require(not self._found.intersection(ids), "a target is asked for what another has found")
 
-    def answer(self, place: int, ids: Sequence[str], deadline: Deadline) -> dict[str, Learnt]:
+    def answer(self, place: int, ids: Sequence[str], deadline: Deadline, enough_at: float) -> dict[str, Learnt]:
         """Answer a call to a target."""
         world, caller = self._world, self._caller
         caller.before("probe")
         world.tables.now += min(world.probe_takes_s, deadline.remaining())
         if deadline.over():
-            return dict.fromkeys(ids, Failure(Cause.TIMEOUT))
+            return {} if deadline.now() < enough_at else dict.fromkeys(ids, Failure(Cause.TIMEOUT))
         if place in world.down:
             return dict.fromkeys(ids, Failure(Cause.SERVER_ERROR))
         learnt: dict[str, Learnt] = {}
@@ -104,8 +104,8 @@ class _Target:
     def begins(self, ids: Sequence[str]) -> None:
         self._targets.begins(ids)
 
-    def ask(self, ids: Sequence[str], deadline: Deadline) -> dict[str, Learnt]:
-        return self._targets.answer(self._place, ids, deadline)
+    def ask(self, ids: Sequence[str], deadline: Deadline, *, enough_at: float) -> dict[str, Learnt]:
+        return self._targets.answer(self._place, ids, deadline, enough_at)
 
 
 class _Call(Future[Any]):
@@ -122,9 +122,9 @@ class _NoThreads:
     def __init__(self, _: int) -> None:
         pass
 
-    def submit(self, ask: Any, ids: Sequence[str], deadline: Deadline) -> _Call:
+    def submit(self, ask: Any, ids: Sequence[str], deadline: Deadline, **options: float) -> _Call:
         ask.__self__.begins(ids)
-        return _Call(partial(ask, ids, deadline))
+        return _Call(partial(ask, ids, deadline, **options))
 
     def shutdown(self, **_: bool) -> None:
         pass

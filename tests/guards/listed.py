@@ -243,6 +243,22 @@ GUARDS = (
         f"{_TEST_TARGETS}test_while_a_target_is_empty_nobody_is_absent",
     ),
     Guard(
+        "targets: one that had no time to answer",
+        "an instance that a target was too late to look for is taken for absent",
+        _EC2_SEARCH,
+        "Search._moved_on",
+        Code("case.cut_off and not (case.found or case.failure)", "False"),
+        "tests/unit/test_targets_cut_short.py::test_nobody_is_absent_for_a_target_that_had_no_time_to_answer",
+    ),
+    Guard(
+        "targets: found is what EC2 has a word for",
+        "something that is not EC2 answers for a target, and its instances are taken for absent",
+        _EC2_TARGETS,
+        "TargetsProbe._noted",
+        Code("VERDICT_OF_STATE.get(one.state) in FOUND", "one.state != NOT_FOUND"),
+        "tests/unit/test_targets_cut_short.py::test_a_target_that_only_says_what_no_instance_does_has_found_nobody",
+    ),
+    Guard(
         "targets: what one has found",
         "an instance that one target has found costs calls at all others",
         _EC2_SEARCH,

@@ -55,10 +55,12 @@ def test_it_is_assumed_anew_ten_minutes_before_it_expires(sts: Sts, cycle: Any) 
     assert RENEWED_EARLY_SECONDS == 600
 
 
-def test_what_expires_in_mid_cycle_is_renewed_in_mid_cycle(sts: Sts, cycle: Any) -> None:
+def test_what_a_cycle_has_got_is_renewed_when_it_is_refused_and_not_before(sts: Sts, cycle: Any) -> None:
     now = cycle()
-    assert now() == "client 1"
+    first = now()
     sts.clock.now += HOUR
+    assert now() == first == "client 1"
+    assert now.renew(first)
     assert now() == "client 2"
 
 

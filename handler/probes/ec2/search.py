@@ -33,10 +33,11 @@ class _Case:
     waits_for: int  # how many are still to be asked with those who were asked
     under_way: int = 0  # calls
     asked: int = 0  # the latest to be asked
-    began_at: float | None = None
+    began_at: float = 0.0  # the earliest call that is under way
     found: list[tuple[int, Known]] = field(default_factory=list)
     missing_at: float = math.inf
     failure: Failure | None = None
+    cut_off: bool = False  # some target had too little time to answer, and has not failed
 
 
 class Search:
@@ -52,7 +53,7 @@ class Search:
         comes elsewhere. The targets in `last` have failed before, and are asked when no other has found an instance.
         """
         self._names = names
-        self._given_up: dict[int, Failure] = {}
+        self._given_up: dict[int, Failure | None] = {}
         places = range(len(names))
         groups = [one for one in (tuple(p for p in places if p not in last), tuple(last)) if one]
         everywhere = [one for one in ids if one not in hints]
@@ -80,23 +81,26 @@ class Search:
             case = self._cases[one]
             if case.found:  # what a call that is under way may still contradict, but no further one
                 continue
+            if not case.under_way:
+                case.began_at = now
             case.under_way += 1
             case.asked = target
-            case.began_at = now if case.began_at is None else case.began_at
             times = max(times, 1 + len(case.ahead))
             ids.append(one)
         return ids, times
 
     def answered(self, target: int, batch: Sequence[str], learnt: Mapping[str, Learnt]) -> Iterator[Decided]:
-        """Take what a target has answered about a batch; yield what that decides. No answer is a failure."""
-        no_answer = Failure(Cause.TIMEOUT)
+        """Take what a target has answered about a batch; yield what that decides.
+
+        Where nothing was learnt, the call was cut off too early to prove anything.
+        """
         for one in batch:
             case = self._cases.get(one)
             if case is None:  # it was found running meanwhile
                 continue
             case.under_way -= 1
-            answer = learnt.get(one, no_answer)
-            if isinstance(answer, Failure):
+            answer = learnt.get(one)
+            if answer is None or isinstance(answer, Failure):
                 self._failed(case, target, answer)
             elif answer.state == NOT_FOUND:
                 case.missing_at = min(case.missing_at, answer.answered_at)
@@ -104,8 +108,11 @@ class Search:
                 case.found.append((target, answer))
             yield from self._moved_on(one, case)
 
-    def give_up(self, target: int, failure: Failure) -> Iterator[Decided]:
-        """Ask a target no more; yield what that decides. It has failed for whatever it would be asked for."""
+    def give_up(self, target: int, failure: Failure | None) -> Iterator[Decided]:
+        """Ask a target no more; yield what that decides. It has failed for whatever it would be asked for.
+
+        Without a failure (None), it only had too little time.
+        """
         self._given_up[target] = failure
         while (one := self._next(target)) is not None:
             case = self._cases[one]
@@ -119,7 +126,7 @@ class Search:
                 yield _of(one, case)
             elif case.failure is not None:
                 yield Decided(one, case.failure)
-            elif case.began_at is not None and now - case.began_at >= enough_s:
+            elif case.under_way and now - case.began_at >= enough_s:
                 yield Decided(one, Failure(Cause.TIMEOUT, target=self._names[case.asked]))
 
     def _next(self, target: int) -> str | None:
@@ -133,8 +140,10 @@ class Search:
                 return one
         return None
 
-    def _failed(self, case: _Case, target: int, failure: Failure) -> None:
-        if case.failure is None:
+    def _failed(self, case: _Case, target: int, failure: Failure | None) -> None:
+        if failure is None:
+            case.cut_off = True
+        elif case.failure is None:
             case.failure = replace(failure, target=self._names[target])
 
     def _moved_on(self, one: str, case: _Case) -> Iterator[Decided]:
@@ -153,6 +162,8 @@ class Search:
                         case.waits_for += 1
                         self._queues[target].append(one)
             if case.waits_for and not case.found:
+                return
+            if case.cut_off and not (case.found or case.failure):  # it was not reached
                 return
         del self._cases[one]
         yield _of(one, case)

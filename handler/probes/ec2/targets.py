@@ -1,10 +1,21 @@
 """Asks several targets, each a Region of an account, side by side."""
 
+import math
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
 from handler.deadline import Deadline
-from handler.domain.model import NOT_FOUND, Cause, Failure, Sighting, Workspace, sighting_of, unknown
+from handler.domain.model import (
+    FOUND,
+    NOT_FOUND,
+    VERDICT_OF_STATE,
+    Cause,
+    Failure,
+    Sighting,
+    Workspace,
+    sighting_of,
+    unknown,
+)
 from handler.parallel import HANDOVER_SECONDS, in_parallel
 from handler.probes import TargetTroubles, fair_share
 from handler.probes.ec2.probe import (
@@ -25,6 +36,8 @@ from handler.probes.ec2.search import Decided, Search
 EVERY_TARGET = "every target"
 # A target is given up after so many batches in a row without any answer: what hangs must not take up the whole time.
 MOST_FAILURES = 3
+# A call that is given so much of the first ones' time began early enough. (They have a moment less than all of it.)
+ENOUGH = 0.95
 # Each takes a thread and a connection, however many targets there are.
 MOST_CALLS = 100
 # Where instances were found last is remembered of this many. It saves calls, and proves nothing.
@@ -123,14 +136,15 @@ class TargetsProbe:
         """Yield what the targets say about each id; nothing for an id that was not reached by the deadline."""
         enough_s = fair_share(self._timeout_s, deadline)
         search = Search(ids, self._names, hints=self._hints, last=self._failed)
-        in_a_row = [0] * len(self._targets)
+        whole_s = deadline.remaining()
+        in_a_row: list[list[Failure | None]] = [[] for _ in self._targets]
         under_way: _Calls = {}
         pool = ThreadPoolExecutor(min(MOST_CALLS, self._at_once * len(self._targets)))
         try:
             while True:
                 if not deadline.over():
                     for target in range(len(self._targets)):
-                        self._begin(pool, search, target, under_way, deadline)
+                        self._begin(pool, search, target, under_way, deadline, whole_s)
                 if not under_way:
                     break
                 ended, _ = wait(under_way, deadline.remaining() + HANDOVER_SECONDS, FIRST_COMPLETED)
@@ -139,17 +153,23 @@ class TargetsProbe:
                 for call in ended:
                     target, batch = under_way.pop(call)
                     learnt = call.result()
-                    failure = self._noted(target, learnt)
-                    in_a_row[target] = 0 if failure is None else in_a_row[target] + 1
+                    answered, failure = self._noted(target, learnt)
+                    in_a_row[target] = [] if answered else [*in_a_row[target], failure]
                     yield from self._remembered(search.answered(target, batch, learnt))
-                    if failure is not None and in_a_row[target] == MOST_FAILURES:
-                        yield from search.give_up(target, failure)
+                    if len(in_a_row[target]) == MOST_FAILURES:
+                        yield from search.give_up(target, next(filter(None, in_a_row[target]), None))
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
         yield from search.cut_off(deadline.now(), enough_s)
 
     def _begin(
-        self, pool: ThreadPoolExecutor, search: Search, target: int, under_way: _Calls, deadline: Deadline
+        self,
+        pool: ThreadPoolExecutor,
+        search: Search,
+        target: int,
+        under_way: _Calls,
+        deadline: Deadline,
+        whole_s: float,
     ) -> None:
         """Begin as many calls to a target as may be. A batch that is not full waits for the calls before it."""
         busy = sum(place == target for place, _ in under_way.values())
@@ -159,21 +179,26 @@ class TargetsProbe:
             batch, times = search.batch(target, deadline.now())
             if batch:
                 # A target that hangs leaves time to ask the others, and to decide what they have said.
-                share = deadline.within(deadline.remaining() / max(2, times))
-                under_way[pool.submit(self._targets[target].ask, batch, share)] = (target, batch)
+                parts = max(2, times)
+                share = deadline.within(deadline.remaining() / parts)
+                # What began too late, and is cut off, has not failed: its instances are left for the next cycle.
+                is_late = share.remaining() < ENOUGH * min(self._timeout_s, whole_s / parts)
+                enough_at = math.inf if is_late else -math.inf
+                call = pool.submit(self._targets[target].ask, batch, share, enough_at=enough_at)
+                under_way[call] = (target, batch)
                 busy += 1
 
-    def _noted(self, target: int, learnt: dict[str, Learnt]) -> Failure | None:
-        """Note what a target's answer says about the target. Return why it has not answered, if it has not."""
+    def _noted(self, target: int, learnt: dict[str, Learnt]) -> tuple[bool, Failure | None]:
+        """Note what a target's answer says about the target. Return whether it is one, and why something is missing."""
         failure = next((one for one in learnt.values() if isinstance(one, Failure)), None)
         known = [one for one in learnt.values() if isinstance(one, Known)]
         if failure is not None:
             self._failed.setdefault(target, failure)
         if known:
             self._answered.add(target)
-        if any(one.state != NOT_FOUND for one in known):
+        if any(VERDICT_OF_STATE.get(one.state) in FOUND for one in known):
             self._found.add(target)
-        return None if known else failure
+        return bool(known), failure
 
     def _remembered(self, all_decided: Iterator[Decided]) -> Iterator[Decided]:
         """Remember where instances are."""
