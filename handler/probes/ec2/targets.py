@@ -1,5 +1,6 @@
 """Asks several targets, each a Region of an account, side by side."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
@@ -129,8 +130,9 @@ class TargetsProbe:
         try:
             while True:
                 if not deadline.over():
+                    busy = Counter(target for target, _ in under_way.values())
                     for target in range(len(self._targets)):
-                        self._begin(pool, search, target, under_way, deadline)
+                        self._begin(pool, search, target, busy[target], under_way, deadline)
                 if not under_way:
                     break
                 ended, _ = wait(under_way, deadline.remaining() + HANDOVER_SECONDS, FIRST_COMPLETED)
@@ -149,10 +151,9 @@ class TargetsProbe:
         yield from search.cut_off(deadline.now(), enough_s)
 
     def _begin(
-        self, pool: ThreadPoolExecutor, search: Search, target: int, under_way: _Calls, deadline: Deadline
+        self, pool: ThreadPoolExecutor, search: Search, target: int, busy: int, under_way: _Calls, deadline: Deadline
     ) -> None:
-        """Begin as many calls to a target as may be. A batch that is not full waits for the calls before it."""
-        busy = sum(place == target for place, _ in under_way.values())
+        """Begin as many calls to a target as may be. A batch that is not full waits for the `busy` calls before it."""
         while busy < self._at_once and search.waiting(target) >= (IDS_PER_CALL if busy else 1):
             if len(under_way) == MOST_CALLS:
                 return
