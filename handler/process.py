@@ -52,7 +52,10 @@ class Process:
         self._session = Session(self.settings.database, self._secrets, self._aws.database_token)
 
     def parts(self, *, leased: bool = True) -> cycle.Parts:
-        """Return what a new cycle uses of the outside world, with an id for the cycle. It works `leased`, or beside."""
+        """Return what a new cycle uses of the outside world, and its id.
+
+        `leased`: it takes the lease. Otherwise it works beside whoever has it.
+        """
         cycle_id, platform = str(uuid.uuid4()), self.settings.platform
         return cycle.Parts(
             cycle_id=cycle_id,

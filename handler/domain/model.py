@@ -38,6 +38,8 @@ VERDICT_OF_STATE = {
 
 # With these verdicts, the source of truth knows the instance.
 FOUND = frozenset({Verdict.RUNNING, Verdict.TRANSITION, Verdict.DEAD})
+# With these, the instance may be dead.
+LOOKS_DEAD = frozenset({Verdict.DEAD, Verdict.ABSENT})
 
 
 class Cause(StrEnum):

@@ -31,7 +31,7 @@ class Probe(Protocol):
     def impaired(self, workspaces: Sequence[Workspace], deadline: Deadline) -> Callable[[], int]:
         """Begin to ask which instances run but fail EC2's system status check, while the caller goes on.
 
-        Return what tells how many of the workspaces' do, in a second at most; 0 if nobody says.
+        Return a function that returns, within a second, how many of the workspaces' do; 0 if there is no answer.
         """
         ...
 

@@ -642,7 +642,7 @@ GUARDS = (
         "second probe",
         "one wrong answer, or an instance that just started, costs a workspace its machine",
         _FLIPS,
-        "Flipper._attempts_once",
+        "Flipper._attempted",
         Code("confirms(first, second)", "True"),
         f"{_TEST_CYCLE}test_a_second_probe_that_does_not_confirm_prevents_the_flip",
     ),
@@ -880,9 +880,9 @@ GUARDS = (
     Guard(
         "events: no restart",
         "an event asks for restarts, beside a full cycle that does the same",
-        _CYCLE,
-        "_restarts",
-        Code("request.workspace_ids is None", "request.limit is not None"),
+        _REQUEST,
+        "Request.asks_for_restarts",
+        Code("not self.narrowed or self.workspace_ids is not None", "self.limit is None"),
         f"{_TEST_EVENT_CYCLE}test_it_flips_the_dead_among_the_named_and_asks_for_no_restart",
     ),
     Guard(
@@ -1170,7 +1170,7 @@ GUARDS = (
         "a restart that the platform is working on is sent again because the workspace was flipped again",
         _FLIP,
         "_WRITE",
-        Sql("restarts.workspace_id = gone.id AND restarts.instance_id = gone.instance_id", "false"),
+        Sql("restarts.workspace_id = passed.id AND restarts.instance_id = passed.instance_id", "false"),
         f"{_TEST_RESTARTS}test_a_workspace_that_is_flipped_again_is_not_restarted_while_an_earlier_request_may_be_under_way",
     ),
     Guard(
@@ -1409,7 +1409,7 @@ GUARDS = (
         "nothing is flipped or restarted because doubts cannot be saved",
         _REMEMBERING,
         "Remembering._attempt",
-        Code("self.log.failure(failed, error)", "raise"),
+        Code("self._log.failure(failed, error)", "raise"),
         f"{_TEST_LOCKED}test_doubts_that_cannot_be_saved_cost_no_flip_and_no_restart",
     ),
     Guard(
@@ -1417,7 +1417,7 @@ GUARDS = (
         "a cycle that is killed while it flips begins anew in the next minute, and is killed again",
         _CYCLE,
         "_cycle",
-        Code("memory.save_coverage(_progress(observed, [one.workspace.id for one in plan.to_flip]))", "None"),
+        Code("remembering.save_coverage(_progress(observed, [one.workspace.id for one in plan.to_flip]))", "None"),
         f"{_TEST_CYCLE}test_a_cycle_that_dies_while_it_flips_has_saved_where_the_next_one_begins_and_what_it_saw",
     ),
     Guard(
@@ -1662,7 +1662,7 @@ GUARDS = (
         "log: lines of a kind",
         "while the control plane is down, every cycle writes one line per workspace",
         _TELEMETRY,
-        "CycleLog.sighting_capped",
+        "CycleLog._gets_a_line",
         Code("self._lines[message] <= LINES_OF_A_KIND", "True"),
         f"{_TEST_TELEMETRY}test_a_dead_control_plane_gets_a_hundred_log_lines_and_then_one_for_each_cause",
     ),

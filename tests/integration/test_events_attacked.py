@@ -10,7 +10,7 @@ SILENCE_MINUTES = 20
 
 
 def test_full_cycles_do_not_shorten_the_silence_that_a_restart_waits_for(stage: Stage) -> None:
-    settings: dict[str, str | None] = {"HEARTBEAT_FRESH_SECONDS": f"{SILENCE_MINUTES * 60}"}
+    settings = {"HEARTBEAT_FRESH_SECONDS": f"{SILENCE_MINUTES * 60}"}
     story = Story(stage, settings=settings)
     story.workspaces(3)
     story.answers()

@@ -109,8 +109,8 @@ class Ec2Api:
     def impaired(self, deadline: Deadline) -> Iterator[Page[str]]:
         """Yield pages of the ids of running instances that fail EC2's system status check. Raises Ec2Error.
 
-        It counts who says so: not everything that answers like EC2 knows the filter. When EC2 throttles, it gives up:
-        what is left of the account's calls is for the states.
+        Each answer is checked, because not everything that answers like EC2 knows the filter. When EC2 throttles, this
+        gives up: what is left of the account's calls is for the states.
         """
         impaired_only = {"system-status.status": _IMPAIRED}
         for page, answered_at in self._statuses(deadline, 1, impaired_only, patient=False):
