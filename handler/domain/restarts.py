@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from handler.domain.backoff import LONGEST_RETRY_BACKOFF_S
-from handler.domain.decide import CANDIDATE_STATUSES, gone_for_good
+from handler.domain.decide import CANDIDATE_STATUSES, OFFLINE, gone_for_good
 from handler.domain.model import Restart, Sighting, Verdict
 from handler.domain.policy import AbsencePolicy, RestartPolicy
 
@@ -23,7 +23,6 @@ RECOVERY_SECONDS = 900.0
 # A workspace that is up for so long has recovered.
 RECOVERED_SECONDS = 300.0
 UNWANTED = ("removed", "paused", "hibernating", "hibernated")
-OFFLINE = "offline"
 
 
 def longest_wait(policy: RestartPolicy, *, silence_s: float) -> float:
