@@ -760,11 +760,19 @@ GUARDS = (
     ),
     Guard(
         "hold: at the flip",
-        "a workspace is flipped although it was put on hold during the re-read",
+        "a workspace is flipped although it was put on hold after the re-read",
         _FLIP,
         "_WRITE",
         Sql("AND NOT on_hold AND NOT adopted", "AND NOT adopted"),
-        f"{_TEST_HOLDS}test_no_flip_begins_after_a_hold_was_placed_however_close",
+        f"{_TEST_SETS}test_a_hold_that_is_placed_before_the_write_exempts_its_own_workspaces_and_no_other",
+    ),
+    Guard(
+        "hold: at the adoption",
+        "a workspace is adopted although it was put on hold after the re-read",
+        _FLIP,
+        "_WRITE",
+        Sql("AND NOT on_hold AND (adopted OR", "AND (adopted OR"),
+        f"{_TEST_SETS}test_a_hold_that_is_placed_before_the_write_keeps_its_own_workspaces_from_being_adopted",
     ),
     Guard(
         "heartbeat: new since the SELECT",
@@ -986,7 +994,7 @@ GUARDS = (
         _RESTARTS,
         "_CLAIM",
         Sql("AND NOT {on_hold('owed.workspace_id')}", ""),
-        f"{_TEST_HOLDS}test_no_restart_is_claimed_after_a_hold_was_placed_however_close",
+        f"{_TEST_SETS}test_a_hold_that_is_placed_before_the_claim_keeps_its_own_restarts_back_and_no_other",
     ),
     Guard(
         "back-off: crash loop",

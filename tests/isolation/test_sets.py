@@ -20,6 +20,7 @@ from handler.store.sqlstate import concerns_a_row
 from sandbox.postgres import PostgresServer, StatusType
 from tests.isolation.arena import (
     BEFORE,
+    BOTH_DOUBTED,
     BOTH_OWED,
     MATE,
     MATES,
@@ -244,6 +245,18 @@ def test_a_hold_that_is_placed_before_the_write_exempts_its_own_workspaces_and_n
     session.interrupt(lambda: arena.reset(HOLD.format(held)), before=step)
     flip(arena, OURS, session=session)
     assert flipped(arena) == others
+
+
+@pytest.mark.parametrize("which", HELD)
+@pytest.mark.parametrize("step", [*FLIP_READS[1:], FLIP_WRITES])
+def test_a_hold_that_is_placed_before_the_write_keeps_its_own_workspaces_from_being_adopted(
+    arena: Arena, session: InterruptedSession, step: int, which: str
+) -> None:
+    held, others = HELD[which]
+    arena.reset(OFFLINE + BOTH_DOUBTED)
+    session.interrupt(lambda: arena.reset(HOLD.format(held)), before=step)
+    flip(arena, OURS, session=session, offline=True)
+    assert [one[0] for one in arena.state()["restarts"] or ()] == others
 
 
 @pytest.mark.parametrize("which", HELD)
