@@ -1486,12 +1486,20 @@ GUARDS = (
         _WITHOUT_LEASE,
     ),
     Guard(
-        "lease: when doubts are saved",
+        "lease: when doubts are forgotten",
         "a process that was frozen wakes up, and forgets doubts that another cycle has saved",
         _STORED_DOUBTS,
         "Doubts.save",
         Code("self._lease.require(transaction)", "None"),
         _WITHOUT_LEASE,
+    ),
+    Guard(
+        "lease: when doubts are saved",
+        "a process that was frozen wakes up, and saves a death or an absence that another cycle has refuted",
+        _STORED_DOUBTS,
+        "Doubts._save",
+        Code("self._lease.require(transaction)", "None"),
+        f"{_TEST_SETS}test_a_lease_that_is_lost_between_forgetting_doubts_and_saving_some_saves_none",
     ),
     Guard(
         "lease: when coverage is stored",

@@ -14,7 +14,7 @@ import pytest
 from handler.deadline import Deadline
 from handler.domain.model import SkipReason
 from handler.domain.restarts import Step
-from handler.errors import ConnectionLostError, RowLockedError, StoreError
+from handler.errors import ConnectionLostError, LeaseLostError, RowLockedError, StoreError
 from handler.store import Flipped
 from handler.store.sqlstate import concerns_a_row
 from sandbox.postgres import PostgresServer, StatusType
@@ -22,6 +22,7 @@ from tests.isolation.arena import (
     BEFORE,
     BOTH_DOUBTED,
     BOTH_OWED,
+    DOUBTED,
     MATE,
     MATES,
     OURS,
@@ -32,6 +33,7 @@ from tests.isolation.arena import (
     claim,
     flip,
     flip_after_events,
+    save_doubts,
 )
 from tests.support.interleaving import TIMEOUT_S, InterruptedSession, interrupted_session
 
@@ -198,6 +200,19 @@ def test_a_lease_that_is_lost_before_the_claim_claims_nothing(
     session.interrupt(lease, before=step)
     assert steps(claim(arena, OURS, session=session)) == dict.fromkeys(BOTH, Step.WAIT)
     assert claimed(arena) == []
+
+
+@pytest.mark.parametrize("step", [4, 5])
+def test_a_lease_that_is_lost_between_forgetting_doubts_and_saving_some_saves_none(
+    arena: Arena, session: InterruptedSession, lease: Callable[[], None], step: int
+) -> None:
+    """They are two transactions, each of BEGIN, the lease, what there is to write, COMMIT."""
+    arena.reset(ONLINE + DOUBTED)
+    before = arena.state()
+    session.interrupt(lease, before=step)
+    with pytest.raises(LeaseLostError):
+        save_doubts(arena, OURS, session=session)
+    assert arena.state() == before
 
 
 @pytest.mark.parametrize("step", FLIP_READS[1:])
