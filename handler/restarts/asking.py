@@ -165,7 +165,7 @@ class Asking:
         sightings = self._probe.sightings([one.as_candidate() for one in group], probing)
         for together in gathered(sightings, probing, most=CALLS_AT_ONCE, longest_s=TOGETHER_SECONDS):
             seen = [(unreached.pop(one.workspace.id), one) for one in together]
-            if deadline.remaining() < SHORTEST_CALL_SECONDS or self._stopped_s:
+            if deadline.remaining() < SHORTEST_CALL_SECONDS:
                 return
             to_connect = [restart for restart, sighting in seen if sighting.verdict in LOOKS_DEAD]
             connections = self._connected(platform, to_connect, deadline, closing)

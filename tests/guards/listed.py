@@ -776,11 +776,19 @@ GUARDS = (
     ),
     Guard(
         "hold: at the flip",
-        "a workspace is flipped although it was put on hold during the re-read",
+        "a workspace is flipped although it was put on hold after the re-read",
         _FLIP,
         "_WRITE",
         Sql("AND NOT on_hold AND NOT adopted", "AND NOT adopted"),
-        f"{_TEST_HOLDS}test_no_flip_begins_after_a_hold_was_placed_however_close",
+        f"{_TEST_SETS}test_a_hold_that_is_placed_before_the_write_exempts_its_own_workspaces_and_no_other",
+    ),
+    Guard(
+        "hold: at the adoption",
+        "a workspace is adopted although it was put on hold after the re-read",
+        _FLIP,
+        "_WRITE",
+        Sql("AND NOT on_hold AND (adopted OR", "AND (adopted OR"),
+        f"{_TEST_SETS}test_a_hold_that_is_placed_before_the_write_keeps_its_own_workspaces_from_being_adopted",
     ),
     Guard(
         "heartbeat: new since the SELECT",
@@ -1002,7 +1010,7 @@ GUARDS = (
         _RESTARTS,
         "_CLAIM",
         Sql("AND NOT {on_hold('owed.workspace_id')}", ""),
-        f"{_TEST_HOLDS}test_no_restart_is_claimed_after_a_hold_was_placed_however_close",
+        f"{_TEST_SETS}test_a_hold_that_is_placed_before_the_claim_keeps_its_own_restarts_back_and_no_other",
     ),
     Guard(
         "back-off: crash loop",
@@ -1494,12 +1502,20 @@ GUARDS = (
         _WITHOUT_LEASE,
     ),
     Guard(
-        "lease: when doubts are saved",
+        "lease: when doubts are forgotten",
         "a process that was frozen wakes up, and forgets doubts that another cycle has saved",
         _STORED_DOUBTS,
         "Doubts.save",
         Code("self._lease.require(transaction)", "None"),
         _WITHOUT_LEASE,
+    ),
+    Guard(
+        "lease: when doubts are saved",
+        "a process that was frozen wakes up, and saves a death or an absence that another cycle has refuted",
+        _STORED_DOUBTS,
+        "Doubts._save",
+        Code("self._lease.require(transaction)", "None"),
+        f"{_TEST_SETS}test_a_lease_that_is_lost_between_forgetting_doubts_and_saving_some_saves_none",
     ),
     Guard(
         "lease: when coverage is stored",

@@ -35,3 +35,16 @@ def test_a_full_cycle_that_comes_too_late_to_flip_leaves_no_doubt_behind(stage: 
     stage.fleet.age_everything(60)
     outcome = stage.glance(APPLY, **settings)
     assert (stage.fleet.doubts(one), outcome.report["oldest_doubt_seconds"]) == ([], 0)
+
+
+def test_of_two_rows_that_record_one_dead_instance_each_is_judged_by_its_own_heartbeat(stage: Stage) -> None:
+    stage.add_all(5, "running")
+    dead = stage.add("terminated", heartbeat_age_s=20.0)
+    lives_elsewhere, on_hold = (stage.add("running", heartbeat_age_s=1.0) for _ in range(2))
+    for one in (lives_elsewhere, on_hold):
+        stage.fleet.update(one, instance_id=stage.instance_of(dead))
+    stage.fleet.heartbeat(on_hold, age_s=300.0)
+    stage.invoke({"mode": "apply", "hold": {"workspace_ids": [on_hold], "reason": "why", "seconds": 600}})
+    handled = handle(stage, event(stage, dead, age_s=10.0))
+    assert (handled.returned, handled.outcome.flipped) == ([], {dead})
+    assert handled.outcome.reasons == {lives_elsewhere: "fresh_heartbeat", on_hold: "on_hold"}

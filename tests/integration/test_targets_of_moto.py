@@ -1,44 +1,20 @@
 """Several Regions and accounts as moto has them: real signatures, real roles, real answers of STS."""
 
-import json
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
-import boto3
 import pytest
-from moto.backends import get_backend
 
-from sandbox.ec2 import ACCOUNT_ID, REGION, MotoEc2
+from sandbox.ec2 import REGION, MotoEc2
+from tests.support import accounts
+from tests.support.accounts import ACCOUNT, TARGETS, WEST, launched
 from tests.support.stage import Stage
-
-WEST, ACCOUNT = "eu-west-1", "210987654321"
-ROLE = f"arn:aws:iam::{ACCOUNT}:role/reconciler"
-TARGETS = json.dumps(
-    [{"region": REGION}, {"region": WEST}, {"region": WEST, "role_arn": ROLE, "external_id": "an:external/id"}]
-)
-_IMAGE_ID = "ami-12c6146b"
 
 
 @pytest.fixture
 def elsewhere(moto: MotoEc2) -> Iterator[dict[str, Any]]:
-    """EC2 clients of the other Region, by the names of the targets: of our own account, and of the other one."""
-    at: Any = partial(boto3.client, endpoint_url=moto.url)
-    own = {"aws_access_key_id": "sandbox", "aws_secret_access_key": "sandbox"}
-    given = at("sts", region_name=REGION, **own).assume_role(RoleArn=ROLE, RoleSessionName="test")["Credentials"]
-    other = {
-        "aws_access_key_id": given["AccessKeyId"],
-        "aws_secret_access_key": given["SecretAccessKey"],
-        "aws_session_token": given["SessionToken"],
-    }
-    yield {WEST: at("ec2", region_name=WEST, **own), f"{WEST}/{ACCOUNT}": at("ec2", region_name=WEST, **other)}
-    for account in (ACCOUNT_ID, ACCOUNT):  # moto's own reset reloads its images
-        get_backend("ec2")[account][WEST].reservations.clear()
-
-
-def launched(client: Any, count: int) -> list[str]:
-    answer = client.run_instances(ImageId=_IMAGE_ID, InstanceType="t4g.micro", MinCount=count, MaxCount=count)
-    return [one["InstanceId"] for one in answer["Instances"]]
+    with accounts.elsewhere(moto) as clients:
+        yield clients
 
 
 def test_each_account_is_asked_in_its_region_with_its_own_credentials(

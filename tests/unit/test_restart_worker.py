@@ -132,12 +132,23 @@ def test_without_a_platform_nothing_is_claimed() -> None:
     assert invocation.wrote_by == ["cancel_moved_on"]
 
 
-@pytest.mark.parametrize("seconds", [0, 0.4], ids=["no time", "too little for a call"])
-def test_a_call_that_would_be_cut_off_at_once_does_not_begin(seconds: float) -> None:
-    invocation = Invocation(owing(3))
+@pytest.mark.parametrize(
+    ("seconds", "probe_takes_s", "probed"),
+    [
+        pytest.param(0, 0, [], id="no time"),
+        pytest.param(0.4, 0, [], id="too little for a call"),
+        pytest.param(0.9, 0.42, [1], id="too little after the probe"),
+    ],
+)
+def test_a_call_that_would_be_cut_off_at_once_does_not_begin(
+    seconds: float, probe_takes_s: float, probed: list[int]
+) -> None:
+    world = owing(1)
+    world.probe_takes_s = probe_takes_s
+    invocation = Invocation(world)
     work(invocation, seconds=seconds)
     assert "claim" not in invocation.wrote_by
-    assert invocation.asked == []
+    assert (invocation.probed, invocation.asked) == (probed, [])
 
 
 # --- the probe before a retry ---

@@ -5,14 +5,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from handler.deadline import Deadline
 from handler.domain.model import NOT_FOUND, Cause, Failure
 from handler.net.roles import Assumed, RoleClient
 from handler.probes.ec2 import probe as ec2_probe
 from handler.probes.ec2.probe import Known
 from handler.probes.ec2.search import Search
 from tests.unit.builders import Clock, instance, workspace
-from tests.unit.test_ec2_probe import INSTANCES, all_of, broken, some
+from tests.unit.test_ec2_probe import all_of, some
 from tests.unit.test_targets_probe import HERE, THERE, states, two
 
 ONE = instance(1)
@@ -89,15 +88,6 @@ def test_a_check_that_waited_for_its_turn_was_not_cut_off() -> None:
     assert [str(one.learnt) for one in search.cut_off(31.0, 5.0)] == [f"timeout in {THERE}"]
 
 
-def test_a_failed_target_that_is_given_up_is_named_though_its_last_call_had_no_time(clock: Clock) -> None:
-    """It has hung twice. What it would still be asked for is UNKNOWN."""
-    ids = 200 * 20
-    cycle = two(clock, {}, all_of(10))
-    cycle.hints.update(dict.fromkeys(all_of(ids), 0))
-    cycle.accounts[HERE].failure = lambda operation, _: broken(Cause.TIMEOUT) if operation == INSTANCES else None
-    assert Counter(cycle.look(some(ids)).values()) == {"running": 10, f"timeout in {HERE}": ids - 10}
-
-
 def test_a_target_that_only_says_what_no_instance_does_has_found_nobody(clock: Clock) -> None:
     """Whatever answers there, it is not EC2 as we know it; so nobody is absent."""
     cycle = two(clock, states(1), states(2, state="hovering"))
@@ -122,10 +112,3 @@ def test_a_clock_that_is_ahead_costs_one_call_to_sts_in_a_cycle() -> None:
         now()
     assert len(calls) == 2
     assert not now.renew(now())
-
-
-def test_no_time_at_all_reaches_nobody(clock: Clock) -> None:
-    cycle = two(clock, states(1), states(2))
-    deadline = Deadline(10, clock=clock)
-    deadline.close()
-    assert list(cycle.probe.sightings(some(2), deadline)) == []

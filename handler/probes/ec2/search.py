@@ -141,6 +141,7 @@ class Search:
         return None
 
     def _failed(self, case: _Case, target: int, failure: Failure | None) -> None:
+        """Note that a target gave no answer about an instance; None: it only had too little time."""
         if failure is None:
             case.cut_off = True
         elif case.failure is None:

@@ -1,6 +1,7 @@
 """Asks several targets, each a Region of an account, side by side."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
@@ -136,15 +137,16 @@ class TargetsProbe:
         """Yield what the targets say about each id; nothing for an id that was not reached by the deadline."""
         enough_s = fair_share(self._timeout_s, deadline)
         search = Search(ids, self._names, hints=self._hints, last=self._failed)
-        whole_s = deadline.remaining()
+        shares = _Shares(deadline, self._timeout_s)
         in_a_row: list[list[Failure | None]] = [[] for _ in self._targets]
         under_way: _Calls = {}
         pool = ThreadPoolExecutor(min(MOST_CALLS, self._at_once * len(self._targets)))
         try:
             while True:
                 if not deadline.over():
+                    busy = Counter(target for target, _ in under_way.values())
                     for target in range(len(self._targets)):
-                        self._begin(pool, search, target, under_way, deadline, whole_s)
+                        self._begin(pool, search, target, busy[target], under_way, shares)
                 if not under_way:
                     break
                 ended, _ = wait(under_way, deadline.remaining() + HANDOVER_SECONDS, FIRST_COMPLETED)
@@ -163,27 +165,15 @@ class TargetsProbe:
         yield from search.cut_off(deadline.now(), enough_s)
 
     def _begin(
-        self,
-        pool: ThreadPoolExecutor,
-        search: Search,
-        target: int,
-        under_way: _Calls,
-        deadline: Deadline,
-        whole_s: float,
+        self, pool: ThreadPoolExecutor, search: Search, target: int, busy: int, under_way: _Calls, shares: "_Shares"
     ) -> None:
-        """Begin as many calls to a target as may be. A batch that is not full waits for the calls before it."""
-        busy = sum(place == target for place, _ in under_way.values())
+        """Begin as many calls to a target as may be. A batch that is not full waits for the `busy` calls before it."""
         while busy < self._at_once and search.waiting(target) >= (IDS_PER_CALL if busy else 1):
             if len(under_way) == MOST_CALLS:
                 return
-            batch, times = search.batch(target, deadline.now())
+            batch, times = search.batch(target, shares.deadline.now())
             if batch:
-                # A target that hangs leaves time to ask the others, and to decide what they have said.
-                parts = max(2, times)
-                share = deadline.within(deadline.remaining() / parts)
-                # What began too late, and is cut off, has not failed: its instances are left for the next cycle.
-                is_late = share.remaining() < ENOUGH * min(self._timeout_s, whole_s / parts)
-                enough_at = math.inf if is_late else -math.inf
+                share, enough_at = shares.next(times)
                 call = pool.submit(self._targets[target].ask, batch, share, enough_at=enough_at)
                 under_way[call] = (target, batch)
                 busy += 1
@@ -211,3 +201,21 @@ class TargetsProbe:
                 while len(hints) > MOST_HINTS:
                     del hints[next(iter(hints))]
             yield decided
+
+
+class _Shares:
+    """How much of a probe's time each call may take. One that hangs leaves time to ask the others, and to decide."""
+
+    def __init__(self, deadline: Deadline, timeout_s: float) -> None:
+        self.deadline, self._timeout_s, self._whole_s = deadline, timeout_s, deadline.remaining()
+
+    def next(self, times: int) -> tuple[Deadline, float]:
+        """Return the deadline of a call that others may have to follow, so many in all; and `enough_at` for it.
+
+        If it begins too late for a share like that of the first ones, and is cut off, it has not failed: its instances
+        are left for the next cycle.
+        """
+        parts = max(2, times)
+        share = self.deadline.within(self.deadline.remaining() / parts)
+        is_late = share.remaining() < ENOUGH * min(self._timeout_s, self._whole_s / parts)
+        return share, math.inf if is_late else -math.inf
