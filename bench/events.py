@@ -14,7 +14,8 @@ from bench.figures import LAMBDA_SHARE, Scenario
 from bench.world import EC2_LATENCY_S, Ec2World, Process, Site, ec2_world
 from sandbox.ec2 import MotoEc2
 from sandbox.event_source import BATCH, CONCURRENCY, WINDOW_S, EventSourceMapping
-from sandbox.queue import StateChangeQueue, state_change
+from sandbox.queue import StateChangeQueue
+from sandbox.state_changes import state_change
 
 SIZES = (1, 100, 500)
 RUNS = 3
@@ -90,7 +91,7 @@ def _send(waiting: StateChangeQueue, instance_ids: Sequence[str]) -> None:
     for start in range(0, len(instance_ids), _AT_ONCE):
         now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         some = instance_ids[start : start + _AT_ONCE]
-        waiting.send(*(state_change(one, "terminated") | {"time": now} for one in some))
+        waiting.send(*(state_change(one) | {"time": now} for one in some))
 
 
 def _record(event: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from bench.events import events
 from bench.extremes import https_checks, mass_death, own_tables, slow_control_plane
 from bench.figures import APPLY, LAMBDA_SHARE, NO_AWS, Scenario, figures
 from bench.stand_ins import Cp, Platform, hosted
+from bench.targets import targets
 from bench.world import CHECKOUT, DEAD_EVERY, EC2_LATENCY_S, Fleet, Process, Site, ec2_world
 from sandbox.terminal import step
 
@@ -288,6 +289,7 @@ SCENARIOS: Mapping[str, tuple[str, Callable[[Site], Scenario]]] = {
     "small_account": ("a small account", small_account),
     "growth": ("growth", growth),
     "large_fleet": ("100,000 workspaces", large_fleet),
+    "targets": ("several Regions", targets),
     "events": ("state-change events", events),
     "zone": ("a lost zone", zone),
     "mass_death": ("45,000 dead of 100,000", mass_death),

@@ -14,6 +14,7 @@ from bench.conditions import Distance, Https, https
 from sandbox.control_plane import ControlPlane
 from sandbox.http_server import Answer, HttpStandIn, Reply, Request
 from sandbox.limited_ec2 import DescribeCall, LimitedEc2
+from sandbox.regions import Regions
 
 StandIn = TypeVar("StandIn", bound=HttpStandIn)
 
@@ -32,10 +33,7 @@ class Ec2:
 
     def fill(self, ours: int, *, foreign: int, dead_every: int) -> None:
         """Add our instances among foreign ones, every nth of ours terminated (0: none)."""
-        ids = self._server.add(ours + foreign)
-        own = [ids[number * len(ids) // ours] for number in range(ours)]
-        for one in own[dead_every - 1 :: dead_every] if dead_every else ():
-            self._server.set_state(one, "terminated")
+        fill(self._server, ours, foreign=foreign, dead_every=dead_every)
 
     def kill(self, instance_ids: list[str]) -> None:
         """Have these instances terminated."""
@@ -44,9 +42,7 @@ class Ec2:
 
     def begin(self, *, others_per_s: float = 0.0) -> None:
         """Start a new log with a full bucket, from which other tools take that many calls a second."""
-        self._server.calls.clear()
-        self._server.throttled = 0
-        self._server.bucket._tokens = self._server.bucket.capacity  # noqa: SLF001 - as if nobody had called for a while
+        begin(self._server)
         self._others = _OtherTools(self._server, others_per_s) if others_per_s else None
 
     def figures(self) -> dict[str, Any]:
@@ -61,6 +57,53 @@ class Ec2:
         if self._others is not None:
             figures |= self._others.stop()
         return figures
+
+
+class Ec2Regions:
+    """One account in several Regions, each behind limits of its own."""
+
+    def __init__(self, latency_s: float, certified: Https | None) -> None:
+        self._certified = certified
+        self._latency_s = latency_s
+        self._server = _started(Regions(), certified)
+        self._regions: list[LimitedEc2] = []
+
+    def environment(self) -> dict[str, str]:
+        """Return the variables that have a process call these APIs."""
+        return self._server.environment | _trust(self._certified)
+
+    def fill(self, regions: list[str], ours: int, *, foreign: int, dead_every: int) -> None:
+        """Add as many of our instances to each Region, spread among foreign ones, every nth of ours terminated."""
+        for number, region in enumerate(regions):
+            account = self._server.add(region, first=1 + number * (ours + foreign) // len(regions))
+            account.latency_s = self._latency_s
+            fill(account, ours // len(regions), foreign=foreign // len(regions), dead_every=dead_every)
+            self._regions.append(account)
+
+    def begin(self, *, others_per_s: float = 0.0) -> None:  # noqa: ARG002 - nobody else calls here
+        """Start a new log with full buckets."""
+        for account in self._regions:
+            begin(account)
+
+    def figures(self) -> dict[str, Any]:
+        """Return what was called since `begin`."""
+        calls = [len(account.calls) for account in self._regions]
+        return {"calls": sum(calls), "throttled": sum(account.throttled for account in self._regions)}
+
+
+def fill(account: LimitedEc2, ours: int, *, foreign: int, dead_every: int) -> None:
+    """Add our instances among foreign ones, every nth of ours terminated (0: none)."""
+    ids = account.add(ours + foreign)
+    own = [ids[number * len(ids) // ours] for number in range(ours)]
+    for one in own[dead_every - 1 :: dead_every] if dead_every else ():
+        account.set_state(one, "terminated")
+
+
+def begin(account: LimitedEc2) -> None:
+    """Start a new log with a full bucket."""
+    account.calls.clear()
+    account.throttled = 0
+    account.bucket._tokens = account.bucket.capacity  # noqa: SLF001 - as if nobody had called for a while
 
 
 class _OtherTools:
@@ -167,6 +210,7 @@ class _Manager(BaseManager):
 
 _OFFERED = {
     Ec2: ("environment", "fill", "kill", "begin", "figures"),
+    Ec2Regions: ("environment", "fill", "begin", "figures"),
     Cp: ("environment", "fail_after", "kill", "figures"),
     Platform: ("environment", "figures"),
     Distance: ("to",),

@@ -44,6 +44,7 @@ def all_tables(results: Mapping[str, Any]) -> list[Table]:
         "small_account": (_small_account,),
         "growth": (_growth,),
         "control_plane": (_coverage, _control_plane, _slow, _failing),
+        "targets": (_targets,),
         "events": (_events,),
         "zone": (_zone,),
         "mass_death": (_mass_death,),
@@ -204,6 +205,25 @@ def _failing(scenarios: Mapping[str, Any]) -> Table:
             ),
         ),
     )
+
+
+def _targets(scenarios: Mapping[str, Any]) -> Table:
+    figures = scenarios["targets"]
+    cells = tuple(
+        (
+            f"{row['rows']:,}",
+            str(row["regions"]),
+            f"{scaled(row, 'checked'):,.0f}",
+            _seconds(scaled(row, "wall_s")),
+            f"{row['ratio']} (at most {row['most']})" if "ratio" in row else "1",
+            _seconds(scaled(row, "cpu_s")),
+            f"{scaled(row, 'peak_mib'):.0f}",
+            f"{scaled(row, 'calls'):,.0f}",
+        )
+        for row in figures["rows"]
+    )
+    header = ("workspaces", "Regions", "rows checked", "time", "ratio", "CPU", "peak MiB", "EC2 calls")
+    return Table("Several Regions", figures["conditions"], header, cells)
 
 
 def _events(scenarios: Mapping[str, Any]) -> Table:

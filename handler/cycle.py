@@ -6,15 +6,15 @@ from dataclasses import dataclass, field, replace
 
 from handler.deadline import Deadline
 from handler.domain.coverage import MOST_FIRST, Progress, advance
-from handler.domain.decide import Action, Memory, Plan, decide
+from handler.domain.decide import Action, Plan, decide
 from handler.domain.doubts import doubt_changes
-from handler.domain.model import Sighting, SkipReason, Verdict
+from handler.domain.model import Cause, Sighting, Verdict
 from handler.domain.report import FleetGauges, Flip, Gauges, Outcome, Report, RestartCounts, no_skips
 from handler.domain.restarts import Circumstances, longest_wait
 from handler.errors import ReconcilerError
 from handler.flips import Flipper, FlipResults
 from handler.phases import CLOSING_SECONDS, Phases
-from handler.probes import Probe
+from handler.probes import Probe, TargetTroubles
 from handler.remembering import SAVING_SECONDS, Remembering
 from handler.request import Request
 from handler.restarts import Answer, Platform
@@ -98,19 +98,10 @@ def run(request: Request, settings: Settings, parts: Parts, deadline: Deadline) 
         return _cycle(request, settings, parts, Phases.of(deadline, restarts_due=False))
     if not store.lease.acquire(deadline, lasts_s=closing.remaining()):
         gauges, fleet = store.gauges(closing), _fleet(store, closing, CycleLog())
-        report = Report(
-            request.mode,
-            settings.probe,
-            Outcome.ALREADY_RUNNING,
-            restarts=_restart_counts(RestartResults(), gauges),
-            on_hold=gauges.on_hold,
-            oldest_doubt_seconds=round(gauges.oldest_doubt_s),
-            unrecorded=fleet.unrecorded,
-            offline_unowed=fleet.offline_unowed,
-        )
-        return Result(report, gauges)
+        return _looked_at_nobody(Outcome.ALREADY_RUNNING, request, settings, gauges, fleet)
     try:
-        restarts_due = parts.platform is not None and _restarts_are_due(request, settings, store, deadline)
+        may_ask = request.asks_for_restarts and parts.platform is not None
+        restarts_due = may_ask and _restarts_are_due(request, settings, store, deadline)
         return _cycle(request, settings, parts, Phases.of(deadline, restarts_due=restarts_due))
     finally:
         try:
@@ -120,33 +111,29 @@ def run(request: Request, settings: Settings, parts: Parts, deadline: Deadline) 
 
 
 def _restarts_are_due(request: Request, settings: Settings, store: Store, deadline: Deadline) -> bool:
-    if request.state_changes is not None:
-        return False  # it asks for none
     grace_s, ids = settings.restarts.grace_s, request.workspace_ids
     return store.restarts.count_due(deadline, most=1, grace_s=grace_s, workspace_ids=ids) > 0
 
 
 def _cycle(request: Request, settings: Settings, parts: Parts, phases: Phases) -> Result:
     store, log, full = parts.store, CycleLog(), not request.narrowed
-    memory = Remembering(store, phases.closing, log)
+    remembering = Remembering(store, phases.closing, log)
 
     # Observe.
     if request.applies and full:
-        memory.tend(longest_wait_s=longest_wait(settings.restarts))
+        remembering.tend(longest_wait_s=longest_wait(settings.restarts, silence_s=settings.heartbeat_fresh_seconds))
     selection = _selection(request, settings, store, phases)
     if request.state_changes is not None and not selection.workspaces:  # most instances of an account are not ours
-        return _nobody_is_concerned(request, settings, selection, store.gauges(phases.closing))
+        return _looked_at_nobody(Outcome.COMPLETED, request, settings, store.gauges(phases.closing), FleetGauges())
     probe = parts.probe(phases.probing)
-    to_count = selection.workspaces if request.state_changes is None else []
-    impaired = probe.impaired(to_count, phases.probing)
-    observed = _observe(probe, selection, phases, log, impaired)
+    observed = _observe(request, probe, selection, phases, log)
 
     # Decide. Reading and writing memory has until `closing`: even a cycle that is too late to act remembers what it
     # saw, and the next one begins with the dead.
-    known = store.doubts.recall(phases.closing, breaker_window_s=settings.breaker.window_s)
+    memory = store.doubts.recall(phases.closing, breaker_window_s=settings.breaker.window_s)
     plan = decide(
         observed.sightings,
-        known,
+        memory,
         settings.breaker,
         settings.absence,
         in_turn=observed.in_turn if full else None,
@@ -158,13 +145,13 @@ def _cycle(request: Request, settings: Settings, parts: Parts, phases: Phases) -
     flipper = Flipper(store.flips, probe, _policy(request, settings, selection), settings, log)
     if request.applies:
         changes = doubt_changes(
-            observed.sightings, known.doubts, absence_counts=plan.absence_counts, full=full, by_hand=request.adopt
+            observed.sightings, memory.doubts, absence_counts=plan.absence_counts, full=full, by_hand=request.adopt
         )
         if full:
-            memory.save_coverage(_progress(observed, [one.workspace.id for one in plan.to_flip]))
-        memory.save_doubts(changes, seconds=phases.flipping.remaining() if plan.breaker.open else SAVING_SECONDS)
+            remembering.save_coverage(_progress(observed, [one.workspace.id for one in plan.to_flip]))
+        remembering.save_doubts(changes, seconds=phases.flipping.remaining() if plan.breaker.open else SAVING_SECONDS)
         flips = flipper.flip(plan.to_flip, phases.flipping)
-        memory.note_outcomes(plan, changes, flips)
+        remembering.note_outcomes(plan, changes, flips)
         blocked = flipper.rehearse(plan.stopped[:FLIPS_REPORTED], phases.flipping, logged=False)
         acted = Acted(flips, _restarts(request, settings, parts, phases, probe, selection, plan, log), blocked.flips)
     else:
@@ -173,10 +160,11 @@ def _cycle(request: Request, settings: Settings, parts: Parts, phases: Phases) -
     # Report.
     progress = _progress(observed, acted.flips.out_of_time)
     if request.applies and full:
-        progress = memory.save_coverage(progress)
-        memory.purge(phases.whole)
+        progress = remembering.save_coverage(progress)
+        remembering.purge(phases.whole)
     gauges, fleet = store.gauges(phases.closing), _fleet(store, phases.closing, log)
     report = _report(request, settings, observed, plan, acted, progress, gauges, fleet)
+    report = _with_targets(report, probe.troubles(), observed, full=full)
     return Result(report, gauges, event_results(request.state_changes, selection, observed.sightings, acted.flips))
 
 
@@ -193,10 +181,9 @@ def _selection(request: Request, settings: Settings, store: Store, phases: Phase
     )
 
 
-def _observe(
-    probe: Probe, selection: Selection, phases: Phases, log: CycleLog, impaired: Callable[[], int]
-) -> Observed:
-    """Probe every candidate once, as far as time allows."""
+def _observe(request: Request, probe: Probe, selection: Selection, phases: Phases, log: CycleLog) -> Observed:
+    """Probe every candidate once, as far as time allows; meanwhile, ask which are impaired (not after EC2's events)."""
+    count_impaired = probe.impaired(selection.workspaces if request.state_changes is None else [], phases.probing)
     sightings = []
     slowest_s, longest_reserve_s = 0.0, phases.whole.remaining() * LONGEST_RESERVE
     for sighting in probe.sightings(selection.workspaces, phases.probing):
@@ -208,15 +195,7 @@ def _observe(
             reserve_s = min(slowest_s * SECOND_PROBE_FACTOR, longest_reserve_s)
             phases.probing.shorten(phases.flipping.remaining() - reserve_s)
     cut_short = phases.probing.over()
-    return Observed(selection, sightings, impaired(), cut_short)
-
-
-def _nobody_is_concerned(request: Request, settings: Settings, selection: Selection, gauges: Gauges) -> Result:
-    """End a cycle after EC2 events about instances that no row records."""
-    observed, acted = Observed(selection, [], 0, cut_short=False), Acted(FlipResults(), RestartResults())
-    plan = decide([], Memory(), settings.breaker, settings.absence, in_turn=None, override_breaker=False)
-    progress = _progress(observed, [])
-    return Result(_report(request, settings, observed, plan, acted, progress, gauges, FleetGauges()), gauges)
+    return Observed(selection, sightings, count_impaired(), cut_short)
 
 
 def _policy(request: Request, settings: Settings, selection: Selection) -> FlipPolicy:
@@ -245,8 +224,8 @@ def _restarts(
     plan: Plan,
     log: CycleLog,
 ) -> RestartResults:
-    """Ask for the restarts that are due: in a full cycle everybody's, else those of the workspaces named."""
-    if request.narrowed and request.workspace_ids is None:
+    """Look after the restarts, and ask for those that are due."""
+    if not request.asks_for_restarts:
         return RestartResults()
     now = Circumstances(
         full=not request.narrowed,
@@ -255,13 +234,7 @@ def _restarts(
         absence=settings.absence,
     )
     worker = RestartWorker(
-        parts.store,
-        probe,
-        settings,
-        clock=selection.clock,
-        now=now,
-        workspace_ids=request.workspace_ids,
-        log=log,
+        parts.store, probe, settings, clock=selection.clock, now=now, workspace_ids=request.workspace_ids, log=log
     )
     return worker.run(parts.platform, phases.restarts, phases.closing, release=request.override_breaker)
 
@@ -280,10 +253,8 @@ def _log_plan(plan: Plan, log: CycleLog) -> None:
     if plan.breaker.open:
         log.breaker_open(plan.breaker.dead, plan.breaker.of)
     for decision in plan.decisions:
-        if decision.action is Action.STOP:
-            log.sighting_capped("flip skipped", decision.sighting, SkipReason.BREAKER_OPEN)
-        elif decision.action is Action.HOLD:
-            log.sighting_capped("flip skipped", decision.sighting, SkipReason.ON_HOLD)
+        if decision.skipped is not None:
+            log.sighting_capped("flip skipped", decision.sighting, decision.skipped)
         elif decision.action is Action.WAIT:
             message = "instance absent" if decision.sighting.verdict is Verdict.ABSENT else "adoption waits"
             log.sighting_capped(message, decision.sighting, decision.reason)
@@ -301,6 +272,23 @@ def _progress(observed: Observed, out_of_time: list[str]) -> Progress:
     )
 
 
+def _looked_at_nobody(
+    outcome: Outcome, request: Request, settings: Settings, gauges: Gauges, fleet: FleetGauges
+) -> Result:
+    """Return the result of a cycle that ended before it looked at anybody: how things stand."""
+    report = Report(
+        mode=request.mode,
+        probe=settings.probe,
+        outcome=outcome,
+        restarts=_restart_counts(RestartResults(), gauges),
+        on_hold=gauges.on_hold,
+        oldest_doubt_seconds=round(gauges.oldest_doubt_s),
+        unrecorded=fleet.unrecorded,
+        offline_unowed=fleet.offline_unowed,
+    )
+    return Result(report, gauges)
+
+
 def _report(
     request: Request,
     settings: Settings,
@@ -312,10 +300,7 @@ def _report(
     fleet: FleetGauges,
 ) -> Report:
     verdicts = Counter(sighting.verdict for sighting in observed.sightings)
-    actions = Counter(decision.action for decision in plan.decisions)
-    skipped = acted.flips.skipped + Counter(
-        {SkipReason.BREAKER_OPEN: actions[Action.STOP], SkipReason.ON_HOLD: actions[Action.HOLD]}
-    )
+    skipped = acted.flips.skipped + Counter(one.skipped for one in plan.decisions if one.skipped is not None)
     done = Counter(flip.adopted for flip in acted.flips.flips) if request.applies else Counter()
     blocked = tuple(replace(flip, blocked=True) for flip in acted.blocked)
     return Report(
@@ -336,13 +321,27 @@ def _report(
         deferred=observed.deferred,
         deadline_hit=observed.cut_short or observed.deferred > 0 or bool(acted.flips.out_of_time),
         breaker_open=plan.breaker.open,
-        restarts=_restart_counts(acted.restarts, gauges, superseded=acted.flips.cancelled if request.applies else 0),
+        restarts=_restart_counts(acted.restarts, gauges, superseded=acted.flips.cancelled),
         on_hold=gauges.on_hold,
         oldest_doubt_seconds=round(gauges.oldest_doubt_s),
         unrecorded=fleet.unrecorded,
         offline_unowed=fleet.offline_unowed,
         flips=acted.flips.flips + blocked,
     )
+
+
+def _with_targets(report: Report, troubles: TargetTroubles, observed: Observed, *, full: bool) -> Report:
+    """Name the targets that failed, and those that are empty.
+
+    A narrowed cycle looks at too few to call a target empty, unless that keeps somebody from being absent.
+    """
+    matters = full or any(one.failure and one.failure.cause is Cause.EMPTY_TARGET for one in observed.sightings)
+    empty = list(troubles.empty) if matters else []
+    for target, failure in troubles.failed.items():
+        logger.warning("target failed", target=target, error=str(failure))
+    for target in empty:
+        logger.warning("target empty", target=target, reason="no candidate's instance was found there")
+    return replace(report, targets_failed=list(troubles.failed), targets_empty=empty)
 
 
 def _restart_counts(results: RestartResults, gauges: Gauges, *, superseded: int = 0) -> RestartCounts:

@@ -20,15 +20,15 @@ from handler.telemetry import CycleLog
 
 # Workspaces that are flipped together.
 SET = 200
-# So many sets are probed together, and then flipped one after the other. Few, so that each flip closely follows its
+# This many sets are probed together, and then flipped one after the other. Few, so that each flip closely follows its
 # second probe: even if every set takes as long as it may, the last one begins in time.
 SETS_PROBED = 3
-# A set closes when its oldest evidence is so old, in seconds, however few there are.
+# A set closes when its oldest evidence is this old, however few there are.
 OLDEST_IN_SET_SECONDS = 2.0
 # The platform's rows are locked for no longer than this: it may want them.
 LONGEST_LOCK_SECONDS = 1.0
-# If so many rows fail alike at the very beginning, the others probably would, too: until a set succeeds, none is split
-# any more.
+# If this many rows fail alike at the very beginning, the others probably would, too: until a set succeeds, no further
+# one is split.
 MOST_FAILURES_ALIKE = 5
 
 _WILL_PASS = (SkipReason.OUT_OF_TIME, SkipReason.RECONFIRM_ERROR)
@@ -110,7 +110,7 @@ class Flipper:
         self._policy = policy
         self._timeout_s = min(settings.reconfirm_timeout_seconds, LONGEST_LOCK_SECONDS)
         self._log = log
-        self._set = SET
+        self._set_size = SET
         self._failed_alike = ("", 0)
         self._succeeded = False
         self._with_others: set[str] = set()  # failed as a part of their set, which may have been another row's fault
@@ -155,25 +155,31 @@ class Flipper:
     ) -> Iterator[Attempted]:
         remaining = iter(sightings)
         # Sets become smaller when they take too long. Fewer than one whole set are not worth a call.
-        while batch := {one.workspace.id: one for one in islice(remaining, max(SET, SETS_PROBED * self._set))}:
+        while batch := {one.workspace.id: one for one in islice(remaining, max(SET, SETS_PROBED * self._set_size))}:
             seconds = self._probe.sightings([one.workspace for one in batch.values()], deadline)
             in_sets = gathered(seconds, deadline, most=SET, longest_s=OLDEST_IN_SET_SECONDS, leave_s=self._timeout_s)
             for together in in_sets:
-                confirmed = []
-                for second in together:
-                    first = batch.pop(second.workspace.id)
-                    if confirms(first, second):
-                        confirmed.append(Confirmed(first, second))
-                    else:
-                        cut_off = second.verdict is Verdict.UNKNOWN and deadline.over()
-                        reason = SkipReason.OUT_OF_TIME if cut_off else SkipReason.NOT_CONFIRMED
-                        yield Attempted(second, reason, deadline.now())
-                while confirmed:
-                    part, confirmed = confirmed[: self._set], confirmed[self._set :]
-                    for one, outcome in zip(part, self._outcomes(part, attempt, deadline), strict=True):
-                        yield Attempted(one.second, outcome, deadline.now())
+                seen_twice = [(batch.pop(second.workspace.id), second) for second in together]
+                yield from self._attempted(seen_twice, attempt, deadline)
             for first in batch.values():
                 yield Attempted(first, SkipReason.OUT_OF_TIME, deadline.now())
+
+    def _attempted(
+        self, seen_twice: Sequence[tuple[Sighting, Sighting]], attempt: Attempt, deadline: Deadline
+    ) -> Iterator[Attempted]:
+        """Attempt to flip those that the second sighting confirms, in sets that are small enough to end in time."""
+        confirmed = []
+        for first, second in seen_twice:
+            if confirms(first, second):
+                confirmed.append(Confirmed(first, second))
+            else:
+                cut_off = second.verdict is Verdict.UNKNOWN and deadline.over()
+                reason = SkipReason.OUT_OF_TIME if cut_off else SkipReason.NOT_CONFIRMED
+                yield Attempted(second, reason, deadline.now())
+        while confirmed:
+            part, confirmed = confirmed[: self._set_size], confirmed[self._set_size :]
+            for one, outcome in zip(part, self._outcomes(part, attempt, deadline), strict=True):
+                yield Attempted(one.second, outcome, deadline.now())
 
     def _outcomes(
         self, confirmed: Sequence[Confirmed], attempt: Attempt, deadline: Deadline
@@ -202,7 +208,7 @@ class Flipper:
         if half:
             self._with_others.update(one.second.workspace.id for one in confirmed)
             if not of_a_row:  # it took too long, or the connection broke: the next set is smaller
-                self._set = half
+                self._set_size = half
         else:
             kind, (same, count) = self._log.kind_of(error), self._failed_alike
             self._failed_alike = (kind, count + 1 if kind == same else 1)

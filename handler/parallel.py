@@ -44,9 +44,9 @@ def gathered(
 ) -> Iterator[list[Item]]:
     """Yield the items in lists: up to `most` of those that come within `longest_s` seconds of a list's first one.
 
-    These seconds count from the first item's arrival, even if it is taken later. Items that are waited for delay no
-    list. In the last `leave_s` seconds before the deadline, which are for using
-    them, no list waits for more. The last list comes by the deadline. Raises what `items` raises.
+    These seconds count from the first item's arrival, even if it is taken later. No list waits for more items in the
+    last `leave_s` seconds before the deadline, which are for using them. The last list comes by the deadline. Raises
+    what `items` raises.
     """
     arrived: _Arrived[Item] = queue.SimpleQueue()
 

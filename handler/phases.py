@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from handler.deadline import Deadline
 
-# Phase deadlines, as fractions of the cycle. A phase may also use the time that earlier ones left. The only purpose:
-# a slow control plane must not use up the time to act.
+# Phase deadlines, as fractions of the cycle. A phase may also use the time that earlier ones left. They keep a slow
+# control plane from using up the time to act.
 PROBING_ENDS = 0.75
 FLIPPING_ENDS = 0.95
 RESTARTS_END = 0.98

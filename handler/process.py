@@ -10,15 +10,18 @@ from handler import cycle
 from handler.deadline import Deadline
 from handler.net.aws import Aws
 from handler.net.bounded import BoundedPools
+from handler.net.roles import RoleClient
 from handler.net.secrets import Secrets, Tokens
 from handler.probes import Probe
 from handler.probes.ec2 import status_pages
 from handler.probes.ec2.api import Ec2Api
 from handler.probes.ec2.probe import CALLS_AT_ONCE, Ec2Probe
+from handler.probes.ec2.targets import TargetsProbe
 from handler.restarts import Platform
 from handler.settings import CONTROL_PLANE, EC2, Remote, Settings
 from handler.store import Store
 from handler.store.session import Session
+from handler.targets import Target
 
 # Kept free at the end, so that the answer or our own error gets out before Lambda's timeout.
 LAMBDA_RESERVE_SECONDS = 3.0
@@ -36,14 +39,23 @@ class Process:
         """Read the settings; connect to nothing yet. Raises SettingsError."""
         self.environment = dict(environment)
         self.settings = Settings.from_env(environment)
-        self._aws = aws()
+        self._aws = aws(targets=len(self.settings.ec2_targets))
         if self.settings.probe == EC2:
             self._aws.region()
+        self._roles = {
+            one.name: RoleClient(partial(self._aws.assumed, one.region, one.role_arn, one.external_id))
+            for one in self.settings.ec2_targets
+            if one.role_arn is not None
+        }
+        self._found_in: dict[str, int] = {}
         self._secrets = Secrets(self._aws.secret_text)
         self._session = Session(self.settings.database, self._secrets, self._aws.database_token)
 
     def parts(self, *, leased: bool = True) -> cycle.Parts:
-        """Return what a new cycle uses of the outside world, with an id for the cycle. It works `leased`, or beside."""
+        """Return what a new cycle uses of the outside world, and its id.
+
+        `leased`: it takes the lease. Otherwise it works beside whoever has it.
+        """
         cycle_id, platform = str(uuid.uuid4()), self.settings.platform
         return cycle.Parts(
             cycle_id=cycle_id,
@@ -76,8 +88,21 @@ class Process:
                 timeout_s=settings.probe_timeout_seconds,
                 ca_file=settings.https_ca_file,
             )
-        api = Ec2Api(self._aws.ec2, self._aws.within, timeout_s=settings.probe_timeout_seconds)
-        return Ec2Probe(api, timeout_s=settings.probe_timeout_seconds, target=self._aws.region())
+        targets = settings.ec2_targets or (Target(self._aws.region()),)
+        probes = [self._ec2_probe(one) for one in targets]
+        if len(probes) == 1:
+            return probes[0]
+        return TargetsProbe(probes, timeout_s=settings.probe_timeout_seconds, hints=self._found_in)
+
+    def _ec2_probe(self, target: Target) -> Ec2Probe:
+        timeout_s, within = self.settings.probe_timeout_seconds, self._aws.within
+        role = self._roles.get(target.name)
+        if role is None:
+            api = Ec2Api(partial(self._aws.ec2, target.region), within, timeout_s=timeout_s)
+        else:
+            client = role.for_cycle(self.settings.cycle_deadline_seconds)
+            api = Ec2Api(client, within, timeout_s=timeout_s, renew=client.renew)
+        return Ec2Probe(api, timeout_s=timeout_s, target=target.name, may_be_empty=target.may_be_empty)
 
     def _platform(self, remote: Remote, deadline: Deadline) -> Platform:
         from handler.restarts.platform import HttpPlatform  # noqa: PLC0415
@@ -108,11 +133,12 @@ def forget() -> None:
         _process = None
 
 
-def aws() -> Aws:
-    """Return a new set of AWS clients. It connects to nothing yet."""
+def aws(*, targets: int = 1) -> Aws:
+    """Return a new set of AWS clients, for so many Regions and accounts. It connects to nothing yet."""
     handlers = {status_pages.EVENT: status_pages.read_instead}
-    connections = CALLS_AT_ONCE + 1  # one for the impaired instances
-    return Aws(BoundedPools(connections=connections), models=MODELS, handlers=handlers)
+    connections = max(CALLS_AT_ONCE, targets) + 1  # one for the impaired instances
+    hosts = targets + 3  # STS, Secrets Manager, and the function's own Region
+    return Aws(BoundedPools(connections=connections, hosts=max(10, hosts)), models=MODELS, handlers=handlers)
 
 
 def seconds_for(most: float, context: Any) -> float:

@@ -76,6 +76,11 @@ class Request:
         """Tell whether the cycle looks at only some of the candidates."""
         return any(one is not None for one in (self.workspace_ids, self.limit, self.state_changes))
 
+    @property
+    def asks_for_restarts(self) -> bool:
+        """Tell whether the cycle looks after restarts: everybody's, or those of the workspaces named."""
+        return not self.narrowed or self.workspace_ids is not None
+
 
 def parse(event: object, *, ceiling: str = APPLY) -> Request:
     """Return the request that the event makes.

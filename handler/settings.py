@@ -9,6 +9,8 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from handler.domain.policy import AbsencePolicy, BreakerPolicy, CrashLoopPolicy, RestartPolicy
 from handler.errors import SettingsError, shown
 from handler.request import APPLY, DRY_RUN
+from handler.targets import VARIABLE as EC2_TARGETS
+from handler.targets import Target, targets_from
 
 EC2 = "ec2"
 CONTROL_PLANE = "control_plane"
@@ -77,11 +79,15 @@ class Remote:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """All settings, with times in seconds. Each policy is passed unchanged to the code that decides by it."""
+    """All settings, with times in seconds. Each policy is passed unchanged to the code that decides by it.
+
+    Without `ec2_targets`, the function's own Region and account are asked.
+    """
 
     probe: str
     mode: str
     database: Database
+    ec2_targets: tuple[Target, ...]
     control_plane: Remote | None
     platform: Remote | None
     platform_org_id: str | None
@@ -110,10 +116,12 @@ class Settings:
         control_plane = env.remote("CP", {"shared_secret": "CP_SHARED_SECRET", "admin_token": "CP_ADMIN_TOKEN"})
         if probe == CONTROL_PLANE and control_plane is None:
             raise SettingsError("CP_BASE_URL: not set; expected an http(s) address, as PROBE is control_plane")
+        listed = env.text(EC2_TARGETS)
         return Settings(
             probe=probe,
             mode=env.word("MODE", (APPLY, DRY_RUN), APPLY),
             database=database_from(environment),
+            ec2_targets=targets_from(listed) if listed else (),
             control_plane=control_plane,
             platform=env.remote("PLATFORM", {"token": "PLATFORM_TOKEN"}),
             platform_org_id=env.header_value("PLATFORM_ORG_ID"),

@@ -12,7 +12,7 @@ from aws_lambda_powertools import Logger
 from aws_lambda_powertools.metrics import Metrics, MetricUnit
 
 from handler.domain.backoff import CrashLoop
-from handler.domain.model import Restart, Sighting, SkipReason
+from handler.domain.model import LONGEST_INSTANCE_ID, Restart, Sighting, SkipReason
 from handler.domain.report import Gauges, Outcome, Report
 from handler.errors import ReconcilerError, StoreError
 from handler.settings import LOG_LEVELS
@@ -26,7 +26,6 @@ LINES_OF_A_KIND = 100
 
 # An error may contain a trigger's message, which can be of any length.
 _LONGEST_ERROR = 500
-_LONGEST_INSTANCE_ID = 64
 
 METRIC_UNITS = {
     "CycleCompleted": MetricUnit.Count,
@@ -69,7 +68,7 @@ _MOST_VALUES = 99
 LOG_KEYS = (
     *("cycle_id", "mode", "reason", "error"),
     *("function_name", "function_memory_size", "function_arn", "function_request_id", "cold_start"),
-    *("workspace_id", "instance_id", "instance_state", "verdict", "attempt"),
+    *("workspace_id", "instance_id", "instance_state", "verdict", "target", "attempt"),
     *("what", "count", "dead", "counted"),
     *("probe", "outcome", "candidates", "checked", "running", "transition", "absent", "unknown", "impaired"),
     *("oldest_doubt_seconds", "unrecorded", "offline_unowed", "targets_failed", "targets_empty"),
@@ -132,6 +131,7 @@ class CycleLog:
 
     def sighting(self, message: str, sighting: Sighting, reason: str) -> None:
         """Log a decision about one workspace."""
+        where: dict[str, Any] = {"target": sighting.target} if sighting.target else {}
         logger.info(
             message,
             workspace_id=sighting.workspace.id,
@@ -140,15 +140,13 @@ class CycleLog:
             verdict=sighting.verdict.value,
             reason=reason,
             count=1,  # queries add these up with the counts of `the_rest`
+            **where,
         )
 
     def sighting_capped(self, message: str, sighting: Sighting, reason: str) -> None:
         """Log a decision that may be the same for many workspaces: the first ones get a line, the rest are counted."""
-        self._lines[message] += 1
-        if self._lines[message] <= LINES_OF_A_KIND:
+        if self._gets_a_line(message, reason):
             self.sighting(message, sighting, reason)
-        else:
-            self._unlogged[message, reason] += 1
 
     def the_rest(self) -> None:
         """Log how many more decisions there were, by reason."""
@@ -161,17 +159,14 @@ class CycleLog:
 
         `attempt` is how often it was claimed, this time included; by default, as often as before.
         """
-        self._lines[message] += 1
-        if self._lines[message] > LINES_OF_A_KIND:
-            self._unlogged[message, reason] += 1
-            return
-        logger.info(
-            message,
-            workspace_id=restart.workspace_id,
-            instance_id=_printable(restart.instance_id),
-            attempt=restart.attempts if attempt is None else attempt,
-            reason=reason,
-        )
+        if self._gets_a_line(message, reason):
+            logger.info(
+                message,
+                workspace_id=restart.workspace_id,
+                instance_id=_printable(restart.instance_id),
+                attempt=restart.attempts if attempt is None else attempt,
+                reason=reason,
+            )
 
     def restarts_stopped(self, lasts_s: float) -> None:
         """Log that the platform asks to be left alone."""
@@ -181,17 +176,14 @@ class CycleLog:
     def backing_off(self, sighting: Sighting, loop: CrashLoop) -> None:
         """Log that a workspace which dies again and again has to wait for its restart."""
         restart, message = loop.streak + 1, "restart backing off"
-        self._lines[message] += 1
-        if self._lines[message] > LINES_OF_A_KIND:
-            self._unlogged[message, "crash loop"] += 1
-            return
-        logger.warning(
-            message,
-            workspace_id=sighting.workspace.id,
-            instance_id=_printable(sighting.workspace.instance_id),
-            attempt=restart,
-            reason=f"crash loop: restart {restart} in a row waits {loop.backoff_s:.0f} s",
-        )
+        if self._gets_a_line(message, "crash loop"):
+            logger.warning(
+                message,
+                workspace_id=sighting.workspace.id,
+                instance_id=_printable(sighting.workspace.instance_id),
+                attempt=restart,
+                reason=f"crash loop: restart {restart} in a row waits {loop.backoff_s:.0f} s",
+            )
 
     def failure(self, message: str, error: Exception) -> None:
         """Log an error that cost only a part of the cycle."""
@@ -221,6 +213,14 @@ class CycleLog:
     def breaker_open(self, dead: int, counted: int) -> None:
         """Log that too much of what the rule counts looks dead, so that nothing is flipped."""
         logger.error("breaker open", dead=dead, counted=counted, reason="too many look dead: nothing is flipped")
+
+    def _gets_a_line(self, message: str, reason: str) -> bool:
+        """Count a line of this kind; tell whether it is to be logged, or was only added to the rest."""
+        self._lines[message] += 1
+        logged = self._lines[message] <= LINES_OF_A_KIND
+        if not logged:
+            self._unlogged[message, reason] += 1
+        return logged
 
 
 def hold_changed(change: str, workspace_ids: Sequence[str] | None, reason: str) -> None:
@@ -326,6 +326,6 @@ def _metrics() -> Metrics:
     )
 
 
-def _printable(text: str, longest: int = _LONGEST_INSTANCE_ID) -> str:
+def _printable(text: str, longest: int = LONGEST_INSTANCE_ID) -> str:
     """Return text from the database, which may be anything, as short ASCII that cannot break a log line."""
     return text[:longest].encode("ascii", "backslashreplace").decode()

@@ -19,7 +19,7 @@ LAMBDA_ROOT = "/var/task"
 SOURCES = ("handler/**/*.py", "handler/**/*.json", "infra/*.sql", "infra/ca/*.pem")
 
 # The AWS services that the handler calls. botocore brings the models of 400.
-SERVICES = ("ec2", "rds", "secretsmanager")
+SERVICES = ("ec2", "rds", "secretsmanager", "sts")
 # The parts of Powertools' utilities that Logger, Metrics and the event data classes import.
 POWERTOOLS_UTILITIES = ("data_classes", "jmespath_utils", "typing")
 

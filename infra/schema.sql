@@ -379,6 +379,10 @@ BEGIN
             ADD COLUMN IF NOT EXISTS watched_since     TIMESTAMPTZ,
             ADD COLUMN IF NOT EXISTS up_since          TIMESTAMPTZ,
             ADD COLUMN IF NOT EXISTS first_due_at      TIMESTAMPTZ;
+        COMMENT ON TABLE reconciler.restarts IS
+            'One row for each flip or adoption, and one more each time that the restart is owed again. It stays open '
+            'until the platform accepts it or the workspace moves on, which cancels it. Closed rows are deleted after '
+            '30 days, unless they are watched.';
         COMMENT ON COLUMN reconciler.restarts.adopted IS
             'The platform had taken the row offline before a cycle could flip it.';
         COMMENT ON COLUMN reconciler.restarts.released IS

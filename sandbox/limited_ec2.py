@@ -98,27 +98,33 @@ class LimitedEc2(HttpStandIn):
 
     `bucket` throttles every call; `unfiltered_bucket` also throttles calls that ask for everything at once. `script`
     holds rules for faults and hooks, which may select by `action`. `calls` lists every call, including those answered
-    with an error. `throttled` counts the calls that found a bucket empty.
+    with an error. `throttled` counts the calls that found a bucket empty. Instances are numbered from `first`.
     """
 
     def __init__(
-        self, *, latency_s: float = 0.0, bucket: TokenBucket | None = None, unfiltered_bucket: TokenBucket | None = None
+        self,
+        *,
+        latency_s: float = 0.0,
+        bucket: TokenBucket | None = None,
+        unfiltered_bucket: TokenBucket | None = None,
+        first: int = 1,
     ) -> None:
         super().__init__()
+        self._first = first
         self.latency_s = latency_s
         self.bucket = bucket or TokenBucket(capacity=100, refill_per_s=20)
         self.unfiltered_bucket = unfiltered_bucket or TokenBucket(capacity=50, refill_per_s=10)
         self.script: Script[DescribeCall] = Script()
         self.calls: list[DescribeCall] = []
         self.throttled = 0
-        self._account = _Account()
+        self._account = _Account(self._first)
 
     def reset(self) -> None:
         """Forget every instance, rule and call."""
         self.script.clear()
         self.calls.clear()
         self.throttled = 0
-        self._account = _Account()
+        self._account = _Account(self._first)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -183,12 +189,13 @@ class LimitedEc2(HttpStandIn):
 class _Account:
     """The instances, by id and in the order of listings."""
 
+    first: int
     known: dict[str, Instance] = field(default_factory=dict)
     _listed: list[Instance] = field(default_factory=list)
 
     def add(self, state: str, zone: str) -> str:
         position = len(self._listed)
-        instance = Instance(id=f"i-{position + 1:017x}", state=state, zone=zone, position=position)
+        instance = Instance(id=f"i-{position + self.first:017x}", state=state, zone=zone, position=position)
         self._listed.append(instance)
         self.known[instance.id] = instance
         return instance.id

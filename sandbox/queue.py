@@ -7,7 +7,6 @@ import json
 import time
 import uuid
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
 from itertools import islice
 from typing import Any, Self
 
@@ -15,6 +14,7 @@ from moto.backends import get_backend
 from moto.sqs.models import Message, SQSBackend
 
 from sandbox.ec2 import ACCOUNT_ID, REGION, MotoEc2
+from sandbox.state_changes import state_change
 
 RETENTION_S = 3600
 VISIBILITY_S = 182
@@ -25,22 +25,6 @@ _STATES = ("stopped", "terminated")
 # SQS takes and gives no more at once.
 _AT_ONCE = 10
 _RECORD = {"messageAttributes": {}, "eventSource": "aws:sqs", "awsRegion": REGION}
-
-
-def state_change(instance_id: str, state: str, at: datetime | None = None) -> dict[str, Any]:
-    """Return EC2's event that an instance has come to a state, now or at a time (aware)."""
-    at = (at or datetime.now(UTC)).astimezone(UTC)
-    return {
-        "version": "0",
-        "id": str(uuid.uuid4()),
-        "detail-type": "EC2 Instance State-change Notification",
-        "source": "aws.ec2",
-        "account": ACCOUNT_ID,
-        "time": at.strftime("%Y-%m-%dT%H:%M:%SZ"),  # whole seconds, as EC2's
-        "region": REGION,
-        "resources": [f"arn:aws:ec2:{REGION}:{ACCOUNT_ID}:instance/{instance_id}"],
-        "detail": {"instance-id": instance_id, "state": state},
-    }
 
 
 class StateChangeQueue:

@@ -19,7 +19,7 @@ from tests.support.once import worked_out_once
 from tests.support.skips import pytest_make_collect_report, pytest_runtest_makereport  # noqa: F401 - pytest's hooks
 
 # The same examples in every run: a red build is red again when somebody looks at it. A long search takes others each
-# time: make test ARGS="tests/fuzz --hypothesis-profile=long --timeout=0 --show-capture=no --no-cov"
+# time: make test ARGS="tests/fuzz --hypothesis-profile=long --timeout=0 --show-capture=no"
 settings.register_profile("project", derandomize=True, database=None, deadline=None)
 settings.register_profile("long", max_examples=5000, database=None, deadline=None, print_blob=True)
 settings.load_profile("project")

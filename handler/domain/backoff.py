@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-from handler.domain.model import CurrentRow
 from handler.domain.policy import CrashLoopPolicy
 
 LONGEST_RETRY_BACKOFF_S = 900.0
@@ -29,10 +28,13 @@ class CrashLoop:
     backoff_s: float
 
 
-def crash_loop(row: CurrentRow, policy: CrashLoopPolicy) -> CrashLoop:
-    """Return the crash loop of a workspace that has just died. Its streak is 0 if it is in none."""
-    if row.restarts is None or row.up_s is None or row.up_s >= policy.reset_s:
+def crash_loop(restarts: int | None, up_s: float | None, policy: CrashLoopPolicy) -> CrashLoop:
+    """Return the crash loop of a workspace that has just died. Its streak is 0 if it is in none.
+
+    `restarts` in a row were asked for, and it was up for `up_s` seconds since the last one; None if there was none.
+    """
+    if restarts is None or up_s is None or up_s >= policy.reset_s:
         return CrashLoop(0, 0.0)
-    doublings = min(row.restarts - RESTARTS_WITHOUT_BACKOFF, _MOST_DOUBLINGS)
+    doublings = min(restarts - RESTARTS_WITHOUT_BACKOFF, _MOST_DOUBLINGS)
     wait_s = 0.0 if doublings < 0 else min(policy.backoff_s * 2.0**doublings, LONGEST_CRASH_LOOP_BACKOFF_S)
-    return CrashLoop(min(row.restarts, LONGEST_STREAK), wait_s)
+    return CrashLoop(min(restarts, LONGEST_STREAK), wait_s)

@@ -8,14 +8,12 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from handler.domain.doubts import KnownDoubts, absences
-from handler.domain.model import FOUND, CurrentRow, Sighting, SkipReason, Verdict, Workspace
+from handler.domain.model import FOUND, LOOKS_DEAD, CurrentRow, Sighting, SkipReason, Verdict, Workspace
 from handler.domain.policy import AbsencePolicy, BreakerPolicy
 
 CANDIDATE_STATUSES = ("online", "degraded")
-ADOPTED_STATUS = "offline"
+OFFLINE = "offline"
 EXTERNAL = "external"
-
-_LOOKS_DEAD = (Verdict.DEAD, Verdict.ABSENT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +47,9 @@ class Action(StrEnum):
     HOLD = "hold"  # somebody has put it on hold
 
 
+_SKIPPED = {Action.STOP: SkipReason.BREAKER_OPEN, Action.HOLD: SkipReason.ON_HOLD}
+
+
 @dataclass(frozen=True, slots=True)
 class Decision:
     """What to do with one workspace, and why, as text for the log."""
@@ -56,6 +57,11 @@ class Decision:
     sighting: Sighting
     action: Action
     reason: str
+
+    @property
+    def skipped(self) -> SkipReason | None:
+        """Why a workspace that would be flipped is skipped (breaker, hold); None if it is flipped, or has to wait."""
+        return _SKIPPED.get(self.action)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,14 +143,14 @@ def decide(
 
 def _was_seen_dead(sighting: Sighting, doubts: KnownDoubts) -> bool:
     """Tell whether an earlier cycle remembers the very instance as dead or absent, as an adoption needs it."""
-    earlier = [doubts.get((sighting.workspace.id, kind)) for kind in _LOOKS_DEAD]
+    earlier = [doubts.get((sighting.workspace.id, kind)) for kind in LOOKS_DEAD]
     return any(one is not None and one.instance_id == sighting.workspace.instance_id for one in earlier)
 
 
 def _breaker(seen: Iterable[Sighting], fleet: Fleet, policy: BreakerPolicy, in_turn: Collection[str] | None) -> Breaker:
     """Return the breaker: of the rule that is broken, or else of the second one."""
     counted = [one for one in seen if not one.workspace.on_hold]
-    dead_now = {one.workspace.id: not one.workspace.offline for one in counted if one.verdict in _LOOKS_DEAD}
+    dead_now = {one.workspace.id: not one.workspace.offline for one in counted if one.verdict in LOOKS_DEAD}
     if in_turn is not None:
         checked = [one.workspace.id for one in counted if one.workspace.id in in_turn and not one.workspace.offline]
         first = _rule(sum(one in dead_now for one in checked), len(checked), policy)
@@ -175,7 +181,7 @@ def gone_for_good(sightings: int, age_s: float, policy: AbsencePolicy, *, counts
 def confirms(first: Sighting, second: Sighting) -> bool:
     """Tell whether a second sighting, right before the flip, confirms the first one."""
     if first.verdict is Verdict.ABSENT:
-        return second.verdict in _LOOKS_DEAD
+        return second.verdict in LOOKS_DEAD
     return second.verdict is Verdict.DEAD
 
 
@@ -197,5 +203,5 @@ def objection(row: CurrentRow | None, workspace: Workspace) -> SkipReason | None
 def _may_still_be_taken(row: CurrentRow, workspace: Workspace) -> bool:
     """Tell whether the row is still up, or, if it is to be adopted, still offline while nobody restarts it."""
     if workspace.offline:
-        return row.status == ADOPTED_STATUS and not row.restarting
+        return row.status == OFFLINE and not row.restarting
     return row.status in CANDIDATE_STATUSES

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from handler.domain.model import FOUND, Sighting, Verdict, Workspace
+from handler.domain.model import FOUND, LOOKS_DEAD, Sighting, Verdict, Workspace
 
 # A doubt is written when it is new, and then only this often, in seconds: a control plane that is down must not cost a
 # write for each row in every cycle.
@@ -63,9 +63,11 @@ class DoubtChanges:
 def absences(known: KnownDoubts, workspace: Workspace) -> Known:
     """Return how often and how long the instance that the workspace records was absent so far; zeros if never."""
     earlier = known.get((workspace.id, Verdict.ABSENT))
-    if earlier is None or earlier.instance_id != workspace.instance_id or earlier.seen_s > ABSENCES_ADD_UP_SECONDS:
+    if earlier is None or not earlier.sightings:
         return Known(workspace.instance_id, 0, 0.0, 0.0)
-    return earlier if earlier.sightings else Known(workspace.instance_id, 0, 0.0, 0.0)
+    if earlier.instance_id != workspace.instance_id or earlier.seen_s > ABSENCES_ADD_UP_SECONDS:
+        return Known(workspace.instance_id, 0, 0.0, 0.0)
+    return earlier
 
 
 def doubt_changes(
@@ -96,7 +98,7 @@ def doubt_changes(
         elif doubt.by_hand or (doubt.counts and (doubt.kind is Verdict.ABSENT or earlier.seen_s >= REFRESH_SECONDS)):
             again.append(doubt)
     for written in (new, again):
-        written.sort(key=lambda doubt: doubt.kind not in (Verdict.DEAD, Verdict.ABSENT))
+        written.sort(key=lambda doubt: doubt.kind not in LOOKS_DEAD)
     doubted = {workspace_id for workspace_id, _ in known}
     return DoubtChanges(
         tuple(new),
@@ -113,13 +115,12 @@ def _doubt(sighting: Sighting, *, absence_counts: bool, full: bool, by_hand: boo
         return None
     if verdict is Verdict.ABSENT and not absence_counts:
         return Doubt(workspace, Verdict.UNKNOWN, NOTHING_FOUND)
-    gone = verdict in (Verdict.DEAD, Verdict.ABSENT)
     return Doubt(
         workspace,
         verdict,
-        sighting.reason or sighting.state,
+        sighting.words,
         counts=full or verdict is not Verdict.ABSENT,
-        by_hand=by_hand and gone and workspace.offline,
+        by_hand=by_hand and verdict in LOOKS_DEAD and workspace.offline,
     )
 
 

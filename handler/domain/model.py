@@ -38,6 +38,8 @@ VERDICT_OF_STATE = {
 
 # With these verdicts, the source of truth knows the instance.
 FOUND = frozenset({Verdict.RUNNING, Verdict.TRANSITION, Verdict.DEAD})
+# With these, the instance may be dead.
+LOOKS_DEAD = frozenset({Verdict.DEAD, Verdict.ABSENT})
 
 
 class Cause(StrEnum):
@@ -68,18 +70,27 @@ class Cause(StrEnum):
     REFUSED = "refused"  # detail: the error code, if it has a proper one
     SDK_FAILED = "aws"  # detail: the exception's type
     GARBLED_ANSWER = "garbled_answer"
+    # Several Regions and accounts.
+    ROLE_NOT_ASSUMED = "role_not_assumed"  # detail: why not
+    EMPTY_TARGET = "empty_target"
+    TARGETS_DISAGREE = "targets_disagree"
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a call has no usable answer. Neither field ever holds text from a remote's body."""
+    """Why a call has no usable answer. No field ever holds text from a remote's body.
+
+    Of several Regions and accounts, `target` names the one that it is about.
+    """
 
     cause: Cause
     detail: str = ""
+    target: str = ""
 
     def __str__(self) -> str:
-        """Return the words for the log, such as `timeout` or `http_503`."""
-        return f"{self.cause}_{self.detail}" if self.detail else str(self.cause)
+        """Return the words for the log, such as `timeout`, `http_503` or `throttled in eu-west-1`."""
+        words = f"{self.cause}_{self.detail}" if self.detail else str(self.cause)
+        return f"{words} in {self.target}" if self.target else words
 
 
 class SkipReason(StrEnum):
@@ -118,7 +129,8 @@ class Sighting:
 
     `state` is EC2's word or `not_found`. It is empty for UNKNOWN, and `failure` then says why.
     `answered_at` is when the answer arrived, in seconds by the deadline's clock; of several, the earliest.
-    `target` names the source that answered. `took_s` is how many seconds it took, or 0 if that was not measured.
+    `target` names the source that answered, of `several`. `took_s` is how many seconds it took, or 0 if that was not
+    measured.
     """
 
     workspace: Workspace
@@ -128,21 +140,33 @@ class Sighting:
     answered_at: float = 0.0
     target: str = ""
     took_s: float = 0.0
+    several: bool = False
 
     @property
     def reason(self) -> str:
         """Say why the instance is UNKNOWN; empty for every other verdict."""
         return "" if self.failure is None else str(self.failure)
 
+    @property
+    def words(self) -> str:
+        """Say what was seen: the state, where it was seen if there are several targets, or why nothing was."""
+        return self.reason or (f"{self.state} in {self.target}" if self.several else self.state)
+
 
 def sighting_of(
-    workspace: Workspace, state: str, *, answered_at: float = 0.0, target: str = "", took_s: float = 0.0
+    workspace: Workspace,
+    state: str,
+    *,
+    answered_at: float = 0.0,
+    target: str = "",
+    took_s: float = 0.0,
+    several: bool = False,
 ) -> Sighting:
     """Return the sighting of an instance in `state`. It is UNKNOWN if EC2 has no such state."""
     verdict = VERDICT_OF_STATE.get(state)
     if verdict is None:
         return unknown(workspace, Failure(Cause.UNRECOGNISED_STATE))
-    return Sighting(workspace, verdict, state, answered_at=answered_at, target=target, took_s=took_s)
+    return Sighting(workspace, verdict, state, answered_at=answered_at, target=target, took_s=took_s, several=several)
 
 
 def unknown(workspace: Workspace, failure: Failure) -> Sighting:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from handler.domain.backoff import LONGEST_RETRY_BACKOFF_S
-from handler.domain.decide import CANDIDATE_STATUSES, gone_for_good
+from handler.domain.decide import CANDIDATE_STATUSES, OFFLINE, gone_for_good
 from handler.domain.model import Restart, Sighting, Verdict
 from handler.domain.policy import AbsencePolicy, RestartPolicy
 
@@ -23,12 +23,15 @@ RECOVERY_SECONDS = 900.0
 # A workspace that is up for so long has recovered.
 RECOVERED_SECONDS = 300.0
 UNWANTED = ("removed", "paused", "hibernating", "hibernated")
-OFFLINE = "offline"
 
 
-def longest_wait(policy: RestartPolicy) -> float:
-    """Return how many seconds ahead a restart's time can be, but for a crash loop."""
-    return max(policy.grace_s, policy.uncertain_s, policy.retry_s, LONGEST_RETRY_BACKOFF_S, RECOVERY_SECONDS)
+def longest_wait(policy: RestartPolicy, *, silence_s: float) -> float:
+    """Return how many seconds ahead a restart's time can be, but for a crash loop.
+
+    After a state-change event, it waits for `silence_s` seconds of silence.
+    """
+    waits = (policy.grace_s, silence_s, policy.uncertain_s, policy.retry_s, LONGEST_RETRY_BACKOFF_S, RECOVERY_SECONDS)
+    return max(waits)
 
 
 @dataclass(frozen=True, slots=True)

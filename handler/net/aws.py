@@ -7,9 +7,11 @@ https://docs.aws.amazon.com/boto3/latest/guide/events.html
 
 import contextlib
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -24,6 +26,7 @@ from handler.domain.model import Cause
 from handler.errors import SettingsError
 from handler.net import limits
 from handler.net.bounded import BoundedPools, CallError
+from handler.net.roles import Assumed
 
 if TYPE_CHECKING:
     from types_boto3_ec2 import EC2Client
@@ -35,13 +38,18 @@ BODY_LIMIT = 4 * 1024 * 1024
 # One attempt: the caller decides what to retry, and when.
 _CONFIG = Config(retries={"mode": "standard", "total_max_attempts": 1})
 
-_Service = Literal["ec2", "rds", "secretsmanager"]
+# How other accounts see us in their logs.
+SESSION_NAME = "instance-state-reconciler"
+_TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]{1,6})?Z")
+
+_Service = Literal["ec2", "rds", "secretsmanager", "sts"]
 # https://docs.aws.amazon.com/sdkref/latest/guide/feature-ss-endpoints.html
 _ENDPOINT_OF_ALL = "AWS_ENDPOINT_URL"
 _ENDPOINT_VARIABLE: Mapping[_Service, str] = {
     "ec2": "AWS_ENDPOINT_URL_EC2",
     "rds": "AWS_ENDPOINT_URL_RDS",
     "secretsmanager": "AWS_ENDPOINT_URL_SECRETS_MANAGER",
+    "sts": "AWS_ENDPOINT_URL_STS",
 }
 
 
@@ -78,6 +86,8 @@ class Aws:
         region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
         if region:
             session.set_config_variable("region", region)
+        # The Region's own STS: in a private subnet it may be the only one, and its tokens are good in every Region.
+        session.set_config_variable("sts_regional_endpoints", "regional")
         # No time is read here. Over some that are none, botocore's parser would think for minutes.
         session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=str)
         # For the whole session, so that no client that botocore makes on its own (STS) goes past them.
@@ -85,7 +95,7 @@ class Aws:
         for event, handler in {**own, **handlers}.items():
             session.register(event, handler)
         self._session = boto3.session.Session(botocore_session=session)
-        self._clients: dict[str, Any] = {}
+        self._clients: dict[tuple[_Service, str | None], Any] = {}
         self._making = threading.Lock()
         self._running = _Running()
 
@@ -108,9 +118,28 @@ class Aws:
         finally:
             self._running.call = outer
 
-    def ec2(self) -> "EC2Client":
-        """Return the EC2 client."""
-        return cast("EC2Client", self._client("ec2"))
+    def ec2(self, region: str | None = None) -> "EC2Client":
+        """Return the EC2 client of a Region, by default the function's own."""
+        return cast("EC2Client", self._client("ec2", region))
+
+    def assumed(self, region: str, role_arn: str, external_id: str | None) -> Assumed:
+        """Assume a role; return a new EC2 client of a Region with its credentials. Call it inside `within`.
+
+        Raises botocore's exceptions and CallError, and KeyError or ValueError for an answer that makes no sense.
+        """
+        named = {} if external_id is None else {"ExternalId": external_id}
+        answer = self._client("sts").assume_role(RoleArn=role_arn, RoleSessionName=SESSION_NAME, **named)
+        given = answer["Credentials"]
+        keys = {
+            "aws_access_key_id": given["AccessKeyId"],
+            "aws_secret_access_key": given["SecretAccessKey"],
+            "aws_session_token": given["SessionToken"],
+        }
+        expires = given["Expiration"]
+        if not _TIME.fullmatch(expires):
+            raise ValueError("no time of expiry")
+        with self._making:
+            return Assumed(self._made("ec2", region, keys), datetime.fromisoformat(expires).timestamp())
 
     def secrets_manager(self) -> "SecretsManagerClient":
         """Return the Secrets Manager client."""
@@ -136,15 +165,16 @@ class Aws:
         """Close the idle connections; the clients stay."""
         self._pools.clear()
 
-    def _client(self, service: _Service) -> Any:
+    def _client(self, service: _Service, region: str | None = None) -> Any:
         with self._making:
-            if service not in self._clients:
-                self._clients[service] = self._made(service)
-            return self._clients[service]
+            if (service, region) not in self._clients:
+                self._clients[service, region] = self._made(service, region, {})
+            return self._clients[service, region]
 
-    def _made(self, service: _Service) -> Any:
+    def _made(self, service: _Service, region: str | None, keys: Mapping[str, str]) -> Any:
+        session: Any = self._session  # its stubs have a signature for each service
         try:
-            return self._session.client(service, config=_CONFIG)
+            return session.client(service, region_name=region, config=_CONFIG, **keys)
         except botocore.exceptions.BotoCoreError:  # some are ValueErrors, too
             raise
         except ValueError:

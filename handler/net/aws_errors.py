@@ -14,6 +14,8 @@ THROTTLED_CODES = frozenset(
         *("TooManyRequestsException", "TransactionInProgressException"),
     }
 )
+# https://docs.aws.amazon.com/AWSEC2/latest/APIReference/errors-overview.html
+_EXPIRED_CODES = ("RequestExpired", "ExpiredToken", "ExpiredTokenException", "AuthFailure")
 _SERVER_ERROR = 500
 # Only such error codes are shown: whoever answers may not be AWS.
 _CODE = re.compile(r"[A-Za-z.]{1,60}")
@@ -27,6 +29,11 @@ def is_throttling(error: ClientError) -> bool:
 def is_server_error(error: ClientError) -> bool:
     """Tell whether the answer is a 5xx."""
     return _status(error) >= _SERVER_ERROR
+
+
+def is_expired(error: ClientError) -> bool:
+    """Tell whether AWS may have refused the credentials because they have expired."""
+    return _code(error) in _EXPIRED_CODES
 
 
 def code_of(error: ClientError) -> str:

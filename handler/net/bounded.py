@@ -158,9 +158,9 @@ def read_body(response: urllib3.BaseHTTPResponse, limit: int) -> bytes:
 class BoundedPools(urllib3.PoolManager):
     """Pools of kept-alive connections. A call obeys its deadline when it is made inside `call_within`."""
 
-    def __init__(self, *, connections: int, ca_file: str | None = None) -> None:
-        """Keep up to `connections` idle connections to each host. Trust the authorities in `ca_file`, too."""
-        super().__init__(maxsize=connections, retries=False)
+    def __init__(self, *, connections: int, hosts: int = 10, ca_file: str | None = None) -> None:
+        """Keep up to `connections` idle connections to each of `hosts`. Trust the authorities in `ca_file`, too."""
+        super().__init__(num_pools=hosts, maxsize=connections, retries=False)
         https_pool: Any = partial(_HttpsPool, ca_file=ca_file)  # urllib3 wants a class, and only calls it
         self.pool_classes_by_scheme = {"http": _HttpPool, "https": https_pool}
 

@@ -1,10 +1,19 @@
 """Sources of truth about instances: each takes candidates and yields what it learns about them."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from handler.deadline import Deadline
-from handler.domain.model import Sighting, Workspace
+from handler.domain.model import Failure, Sighting, Workspace
+
+
+@dataclass(frozen=True, slots=True)
+class TargetTroubles:
+    """The Regions and accounts that gave no answer, and why; and those in which no candidate's instance was found."""
+
+    failed: Mapping[str, Failure] = field(default_factory=dict)
+    empty: Sequence[str] = ()
 
 
 class Probe(Protocol):
@@ -22,8 +31,12 @@ class Probe(Protocol):
     def impaired(self, workspaces: Sequence[Workspace], deadline: Deadline) -> Callable[[], int]:
         """Begin to ask which instances run but fail EC2's system status check, while the caller goes on.
 
-        Return what tells how many of the workspaces' do, in a second at most; 0 if nobody says.
+        Return a function that returns, within a second, how many of the workspaces' do; 0 if there is no answer.
         """
+        ...
+
+    def troubles(self) -> TargetTroubles:
+        """Tell which targets have failed so far, or are empty though they should not be."""
         ...
 
 

@@ -14,7 +14,7 @@ from itertools import chain, islice, zip_longest
 from handler.deadline import Deadline
 from handler.domain.backoff import retry_backoff
 from handler.domain.evidence import DatabaseClock, expiry
-from handler.domain.model import Cause, Failure, Restart, Sighting, Verdict
+from handler.domain.model import LOOKS_DEAD, Cause, Failure, Restart, Sighting
 from handler.domain.restarts import Circumstances, Owed, RestartDecision, Step, before_asking, before_probing
 from handler.errors import ReconcilerError
 from handler.parallel import gathered, in_parallel
@@ -165,12 +165,12 @@ class Asking:
         sightings = self._probe.sightings([one.as_candidate() for one in group], probing)
         for together in gathered(sightings, probing, most=CALLS_AT_ONCE, longest_s=TOGETHER_SECONDS):
             seen = [(unreached.pop(one.workspace.id), one) for one in together]
-            if deadline.remaining() < SHORTEST_CALL_SECONDS or self._stopped_s:
+            if deadline.remaining() < SHORTEST_CALL_SECONDS:
                 return
-            gone = [one for one in seen if one[1].verdict in (Verdict.DEAD, Verdict.ABSENT)]
-            connections = self._connected(platform, (restart for restart, _ in gone), deadline, closing)
+            to_connect = [restart for restart, sighting in seen if sighting.verdict in LOOKS_DEAD]
+            connections = self._connected(platform, to_connect, deadline, closing)
             # One that looks dead is claimed with a connection or not at all; the others only need a decision.
-            decidable = [one for one in seen if one not in gone or one[0].id in connections]
+            decidable = [one for one in seen if one[0] not in to_connect or one[0].id in connections]
             try:
                 yield from self._decided(decidable, connections, deadline)
             finally:

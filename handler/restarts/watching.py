@@ -7,14 +7,14 @@ from collections.abc import Sequence
 
 from handler.deadline import Deadline
 from handler.domain.backoff import crash_loop
-from handler.domain.model import FOUND, CurrentRow, Restart, Verdict
+from handler.domain.model import FOUND, Restart, Verdict
 from handler.domain.restarts import Circumstances, Step, Watched, WatchStep, owed_again, watch, while_kept_back
 from handler.probes import Probe
 from handler.settings import Settings
 from handler.store import Watches
 from handler.telemetry import CycleLog
 
-# So much of what time is left may pass with probing.
+# Probing must leave time to write.
 PROBING_SHARE = 0.5
 
 
@@ -64,8 +64,7 @@ class Watching:
         for sighting in self._probe.sightings([one.as_candidate() for one in by_id.values()], probing):
             restart = by_id[sighting.workspace.id]
             if owed_again(restart, sighting, self._now):
-                row = CurrentRow(None, None, None, fresh_heartbeat=False, restarts=restart.streak + 1, up_s=0.0)
-                loop = crash_loop(row, self._crash_loop)
+                loop = crash_loop(restart.streak + 1, 0.0, self._crash_loop)
                 loops[restart.id] = (loop.streak, loop.backoff_s)
             elif sighting.verdict is Verdict.ABSENT and self._now.absence_counts:
                 absent.append(restart)

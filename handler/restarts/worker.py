@@ -1,7 +1,8 @@
 """Act, second half: look after the restarts, and ask the platform for those that are due."""
 
+import contextlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from handler.deadline import Deadline
@@ -64,19 +65,29 @@ class RestartWorker:
         if deadline.over():
             return RestartResults()
         try:
-            to_probe = self._watching.note(deadline, release=release)
-            groups = iter(()) if platform is None else self._asking.ask_for_the_due(platform, deadline, closing)
-            next(groups, None)  # for which the cycle has reserved time; the others leave some to those that are watched
-            if to_probe and not deadline.over():
-                self._watching.owe_again(to_probe, deadline, closing, released=release)
-            if self._now.breaker_open and not deadline.over():
-                self._watching.look_at_kept_back(deadline, closing)
-            for _ in groups:
-                pass
+            with self._logged():
+                to_probe = self._watching.note(deadline, release=release)
+                groups = iter(()) if platform is None else self._asking.ask_for_the_due(platform, deadline, closing)
+                with self._logged():
+                    next(groups, None)  # the cycle has reserved time for these; the others leave some to the watched
+                with self._logged():
+                    if to_probe and not deadline.over():
+                        self._watching.owe_again(to_probe, deadline, closing, released=release)
+                with self._logged():
+                    if self._now.breaker_open and not deadline.over():
+                        self._watching.look_at_kept_back(deadline, closing)
+                for _ in groups:
+                    pass
+        finally:
+            self._log.the_rest()
+        return RestartResults(self._asking.answers, self._asking.cancelled + self._watching.cancelled)
+
+    @contextlib.contextmanager
+    def _logged(self) -> Iterator[None]:
+        """Log an error, which leaves what it concerns for the next cycle."""
+        try:
+            yield
         except UnfitDatabaseError:
             raise
         except ReconcilerError as error:
             self._log.failure("restarts left for the next cycle", error)
-        finally:
-            self._log.the_rest()
-        return RestartResults(self._asking.answers, self._asking.cancelled + self._watching.cancelled)

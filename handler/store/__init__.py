@@ -36,7 +36,7 @@ class Store:
     """The database as one cycle sees it. Every method, also of its parts, may raise StoreError."""
 
     def __init__(self, session: Session, cycle_id: str, *, leased: bool = True) -> None:
-        """Act for the cycle `cycle_id`, a UUID: with the lease, or beside whoever has it."""
+        """Act for the cycle `cycle_id`, a UUID. `leased`: with the lease; otherwise beside whoever has it."""
         self._session = session
         self.lease = Lease(session, cycle_id) if leased else Expiry(session, cycle_id)
         self.candidates = Candidates(session)

@@ -11,7 +11,8 @@ from handler.errors import SchemaMissingError
 from handler.store.doubts import REMEMBERED_DEAD
 from handler.store.holds import on_hold
 from handler.store.session import Session, Transaction
-from handler.store.tables import IS_UP, short
+from handler.store.tables import IS_UP, IS_WATCHED, short
+from handler.store.transaction import ids_or_null
 
 # Instance ids in one statement.
 IDS_AT_ONCE = 500
@@ -31,11 +32,11 @@ _UNCONVERTED = "SET LOCAL client_encoding = 'SQL_ASCII'; "
 _NOW = "SELECT now()::text, CAST(extract(epoch FROM clock_timestamp()) AS double precision)"
 # Somebody is at it: the restart is open, or watched. The watch over another instance's restart is no obstacle to an
 # adoption by hand.
-RESTARTING = """EXISTS (
+RESTARTING = f"""EXISTS (
     SELECT FROM reconciler.restarts
     WHERE restarts.workspace_id = workspaces.id
-      AND (closed_at IS NULL OR watched_since IS NOT NULL AND watch_ended_at IS NULL
-                                AND (restarts.instance_id = workspaces.instance_id OR NOT {by_hand}))
+      AND (closed_at IS NULL
+           OR {IS_WATCHED} AND (restarts.instance_id = workspaces.instance_id OR NOT {{by_hand}}))
 )"""
 # The platform took these offline after a cycle had seen them dead; or an event names them, or has named them before.
 _ADOPTED = f"""(workspaces.status = 'offline' AND workspaces.instance_id <> ''
@@ -102,7 +103,7 @@ class Candidates:
         With `adopt`, also the rows that the platform took offline after a cycle had seen them dead; those that an event
         has named before in any case. With `by_hand`, also the named rows that are offline though no cycle did.
         """
-        ids = None if workspace_ids is None else list(workspace_ids)
+        ids = ids_or_null(workspace_ids)
         named = ids if by_hand and ids is not None else []
         with self._session.transaction(deadline, read_only=True) as transaction:
             selected_at, clock, coverage = _began(transaction, deadline)

@@ -13,30 +13,35 @@ from handler.domain.model import Verdict
 from handler.errors import RowLockedError, StoreError
 from handler.store.holds import on_hold
 from handler.store.lease import Lease
-from handler.store.session import Session, Transaction
+from handler.store.session import Session
 from handler.store.sqlstate import concerns_a_row
 from handler.store.tables import IS_UP, short
 
 # Rows in one statement. It is small enough to end in time, and large enough for few round trips.
 ROWS_AT_ONCE = 500
-# A cycle looks at no more than so many doubts that nothing rests on, in each direction, and forgets and notes no more
-# than this; the others follow in the next ones.
+# A cycle looks at no more of the doubts that nothing rests on, in each direction from a random place, ...
 MOST_LOOKED_AT = 500
+# ... and forgets or changes no more than this; the others follow in the next ones.
 MOST_TENDED = 5000
-# So many dead are enough for the breaker, and fit into memory.
+# This many dead are enough for the breaker, and fit into memory.
 MOST_DEAD = 200_000
 # A doubt that somebody else is inserting is found by halves, so that each wait has to be short.
 INSERT_WAIT_SECONDS = 0.05
 
+SEEN_LATELY = "doubts.last_seen_at > now() - make_interval(hours => 24)"
 # An absence without sightings was refuted: the instance was found, though not running.
-REMEMBERED_DEAD = """(doubts.kind IN ('absent', 'dead') AND doubts.sightings > 0
-    AND doubts.last_seen_at > now() - make_interval(hours => 24))"""
-# The row may still be somebody's to flip or adopt, with this very instance.
+REMEMBERED_DEAD = f"""(doubts.kind IN ('absent', 'dead') AND doubts.sightings > 0 AND {SEEN_LATELY})"""
+# The row may still be somebody's to flip or adopt, with this very instance. A flip ends its doubts, but another cycle,
+# which saw the instance dead before, may save one after it.
 _RECORDS_IT = f"""({short("workspaces.instance_id")} = doubts.instance_id
-    AND status IN ('online', 'degraded', 'offline') AND COALESCE(runtime, '') <> 'external')"""
+    AND status IN ('online', 'degraded', 'offline') AND COALESCE(runtime, '') <> 'external'
+    AND NOT (status = 'offline' AND EXISTS (
+        SELECT FROM reconciler.restarts
+        WHERE restarts.workspace_id = workspaces.id AND restarts.instance_id = doubts.instance_id
+          AND closed_at IS NULL)))"""
 
-# The doubts whose row has moved on. Looked at are those that the breaker and the adoptions rest on, and some others
-# around a place that is another one in each cycle.
+# The workspaces whose doubts no longer fit their row. This looks at the doubts that the breaker and the adoptions rest
+# on, and at some others, around a place that is random in each cycle.
 _TO_TEND = f"""
 SELECT doubts.workspace_id::text FROM (
     SELECT * FROM reconciler.doubts WHERE {REMEMBERED_DEAD}
@@ -144,7 +149,7 @@ WITH seen AS (
 ), known AS (
     SELECT doubts.workspace_id, doubts.kind,
            doubts.instance_id = seen.instance_id AS same_instance,
-           last_seen_at > now() - make_interval(hours => 24) AS recent,
+           {SEEN_LATELY} AS recent,
            doubts.instance_id = seen.instance_id AND (doubts.kind <> 'absent' OR (doubts.sightings > 0
                AND last_seen_at > now() - make_interval(secs => {ABSENCES_ADD_UP_SECONDS}))) AS adds_up
     FROM reconciler.doubts JOIN seen USING (workspace_id, kind) WHERE {_OF_THESE} FOR UPDATE OF doubts SKIP LOCKED
@@ -195,9 +200,9 @@ class Doubts:
                 transaction.run(_NOTE_OFFLINE, ids=ids)
 
     def recall(self, deadline: Deadline, *, breaker_window_s: float) -> Memory:
-        """Return the candidates' doubts, and the fleet.
+        """Return the candidates' doubts, and the fleet as the breaker counts it.
 
-        Those that were flipped in the last `breaker_window_s` seconds are dead.
+        What was flipped or adopted in the last `breaker_window_s` seconds counts as acted on.
         """
         with self._session.transaction(deadline, read_only=True) as transaction:
             doubts = transaction.run(_DOUBTS_OF_CANDIDATES)
@@ -216,7 +221,8 @@ class Doubts:
             if changes.found:
                 transaction.run(_NOT_ABSENT, ids=list(changes.found))
             if changes.sources is not None:
-                _save_sources(transaction, changes.sources)
+                causes, counts = list(changes.sources), list(changes.sources.values())
+                transaction.run(_SAVE_SOURCES, causes=causes, counts=counts)
         refused = [self._save(deadline, doubts) for doubts in _chunks((*changes.new, *changes.again), ROWS_AT_ONCE)]
         for error in filter(None, refused):
             raise error
@@ -264,10 +270,6 @@ class Doubts:
             return refused
         errors = [self._save(deadline, part) for part in (doubts[:half], doubts[half:])]
         return next(filter(None, errors), None)
-
-
-def _save_sources(transaction: Transaction, sources: Mapping[str, int]) -> None:
-    transaction.run(_SAVE_SOURCES, causes=list(sources), counts=list(sources.values()))
 
 
 def _chunks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:

@@ -23,7 +23,7 @@ from handler.store.doubts import REMEMBERED_DEAD
 from handler.store.holds import on_hold
 from handler.store.lease import Lease
 from handler.store.session import LOCK_WAIT_SECONDS, Session, Transaction
-from handler.store.tables import short
+from handler.store.tables import IS_OPEN_OR_WATCHED, short
 
 SOURCE = "instance-state-reconciler"
 
@@ -44,17 +44,16 @@ FROM platform.workspaces WHERE workspaces.id = ANY (CAST(:ids AS uuid[])) ORDER 
 """  # noqa: S608 - put together from constants
 # A row that somebody else has locked is passed over.
 _LOCKED_ROWS = _ROWS + " FOR NO KEY UPDATE SKIP LOCKED"
-_LOCK_RESTARTS = """
+_LOCK_RESTARTS = f"""
 SELECT workspace_id::text FROM reconciler.restarts
-WHERE workspace_id = ANY (CAST(:ids AS uuid[]))
-  AND (closed_at IS NULL OR watched_since IS NOT NULL AND watch_ended_at IS NULL)
+WHERE workspace_id = ANY (CAST(:ids AS uuid[])) AND {IS_OPEN_OR_WATCHED}
 ORDER BY id FOR UPDATE SKIP LOCKED
-"""
+"""  # noqa: S608 - put together from constants
 # What our own tables say, read after the locks and so in a newer snapshot: a hold that was placed meanwhile counts. A
 # restart counts as asked for from its claim on. Unwatched ones are of a time before there was a watch.
 _OWN = f"""
 SELECT asked.id::text, EXISTS (SELECT FROM platform.workspaces WHERE workspaces.id = asked.id),
-       {on_hold("asked.id")}, last_restart.restarts, last_restart.up_s, last_restart.is_live,
+       {on_hold("asked.id")}, last_restart.restarts, last_restart.up_s, last_restart.open_or_watched,
        EXISTS (SELECT FROM platform.workspaces WHERE workspaces.id = asked.id AND {
     RESTARTING.format(by_hand="COALESCE(doubt.by_hand, false)")
 }),
@@ -62,7 +61,7 @@ SELECT asked.id::text, EXISTS (SELECT FROM platform.workspaces WHERE workspaces.
 FROM unnest(CAST(:ids AS uuid[])) AS asked (id)
 LEFT JOIN LATERAL (
     SELECT streak + CASE WHEN asked_at IS NULL THEN 0 ELSE 1 END AS restarts,
-           closed_at IS NULL OR watched_since IS NOT NULL AND watch_ended_at IS NULL AS is_live,
+           {IS_OPEN_OR_WATCHED} AS open_or_watched,
            CAST(extract(epoch FROM now() - CASE
                WHEN watched_since IS NOT NULL THEN COALESCE(up_since, now())
                ELSE COALESCE(watch_ended_at, closed_at, asked_at, now()) END) AS double precision) AS up_s
@@ -98,43 +97,42 @@ WITH asked AS MATERIALIZED (
     WHERE workspaces.id = asked.id AND lease_is_ours AND in_time AND NOT on_hold AND NOT adopted
       AND set_config('row_security', 'on', true) = 'on'
     RETURNING workspaces.id, workspaces.status::text AS status
-), gone AS MATERIALIZED (
+), passed AS MATERIALIZED (
     SELECT asked.*, flipped.status FROM asked LEFT JOIN flipped USING (id)
     WHERE lease_is_ours AND in_time AND NOT on_hold AND (adopted OR flipped.id IS NOT NULL)
 ), event AS (
     INSERT INTO platform.structure_events (event_type, workspace_id, payload)
-    SELECT 'WORKSPACE_OFFLINE', id, payload FROM gone WHERE NOT adopted
+    SELECT 'WORKSPACE_OFFLINE', id, payload FROM passed WHERE NOT adopted
 ), ended AS (
     UPDATE reconciler.restarts
     SET closed_at = COALESCE(closed_at, now()), outcome = COALESCE(outcome, 'cancelled'), watch_ended_at = now()
-    FROM gone
-    WHERE restarts.workspace_id = gone.id
-      AND (closed_at IS NULL OR watched_since IS NOT NULL AND watch_ended_at IS NULL)
+    FROM passed
+    WHERE restarts.workspace_id = passed.id AND {IS_OPEN_OR_WATCHED}
     RETURNING restarts.id, restarts.workspace_id, {short("restarts.instance_id")} AS instance_id, attempts,
               closed_at = now() AS cancelled,
-              CASE WHEN restarts.instance_id = gone.instance_id THEN watched_since END AS watched_since
+              CASE WHEN restarts.instance_id = passed.instance_id THEN watched_since END AS watched_since
 ), owed AS (
     INSERT INTO reconciler.restarts (workspace_id, instance_id, cycle_id, adopted, released, streak, backoff_until,
                                      absent_sightings, absent_since, watched_since, due_at, first_due_at)
     SELECT id, instance_id, CAST(:cycle_id AS uuid), adopted, :released, streak,
            now() + make_interval(secs => backoff_s), absent_sightings, now() - make_interval(secs => absent_s),
-           (SELECT min(watched_since) FROM ended WHERE workspace_id = gone.id), due.at, due.at
-    FROM gone, LATERAL (
+           (SELECT min(watched_since) FROM ended WHERE workspace_id = passed.id), due.at, due.at
+    FROM passed, LATERAL (
         SELECT GREATEST(now() + make_interval(secs => due_s),
                         (SELECT max(asked_at) + make_interval(secs => :uncertain_s) FROM reconciler.restarts
-                         WHERE restarts.workspace_id = gone.id AND restarts.instance_id = gone.instance_id)) AS at
+                         WHERE restarts.workspace_id = passed.id AND restarts.instance_id = passed.instance_id)) AS at
     ) AS due, (SELECT count(*) FROM ended) AS ended_before
     RETURNING workspace_id
-), believed AS (
+), ended_doubts AS (
     DELETE FROM reconciler.doubts
     WHERE (workspace_id, kind) IN (SELECT workspace_id, kind FROM reconciler.doubts
-                                   WHERE workspace_id IN (SELECT id FROM gone) FOR UPDATE SKIP LOCKED)
+                                   WHERE workspace_id IN (SELECT id FROM passed) FOR UPDATE SKIP LOCKED)
 )
 SELECT asked.id::text, asked.lease_is_ours, asked.in_time, asked.on_hold, owed.workspace_id IS NOT NULL,
-       asked.adopted OR COALESCE(gone.status = 'offline', false),
+       asked.adopted OR COALESCE(passed.status = 'offline', false),
        ended.id, ended.instance_id, ended.attempts
-FROM asked LEFT JOIN gone USING (id) LEFT JOIN owed ON owed.workspace_id = gone.id
-LEFT JOIN ended ON ended.workspace_id = gone.id AND cancelled
+FROM asked LEFT JOIN passed USING (id) LEFT JOIN owed ON owed.workspace_id = passed.id
+LEFT JOIN ended ON ended.workspace_id = passed.id AND cancelled
 """  # noqa: S608 - put together from constants
 
 
@@ -200,7 +198,7 @@ class Flips:
         server's or NotWrittenError.
         """
         with self._session.transaction(deadline, lock_wait_s=LOCK_WAIT_SECONDS) as transaction:
-            current = self._read(transaction, _LOCKED_ROWS, confirmed, policy)
+            current = self._read(transaction, confirmed, policy, locking=True)
             outcomes: dict[str, Flipped | SkipReason] = {}
             to_write: dict[str, Flipped] = {}
             rows = []
@@ -210,7 +208,7 @@ class Flips:
                 if reason is not None or now.row is None:
                     outcomes[workspace.id] = reason or SkipReason.ROW_GONE
                     continue
-                loop = crash_loop(now.row, policy.crash_loop)
+                loop = crash_loop(now.row.restarts, now.row.up_s, policy.crash_loop)
                 to_write[workspace.id] = Flipped(loop)
                 rows.append(self._record(one, now, loop, policy))
             if rows:
@@ -220,19 +218,19 @@ class Flips:
     def would_flip(self, deadline: Deadline, confirmed: Sequence[Confirmed], policy: FlipPolicy) -> FlipOutcomes:
         """Return what `flip` would return. For dry runs: takes no lock and writes nothing."""
         with self._session.transaction(deadline, read_only=True) as transaction:
-            current = self._read(transaction, _ROWS, confirmed, policy)
+            current = self._read(transaction, confirmed, policy, locking=False)
         outcomes: dict[str, Flipped | SkipReason] = {}
         for one in confirmed:
             row = current[one.second.workspace.id].row
             reason = objection(row, one.second.workspace)
-            loop = CrashLoop(0, 0.0) if row is None else crash_loop(row, policy.crash_loop)
+            loop = CrashLoop(0, 0.0) if row is None else crash_loop(row.restarts, row.up_s, policy.crash_loop)
             outcomes[one.second.workspace.id] = reason or Flipped(loop)
         return outcomes
 
     def _read(
-        self, transaction: Transaction, query: str, confirmed: Sequence[Confirmed], policy: FlipPolicy
+        self, transaction: Transaction, confirmed: Sequence[Confirmed], policy: FlipPolicy, *, locking: bool
     ) -> dict[str, _Current]:
-        """Read the rows again, and what our own tables say; return both by workspace id."""
+        """Read the rows again, locked or not, and then what our own tables say; return both by workspace id."""
         captured = {one.second.workspace.id: one.second.workspace for one in confirmed}
         ids = list(captured)
         terms = {
@@ -240,11 +238,10 @@ class Flips:
             "fresh_s": policy.heartbeat_fresh_s,
             "died_at": [policy.died_at.get(one.instance_id) for one in captured.values()],
         }
-        rows = {row[0]: row[1:] for row in transaction.run(query, ids=ids, **terms)}
-        takes_locks = query is _LOCKED_ROWS
-        ours = {one for (one,) in transaction.run(_LOCK_RESTARTS, ids=ids)} if takes_locks else set()
+        rows = {row[0]: row[1:] for row in transaction.run(_LOCKED_ROWS if locking else _ROWS, ids=ids, **terms)}
+        ours = {one for (one,) in transaction.run(_LOCK_RESTARTS, ids=ids)} if locking else None
         return {
-            own[0]: _current(captured[own[0]], rows.get(own[0]), own[1:], ours=ours if takes_locks else None)
+            own[0]: _current(captured[own[0]], rows.get(own[0]), own[1:], ours=ours)
             for own in transaction.run(_OWN, ids=ids)
         }
 
@@ -314,10 +311,10 @@ def _current(captured: Workspace, row: Sequence[Any] | None, own: Sequence[Any],
 
     `ours` are the workspaces whose restart, open or watched, we have locked; None: no lock is needed.
     """
-    exists, is_on_hold, restarts, up_s, is_live, restarting, sightings, absent_s, offline_s = own
+    exists, is_on_hold, restarts, up_s, open_or_watched, restarting, sightings, absent_s, offline_s = own
     if row is None:
         # The row is gone, or somebody else has locked it; then nothing else about it matters.
-        locked = CurrentRow(captured_status(captured), captured.instance_id, None, fresh_heartbeat=False, locked=True)
+        locked = CurrentRow(None, None, None, fresh_heartbeat=False, locked=True)
         return _Current(locked if exists else None)
     status, instance_id, runtime, heartbeat_at, fresh, heartbeat_age_s = row
     current = CurrentRow(
@@ -329,14 +326,9 @@ def _current(captured: Workspace, row: Sequence[Any] | None, own: Sequence[Any],
         restarts=restarts,
         up_s=up_s,
         restarting=restarting,
-        locked=bool(is_live) and ours is not None and captured.id not in ours,
+        locked=bool(open_or_watched) and ours is not None and captured.id not in ours,
     )
     return _Current(current, heartbeat_age_s, sightings, absent_s, offline_s)
-
-
-def captured_status(workspace: Workspace) -> str:
-    """Return a status with which the workspace is a candidate, as it was when it was selected."""
-    return "offline" if workspace.offline else "online"
 
 
 def _rfc3339(at_s: float) -> str:

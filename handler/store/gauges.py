@@ -8,8 +8,8 @@ from handler.store.candidates import RESTARTING, UNOWED_SECONDS
 from handler.store.holds import ALL_ON_HOLD, COUNT_ON_HOLD_SINGLY, count_all_on_hold, hold_ended_at, on_hold
 from handler.store.session import Session
 
-# A hold that has ended makes a doubt younger than others behind it. So the oldest one is looked for among so many, and
-# is at least as old as the first one that no hold has made younger.
+# A hold that has ended makes a doubt younger, so the one that began first need not be the oldest. The oldest is looked
+# for among this many, and is at least as old as the first one that no hold of its own has made younger.
 OLDEST_DOUBTS = 500
 
 # Reads only our own tables, because the platform's may be locked.

@@ -15,6 +15,7 @@ from handler.errors import ConnectionLostError, RequestError, RowLockedError, Se
 from handler.store.session import LOCK_WAIT_SECONDS, Session, Transaction
 from handler.store.sqlstate import QUERY_CANCELED
 from handler.store.tables import IS_UP, RIGHTS_TO_HOLD
+from handler.store.transaction import ids_or_null
 
 # How long the table `workspaces` is waited for, to learn whether the named ones exist. It is less if connecting took
 # long, because some of the answer's time is kept to place the hold.
@@ -219,7 +220,7 @@ class Holds:
         """
         statement = _PLACE_ON_EVERYTHING if workspace_ids is None else _PLACE_ON_THESE
         with self._writing(deadline, "no hold was placed") as transaction:
-            transaction.run(statement, ids=_ids(workspace_ids), reason=reason, lasts_s=lasts_s)
+            transaction.run(statement, ids=ids_or_null(workspace_ids), reason=reason, lasts_s=lasts_s)
             return _active(transaction, most)
 
     def release(
@@ -249,7 +250,7 @@ class Holds:
         with self._session.transaction(
             deadline, read_only=not locked, rights=RIGHTS_TO_HOLD, lock_wait_s=LOCK_WAIT_SECONDS
         ) as transaction:
-            rows = transaction.run(statement, ids=_ids(workspace_ids), most=MOST_IN_FLIGHT)
+            rows = transaction.run(statement, ids=ids_or_null(workspace_ids), most=MOST_IN_FLIGHT)
         return [one for (one,) in rows]
 
     def count_all(self, deadline: Deadline) -> int:
@@ -258,7 +259,7 @@ class Holds:
 
     def _released(self, deadline: Deadline, workspace_ids: Sequence[str] | None, most: int) -> ActiveHolds:
         end, still = (_RELEASE_EVERYTHING, _STILL_STOPPED) if workspace_ids is None else (_RELEASE, _STILL_ON_HOLD)
-        ids = _ids(workspace_ids)
+        ids = ids_or_null(workspace_ids)
         with self._writing(deadline, "nothing was released") as transaction:
             for statement in end:
                 transaction.run(statement, ids=ids)
@@ -285,7 +286,3 @@ def _active(transaction: Transaction, most: int) -> ActiveHolds:
         return ActiveHolds([])
     *_, singly, on_everything = rows[0]
     return ActiveHolds([Hold(*row[:3]) for row in rows], singly, on_everything)
-
-
-def _ids(workspace_ids: Sequence[str] | None) -> list[str] | None:
-    return None if workspace_ids is None else list(workspace_ids)

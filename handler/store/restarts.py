@@ -6,6 +6,8 @@ Restarts that are looked after without being asked for are in `handler.store.wat
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields
+from typing import Any
 
 from handler.deadline import Deadline
 from handler.domain.evidence import DatabaseClock, expiry
@@ -15,6 +17,7 @@ from handler.store.holds import hold_ended_at, on_hold
 from handler.store.lease import LEASE_IS_OURS, Lease
 from handler.store.session import LOCK_WAIT_SECONDS, Session, Transaction
 from handler.store.tables import short
+from handler.store.transaction import ids_or_null
 
 # A stop lasts a day at most. One that ends later than this from now is of a clock that has jumped since.
 LATEST_END_OF_STOP_SECONDS = 90_000
@@ -30,6 +33,7 @@ RESTART = f"""owed.id, owed.workspace_id::text, {short("owed.instance_id")}, att
        watched_since IS NOT NULL, absent_sightings,
        COALESCE(CAST(extract(epoch FROM now() - absent_since) AS double precision), 0), streak,
        {short("last_answer")}"""
+_COLUMNS = len(fields(Restart))
 # The comparison is the server's: an instance id that cannot be decoded is another one.
 STILL_OWED = "COALESCE(current.status = 'offline' AND current.instance_id = owed.instance_id, false)"
 _OWED = f"""
@@ -46,7 +50,7 @@ MAY_BE_ASKED = f"""{_DUE} AND COALESCE(backoff_until <= now(), true) AND NOT {on
 _DUE_LIST = f"""{_OWED}
 WHERE closed_at IS NULL AND {MAY_BE_ASKED} AND (released OR NOT :released_only) AND (refusals > 0) = :refused
 ORDER BY due_at, owed.id LIMIT :most"""
-_ANY_DUE = f"""
+_COUNT_DUE = f"""
 SELECT count(*) FROM (
     SELECT FROM reconciler.restarts AS owed WHERE closed_at IS NULL AND {MAY_BE_ASKED} LIMIT :most
 ) AS due
@@ -137,7 +141,7 @@ class Restarts:
         """Return how many restarts may be asked for now, but no more than `most`."""
         with self._session.transaction(deadline, read_only=True) as transaction:
             ((count,),) = transaction.run(
-                _ANY_DUE, grace_s=grace_s, workspace_ids=ids_or_null(workspace_ids), most=most
+                _COUNT_DUE, grace_s=grace_s, workspace_ids=ids_or_null(workspace_ids), most=most
             )
         return int(count)
 
@@ -292,10 +296,11 @@ def answered_before(restart: Restart) -> str | None:
     return "uncertain" if restart.last_answer == "claimed" else restart.last_answer
 
 
-def ids_or_null(workspace_ids: Sequence[str] | None) -> list[str] | None:
-    """Return workspace ids as statements take them."""
-    return None if workspace_ids is None else list(workspace_ids)
+def restart_and_rest(row: Sequence[Any]) -> tuple[Restart, Sequence[Any]]:
+    """Return the restart with which a row begins (the columns RESTART), and the rest of the row."""
+    return Restart(*row[:_COLUMNS]), row[_COLUMNS:]
 
 
-def _owed(row: Sequence[object]) -> Owed:
-    return Owed(Restart(*row[:11]), *row[11:])  # type: ignore[arg-type]  # the driver has no types
+def _owed(row: Sequence[Any]) -> Owed:
+    restart, rest = restart_and_rest(row)
+    return Owed(restart, *rest)

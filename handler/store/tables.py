@@ -26,6 +26,9 @@ def short(text: str) -> str:
 # What makes a row a candidate, beside the adopted ones.
 IS_UP = """(workspaces.status IN ('online', 'degraded') AND workspaces.instance_id <> ''
     AND COALESCE(workspaces.runtime, '') <> 'external')"""
+# Of a restart: a cycle still looks at what becomes of its workspace.
+IS_WATCHED = "(watched_since IS NOT NULL AND watch_ended_at IS NULL)"
+IS_OPEN_OR_WATCHED = f"(closed_at IS NULL OR {IS_WATCHED})"
 
 RIGHTS_TO_READ: Rights = (
     *(

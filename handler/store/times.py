@@ -6,6 +6,8 @@ places one sees when it ends, and may release it.
 """
 
 from handler.domain.backoff import LONGEST_CRASH_LOOP_BACKOFF_S
+from handler.store.doubts import SEEN_LATELY
+from handler.store.tables import IS_OPEN_OR_WATCHED
 
 # What happened lies no further ahead than this: transactions that began later, and the clocks of two servers, make out
 # far less.
@@ -53,9 +55,8 @@ def _take_back(table: str) -> str:
 # Only what somebody reads is looked for, and that by indexes.
 _READ = {
     "doubts": f"""({_is_ahead("since")}
-        OR kind IN ('absent', 'dead') AND last_seen_at > now() - make_interval(hours => 24))""",
-    "restarts": f"""(closed_at IS NULL OR watched_since IS NOT NULL AND watch_ended_at IS NULL
-        OR {_is_ahead("flipped_at")} OR {_is_ahead("closed_at")})""",
+        OR kind IN ('absent', 'dead') AND {SEEN_LATELY})""",
+    "restarts": f"""({IS_OPEN_OR_WATCHED} OR {_is_ahead("flipped_at")} OR {_is_ahead("closed_at")})""",
 }
 # One statement, because each costs a round trip. Parameter: `longest_wait_s`.
 TAKE_BACK_TIMES = f"WITH {', '.join(f'in_{table} AS ({_take_back(table)})' for table in HAPPENED)} SELECT"

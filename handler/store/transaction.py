@@ -104,6 +104,11 @@ class Transaction:
         return sql
 
 
+def ids_or_null(workspace_ids: Sequence[str] | None) -> list[str] | None:
+    """Return workspace ids, or None for everybody, as the driver takes them."""
+    return None if workspace_ids is None else list(workspace_ids)
+
+
 def begin(*, read_only: bool, timeout_s: float, lock_wait_s: float = math.inf) -> str:
     """Return the statements that begin a transaction.
 

@@ -20,17 +20,18 @@ from handler.store.restarts import (
     NAMED,
     RESTART,
     STILL_OWED,
-    ids_or_null,
+    restart_and_rest,
 )
 from handler.store.session import LOCK_WAIT_SECONDS, Session
-from handler.store.tables import short
+from handler.store.tables import IS_WATCHED, short
+from handler.store.transaction import ids_or_null
 
 # A cycle cancels no more restarts than this because their rows moved on, and marks no more as kept back; the others
 # follow in the next ones.
 MOST_AT_ONCE = 5000
-# A cycle looks at no more watched restarts, ...
+# A cycle reads no more watched restarts, ...
 MOST_WATCHED = 20_000
-# ... and at no more that the breaker keeps back: one call of EC2's.
+# ... and probes no more that the breaker keeps back, which takes a few calls of EC2's.
 MOST_KEPT_BACK = 1000
 
 # What somebody else has locked is passed over, here and below: the next cycle sees it again.
@@ -50,7 +51,7 @@ SELECT {RESTART}, {short("current.status::text")}, closed_at IS NULL,
        COALESCE(current.instance_id = owed.instance_id, false),
        CAST(extract(epoch FROM now() - up_since) AS double precision), {on_hold("owed.workspace_id")}
 FROM reconciler.restarts AS owed LEFT JOIN platform.workspaces AS current ON current.id = owed.workspace_id
-WHERE watched_since IS NOT NULL AND watch_ended_at IS NULL
+WHERE {IS_WATCHED}
 ORDER BY due_at, owed.id LIMIT {MOST_WATCHED}
 """  # noqa: S608 - put together from constants
 _NOTE_WATCH = """
@@ -145,7 +146,7 @@ class Watches:
         """Return the watched restarts, the least recently looked at first, and what became of their workspaces."""
         with self._session.transaction(deadline, read_only=True) as transaction:
             rows = transaction.run(_WATCHED)
-        return [Watched(Restart(*row[:11]), *row[11:]) for row in rows]
+        return [Watched(restart, *rest) for restart, rest in map(restart_and_rest, rows)]
 
     def note_watch(self, deadline: Deadline, *, ended: Sequence[int], up: Sequence[int], not_up: Sequence[int]) -> None:
         """Note which watches are over, and which watched workspaces are up and not up, by their restarts' ids."""

@@ -1,7 +1,9 @@
-"""What every probe does: the simulation's in memory, EC2's and the control plane's."""
+"""What every probe does: the simulation's in memory, EC2's, with one target and with two, and the control plane's."""
 
+import json
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from http import HTTPStatus
 from typing import Protocol
 
@@ -21,6 +23,7 @@ from sandbox.ec2 import REGION
 from sandbox.ec2_xml import STATE_CODES
 from sandbox.http_server import Answer
 from sandbox.limited_ec2 import ApiError, LimitedEc2
+from sandbox.regions import Regions, Trust
 from tests.fakes import world
 from tests.fakes.world import ERROR, Asked, Instance, Lie, World
 from tests.unit.builders import instance, number_of, workspace
@@ -38,7 +41,7 @@ class Subject(Protocol):
         """Put an instance into a state, or (None) make it unknown."""
         ...
 
-    target: str
+    targets: tuple[str, ...]
 
     def impair(self, number: int) -> None:
         """Let an instance fail EC2's system status check, if the source of truth knows of such checks."""
@@ -65,7 +68,7 @@ class InMemory:
     """See Subject. It is also the invocation that uses the probe."""
 
     cycle_id = "cycle"
-    target = world.TARGET
+    targets: tuple[str, ...] = (world.TARGET,)
 
     def __init__(self) -> None:
         self._world = World()
@@ -106,7 +109,7 @@ class InMemory:
 class OfEc2:
     """See Subject. The account has the instances of the first few numbers."""
 
-    target = REGION
+    targets: tuple[str, ...] = (REGION,)
 
     def __init__(self, server: LimitedEc2) -> None:
         self._server = server
@@ -138,10 +141,58 @@ class OfEc2:
         return Ec2Probe(api, timeout_s=timeout_s, target=self._aws.region())
 
 
+class OfTargets:
+    """See Subject. Instances with odd numbers are here, the others there, in another Region and account."""
+
+    targets: tuple[str, ...] = (REGION, "eu-west-1/210987654321", "every target")
+
+    def __init__(self, regions: Regions) -> None:
+        role = "arn:aws:iam::210987654321:role/reconciler"
+        regions.roles[role] = Trust()
+        self._here, self._there = regions.add(), regions.add("eu-west-1", "210987654321", first=1)
+        for number in range(1, len(WORDS) + 3):
+            for one in (self._here, self._there):
+                one.add()
+            self._other(number).forget(instance(number))
+        listed = [{"region": REGION}, {"region": "eu-west-1", "role_arn": role}]
+        targets = json.dumps([one | {"may_be_empty": True} for one in listed])
+        self._process = process.Process({"DATABASE_URL": "postgresql://x:y@z/platform", "EC2_TARGETS": targets})
+        self.close = self._process.close
+
+    def _own(self, number: int) -> LimitedEc2:
+        return self._here if number % 2 else self._there
+
+    def _other(self, number: int) -> LimitedEc2:
+        return self._there if number % 2 else self._here
+
+    def set_state(self, number: int, state: str | None) -> None:
+        if state is None:
+            self._own(number).forget(instance(number))
+        else:
+            self._own(number).set_state(instance(number), state)
+
+    def impair(self, number: int) -> None:
+        self._own(number).impair(instance(number))
+
+    def refuse(self) -> None:
+        error = ApiError("UnauthorizedOperation", "You are not authorized.", HTTPStatus.FORBIDDEN)
+        self._here.script.reply(error.as_answer())
+
+    def delay(self, seconds: float) -> None:
+        self._here.latency_s = self._there.latency_s = seconds
+
+    def deadline(self, seconds: float) -> Deadline:
+        return Deadline(seconds)
+
+    def probe(self, *, timeout_s: float = 10.0) -> Probe:
+        self._process.settings = replace(self._process.settings, probe_timeout_seconds=timeout_s)
+        return self._process.parts().probe(Deadline(1))
+
+
 class OfControlPlane:
     """See Subject. `states` are what the control plane answers from."""
 
-    target = "control_plane"
+    targets: tuple[str, ...] = ("control_plane",)
 
     def __init__(self, server: ControlPlane, states: dict[str, str]) -> None:
         self._server, self._states = server, states
@@ -174,7 +225,7 @@ def _never(*_: object) -> str:
     raise AssertionError("a secret is asked for")
 
 
-@pytest.fixture(params=["memory", "ec2", "control_plane"])
+@pytest.fixture(params=["memory", "ec2", "targets", "control_plane"])
 def subject(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Subject]:
     """A probe of each kind."""
     if request.param == "memory":
@@ -186,6 +237,13 @@ def subject(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
             monkeypatch.setitem(STATE_CODES, NOT_EC2S_WORD, 32)
             with closing(OfEc2(ec2)) as subject:
                 yield subject
+    elif request.param == "targets":
+        with Regions() as regions:
+            for name, value in regions.environment.items():
+                monkeypatch.setenv(name, value)
+            monkeypatch.setitem(STATE_CODES, NOT_EC2S_WORD, 32)
+            with closing(OfTargets(regions)) as over_targets:
+                yield over_targets
     else:
         states: dict[str, str] = {}
         with ControlPlane(states.get) as control_plane:
@@ -224,7 +282,7 @@ def test_a_sighting_says_who_answered_and_when(subject: Subject) -> None:
     found = list(subject.probe().sightings([workspace(1), workspace(2)], deadline))
     assert {one.verdict for one in found} == {Verdict.DEAD, Verdict.ABSENT}
     for one in found:
-        assert one.target == subject.target
+        assert one.target in subject.targets
         assert asked_at + 0.2 <= one.answered_at <= deadline.now()
 
 
@@ -235,7 +293,7 @@ def test_impaired_instances_are_counted_where_that_is_known(subject: Subject) ->
     for number in (1, 3, 4):
         subject.impair(number)
     ours = [workspace(1), workspace(2), workspace(3), workspace(5, instance(1))]
-    expected = 0 if subject.target == "control_plane" else 2
+    expected = 0 if subject.targets == ("control_plane",) else 2
     assert subject.probe().impaired(ours, subject.deadline(PLENTY_S))() == expected
 
 

@@ -10,6 +10,7 @@ from handler.telemetry import LOG_KEYS, METRIC_NAMES
 from sandbox.control_plane import ControlPlane
 from sandbox.postgres import RECONCILER_ROLE
 from tests.e2e.conftest import INSTALLER, STATE_CHANGES, Start, World
+from tests.support import accounts
 from tests.support.runtime_api import InitError
 from tests.support.tools import ROOT
 
@@ -117,6 +118,24 @@ def test_a_batch_of_state_changes_is_answered_as_the_docs_say(
     (metrics,) = (line for line in function.log_lines() if line.get("EventFlips") in (2, [2]))
     assert metrics["service"] == "blue"
     assert world.platform.calls == []
+
+
+def test_an_instance_in_another_account_is_found_dead_with_an_assumed_role(world: World, start: Start) -> None:
+    """The artifact has all that botocore needs to call STS."""
+    with accounts.elsewhere(world.ec2) as clients:
+        theirs = accounts.launched(clients[f"{accounts.WEST}/{accounts.ACCOUNT}"], 2)
+        clients[f"{accounts.WEST}/{accounts.ACCOUNT}"].terminate_instances(InstanceIds=theirs[:1])
+        gone, alive = (world.fleet.add(one) for one in theirs)
+        near, west = (
+            world.fleet.add(world.ec2.launch()[0]),
+            world.fleet.add(accounts.launched(clients[accounts.WEST], 1)[0]),
+        )
+        outcome = start(world.settings(EC2_TARGETS=accounts.TARGETS)).invoke(EVENTS["apply.json"])
+        world.platform.settle()
+    assert not outcome.failed, outcome.value
+    assert (outcome.value["running"], outcome.value["targets_failed"], outcome.value["targets_empty"]) == (3, [], [])
+    assert [flip["workspace_id"] for flip in outcome.value["flips"]] == [gone]
+    assert [world.fleet.statuses()[one] for one in (near, west, alive)] == ["online"] * 3
 
 
 def test_the_function_for_state_changes_refuses_what_is_no_batch(world: World, start: Start) -> None:

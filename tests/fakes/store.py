@@ -13,17 +13,17 @@ from typing import Concatenate, ParamSpec, TypeVar, cast
 from handler.deadline import Deadline
 from handler.domain.backoff import LONGEST_CRASH_LOOP_BACKOFF_S, CrashLoop, crash_loop
 from handler.domain.coverage import Progress
-from handler.domain.decide import CANDIDATE_STATUSES, EXTERNAL, Fleet, Memory, objection
+from handler.domain.decide import CANDIDATE_STATUSES, EXTERNAL, OFFLINE, Fleet, Memory, objection
 from handler.domain.doubts import ABSENCES_ADD_UP_SECONDS, Doubt, DoubtChanges, Known
 from handler.domain.evidence import Confirmed, DatabaseClock, expiry
 from handler.domain.model import CurrentRow, Hold, Restart, Sighting, SkipReason, Verdict, Workspace
 from handler.domain.report import FleetGauges, Gauges
-from handler.domain.restarts import OFFLINE, RECOVERY_SECONDS, Owed, RestartDecision, Step, Watched
+from handler.domain.restarts import RECOVERY_SECONDS, Owed, RestartDecision, Step, Watched
 from handler.domain.state_changes import HEARTBEAT_ARRIVES_SECONDS, OLDEST_EVENT_SECONDS
 from handler.errors import ConnectionLostError, LeaseLostError, RequestError, RowLockedError, StoreError
 from handler.store import ActiveHolds, FlipOutcomes, Selection, Store
 from handler.store.candidates import UNOWED_SECONDS, selection
-from handler.store.flip import Flipped, FlipPolicy, captured_status
+from handler.store.flip import Flipped, FlipPolicy
 from handler.store.holds import MOST_SHOWN
 from handler.store.lease import LONGEST_SECONDS, MARGIN_SECONDS
 from handler.store.memory import KEPT_DAYS
@@ -232,6 +232,13 @@ class Doubts(Part):
             and row.instance_id == doubt.instance_id
             and row.status in (*CANDIDATE_STATUSES, OFFLINE)
             and row.runtime != EXTERNAL
+            and not (row.status == OFFLINE and self._is_flipped(doubt))
+        )
+
+    def _is_flipped(self, doubt: StoredDoubt) -> bool:
+        return any(
+            one.is_open and (one.workspace_id, one.instance_id) == (doubt.workspace_id, doubt.instance_id)
+            for one in self.tables.restarts
         )
 
     @_transaction
@@ -434,7 +441,7 @@ class Flips(Part):
         outcomes: dict[str, Flipped | SkipReason] = {}
         for workspace in (one.second.workspace for one in confirmed):
             row = self._current(workspace, policy, None)
-            loop = CrashLoop(0, 0.0) if row is None else crash_loop(row, policy.crash_loop)
+            loop = CrashLoop(0, 0.0) if row is None else crash_loop(row.restarts, row.up_s, policy.crash_loop)
             outcomes[workspace.id] = objection(row, workspace) or Flipped(loop)
         return outcomes
 
@@ -465,7 +472,7 @@ class Flips(Part):
         if row is None:
             return None
         if locked is not None and row.locked_by != self.cycle_id:
-            return CurrentRow(captured_status(workspace), workspace.instance_id, None, False, locked=True)  # noqa: FBT003
+            return CurrentRow(None, None, None, False, locked=True)  # noqa: FBT003
         beat_at = row.heartbeat_at
         fresh = _text(beat_at) != workspace.last_heartbeat_at or (
             beat_at is not None
@@ -510,7 +517,7 @@ class Flips(Part):
             stored = self.tables.workspaces[workspace.id]
             stored.status, stored.updated_at = OFFLINE, self.tables.now
             self.tables.events.append((workspace.id, workspace.instance_id))
-        loop = crash_loop(row, policy.crash_loop)
+        loop = crash_loop(row.restarts, row.up_s, policy.crash_loop)
         return Flipped(loop, self._owe(one.second, loop, policy))
 
     def _owe(self, second: Sighting, loop: CrashLoop, policy: FlipPolicy) -> Restart | None:

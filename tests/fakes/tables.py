@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from handler.domain.coverage import Coverage
-from handler.domain.decide import ADOPTED_STATUS, CANDIDATE_STATUSES, EXTERNAL
+from handler.domain.decide import CANDIDATE_STATUSES, EXTERNAL, OFFLINE
 from handler.domain.model import Verdict
 from handler.store.restarts import LATEST_END_OF_STOP_SECONDS
 
@@ -32,7 +32,7 @@ class Row:
     @property
     def is_offline(self) -> bool:
         """Tell whether the row may be a candidate for an adoption."""
-        return self.status == ADOPTED_STATUS and self._is_ours
+        return self.status == OFFLINE and self._is_ours
 
     @property
     def _is_ours(self) -> bool:

@@ -8,7 +8,7 @@ from typing import Protocol, Self
 
 from handler.deadline import Deadline
 from handler.domain.model import NOT_FOUND, Cause, Failure, Sighting, Workspace, sighting_of, unknown
-from handler.probes import fair_share
+from handler.probes import TargetTroubles, fair_share
 from handler.restarts import Answer, Connection, Reply
 from handler.restarts.asking import CALL_SECONDS
 from tests.fakes.tables import Row, StoredRestart, Tables
@@ -109,6 +109,9 @@ class World:
     impaired: set[str] = field(default_factory=set)
     # How long a probe's answer takes, unless the deadline cuts it off.
     probe_takes_s: float = 0.0
+    # Of several targets, those that answer with an error, and those that know nobody: a role of the wrong account.
+    down: set[int] = field(default_factory=set)
+    blind: set[int] = field(default_factory=set)
     jobs: list[Job] = field(default_factory=list)
     asked: list[Asked] = field(default_factory=list)
     platform_mood: str | None = None
@@ -326,6 +329,10 @@ class Probe:
         running = {one for one, instance in self._world.instances.items() if instance.state == "running"}
         impaired = running & self._world.impaired
         return lambda: sum(one.instance_id in impaired for one in workspaces)
+
+    def troubles(self) -> TargetTroubles:
+        """See handler.probes.Probe."""
+        return TargetTroubles()
 
     def _answers(self, workspaces: Sequence[Workspace], deadline: Deadline, enough_s: float) -> Iterator[Sighting]:
         answered_at = 0.0

@@ -9,11 +9,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from handler.errors import ReconcilerError, RequestError, shown
+from sandbox.state_changes import state_change
 from tests.fuzz.anything import CANARY, Nobody, any_json, examples, nearly
 from tests.support.events import EVENTS, event
 from tests.support.invoke import Invoke
 from tests.support.stage import recorded
-from tests.support.state_changes import batch, message, returned, state_change
+from tests.support.state_changes import batch, message, returned
 
 pytestmark = pytest.mark.no_cover  # many times the same lines; the other tests measure coverage
 

@@ -17,6 +17,7 @@ from tests.support.invoke import Invoke
 from tests.support.stage import recorded
 
 ARN = "arn:aws:secretsmanager:eu-central-1:123456789012:secret:reconciler-AbCdEf"
+ROLE = "arn:aws:iam::210987654321:role/reconciler"
 DATABASE = f"postgresql://reconciler:{CANARY}@127.0.0.1:1/platform?sslmode=disable"
 RIGHT = {
     "AWS_REGION": "eu-central-1",
@@ -24,6 +25,7 @@ RIGHT = {
     "AWS_SECRET_ACCESS_KEY": CANARY,
     "DATABASE_URL": DATABASE,
     "PROBE": "control_plane",
+    "EC2_TARGETS": json.dumps([{"region": "eu-west-1", "role_arn": ROLE, "external_id": CANARY}]),
     "MODE": "dry-run",
     "DATABASE_AUTH": "password",
     "DATABASE_SSLMODE": "disable",
@@ -80,8 +82,8 @@ def test_any_environment_is_accepted_or_refused_by_a_variables_name(
     message = str(error.value)
     if isinstance(error.value, SettingsError):
         assert nobody.asked == 0
-        assert re.match(r"[A-Z_]+(, [A-Z_]+)*: ", message)
-        assert message.partition(":")[0].partition(",")[0] in NAMES
+        assert re.match(r"[A-Z_0-9]+(, [A-Z_]+)*(\[\d+\](\.[a-z_]+)?)?: ", message)
+        assert re.split(r"[:,\[]", message)[0] in NAMES
     assert len(message) < 300
     assert "\n" not in message
     assert CANARY not in message + output.getvalue()

@@ -32,6 +32,8 @@ _DECIDE = "handler/domain/decide.py"
 _DOUBTS = "handler/domain/doubts.py"
 _EC2 = "handler/probes/ec2/probe.py"
 _EC2_API = "handler/probes/ec2/api.py"
+_EC2_SEARCH = "handler/probes/ec2/search.py"
+_EC2_TARGETS = "handler/probes/ec2/targets.py"
 _EVIDENCE = "handler/domain/evidence.py"
 _FLIP = "handler/store/flip.py"
 _FLIPS = "handler/flips.py"
@@ -75,6 +77,7 @@ _TEST_GROWTH = "tests/integration/test_growth.py::"
 _TEST_LARGE = "tests/integration/test_large_answers.py::"
 _TEST_LEAKS = "tests/integration/test_leaks.py::"
 _TEST_LIMITS = "tests/unit/test_limits.py::"
+_TEST_LOST_LEASE = "tests/integration/test_lost_lease.py::"
 _TEST_KEPT_BACK = "tests/integration/test_kept_back.py::"
 _TEST_LOCKED = "tests/integration/test_locked_state.py::"
 _TEST_NET = "tests/net/"
@@ -88,6 +91,7 @@ _TEST_STORED_DOUBTS = "tests/contract/test_doubts.py::"
 _TEST_EC2 = "tests/integration/test_ec2.py::"
 _TEST_EC2_PROBE = "tests/unit/test_ec2_probe.py::"
 _TEST_EVENT_CYCLE = "tests/unit/test_event_cycle.py::"
+_TEST_EVENTS_ATTACKED = "tests/integration/test_events_attacked.py::"
 _TEST_FAILOVER = "tests/integration/test_failover.py::"
 _TEST_FIELD = "tests/integration/test_field_reports.py::"
 _TEST_FLIP_ERRORS = "tests/integration/test_flip_errors.py::"
@@ -105,6 +109,7 @@ _TEST_ROW_SECURITY = "tests/integration/test_row_level_security.py::"
 _TEST_SEARCH_PATH = "tests/integration/test_search_path.py::"
 _TEST_SESSION = "tests/integration/test_session.py::"
 _TEST_SILENT = "tests/integration/test_silent_addresses.py::"
+_TEST_SEARCH = "tests/unit/test_search.py::"
 _TEST_SECRETS = "tests/unit/test_secrets.py::"
 _TEST_SETS = "tests/isolation/test_sets.py::"
 _TEST_STATE_CHANGES = "tests/integration/test_state_changes.py::"
@@ -114,6 +119,7 @@ _TEST_STORE = "tests/contract/test_store.py::"
 _TEST_STORED_RESTARTS = "tests/contract/test_restarts.py::"
 _TEST_STORIES = "tests/integration/test_stories.py::"
 _TEST_ATTACKS = "tests/integration/test_attacks.py::"
+_TEST_TARGETS = "tests/integration/test_targets.py::"
 _TEST_TELEMETRY = "tests/integration/test_telemetry.py::"
 _TEST_TIMES = "tests/contract/test_times.py::"
 _TEST_TELEMETRY_UNIT = "tests/unit/test_telemetry.py::"
@@ -162,10 +168,10 @@ GUARDS = (
         "EC2: failed call",
         "the instances of a failed call are taken for absent",
         _EC2,
-        "Ec2Probe._ask",
+        "Ec2Probe.ask",
         Code(
             "learnt | dict.fromkeys(missing, failure)",
-            "learnt | dict.fromkeys(missing, _Known(NOT_FOUND, deadline.now()))",
+            "learnt | dict.fromkeys(missing, Known(NOT_FOUND, deadline.now()))",
         ),
         f"{_TEST_EC2}test_an_unusable_answer_makes_only_its_own_instances_unknown",
     ),
@@ -189,7 +195,7 @@ GUARDS = (
         "EC2: instance id format",
         "a malformed id acts as a wildcard in a filter, or fails the call for all ids in it",
         _EC2,
-        "Ec2Probe.sightings",
+        "by_instance",
         Code("INSTANCE_ID.fullmatch(workspace.instance_id)", "workspace.instance_id"),
         f"{_TEST_EC2}test_a_malformed_id_is_unknown_never_sent_and_affects_nobody_else",
     ),
@@ -200,7 +206,7 @@ GUARDS = (
         "Ec2Probe.sightings",
         Code(
             "self._asked(recorded_by, deadline, fair_share(self._timeout_s, deadline))",
-            '[(one, _Known("terminated", deadline.now())) for one in recorded_by]',
+            '[(one, Known("terminated", deadline.now())) for one in recorded_by]',
         ),
         f"{_TEST_EC2}test_instances_missing_from_a_listing_are_asked_about_and_not_taken_for_dead",
     ),
@@ -213,10 +219,90 @@ GUARDS = (
         f"{_TEST_EC2_PROBE}test_a_sighting_is_as_old_as_the_page_that_names_it",
     ),
     Guard(
+        "targets: every one has answered",
+        "an instance of another Region or account is taken for absent because the first one does not know it",
+        _EC2_SEARCH,
+        "Search._moved_on",
+        Code("case.waits_for and not case.found", "False"),
+        f"{_TEST_SEARCH}test_where_an_instance_was_found_it_is_asked_for_first",
+    ),
+    Guard(
+        "targets: a failed one",
+        "while a Region is down, its instances are taken for absent and flipped",
+        _EC2_SEARCH,
+        "_of",
+        Code("case.failure or Known(NOT_FOUND, case.missing_at)", "Known(NOT_FOUND, case.missing_at)"),
+        f"{_TEST_TARGETS}test_while_a_target_fails_nobody_is_absent",
+    ),
+    Guard(
+        "targets: an empty one",
+        "a role in the wrong account finds nobody, and all instances of the right one are flipped",
+        _EC2_TARGETS,
+        "TargetsProbe._sighting",
+        Code("learnt.state == NOT_FOUND and self._empty", "False"),
+        f"{_TEST_TARGETS}test_while_a_target_is_empty_nobody_is_absent",
+    ),
+    Guard(
+        "targets: one that had no time to answer",
+        "an instance that a target was too late to look for is taken for absent",
+        _EC2_SEARCH,
+        "Search._moved_on",
+        Code("case.cut_off and not (case.found or case.failure)", "False"),
+        "tests/unit/test_targets_cut_short.py::test_nobody_is_absent_for_a_target_that_had_no_time_to_answer",
+    ),
+    Guard(
+        "targets: found is what EC2 has a word for",
+        "something that is not EC2 answers for a target, and its instances are taken for absent",
+        _EC2_TARGETS,
+        "TargetsProbe._noted",
+        Code("VERDICT_OF_STATE.get(one.state) in FOUND", "one.state != NOT_FOUND"),
+        "tests/unit/test_targets_cut_short.py::test_a_target_that_only_says_what_no_instance_does_has_found_nobody",
+    ),
+    Guard(
+        "targets: what one has found",
+        "an instance that one target has found costs calls at all others",
+        _EC2_SEARCH,
+        "Search.batch",
+        Code("case.found", "False"),
+        f"{_TEST_SEARCH}test_of_two_targets_that_know_an_instance_the_living_answer_wins",
+    ),
+    Guard(
+        "targets: a living answer that may still come",
+        "a workspace is flipped for one target's stale answer, while another one says that its instance runs",
+        _EC2_SEARCH,
+        "Search._moved_on",
+        Code("case.under_way", "False"),
+        f"{_TEST_TARGETS}test_if_two_know_an_instance_the_living_answer_wins",
+    ),
+    Guard(
+        "targets: disagreement",
+        "of two targets that say different things of an instance, the first to answer has it flipped",
+        _EC2_SEARCH,
+        "_of",
+        Code("any(other.state != known.state for _, other in case.found)", "False"),
+        f"{_TEST_TARGETS}test_if_two_know_an_instance_the_living_answer_wins",
+    ),
+    Guard(
+        "targets: an absence is as old as the first answer",
+        "an instance that was launched while other targets were asked is flipped for what the first one did not know",
+        _EC2_SEARCH,
+        "Search.answered",
+        Code("min(case.missing_at, answer.answered_at)", "answer.answered_at"),
+        f"{_TEST_SEARCH}test_not_found_counts_when_all_have_said_it_and_is_as_old_as_the_first_answer",
+    ),
+    Guard(
+        "targets: credentials of their own",
+        "our own account answers for another one, and says that none of its instances exists",
+        "handler/process.py",
+        "Process._ec2_probe",
+        Code("self._roles.get(target.name)", "None"),
+        "tests/integration/test_targets_of_moto.py::test_each_account_is_asked_in_its_region_with_its_own_credentials",
+    ),
+    Guard(
         "evidence: an absence is as old as its first page",
         "an instance that was launched while a listing was read is flipped for what its first page did not name",
         _EC2,
-        "Ec2Probe._ask",
+        "Ec2Probe.ask",
         Code("min(arrivals)", "max(arrivals)"),
         f"{_TEST_EC2_PROBE}test_an_absence_is_as_old_as_the_first_page_of_its_call",
     ),
@@ -572,7 +658,7 @@ GUARDS = (
         "second probe",
         "one wrong answer, or an instance that just started, costs a workspace its machine",
         _FLIPS,
-        "Flipper._attempts_once",
+        "Flipper._attempted",
         Code("confirms(first, second)", "True"),
         f"{_TEST_CYCLE}test_a_second_probe_that_does_not_confirm_prevents_the_flip",
     ),
@@ -690,11 +776,19 @@ GUARDS = (
     ),
     Guard(
         "hold: at the flip",
-        "a workspace is flipped although it was put on hold during the re-read",
+        "a workspace is flipped although it was put on hold after the re-read",
         _FLIP,
         "_WRITE",
         Sql("AND NOT on_hold AND NOT adopted", "AND NOT adopted"),
-        f"{_TEST_HOLDS}test_no_flip_begins_after_a_hold_was_placed_however_close",
+        f"{_TEST_SETS}test_a_hold_that_is_placed_before_the_write_exempts_its_own_workspaces_and_no_other",
+    ),
+    Guard(
+        "hold: at the adoption",
+        "a workspace is adopted although it was put on hold after the re-read",
+        _FLIP,
+        "_WRITE",
+        Sql("AND NOT on_hold AND (adopted OR", "AND (adopted OR"),
+        f"{_TEST_SETS}test_a_hold_that_is_placed_before_the_write_keeps_its_own_workspaces_from_being_adopted",
     ),
     Guard(
         "heartbeat: new since the SELECT",
@@ -800,11 +894,19 @@ GUARDS = (
         f"{_TEST_STATE_CHANGES}test_the_restart_is_due_after_a_silence_however_short_the_grace",
     ),
     Guard(
+        "events: the silence is no wrong time",
+        "a restart comes long before the silence is over, because a full cycle takes its time for a wrong clock's",
+        _LIFE,
+        "longest_wait",
+        Code("silence_s", "0.0"),
+        f"{_TEST_EVENTS_ATTACKED}test_full_cycles_do_not_shorten_the_silence_that_a_restart_waits_for",
+    ),
+    Guard(
         "events: no restart",
         "an event asks for restarts, beside a full cycle that does the same",
-        _CYCLE,
-        "_restarts",
-        Code("request.workspace_ids is None", "request.limit is not None"),
+        _REQUEST,
+        "Request.asks_for_restarts",
+        Code("not self.narrowed or self.workspace_ids is not None", "self.limit is None"),
         f"{_TEST_EVENT_CYCLE}test_it_flips_the_dead_among_the_named_and_asks_for_no_restart",
     ),
     Guard(
@@ -908,7 +1010,7 @@ GUARDS = (
         _RESTARTS,
         "_CLAIM",
         Sql("AND NOT {on_hold('owed.workspace_id')}", ""),
-        f"{_TEST_HOLDS}test_no_restart_is_claimed_after_a_hold_was_placed_however_close",
+        f"{_TEST_SETS}test_a_hold_that_is_placed_before_the_claim_keeps_its_own_restarts_back_and_no_other",
     ),
     Guard(
         "back-off: crash loop",
@@ -920,11 +1022,19 @@ GUARDS = (
     ),
     Guard(
         "lease: at the claim",
-        "a process that was frozen wakes up, and sends restarts",
+        "a process that was frozen wakes up, and cancels or puts off restarts that another cycle is about to send",
         _RESTARTS,
         "Restarts.claim",
         Code("self._lease.require(transaction)", "None"),
-        f"{_TEST_RESTARTS}test_a_cycle_whose_lease_ran_out_while_it_looked_asks_for_no_restart",
+        f"{_TEST_RESTARTS}test_a_cycle_whose_lease_ran_out_while_it_looked_leaves_every_owed_restart_as_it_is",
+    ),
+    Guard(
+        "lease: at the claim's write",
+        "a process that was frozen during the claim wakes up, and sends restarts beside another cycle",
+        _RESTARTS,
+        "_CLAIM",
+        Sql("AND {LEASE_IS_OURS}", ""),
+        f"{_TEST_LOST_LEASE}test_a_lease_that_runs_out_during_the_decision_lets_no_restart_be_claimed",
     ),
     Guard(
         "claim: re-read",
@@ -1084,7 +1194,7 @@ GUARDS = (
         "a restart that the platform is working on is sent again because the workspace was flipped again",
         _FLIP,
         "_WRITE",
-        Sql("restarts.workspace_id = gone.id AND restarts.instance_id = gone.instance_id", "false"),
+        Sql("restarts.workspace_id = passed.id AND restarts.instance_id = passed.instance_id", "false"),
         f"{_TEST_RESTARTS}test_a_workspace_that_is_flipped_again_is_not_restarted_while_an_earlier_request_may_be_under_way",
     ),
     Guard(
@@ -1092,7 +1202,7 @@ GUARDS = (
         "the platform has to provision the whole fleet at once",
         _ASKING,
         "Asking.ask_for_the_due",
-        Code("calls < self._policy.per_cycle", "True"),
+        Code("min(CALLS_AT_ONCE, self._policy.per_cycle - calls)", "CALLS_AT_ONCE"),
         f"{_TEST_WORKER}test_a_cycle_asks_for_no_more_restarts_than_it_may",
     ),
     Guard(
@@ -1323,7 +1433,7 @@ GUARDS = (
         "nothing is flipped or restarted because doubts cannot be saved",
         _REMEMBERING,
         "Remembering._attempt",
-        Code("self.log.failure(failed, error)", "raise"),
+        Code("self._log.failure(failed, error)", "raise"),
         f"{_TEST_LOCKED}test_doubts_that_cannot_be_saved_cost_no_flip_and_no_restart",
     ),
     Guard(
@@ -1331,7 +1441,7 @@ GUARDS = (
         "a cycle that is killed while it flips begins anew in the next minute, and is killed again",
         _CYCLE,
         "_cycle",
-        Code("memory.save_coverage(_progress(observed, [one.workspace.id for one in plan.to_flip]))", "None"),
+        Code("remembering.save_coverage(_progress(observed, [one.workspace.id for one in plan.to_flip]))", "None"),
         f"{_TEST_CYCLE}test_a_cycle_that_dies_while_it_flips_has_saved_where_the_next_one_begins_and_what_it_saw",
     ),
     Guard(
@@ -1392,12 +1502,20 @@ GUARDS = (
         _WITHOUT_LEASE,
     ),
     Guard(
-        "lease: when doubts are saved",
+        "lease: when doubts are forgotten",
         "a process that was frozen wakes up, and forgets doubts that another cycle has saved",
         _STORED_DOUBTS,
         "Doubts.save",
         Code("self._lease.require(transaction)", "None"),
         _WITHOUT_LEASE,
+    ),
+    Guard(
+        "lease: when doubts are saved",
+        "a process that was frozen wakes up, and saves a death or an absence that another cycle has refuted",
+        _STORED_DOUBTS,
+        "Doubts._save",
+        Code("self._lease.require(transaction)", "None"),
+        f"{_TEST_SETS}test_a_lease_that_is_lost_between_forgetting_doubts_and_saving_some_saves_none",
     ),
     Guard(
         "lease: when coverage is stored",
@@ -1576,7 +1694,7 @@ GUARDS = (
         "log: lines of a kind",
         "while the control plane is down, every cycle writes one line per workspace",
         _TELEMETRY,
-        "CycleLog.sighting_capped",
+        "CycleLog._gets_a_line",
         Code("self._lines[message] <= LINES_OF_A_KIND", "True"),
         f"{_TEST_TELEMETRY}test_a_dead_control_plane_gets_a_hundred_log_lines_and_then_one_for_each_cause",
     ),

@@ -14,6 +14,27 @@ def secret(name: str) -> str:
 
 
 DATABASE = {"DatabaseSecretArn": secret("database")}
+OTHER_ACCOUNT = "210987654321"
+TARGET_ROLES = [
+    f"arn:aws:iam::{OTHER_ACCOUNT}:role/instance-state-reconciler-{one}" for one in ("eu-west-1", "us-east-1")
+]
+TARGETS = {
+    "Ec2Targets": json.dumps(
+        [
+            {"region": REGION},
+            {"region": "eu-west-1"},
+            {"region": "eu-west-1", "role_arn": TARGET_ROLES[0], "external_id": "words/of:our-own"},
+            {
+                "region": "us-east-1",
+                "role_arn": TARGET_ROLES[1],
+                "external_id": "words/of:our-own",
+                "may_be_empty": True,
+            },
+        ]
+    ),
+    "Ec2TargetRoleArns": ",".join(TARGET_ROLES),
+    "Ec2TargetAccounts": f"{OTHER_ACCOUNT},210987654322",
+}
 KEYS = [f"arn:aws:kms:{REGION}:{ACCOUNT}:key/{number:08}" for number in (1, 2)]
 
 COMBINATIONS: dict[str, dict[str, str]] = {
@@ -23,6 +44,9 @@ COMBINATIONS: dict[str, dict[str, str]] = {
     "control plane": DATABASE
     | {"Probe": "control_plane", "CpBaseUrl": "https://cp.example", "CpSecretArn": secret("cp")},
     "control plane without a secret": DATABASE | {"Probe": "control_plane", "CpBaseUrl": "https://cp.example"},
+    "targets": DATABASE | TARGETS,
+    "targets in other Regions": DATABASE | {"Ec2Targets": '[{"region":"eu-west-1"}]'},
+    "targets without events": DATABASE | TARGETS | {"StateChangeEvents": "false"},
     "platform": DATABASE
     | {
         "PlatformBaseUrl": "https://platform.example",

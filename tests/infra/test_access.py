@@ -73,5 +73,5 @@ def test_who_may_order_can_invoke_the_reconciler_and_nothing_else() -> None:
 
 def test_the_section_names_every_order_that_needs_the_right() -> None:
     section = DEPLOY.partition("## Who may do what")[2].partition("\n## ")[0]
-    orders = ("override_breaker", "release", "adopt", "hold", "explain")
+    orders = ("override_breaker", "release", "adopt", "hold")
     assert not [order for order in orders if f"`{order}`" not in section]

@@ -54,7 +54,7 @@ def test_the_artifact_contains_no_machine_code(artifact: Path) -> None:
 
 def test_the_sdk_knows_only_the_services_that_the_handler_calls(artifact: Path) -> None:
     data = artifact / "botocore" / "data"
-    assert {path.name for path in data.iterdir() if path.is_dir()} == {"ec2", "rds", "secretsmanager"}
+    assert {path.name for path in data.iterdir() if path.is_dir()} == {"ec2", "rds", "secretsmanager", "sts"}
     for service in data.iterdir():
         if service.is_dir():
             assert len(list(service.iterdir())) == 1, f"{service.name} has more than one version of its API"

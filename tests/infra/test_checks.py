@@ -9,6 +9,7 @@ from tests.support.cloudformation import REGION
 from tests.support.tools import run, tool
 
 TEMPLATE = "infra/template.yaml"
+TARGET = "infra/target.yaml"
 
 
 def test_sam_finds_the_template_valid() -> None:
@@ -17,13 +18,13 @@ def test_sam_finds_the_template_valid() -> None:
 
 
 def test_cfn_lint_finds_nothing() -> None:
-    assert run([tool("deploy", "cfn-lint"), TEMPLATE]) == ""
+    assert run([tool("deploy", "cfn-lint"), TEMPLATE, TARGET]) == ""
 
 
 @pytest.fixture(scope="module")
 def checkov() -> Any:
     options = ["--framework", "cloudformation", "--skip-download", "--output", "json", "--soft-fail"]
-    return json.loads(run([tool("checkov", "checkov"), "--file", TEMPLATE, *options]))
+    return json.loads(run([tool("checkov", "checkov"), "--file", TEMPLATE, TARGET, *options]))
 
 
 def test_checkov_finds_nothing(checkov: Any) -> None:

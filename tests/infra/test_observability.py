@@ -180,6 +180,7 @@ def test_the_saved_queries_read_the_stack_s_own_log_groups(name: str, stacks: di
         "Slowest cycles",
         "What dies again and again",
         "What happened to one workspace",
+        "What was absent",
         "What was unknown and why",
         "What went wrong",
         "Why flips were skipped",

@@ -63,6 +63,17 @@ def test_what_has_a_line_and_what_is_only_counted_add_up(
     assert {row["reason"]: row[total] for row in found} == {"timeout": 233, "http_500": 117}
 
 
+def test_what_was_absent_is_listed_with_its_instance(stack: Stack, output: io.StringIO) -> None:
+    log = CycleLog()
+    for _ in range(2):
+        for sighting in sightings(3):
+            log.sighting_capped("instance absent", sighting, "1 of 3 sightings")
+    found = rows(query(stack, "What was absent"), lines(output))
+    assert [(row["workspace_id"], row["instance"], row["times"]) for row in found] == [
+        (one.workspace.id, one.workspace.instance_id, 2) for one in sightings(3)
+    ]
+
+
 def report(status: str, **more: str) -> dict[str, Any]:
     record = {"requestId": "1", "metrics": {"durationMs": 55_000.0}, "status": status, **more}
     return {"time": "2026-01-15T10:30:55.000Z", "type": "platform.report", "record": record}

@@ -2,17 +2,20 @@
 
 import json
 import re
+from fnmatch import fnmatchcase
 from typing import Any
 
 import pytest
 
 from tests.infra.conftest import COMBINATIONS
-from tests.support.cloudformation import Stack
+from tests.support.cloudformation import ACCOUNT, Stack
 from tests.support.tools import run, tool
 
 # moto's CloudFormation skips these types with a warning, so other tests check them on the template alone.
 UNKNOWN_TO_MOTO = {
     "AWS::CloudWatch::Alarm",
+    "AWS::Events::EventBus",  # it creates a bus, but does not list it
+    "AWS::Events::EventBusPolicy",
     "AWS::Lambda::EventInvokeConfig",
     "AWS::Logs::QueryDefinition",
     "AWS::Scheduler::Schedule",
@@ -68,3 +71,19 @@ def test_the_created_function_matches_the_template(
 @pytest.mark.parametrize("name", CREATED)
 def test_the_dashboard_carries_the_stack_s_name(name: str, created: dict[str, list[Any]]) -> None:
     assert [stack["dashboards"] for stack in created[name]] == [["blue-eu-central-1"], ["green-eu-central-1"]]
+
+
+@pytest.mark.parametrize("name", CREATED)
+def test_the_output_for_target_accounts_matches_the_functions_roles_and_no_others(
+    name: str, created: dict[str, list[Any]], stacks: dict[str, Stack]
+) -> None:
+    blue, green = created[name]
+    patterns = blue["outputs"]["FunctionRoleArns"].split(",")
+    roles = stacks[name].of_type("AWS::IAM::Role")
+    matched = [
+        one
+        for stack in (blue, green)
+        for one in roles
+        if any(fnmatchcase(f"arn:aws:iam::{ACCOUNT}:role/{stack['resources'][one]}", pattern) for pattern in patterns)
+    ]
+    assert sorted(matched) == ["ReconcilerRole", "StateChangesRole"], "of this stack, not of the other"

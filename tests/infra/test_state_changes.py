@@ -57,13 +57,15 @@ def test_the_rule_passes_on_deaths_alone_and_only_while_the_schedule_runs(
 
 
 @pytest.mark.parametrize("queue", ["StateChangesQueue", "UndeliveredQueue"])
-def test_nobody_but_the_rule_is_let_in_by_a_queue_s_policy(queue: str, stack: Stack) -> None:
+def test_nobody_but_the_rules_is_let_in_by_a_queue_s_policy(queue: str, stack: Stack) -> None:
     policy = stack.properties(f"{queue}Policy")
     assert policy["Queues"] == [f"<{queue}>"]
     (entry,) = (one for one in policy["PolicyDocument"]["Statement"] if one["Effect"] == "Allow")
     assert entry["Principal"] == {"Service": "events.amazonaws.com"}
     assert (entry["Action"], entry["Resource"]) == ("sqs:SendMessage", f"<{queue}.Arn>")
-    assert entry["Condition"] == {"ArnEquals": {"aws:SourceArn": "<StateChangesRule.Arn>"}}
+    rules = [f"<{rule}.Arn>" for rule in stack.of_type("AWS::Events::Rule")]
+    assert rules == ["<StateChangesRule.Arn>", "<StateChangesForwardedRule.Arn>"]
+    assert entry["Condition"] == {"ArnEquals": {"aws:SourceArn": rules}}
 
 
 def test_the_queue_refuses_everything_that_is_not_encrypted_on_its_way(stack: Stack) -> None:

@@ -12,7 +12,7 @@ from handler.process import MODELS
 from handler.request import Request, parse
 from handler.settings import Settings
 from sandbox.certificates import Authority
-from tests.infra.conftest import COMBINATIONS, DATABASE, KEYS, secret
+from tests.infra.conftest import COMBINATIONS, DATABASE, KEYS, OTHER_ACCOUNT, TARGET_ROLES, secret
 from tests.support.cloudformation import ACCOUNT, REGION, STACK, Stack
 from tests.support.events import event
 
@@ -76,6 +76,8 @@ def test_the_rules_accept_the_parameters(name: str, stacks: dict[str, Stack]) ->
         ({"VpcId": "vpc-01234567"}, "VpcId needs VpcSubnetIds."),
         ({"DatabaseSecurityGroupId": "sg-01234567"}, "DatabaseSecurityGroupId needs VpcId."),
         ({"VpcSecurityGroupIds": "sg-01234567"}, "VpcSecurityGroupIds needs VpcSubnetIds."),
+        ({"Ec2TargetRoleArns": TARGET_ROLES[0]}, "Ec2TargetRoleArns needs Ec2Targets."),
+        ({"Ec2TargetAccounts": OTHER_ACCOUNT}, "Ec2TargetAccounts needs Ec2Targets."),
         (
             {"AlarmEmail": "ops@example.com", "AlarmTopicArn": "arn:aws:sns:eu-central-1:123456789012:ops"},
             "Set AlarmEmail or AlarmTopicArn, not both.",
@@ -432,7 +434,8 @@ def test_every_name_contains_the_stack_s_name(name: str, stacks: dict[str, Stack
         f"{logical_id}.{key}": value
         for logical_id, resource in stacks[name].resources.items()
         for key, value in resource.get("Properties", {}).items()
-        if key.endswith("Name") and key not in ("MetricName", "FunctionName", "GroupName")  # they refer to others
+        if key.endswith("Name")
+        and key not in ("MetricName", "FunctionName", "GroupName", "EventBusName")  # they refer to others
     }
     assert names
     assert [key for key, value in names.items() if STACK not in value] == []

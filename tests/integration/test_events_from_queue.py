@@ -1,9 +1,9 @@
 """State-change events on their whole way: EC2, the rule, a real queue, Lambda's event source mapping, the handler."""
 
 import json
+import time
 from collections import Counter
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -11,7 +11,8 @@ import pytest
 from sandbox.ec2 import MotoEc2
 from sandbox.event_source import Delivery, EventSourceMapping
 from sandbox.invocation import Invocation
-from sandbox.queue import StateChangeQueue, state_change
+from sandbox.queue import StateChangeQueue
+from sandbox.state_changes import state_change
 from tests.support.events import APPLY
 from tests.support.stage import Stage
 
@@ -64,9 +65,9 @@ def test_a_death_is_flipped_by_its_event_and_the_message_is_gone(
 def test_doubled_late_and_disordered_events_flip_once(
     cloud: Stage, account: MotoEc2, queue: StateChangeQueue, workspaces: list[str]
 ) -> None:
-    instance_id, now = cloud.instance_of(workspaces[0]), datetime.now(UTC)
+    instance_id, now_s = cloud.instance_of(workspaces[0]), time.time()
     account.terminate([instance_id])  # its event comes first
-    earlier = [state_change(instance_id, "stopped", now - timedelta(seconds=age)) for age in (2, 5, 3_000)]
+    earlier = [state_change(instance_id, "stopped", now_s - age_s) for age_s in (2, 5, 3_000)]
     queue.send(*earlier, *earlier, *queue.waiting())
     assert len(handle(cloud, queue).records) == 8
     queue.send(*earlier)
@@ -78,7 +79,7 @@ def test_doubled_late_and_disordered_events_flip_once(
 def test_a_lying_event_flips_nothing_and_does_not_come_again(
     cloud: Stage, queue: StateChangeQueue, workspaces: list[str]
 ) -> None:
-    queue.send(*(state_change(cloud.instance_of(one), "terminated") for one in workspaces))
+    queue.send(*(state_change(cloud.instance_of(one)) for one in workspaces))
     assert handle(cloud, queue).kept == []
     assert (flips(cloud), queue.waiting()) == ({}, [])
 
@@ -125,7 +126,7 @@ def test_batches_side_by_side_with_the_same_deaths_flip_each_once(
 ) -> None:
     cloud.add_all(10, "running")  # so that the breaker stays closed
     dead = [cloud.instance_of(one) for one in workspaces]
-    queue.send(*(state_change(one, "terminated") for one in dead))
+    queue.send(*(state_change(one) for one in dead))
     account.terminate(dead)
 
     def invoke(batch: dict[str, Any]) -> dict[str, Any]:

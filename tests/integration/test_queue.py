@@ -9,7 +9,8 @@ import pytest
 
 from sandbox.ec2 import MotoEc2
 from sandbox.event_source import Delivery, EventSourceMapping
-from sandbox.queue import StateChangeQueue, state_change
+from sandbox.queue import StateChangeQueue
+from sandbox.state_changes import state_change
 from tests.support.events import event
 
 Answer = Callable[[dict[str, Any]], Any]

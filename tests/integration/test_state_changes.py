@@ -18,11 +18,12 @@ from handler.store.session import Session
 from sandbox.control_plane import state_answer
 from sandbox.http_server import Answer
 from sandbox.postgres import PostgresServer
+from sandbox.state_changes import state_change
 from tests.support.events import APPLY
 from tests.support.killing import Invocations
 from tests.support.marks import both_status_types
 from tests.support.stage import Outcome, Snapshot, Stage, opened, recorded
-from tests.support.state_changes import batch, returned, rfc3339, state_change
+from tests.support.state_changes import batch, returned
 from tests.support.story import Story, calls
 
 MOSTLY_DEAD = {"BREAKER_MAX_DEAD_FRACTION": "1"}
@@ -37,15 +38,15 @@ class Handled:
     outcome: Outcome
 
 
-def now(stage: Stage, *, age_s: float = 1.0) -> str:
-    """Return the time of an event of that age, by the database's clock."""
-    ((at,),) = (row.values() for row in stage.database.query("SELECT CAST(extract(epoch FROM now()) AS float)"))
-    return rfc3339(at - age_s)
+def now_s(stage: Stage, *, age_s: float = 1.0) -> float:
+    """Return the time of an event of that age, in seconds since 1970 by the database's clock."""
+    ((at_s,),) = (row.values() for row in stage.database.query("SELECT CAST(extract(epoch FROM now()) AS float)"))
+    return float(at_s - age_s)
 
 
 def event(stage: Stage, workspace: str, state: str = "terminated", *, age_s: float = 1.0) -> Any:
     """Return the event about a workspace's instance."""
-    return state_change(stage.instance_of(workspace), state, now(stage, age_s=age_s))
+    return state_change(stage.instance_of(workspace), state, now_s(stage, age_s=age_s))
 
 
 def handle(stage: Stage, *bodies: Any, **settings: str | None) -> Handled:
@@ -130,7 +131,7 @@ def test_instances_that_no_row_records_cost_no_call_at_all(stage: Stage) -> None
     foreign = stage.instances(5, "terminated")
     settings = stage.settings("control_plane") | {"CP_SECRET_ARN": "", "AWS_ENDPOINT_URL": "http://127.0.0.1:1"}
     for probe in ({}, settings):
-        handled = handle(stage, *(state_change(one, time=now(stage)) for one in foreign), **probe)
+        handled = handle(stage, *(state_change(one, at_s=now_s(stage)) for one in foreign), **probe)
         assert (handled.returned, figures(handled)["candidates"]) == ([], 0)
         handled.outcome.assert_untouched(*handled.outcome.before.rows)
     assert (stage.ec2.calls, stage.control_plane.requests) == ([], [])
@@ -139,7 +140,7 @@ def test_instances_that_no_row_records_cost_no_call_at_all(stage: Stage) -> None
 def test_a_foreign_instance_among_ours_is_not_asked_about(stage: Stage) -> None:
     stage.add_all(3, "running")
     dead, (foreign,) = stage.add("terminated"), stage.instances(1, "terminated")
-    handle(stage, state_change(foreign, time=now(stage)), event(stage, dead))
+    handle(stage, state_change(foreign, at_s=now_s(stage)), event(stage, dead))
     asked = {value for call in stage.ec2.calls for values in call.filters.values() for value in values}
     assert foreign not in asked | {one for call in stage.ec2.calls for one in call.instance_ids}
 
@@ -148,7 +149,7 @@ def test_more_instances_than_one_statement_takes_are_found(stage: Stage) -> None
     running = stage.add_all(1200, "running")
     dead = stage.add("terminated")
     instances = [row["instance_id"] for row in Snapshot.of(stage.database).rows.values()]
-    handled = handle(stage, *(state_change(one, time=now(stage)) for one in instances))
+    handled = handle(stage, *(state_change(one, at_s=now_s(stage)) for one in instances))
     assert (figures(handled)["candidates"], handled.outcome.flipped) == (len(running) + 1, {dead})
 
 
@@ -430,7 +431,7 @@ def test_only_what_could_not_be_judged_is_returned(stage: Stage) -> None:
 def test_while_ec2_is_away_every_message_about_our_instances_is_returned(stage: Stage) -> None:
     one, (foreign,) = stage.add("terminated"), stage.instances(1, "terminated")
     stage.ec2.stop()
-    handled = handle(stage, event(stage, one), state_change(foreign, time=now(stage)))
+    handled = handle(stage, event(stage, one), state_change(foreign, at_s=now_s(stage)))
     assert handled.returned == ["m-1"]
     handled.outcome.assert_untouched(one)
 
@@ -548,7 +549,7 @@ def test_the_instances_of_a_batch_are_found_by_their_index(
         return run(session, deadline, sql, **parameters)
 
     monkeypatch.setattr(Session, "_run", explain)
-    bodies = [state_change(f"i-{number:017x}", time=now(stage)) for number in range(1, count + 1)]
+    bodies = [state_change(f"i-{number:017x}", at_s=now_s(stage)) for number in range(1, count + 1)]
     stage.invoke.batch(batch(*bodies))
     assert len(plans) == -(-count // 500)
     for plan in plans:

@@ -235,11 +235,17 @@ def owe_again(arena: Arena, cycle: str) -> object:
     return len(watches.owe_again(Deadline(TIMEOUT_S), {RESTART.id: (1, 0.0)}))
 
 
-def save_doubts(arena: Arena, cycle: str) -> None:
+def save_doubts(arena: Arena, cycle: str, *, session: Session | None = None) -> None:
     """Count an absence of the first workspace."""
-    doubts = Doubts(arena.sessions[cycle], arena.lease(cycle))
+    doubts = Doubts(session or arena.sessions[cycle], arena.lease(cycle))
     absent = Doubt(Workspace(WORKSPACE, OLD, HEARTBEAT), Verdict.ABSENT, "not_found")
     doubts.save(Deadline(TIMEOUT_S), DoubtChanges((), (absent,), (), (), None))
+
+
+def forget_doubts(arena: Arena, cycle: str) -> None:
+    """Find the first workspace alive."""
+    doubts = Doubts(arena.sessions[cycle], arena.lease(cycle))
+    doubts.save(Deadline(TIMEOUT_S), DoubtChanges((), (), (WORKSPACE,), (), None))
 
 
 def tend_doubts(arena: Arena, cycle: str) -> None:

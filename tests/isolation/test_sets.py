@@ -14,13 +14,15 @@ import pytest
 from handler.deadline import Deadline
 from handler.domain.model import SkipReason
 from handler.domain.restarts import Step
-from handler.errors import ConnectionLostError, RowLockedError, StoreError
+from handler.errors import ConnectionLostError, LeaseLostError, RowLockedError, StoreError
 from handler.store import Flipped
 from handler.store.sqlstate import concerns_a_row
 from sandbox.postgres import PostgresServer, StatusType
 from tests.isolation.arena import (
     BEFORE,
+    BOTH_DOUBTED,
     BOTH_OWED,
+    DOUBTED,
     MATE,
     MATES,
     OURS,
@@ -31,6 +33,7 @@ from tests.isolation.arena import (
     claim,
     flip,
     flip_after_events,
+    save_doubts,
 )
 from tests.support.interleaving import TIMEOUT_S, InterruptedSession, interrupted_session
 
@@ -199,6 +202,19 @@ def test_a_lease_that_is_lost_before_the_claim_claims_nothing(
     assert claimed(arena) == []
 
 
+@pytest.mark.parametrize("step", [4, 5])
+def test_a_lease_that_is_lost_between_forgetting_doubts_and_saving_some_saves_none(
+    arena: Arena, session: InterruptedSession, lease: Callable[[], None], step: int
+) -> None:
+    """They are two transactions, each of BEGIN, the lease, what there is to write, COMMIT."""
+    arena.reset(ONLINE + DOUBTED)
+    before = arena.state()
+    session.interrupt(lease, before=step)
+    with pytest.raises(LeaseLostError):
+        save_doubts(arena, OURS, session=session)
+    assert arena.state() == before
+
+
 @pytest.mark.parametrize("step", FLIP_READS[1:])
 def test_an_expiry_that_passes_in_mid_transaction_flips_nobody(
     arena: Arena, session: InterruptedSession, step: int
@@ -244,6 +260,18 @@ def test_a_hold_that_is_placed_before_the_write_exempts_its_own_workspaces_and_n
     session.interrupt(lambda: arena.reset(HOLD.format(held)), before=step)
     flip(arena, OURS, session=session)
     assert flipped(arena) == others
+
+
+@pytest.mark.parametrize("which", HELD)
+@pytest.mark.parametrize("step", [*FLIP_READS[1:], FLIP_WRITES])
+def test_a_hold_that_is_placed_before_the_write_keeps_its_own_workspaces_from_being_adopted(
+    arena: Arena, session: InterruptedSession, step: int, which: str
+) -> None:
+    held, others = HELD[which]
+    arena.reset(OFFLINE + BOTH_DOUBTED)
+    session.interrupt(lambda: arena.reset(HOLD.format(held)), before=step)
+    flip(arena, OURS, session=session, offline=True)
+    assert [one[0] for one in arena.state()["restarts"] or ()] == others
 
 
 @pytest.mark.parametrize("which", HELD)

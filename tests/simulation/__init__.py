@@ -38,6 +38,8 @@ owe the restart again, and take or remember everybody who is dead: nobody is sil
 - `test_schedules.py`: no schedule breaks them: all schedules of one workspace with two actions at any two points of two
   cycles (its instance runs or is stopped; or the platform has taken it offline, or has restarted it in vain), those
   whose first cycle comes after an event, and random ones with up to five workspaces, six cycles and six actions;
+- `test_targets.py`: nor do random ones over two Regions or accounts, of which one may be down, or know nobody. There
+  the real probe over several targets runs over models of them (`tests/fakes/targets.py`);
 - `test_guards.py`: without any one of the handler's guards, some schedule does;
 - `test_limits.py`: what cannot be promised, shown as schedules that do harm.
 
@@ -58,6 +60,7 @@ What is modelled and what is not:
 - EC2 may be stale in one answer at a time, and not find an instance in two. It can be stale twice in one cycle: this
   limit is shown in `test_limits.py`.
 - The platform does what it was asked for within `RESTART_UNCERTAIN_SECONDS`, or never.
+- Of several targets, none has another's instances, and all are asked for few.
 - More than 1,000 unknowns with one cause and shards are not modelled, nor are HTTP, SQL, queues, secrets, logs and
   metrics.
 """

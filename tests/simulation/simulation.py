@@ -27,6 +27,7 @@ from handler.store.lease import MARGIN_SECONDS
 from handler.telemetry import logger
 from tests.fakes.store import Watch, fake_store
 from tests.fakes.tables import Row, StoredRestart
+from tests.fakes.targets import Targets, target_of, without_threads
 from tests.fakes.world import DEAD, ERROR, Asked, Platform, Probe, World
 
 FULL = Request(APPLY)
@@ -62,11 +63,13 @@ class Setup:
     """What a schedule is run with.
 
     With `in_bulk`, the probe answers about all instances at once. `claims_ahead` is the number of claims before a call.
+    With several `targets`, the real probe over Regions and accounts asks models of them (`targets.py`).
     """
 
     settings: Settings = SETTINGS
     in_bulk: bool = False
     claims_ahead: int = 1
+    targets: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -437,6 +440,7 @@ class Simulation:
     def __init__(self, world: World, setup: Setup, adversary: Adversary | None, trace: list[str] | None = None) -> None:
         self.world, self.setup, self.adversary, self.trace = world, setup, adversary, trace
         self.waiting: list[Callable[[], object]] = []
+        self.hints: dict[str, int] = {}  # what the process remembers of the targets
 
     @property
     def depth(self) -> int:
@@ -494,7 +498,7 @@ class Simulation:
         parts = cycle.Parts(
             actor.cycle_id,
             fake_store(world.tables, actor.cycle_id, actor, leased=order.state_changes is None),
-            lambda _: Probe(world, actor, in_bulk=setup.in_bulk, timeout_s=setup.settings.probe_timeout_seconds),
+            lambda _: self._probe(actor),
             lambda _: Platform(world, actor),
         )
         deadline = Deadline(setup.settings.cycle_deadline_seconds, clock=actor.clock)
@@ -513,6 +517,12 @@ class Simulation:
         if report is not None and report.outcome == "completed":
             self._check_report(actor, report)
         return report
+
+    def _probe(self, actor: Actor) -> Probe | Targets:
+        timeout_s = self.setup.settings.probe_timeout_seconds
+        if self.setup.targets > 1:
+            return Targets(self.world, actor, count=self.setup.targets, timeout_s=timeout_s, hints=self.hints)
+        return Probe(self.world, actor, in_bulk=self.setup.in_bulk, timeout_s=timeout_s)
 
     def minute(self, order: Request = FULL) -> None:
         """Run a cycle, and let the rest of its minute pass."""
@@ -543,6 +553,8 @@ class Simulation:
         world.lies.clear()
         world.platform_mood, world.unreachable, world.monitor_restarts = None, False, False
         world.probe_takes_s = 0.0
+        world.down.clear()
+        world.blind.clear()
         is_stopped = False
         for seconds in QUIET_SECONDS:
             if is_stopped or not self._unsettled():
@@ -570,7 +582,8 @@ class Simulation:
         """Return the restarts that are owed, the watches without need, and the rows that nobody takes or cares for."""
         tables = self.world.tables
         candidates = [one for one, row in tables.workspaces.items() if row.is_up]
-        nothing_found = not any(map(self.world.instance_of, candidates))
+        instances = {tables.workspaces[one].instance_id or "" for one in candidates} & self.world.instances.keys()
+        nothing_found = len({target_of(one, self.setup.targets) for one in instances}) < self.setup.targets
         left = [text for one in tables.restarts for text in self._of_restart(one, nothing_found=nothing_found)]
         return left + [text for one, row in tables.workspaces.items() for text in self._of_row(one, row)]
 
@@ -665,6 +678,7 @@ def simulated() -> Iterator[None]:
         patch.setattr(asking, "in_parallel", _one_after_another)
         for module in (flips, asking):
             patch.setattr(module, "gathered", _together)
+        without_threads(patch)
         logger.setLevel(logging.CRITICAL)
         try:
             yield

@@ -125,13 +125,15 @@ def _counts_every_absence(*args: Any, **facts: Any) -> DoubtChanges:
 class Guard:
     """How to remove a guard, and what the simulation then says. `start`: the state, if the smallest world is enough.
 
-    With `event_age_s`, the first cycle there comes after an event of EC2's, of that age.
+    With `event_age_s`, the first cycle there comes after an event of EC2's, of that age. Otherwise random schedules are
+    searched from `seed` on: what goes wrong rarely takes minutes from the first one.
     """
 
     remove: Removal
     violation: str
     start: str | None = None
     event_age_s: float | None = None
+    seed: int = 0
 
 
 GUARDS: Mapping[str, Guard] = {
@@ -212,7 +214,7 @@ GUARDS: Mapping[str, Guard] = {
     ),
     "the breaker": Guard(_replace(decide, "_breaker", lambda *_, **__: decide.Breaker(False, 0, 0)), "the breaker is"),  # noqa: FBT003
     "what the breaker keeps back is looked at": Guard(
-        _replace(watching.Watching, "look_at_kept_back", lambda *_: None), "keep the breaker open"
+        _replace(watching.Watching, "look_at_kept_back", lambda *_: None), "keep the breaker open", seed=19_000
     ),
     "the breaker keeps restarts back": Guard(
         _replace(cycle, "Circumstances", lambda **facts: Circumstances(**facts | {"breaker_open": False})),
@@ -227,7 +229,7 @@ def counterexample(guard: Guard) -> str:
         if guard.start:
             Exhaustive(smallest_world(guard.start), event_age_s=guard.event_age_s).schedules(1, 1)
         else:
-            for seed in range(MOST_WALKS):
+            for seed in range(guard.seed, guard.seed + MOST_WALKS):
                 walk(seed)
     except ViolationError as error:
         return str(error)

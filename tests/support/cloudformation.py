@@ -34,9 +34,11 @@ class Stack:
         *,
         partition: str = "aws",
         region: str = REGION,
+        account: str = ACCOUNT,
     ) -> None:
         self._template = template
-        self._pseudo_parameters = PSEUDO_PARAMETERS | {"AWS::Partition": partition, "AWS::Region": region}
+        own = {"AWS::Partition": partition, "AWS::Region": region, "AWS::AccountId": account}
+        self._pseudo_parameters = PSEUDO_PARAMETERS | own
         declared = template["Parameters"]
         missing = [
             name for name, parameter in declared.items() if "Default" not in parameter and name not in parameters
@@ -135,6 +137,8 @@ class Stack:
                 return self._reference(name, attribute)
             case "Fn::Split", [separator, text]:
                 return self._resolve(text).split(separator)
+            case "Fn::Select", [index, values]:
+                return self._resolve(values)[int(index)]
             case "Fn::Sub", [text, values]:
                 return self._substitute(text, {name: self._resolve(value) for name, value in values.items()})
             case "Fn::Sub", str() as text:

@@ -1,8 +1,11 @@
 """AWS calls have the same endpoints and signatures as with plain botocore, and obey their deadline."""
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl
 
 import botocore.session
 import pytest
@@ -71,7 +74,7 @@ def aws_over(pools: BoundedPools) -> Aws:
 
 
 def call(aws: Aws, service: str) -> None:
-    client: Any = {"ec2": aws.ec2, "secretsmanager": aws.secrets_manager}[service]()
+    client: Any = aws.ec2() if service == "ec2" else aws.secrets_manager()
     operation, parameters = CALLS[service]
     getattr(client, operation)(**parameters)
 
@@ -123,7 +126,7 @@ def test_a_variables_endpoint_is_used(environment: pytest.MonkeyPatch, variable:
     assert sent_by_the_handler("ec2") == ("https://ec2.example:8443/", "eu-central-1/ec2/aws4_request")
 
 
-@pytest.mark.parametrize("service", ["ec2", "secrets_manager", "rds"])
+@pytest.mark.parametrize("service", ["ec2", "secrets_manager", "rds", "sts"])
 @pytest.mark.parametrize("of_all", [True, False])
 def test_a_malformed_endpoint_is_refused_by_its_variables_name(
     environment: pytest.MonkeyPatch, service: str, of_all: bool
@@ -131,8 +134,10 @@ def test_a_malformed_endpoint_is_refused_by_its_variables_name(
     variable = "AWS_ENDPOINT_URL" if of_all else f"AWS_ENDPOINT_URL_{service.upper()}"
     environment.setenv("AWS_REGION", "eu-central-1")
     environment.setenv(variable, "no address")
+    aws = aws_over(Recorder())
+    make: Any = partial(aws.assumed, "eu-west-1", ROLE, None) if service == "sts" else getattr(aws, service)
     with pytest.raises(SettingsError, match=f"{variable}: not usable"):
-        getattr(aws_over(Recorder()), service)()
+        make()
 
 
 def test_a_malformed_endpoint_for_secrets_is_not_taken_for_a_malformed_secret(environment: pytest.MonkeyPatch) -> None:
@@ -183,6 +188,87 @@ def test_a_database_token_is_for_the_functions_region(environment: pytest.Monkey
     token = aws_over(Recorder()).database_token("db.example", 5432, "reconciler")
     assert token.startswith("db.example:5432/?Action=connect&DBUser=reconciler&")
     assert "%2Fcn-north-1%2Frds-db%2Faws4_request" in token
+
+
+# --- other Regions, roles in other accounts ---
+
+ROLE = "arn:aws:iam::210987654321:role/reconciler"
+CREDENTIALS = {
+    "AccessKeyId": "ASIAOTHER",
+    "SecretAccessKey": "other",
+    "SessionToken": "a+token",
+    "Expiration": "2026-11-28T12:34:56Z",
+}
+
+
+class Sts(Recorder):
+    """Answers STS with these credentials, and nobody else."""
+
+    def __init__(self, given: Mapping[str, str]) -> None:
+        super().__init__()
+        self.given = given
+        self.asked: list[dict[str, str]] = []
+        self.asked_at: list[tuple[str, str] | None] = []
+        self.headers: Mapping[str, Any] = {}
+
+    def call(self, method: str, url: str, *, headers: Mapping[str, Any], **options: Any) -> Answer:
+        if "AssumeRole" not in str(options["body"]):
+            self.headers = headers
+            return super().call(method, url, headers=headers, **options)
+        self.note(url, headers)
+        self.asked_at.append(self.sent)
+        self.asked.append(dict(parse_qsl(options["body"])))
+        given = "".join(f"<{name}>{value}</{name}>" for name, value in self.given.items())
+        body = f"<R><AssumeRoleResult><Credentials>{given}</Credentials></AssumeRoleResult></R>"
+        return Answer(200, {}, body.encode())
+
+
+def test_each_region_has_a_client_of_its_own(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("AWS_REGION", "eu-central-1")
+    recorder = Recorder()
+    aws = aws_over(recorder)
+    for region in ("eu-west-1", "us-east-1", "eu-west-1"):
+        with aws.within(SOON), pytest.raises(NoAnswerError):
+            aws.ec2(region).describe_availability_zones()
+        assert recorder.sent == (f"https://ec2.{region}.amazonaws.com/", f"{region}/ec2/aws4_request")
+    assert aws.ec2("eu-west-1") is aws.ec2("eu-west-1")
+
+
+@pytest.mark.parametrize("external_id", [None, "an:external/id"])
+def test_a_role_is_assumed_at_the_functions_own_region_and_used_in_the_targets(
+    environment: pytest.MonkeyPatch, external_id: str | None
+) -> None:
+    environment.setenv("AWS_REGION", "eu-central-1")
+    sts = Sts(CREDENTIALS)
+    aws = aws_over(sts)
+    with aws.within(SOON):
+        assumed = aws.assumed("eu-west-1", ROLE, external_id)
+        with pytest.raises(NoAnswerError):
+            assumed.client.describe_availability_zones()
+    assert sts.asked_at == [("https://sts.eu-central-1.amazonaws.com/", "eu-central-1/sts/aws4_request")]
+    (asked,) = sts.asked
+    assert (asked["RoleArn"], asked.get("ExternalId")) == (ROLE, external_id)
+    assert asked["RoleSessionName"] == "instance-state-reconciler"
+    assert sts.sent == ("https://ec2.eu-west-1.amazonaws.com/", "eu-west-1/ec2/aws4_request")
+    assert b"Credential=ASIAOTHER/" in sts.headers["Authorization"]
+    assert sts.headers["X-Amz-Security-Token"] == b"a+token"
+    assert assumed.expires_at == datetime(2026, 11, 28, 12, 34, 56, tzinfo=UTC).timestamp()
+
+
+@pytest.mark.parametrize("missing", CREDENTIALS)
+def test_credentials_that_lack_a_part_are_none(environment: pytest.MonkeyPatch, missing: str) -> None:
+    environment.setenv("AWS_REGION", "eu-central-1")
+    aws = aws_over(Sts({name: value for name, value in CREDENTIALS.items() if name != missing}))
+    with aws.within(SOON), pytest.raises(KeyError):
+        aws.assumed("eu-west-1", ROLE, None)
+
+
+@pytest.mark.parametrize("expires", ["", "soon", "9" * 100_000, "2026-13-28T12:34:56Z", "2026-11-28"])
+def test_credentials_without_a_time_of_expiry_are_none(environment: pytest.MonkeyPatch, expires: str) -> None:
+    environment.setenv("AWS_REGION", "eu-central-1")
+    aws = aws_over(Sts(CREDENTIALS | {"Expiration": expires}))
+    with aws.within(SOON), pytest.raises(ValueError, match=r"expiry|month"):
+        aws.assumed("eu-west-1", ROLE, None)
 
 
 # --- the deadline ---

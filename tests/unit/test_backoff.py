@@ -3,9 +3,7 @@
 import pytest
 
 from handler.domain.backoff import CrashLoop, crash_loop, retry_backoff
-from handler.domain.model import CurrentRow
 from handler.domain.policy import CrashLoopPolicy
-from tests.unit.builders import instance
 
 # --- after refusals ---
 
@@ -29,8 +27,7 @@ BY_DEFAULT = CrashLoopPolicy(backoff_s=300, reset_s=3600)
 
 def loop(restarts: int | None, up_s: float | None = 0.0, policy: CrashLoopPolicy = BY_DEFAULT) -> CrashLoop:
     """Return the crash loop of a workspace after so many restarts, which has been up for `up_s` seconds since."""
-    row = CurrentRow("online", instance(1), "langgraph", fresh_heartbeat=False, restarts=restarts, up_s=up_s)
-    return crash_loop(row, policy)
+    return crash_loop(restarts, up_s, policy)
 
 
 def test_a_workspace_that_was_never_restarted_is_in_no_loop() -> None:

@@ -10,6 +10,7 @@ from handler.domain.coverage import Coverage
 from handler.domain.model import SkipReason, Verdict
 from handler.domain.report import Report
 from handler.errors import ConnectionLostError, ReconcilerError, RowLockedError, SecretError, StoreError
+from handler.phases import Phases
 from handler.request import Request
 from tests.fakes.tables import StoredDoubt, StoredHold
 from tests.fakes.world import Lie, World
@@ -246,11 +247,13 @@ def test_the_override_lifts_the_breaker_for_this_cycle() -> None:
     assert Invocation(fleet(5, _1="stopped", _2="stopped", _3="stopped")).run(OVERRIDE).flipped == 3
 
 
-def test_those_who_were_brought_forward_do_not_open_the_breaker() -> None:
-    """Of four hundred, a cycle checks forty: ten of the dead that came first, and thirty in turn."""
-    dead = [*range(1, 11), *range(101, 116)]
-    world = fleet(400, **dict.fromkeys((f"_{number}" for number in dead), "stopped"))
-    world.tables.coverage = Coverage(uuid(100), uuid(100), tuple(map(uuid, range(1, 11))))
+@pytest.mark.parametrize("cursor", [100, 0], ids=["far from their turn", "in their turn"])
+def test_those_who_were_brought_forward_do_not_open_the_breaker(cursor: int) -> None:
+    """Of four hundred, a cycle checks forty: ten of the dead that came first, and thirty in turn, half of them dead."""
+    first = range(1, 11)
+    next_in_turn = [number for number in range(cursor + 1, 401) if number not in first][:15]
+    world = fleet(400, **dict.fromkeys((f"_{number}" for number in (*first, *next_in_turn)), "stopped"))
+    world.tables.coverage = Coverage(uuid(cursor), uuid(cursor), tuple(map(uuid, first)))
     report = Invocation(world, CANDIDATE_LIMIT="40").run()
     assert (report.checked, report.dead, report.breaker_open) == (40, 25, False)
 
@@ -401,10 +404,11 @@ def test_due_restarts_have_time_of_their_own() -> None:
         world.tables.now += 0.5  # the fake's calls come one after the other
 
     def spend_the_time_to_flip() -> None:
-        world.tables.now = began_at + 26
+        world.tables.now = began_at + to_flip_s
 
     began_at = world.tables.now
     invocation = Invocation(world, asked=answer_slowly, in_bulk=True, each={"recall": spend_the_time_to_flip})
+    to_flip_s = Phases.of(invocation.deadline(45), restarts_due=True).flipping.remaining()
     invocation.run()
     assert world.tables.now - began_at <= 45.5
     assert sorted(invocation.asked)[:8] == list(range(401, 409))

@@ -132,12 +132,23 @@ def test_without_a_platform_nothing_is_claimed() -> None:
     assert invocation.wrote_by == ["cancel_moved_on"]
 
 
-@pytest.mark.parametrize("seconds", [0, 0.4], ids=["no time", "too little for a call"])
-def test_a_call_that_would_be_cut_off_at_once_does_not_begin(seconds: float) -> None:
-    invocation = Invocation(owing(3))
+@pytest.mark.parametrize(
+    ("seconds", "probe_takes_s", "probed"),
+    [
+        pytest.param(0, 0, [], id="no time"),
+        pytest.param(0.4, 0, [], id="too little for a call"),
+        pytest.param(0.9, 0.42, [1], id="too little after the probe"),
+    ],
+)
+def test_a_call_that_would_be_cut_off_at_once_does_not_begin(
+    seconds: float, probe_takes_s: float, probed: list[int]
+) -> None:
+    world = owing(1)
+    world.probe_takes_s = probe_takes_s
+    invocation = Invocation(world)
     work(invocation, seconds=seconds)
     assert "claim" not in invocation.wrote_by
-    assert invocation.asked == []
+    assert (invocation.probed, invocation.asked) == (probed, [])
 
 
 # --- the probe before a retry ---
@@ -455,9 +466,11 @@ def test_without_the_platforms_token_the_restarts_wait_for_the_next_cycle(log: L
     def no_token(_: Deadline) -> Platform:
         raise SecretError("PLATFORM_SECRET_ARN: the secret cannot be fetched")
 
-    invocation = Invocation(owing(3))
+    world = owing(3)
+    watched(world, 4)
+    invocation = Invocation(world)
     work(invocation, platform=no_token)
-    assert invocation.wrote_by == ["cancel_moved_on"]
+    assert invocation.wrote_by == ["cancel_moved_on", "note_watch", "owe_again"]
     assert len(log.lines("restarts left for the next cycle")) == 1
 
 
@@ -615,6 +628,18 @@ def test_due_restarts_leave_the_watched_some_time() -> None:
     work(invocation)
     assert len(invocation.asked) > 2 * CALLS_AT_ONCE
     assert uuid(101) in {one.workspace_id for one in world.tables.open_restarts()}
+
+
+@pytest.mark.parametrize("call", ["owe_again", "kept_back"])
+def test_an_error_about_those_that_are_looked_after_leaves_the_due_ones(call: str, log: Log) -> None:
+    world = owing(2 * CALLS_AT_ONCE)
+    for owed in world.tables.restarts:
+        owed.released = True
+    watched(world, 101)
+    invocation = Invocation(world, each={call: fails(ConnectionLostError("gone"))})
+    work(invocation, breaker_open=call == "kept_back")
+    assert len(invocation.asked) == 2 * CALLS_AT_ONCE
+    assert len(log.lines("restarts left for the next cycle")) == 1
 
 
 def test_what_is_kept_back_is_probed_in_turn_if_there_is_no_time_for_all() -> None:

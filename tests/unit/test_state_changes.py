@@ -8,12 +8,12 @@ import pytest
 from handler.domain.state_changes import StateChange, latency_s, merged
 from handler.errors import RequestError
 from handler.request import Request, look_at, parse, state_change
-from tests.support.state_changes import state_change as event
+from sandbox.state_changes import state_change as event
 from tests.unit.builders import instance
 
 I1, I2 = instance(1), instance(2)
-EVENT = event(I1)
 AT = 1767225600.0  # 2026-01-01T00:00:00Z
+EVENT = event(I1, at_s=AT)
 LONG = "x" * 10_000
 
 

@@ -16,7 +16,7 @@ from handler.net.http import HttpClient
 from handler.net.limits import is_shallow_json
 from handler.net.secrets import Tokens
 from handler.parallel import HANDOVER_SECONDS
-from handler.probes import fair_share
+from handler.probes import TargetTroubles, fair_share
 from handler.probes.control_plane.limiter import ConcurrencyLimiter
 
 BODY_LIMIT = 64 * 1024
@@ -90,6 +90,10 @@ class ControlPlaneProbe:
     def impaired(self, workspaces: Sequence[Workspace], deadline: Deadline) -> Callable[[], int]:  # noqa: ARG002 - see Probe
         """See Probe. The control plane says nothing about status checks."""
         return lambda: 0
+
+    def troubles(self) -> TargetTroubles:
+        """See Probe. The control plane says nothing about Regions and accounts."""
+        return TargetTroubles()
 
     def _check(self, client: HttpClient, workspace: Workspace, deadline: Deadline, enough_s: float) -> Sighting | None:
         """Return the sighting, or None if the check began too late to count."""

@@ -13,8 +13,9 @@ import botocore.exceptions
 
 from handler.deadline import Deadline
 from handler.domain.model import Cause, Failure
-from handler.net.aws_errors import code_of, is_server_error, is_throttling
+from handler.net.aws_errors import code_of, is_expired, is_server_error, is_throttling
 from handler.net.bounded import CallError
+from handler.net.roles import RoleError
 
 if TYPE_CHECKING:
     from types_boto3_ec2 import EC2Client
@@ -71,14 +72,17 @@ class Ec2Api:
         within: Callable[[Deadline], AbstractContextManager["Call"]],
         *,
         timeout_s: float,
+        renew: Callable[["EC2Client"], bool] = lambda _: False,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         """Call with the client from `client()`, inside `within(deadline)`. Each call may take `timeout_s` seconds.
 
-        A client that cannot be made (no credentials, a malformed Region) is a failed call.
+        A client that cannot be made (no credentials, a malformed Region, a role that cannot be assumed) is a failed
+        call. `renew` gets a client with expired credentials, and tells whether `client()` has another one now.
         """
         self._client = client
+        self._renew = renew
         self._within = within
         self._timeout_s = timeout_s
         self._sleep = sleep
@@ -105,8 +109,8 @@ class Ec2Api:
     def impaired(self, deadline: Deadline) -> Iterator[Page[str]]:
         """Yield pages of the ids of running instances that fail EC2's system status check. Raises Ec2Error.
 
-        It counts who says so: not everything that answers like EC2 knows the filter. When EC2 throttles, it gives up:
-        what is left of the account's calls is for the states.
+        Each answer is checked, because not everything that answers like EC2 knows the filter. When EC2 throttles, this
+        gives up: what is left of the account's calls is for the states.
         """
         impaired_only = {"system-status.status": _IMPAIRED}
         for page, answered_at in self._statuses(deadline, 1, impaired_only, patient=False):
@@ -159,11 +163,15 @@ class Ec2Api:
         failure = Failure(Cause.PACED)
         for attempt in itertools.count(1):
             self._wait(self._pace.turn(), deadline, failure)
+            client = None
             try:
                 with self._within(deadline.within(self._timeout_s)) as answer:
-                    return call(self._client())(**parameters), answer.answered_at
+                    client = self._client()
+                    return call(client)(**parameters), answer.answered_at
             except Exception as error:
                 failure = _failure(error)
+                if client is not None and _is_expired(error) and self._renew(client):
+                    continue
                 throttled = failure.cause is Cause.THROTTLED
                 if throttled:
                     self._pace.slow_down()
@@ -211,17 +219,27 @@ class _Pace:
             self._tokens = min(self._tokens, 0.0)
 
 
+def _is_expired(error: Exception) -> bool:
+    return isinstance(error, botocore.exceptions.ClientError) and is_expired(error)
+
+
 def _failure(error: Exception) -> Failure:
     match error:
+        case RoleError():
+            return Failure(Cause.ROLE_NOT_ASSUMED, str(_failure(error.cause)))
         case botocore.exceptions.ClientError():
-            if is_throttling(error):
-                return Failure(Cause.THROTTLED)
-            if is_server_error(error):
-                return Failure(Cause.SERVER_ERROR)
-            return Failure(Cause.REFUSED, code_of(error))
+            return _refusal(error)
         case CallError():
             return Failure(error.cause)
         case botocore.exceptions.BotoCoreError():
             return Failure(Cause.SDK_FAILED, type(error).__name__)  # no credentials, no XML, …
         case _:
             return Failure(Cause.GARBLED_ANSWER)
+
+
+def _refusal(error: botocore.exceptions.ClientError) -> Failure:
+    if is_throttling(error):
+        return Failure(Cause.THROTTLED)
+    if is_server_error(error):
+        return Failure(Cause.SERVER_ERROR)
+    return Failure(Cause.REFUSED, code_of(error))

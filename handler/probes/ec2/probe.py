@@ -1,17 +1,18 @@
 """Asks EC2's own API about many instances at once."""
 
 import contextlib
+import math
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass, replace
 from itertools import islice
 
 from handler.deadline import Deadline
 from handler.domain.model import INSTANCE_ID, NOT_FOUND, Cause, Failure, Sighting, Workspace, sighting_of, unknown
 from handler.parallel import in_parallel
-from handler.probes import fair_share
+from handler.probes import TargetTroubles, fair_share
 from handler.probes.ec2.api import ATTEMPTS, PAGE, Ec2Api, Ec2Error
 from handler.telemetry import logger
 
@@ -34,7 +35,7 @@ IMPAIRED_PAGES = 3
 # Once everything else is known, nobody waits longer than this for them.
 IMPAIRED_WAIT_S = 1.0
 
-_RUNNING = "running"
+RUNNING = "running"
 
 # A single instance may be why a batch fails, or they may be too many for one answer.
 _PERHAPS_OF_ONE = (Cause.SERVER_ERROR, Cause.OVERSIZE)
@@ -42,7 +43,7 @@ _CONTRADICTION = Failure(Cause.GARBLED_ANSWER)
 
 
 @dataclass(frozen=True, slots=True)
-class _Known:
+class Known:
     """What EC2 says about one instance, and when that arrived, by the deadline's clock."""
 
     state: str
@@ -50,124 +51,107 @@ class _Known:
 
 
 # What EC2 says about one instance, or why there is no answer.
-_Learnt = _Known | Failure
+Learnt = Known | Failure
 
 
 class Ec2Probe:
     """Asks for the recorded ids in batches. In a large fleet, it first lists everything that runs."""
 
-    def __init__(self, api: Ec2Api, *, timeout_s: float, target: str) -> None:
+    def __init__(self, api: Ec2Api, *, timeout_s: float, target: str, may_be_empty: bool = False) -> None:
         """Ask through `api` about the target, a Region; one call may take `timeout_s` seconds."""
-        self._api = api
+        self.api = api
+        self.target = target
+        self.may_be_empty = may_be_empty
         self._timeout_s = timeout_s
-        self._target = target
         self._bisecting_calls = BISECTING_CALLS
         self._is_first = True
+        self._found = self._answered = False
+        self._failure: Failure | None = None
 
     def sightings(self, workspaces: Sequence[Workspace], deadline: Deadline) -> Iterator[Sighting]:
         """See Probe. A failed call costs only its own ids."""
-        recorded_by: dict[str, list[Workspace]] = {}
-        for workspace in workspaces:
-            # A filter treats * and ? as wildcards, so only well-formed ids may get into one.
-            if INSTANCE_ID.fullmatch(workspace.instance_id):
-                recorded_by.setdefault(workspace.instance_id, []).append(workspace)
-            else:
-                yield unknown(workspace, Failure(Cause.MALFORMED_INSTANCE_ID))
-        list_first = self._is_first and len(recorded_by) > LIST_ABOVE
-        if self._is_first:  # later ones are for what looks dead: no listing of what runs has that
-            self._is_first = False
-            reason = "list what runs, ask for the rest" if list_first else "ask for each id"
-            logger.info("plan chosen", count=len(recorded_by), reason=reason)
+        recorded_by = yield from by_instance(workspaces)
+        list_first = self._is_first and lists_first(recorded_by)
+        self._is_first = False
         if list_first:
             listing = deadline.within(deadline.remaining() * LISTING_TIME_SHARE)
-            for instance_id, answered_at in self._running(recorded_by, listing):
+            missing = set(recorded_by)
+            for instance_id, answered_at in self.running(missing, listing, expected=len(missing)):
                 for workspace in recorded_by.pop(instance_id):
-                    yield self._sighting(workspace, _Known(_RUNNING, answered_at))
+                    yield self._sighting(workspace, Known(RUNNING, answered_at))
         for instance_id, learnt in self._asked(recorded_by, deadline, fair_share(self._timeout_s, deadline)):
             for workspace in recorded_by[instance_id]:
                 yield self._sighting(workspace, learnt)
 
     def impaired(self, workspaces: Sequence[Workspace], deadline: Deadline) -> Callable[[], int]:
         """See Probe. One call, whatever the fleet's size; a failed one says nothing about anybody."""
-        if not workspaces:
-            return lambda: 0
-        asking = deadline.within(deadline.remaining())
-        pool = ThreadPoolExecutor(1)
-        answer = pool.submit(self._impaired, asking)
-        pool.shutdown(wait=False)
+        return counted_impaired({"": self.api}, workspaces, deadline)
 
-        def count() -> int:
-            try:
-                impaired = answer.result(min(deadline.remaining(), IMPAIRED_WAIT_S))
-            except Ec2Error as error:
-                failure = error.failure
-            except TimeoutError:
-                asking.close()
-                failure = Failure(Cause.TIMEOUT)
-            except Exception:  # noqa: BLE001 - an answer that makes no sense says nothing
-                failure = Failure(Cause.GARBLED_ANSWER)
-            else:
-                return sum(workspace.instance_id in impaired for workspace in workspaces)
-            logger.warning("impaired instances not counted", error=str(failure))
-            return 0
+    def troubles(self) -> TargetTroubles:
+        """See Probe."""
+        failed = {} if self._failure is None else {self.target: self._failure}
+        is_empty = self._answered and not (self._found or self._failure or self.may_be_empty)
+        return TargetTroubles(failed, (self.target,) if is_empty else ())
 
-        return count
-
-    def _impaired(self, deadline: Deadline) -> set[str]:
-        pages = islice(self._api.impaired(deadline), IMPAIRED_PAGES)
-        return {instance_id for page in pages for instance_id in page.named}
-
-    def _sighting(self, workspace: Workspace, learnt: _Learnt) -> Sighting:
+    def _sighting(self, workspace: Workspace, learnt: Learnt) -> Sighting:
         if isinstance(learnt, Failure):
+            self._failure = learnt
             return unknown(workspace, learnt)
-        return sighting_of(workspace, learnt.state, answered_at=learnt.answered_at, target=self._target)
+        self._answered = True
+        self._found = self._found or learnt.state != NOT_FOUND
+        return sighting_of(workspace, learnt.state, answered_at=learnt.answered_at, target=self.target)
 
-    def _running(self, wanted: Collection[str], deadline: Deadline) -> Iterator[tuple[str, float]]:
-        """Yield the wanted ids whose instances run, each once, and when that arrived.
+    def running(
+        self, missing: set[str], deadline: Deadline, *, expected: int, at_once: int = CALLS_AT_ONCE
+    ) -> Iterator[tuple[str, float]]:
+        """Yield the ids of `missing` whose instances run, and when that arrived; take them out of the set.
 
-        The listing need not be complete: an id that is missing from it is not dead, only asked about later. So a
-        listing that fails, or that contains too few wanted ids, is simply given up.
+        About so many are expected here. The listing need not be complete: an id that is missing from it is not dead,
+        only asked about later. So a listing that fails, or that contains too few wanted ids, is simply given up.
         """
-        budget = _ListingBudget(wanted)
+        budget = _ListingBudget(missing, expected)
 
         def list_zone(zone: str | None) -> list[tuple[str, float]]:
-            pages = self._api.running(zone, deadline)
+            pages = self.api.running(zone, deadline)
             running: list[tuple[str, float]] = []
             with contextlib.suppress(Exception):  # whatever fails here, the rest is asked about by id
                 while budget.pays() and (page := next(pages, None)) is not None:
                     running += ((one, page.answered_at) for one in budget.found(page.named))
             return running
 
-        zones = self._zones(deadline) if len(wanted) > ZONES_ABOVE else [None]
-        for running in in_parallel(list_zone, iter(zones), deadline, at_once=CALLS_AT_ONCE):
+        zones = self._zones(deadline) if expected > ZONES_ABOVE and at_once > 1 else [None]
+        for running in in_parallel(list_zone, iter(zones), deadline, at_once=at_once):
             yield from running
 
     def _zones(self, deadline: Deadline) -> Sequence[str | None]:
         """Return the zones, each of which is listed separately, or [None] for one listing of everything."""
         with contextlib.suppress(Exception):
-            return self._api.zones(deadline)
+            return self.api.zones(deadline)
         return [None]
 
-    def _asked(self, ids: Collection[str], deadline: Deadline, enough_s: float) -> Iterator[tuple[str, _Learnt]]:
+    def _asked(self, ids: Collection[str], deadline: Deadline, enough_s: float) -> Iterator[tuple[str, Learnt]]:
         """Yield what EC2 says about each id; nothing for an id that was not reached by the deadline."""
         every = iter(tuple(ids))
         batches = iter(lambda: list(islice(every, IDS_PER_CALL)), [])
 
-        def ask(batch: Sequence[str]) -> dict[str, _Learnt]:
-            return self._ask(batch, deadline, enough_at=time.monotonic() + enough_s, attempts=ATTEMPTS)
+        def ask(batch: Sequence[str]) -> dict[str, Learnt]:
+            return self.ask(batch, deadline, enough_at=time.monotonic() + enough_s)
 
         for learnt in in_parallel(ask, batches, deadline, at_once=CALLS_AT_ONCE):
             yield from learnt.items()
 
-    def _ask(self, ids: Sequence[str], deadline: Deadline, *, enough_at: float, attempts: int) -> dict[str, _Learnt]:
-        learnt: dict[str, _Learnt] = {}
+    def ask(
+        self, ids: Sequence[str], deadline: Deadline, *, enough_at: float = -math.inf, attempts: int = ATTEMPTS
+    ) -> dict[str, Learnt]:
+        """Return what EC2 says about each id; nothing for those whose call the deadline cut off before `enough_at`."""
+        learnt: dict[str, Learnt] = {}
         arrivals: list[float] = []
         try:
-            for page in self._api.states(ids, deadline, attempts=attempts):
+            for page in self.api.states(ids, deadline, attempts=attempts):
                 arrivals.append(page.answered_at)
                 for one, state in page.named:
                     # "not_found" is our own word. From EC2 it would be an unknown state.
-                    known = _Known("" if state == NOT_FOUND else state, page.answered_at)
+                    known = Known("" if state == NOT_FOUND else state, page.answered_at)
                     learnt[one] = _agreed(learnt.get(one, known), known)
         except Ec2Error as error:
             failure, cut_off = error.failure, error.cut_off
@@ -175,7 +159,7 @@ class Ec2Probe:
             failure, cut_off = Failure(Cause.GARBLED_ANSWER), False
         else:
             # Who is on no page was missing already when the first one was written.
-            not_found = _Known(NOT_FOUND, min(arrivals))
+            not_found = Known(NOT_FOUND, min(arrivals))
             return {one: learnt.get(one, not_found) for one in ids}
         # What came before the failure is proof, but only for the ids that it names.
         missing = [one for one in ids if one not in learnt]
@@ -185,7 +169,7 @@ class Ec2Probe:
         if failure.cause in _PERHAPS_OF_ONE and len(missing) > 1 and self._may_bisect():
             half = len(missing) // 2
             for part in (missing[:half], missing[half:]):
-                learnt |= self._ask(part, deadline, enough_at=enough_at, attempts=1)
+                learnt |= self.ask(part, deadline, enough_at=enough_at, attempts=1)
             return learnt
         return learnt | dict.fromkeys(missing, failure)
 
@@ -194,9 +178,66 @@ class Ec2Probe:
         return self._bisecting_calls >= 0
 
 
-def _agreed(earlier: _Learnt, later: _Known) -> _Learnt:
+def by_instance(workspaces: Sequence[Workspace]) -> Generator[Sighting, None, dict[str, list[Workspace]]]:
+    """Return who records which instance; yield the sightings of those who record what is no instance id."""
+    recorded_by: dict[str, list[Workspace]] = {}
+    for workspace in workspaces:
+        # A filter treats * and ? as wildcards, so only well-formed ids may get into one.
+        if INSTANCE_ID.fullmatch(workspace.instance_id):
+            recorded_by.setdefault(workspace.instance_id, []).append(workspace)
+        else:
+            yield unknown(workspace, Failure(Cause.MALFORMED_INSTANCE_ID))
+    return recorded_by
+
+
+def lists_first(ids: Collection[str]) -> bool:
+    """Choose the plan for a cycle's first probe. Later ones are for what looks dead: no listing of what runs has it."""
+    list_first = len(ids) > LIST_ABOVE
+    reason = "list what runs, ask for the rest" if list_first else "ask for each id"
+    logger.info("plan chosen", count=len(ids), reason=reason)
+    return list_first
+
+
+def counted_impaired(
+    apis: Mapping[str, Ec2Api], workspaces: Sequence[Workspace], deadline: Deadline
+) -> Callable[[], int]:
+    """See Probe.impaired. One call for each target, by its name, which may be empty if there is only one."""
+    if not workspaces:
+        return lambda: 0
+    asking = deadline.within(deadline.remaining())
+    pool = ThreadPoolExecutor(min(len(apis), CALLS_AT_ONCE))
+    answers = {pool.submit(_impaired, api, asking): target for target, api in apis.items()}
+    pool.shutdown(wait=False)
+
+    def count() -> int:
+        ended, late = wait(answers, min(deadline.remaining(), IMPAIRED_WAIT_S))
+        if late:
+            asking.close()
+        impaired: set[str] = set()
+        for answer, target in answers.items():
+            failure = Failure(Cause.TIMEOUT)
+            if answer in ended:
+                try:
+                    impaired |= answer.result()
+                    continue
+                except Ec2Error as error:
+                    failure = error.failure
+                except Exception:  # noqa: BLE001 - an answer that makes no sense says nothing
+                    failure = Failure(Cause.GARBLED_ANSWER)
+            logger.warning("impaired instances not counted", error=str(replace(failure, target=target)))
+        return sum(workspace.instance_id in impaired for workspace in workspaces)
+
+    return count
+
+
+def _impaired(api: Ec2Api, deadline: Deadline) -> set[str]:
+    pages = islice(api.impaired(deadline), IMPAIRED_PAGES)
+    return {instance_id for page in pages for instance_id in page.named}
+
+
+def _agreed(earlier: Learnt, later: Known) -> Learnt:
     """Return what two pages say about an instance that moves during a listing: one of them may be out of date."""
-    if isinstance(earlier, _Known) and earlier.state == later.state:
+    if isinstance(earlier, Known) and earlier.state == later.state:
         return earlier
     return _CONTRADICTION
 
@@ -204,9 +245,9 @@ def _agreed(earlier: _Learnt, later: _Known) -> _Learnt:
 class _ListingBudget:
     """Tells whether a listing is worth it: a page costs one call, and saves one per IDS_PER_CALL wanted ids on it."""
 
-    def __init__(self, wanted: Collection[str]) -> None:
-        self._missing = set(wanted)
-        self._most_wasted = max(1, len(wanted) // IDS_PER_WASTED_PAGE)
+    def __init__(self, missing: set[str], expected: int) -> None:
+        self._missing = missing
+        self._most_wasted = max(1, expected // IDS_PER_WASTED_PAGE)
         self._wasted = 0.0
         self._counting = threading.Lock()
 
