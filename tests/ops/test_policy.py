@@ -42,6 +42,11 @@ NEEDED: dict[str, tuple[str, str]] = {
         "ec2",
         "AuthorizeSecurityGroupIngress DescribeSecurityGroupRules RevokeSecurityGroupIngress",
     ),
+    "AWS::Events::EventBus": (
+        "events",
+        "CreateEventBus DeleteEventBus DescribeEventBus TagResource UntagResource UpdateEventBus",
+    ),
+    "AWS::Events::EventBusPolicy": ("events", "DescribeEventBus PutPermission RemovePermission"),
     "AWS::Events::Rule": (
         "events",
         "DeleteRule DescribeRule ListTargetsByRule PutRule PutTargets RemoveTargets TagResource UntagResource",

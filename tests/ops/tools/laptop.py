@@ -83,7 +83,14 @@ class PlayedSam(Sam):
         translated = Translator({}, Parser()).translate(template, parameter_values={})
         group = json.dumps({"Fn::GetAtt": ["ScheduleGroup", "Arn"]})  # moto skips schedules, alarms and queries
         arn = f'"arn:aws:scheduler:{REGION}:123456789012:schedule-group/reconciler"'
-        del translated["Resources"]["Dashboard"]
+        # It wants what a condition leaves out, too, once a stack is updated.
+        left_out = ("TakesForwardedEvents", "AdmitsAccounts")
+        for part in ("Resources", "Outputs"):
+            translated[part] = {
+                name: one for name, one in translated[part].items() if one.get("Condition") not in left_out
+            }
+        for name in ("Dashboard", "StateChangesQueuePolicy", "UndeliveredQueuePolicy"):
+            del translated["Resources"][name]
         del translated["Outputs"]["DashboardUrl"]
         return json.dumps(translated).replace(group, arn)
 
