@@ -111,6 +111,9 @@ def _on_terminal(command: Sequence[str], environment: dict[str, str], answers: S
                 if not part:
                     break
                 screen += _COLOURS.sub("", part.decode(errors="replace"))
+            elif screen.endswith("^C"):
+                # It came between Python's look at its signals and the read: a person presses the key again.
+                os.write(terminal, CTRL_C.encode())
             if left and left[0][0] in screen[read_up_to:] and screen.rstrip("\r\n").endswith(": "):
                 _, typed = left.pop(0)
                 read_up_to = len(screen)
