@@ -191,7 +191,7 @@ def by_instance(workspaces: Sequence[Workspace]) -> Generator[Sighting, None, di
 
 
 def lists_first(ids: Collection[str]) -> bool:
-    """Choose the plan for a cycle's first probe. Later ones ask for what looks dead, which no listing of what runs names."""
+    """Choose the plan for a cycle's first probe. Later ones ask for what looks dead, which no such listing names."""
     list_first = len(ids) > LIST_ABOVE
     reason = "list what runs, ask for the rest" if list_first else "ask for each id"
     logger.info("plan chosen", count=len(ids), reason=reason)

@@ -50,7 +50,7 @@ class Search:
 
         `hints` tells where instances were found before: there they are asked for first. The others are asked for
         everywhere at once, but each target begins with another part of them, so that much is found before its turn
-        comes elsewhere. The targets in `last` have failed in this cycle. They are asked for what no other one has found.
+        comes elsewhere. The targets in `last` have failed in this cycle. They are asked for what no other has found.
         """
         self._names = names
         self._given_up: dict[int, Failure | None] = {}
@@ -120,7 +120,7 @@ class Search:
             yield from self._moved_on(one, case)
 
     def cut_off(self, now: float, enough_s: float) -> Iterator[Decided]:
-        """Yield what is known at the end of the time. What was asked for less than `enough_s` seconds ago was not reached."""
+        """Yield what is known when time is up. What was asked for less than `enough_s` seconds ago was not reached."""
         for one, case in self._cases.items():
             if case.found:
                 yield _of(one, case)
