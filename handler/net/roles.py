@@ -40,7 +40,7 @@ class RoleClient:
         self.lock = threading.Lock()
 
     def for_cycle(self, lasts_s: float) -> "RoleInCycle":
-        """Return the same for one cycle, which lasts so many seconds at most."""
+        """Return the role's client for one cycle, which lasts at most `lasts_s` seconds."""
         return RoleInCycle(self, lasts_s)
 
 

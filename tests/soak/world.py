@@ -5,7 +5,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -125,12 +125,13 @@ class World:
         return self.ec2.add()[0]
 
     def kill(self, instance_id: str, state: str | None) -> None:
-        """Kill an instance: `stopped`, `terminated`, or (None) unknown to EC2."""
+        """Kill an instance: `stopped`, `terminated`, or (None) unknown to EC2, which it may be already."""
         self.ledger.died(instance_id)
-        if state is None:
-            self.ec2.forget(instance_id)
-        else:
-            self.ec2.set_state(instance_id, state)
+        with suppress(KeyError):
+            if state is None:
+                self.ec2.forget(instance_id)
+            else:
+                self.ec2.set_state(instance_id, state)
 
     def beat(self) -> None:
         """Let every living machine whose row is offline send a heartbeat, which sets the row online."""
@@ -146,8 +147,7 @@ class World:
             changed_ago_s = time.time() - self.ledger.changed_at.get(instance_id, 0.0)
             inside = changed_ago_s < WINDOW_S
             (self.ledger.in_the_window if inside else self.ledger.destroyed_alive).append(instance_id)
-        if self.ec2.state_of(instance_id) is not None:
-            self.kill(instance_id, "terminated")
+        self.kill(instance_id, "terminated")
 
 
 @contextmanager

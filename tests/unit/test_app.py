@@ -3,11 +3,10 @@
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import patch
 
 import pytest
 
@@ -25,22 +24,8 @@ from handler.telemetry import logger
 from tests.unit.builders import Log, instance, lambda_context, uuid
 
 SCHEDULED = {"source": "aws.scheduler", "detail-type": "Scheduled Event", "detail": "{}"}
-ENVIRONMENT = {
-    "DATABASE_URL": "postgresql://u:s3cret@db.example/n",
-    "AWS_REGION": "eu-central-1",
-    "AWS_ACCESS_KEY_ID": "AKIAEXAMPLE",
-    "AWS_SECRET_ACCESS_KEY": "example",
-}
 
-
-@pytest.fixture(autouse=True)
-def environment() -> Iterator[None]:
-    """Set only what has to be set, and begin with a cold process."""
-    with patch.dict(os.environ, ENVIRONMENT, clear=True):
-        process.forget()
-        yield
-        process.forget()
-    logger.clear_state()
+pytestmark = pytest.mark.usefixtures("cold_process")
 
 
 @dataclass

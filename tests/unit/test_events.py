@@ -2,14 +2,12 @@
 
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
-from unittest.mock import patch
 
 import pytest
 
-from handler import cycle, events, invocation, process
+from handler import cycle, events, invocation
 from handler.domain.report import Gauges, Report
 from handler.errors import (
     ConnectionLostError,
@@ -22,23 +20,14 @@ from handler.errors import (
 )
 from handler.request import Request
 from handler.state_changes import EventResults
-from handler.telemetry import logger
 from sandbox.state_changes import state_change
 from tests.support.state_changes import batch, message, returned
 from tests.unit.builders import Log, instance, lambda_context
-from tests.unit.test_app import ENVIRONMENT
 
 GOOD = state_change(instance(1))
 LONG = "x" * 10_000
 
-
-@pytest.fixture(autouse=True)
-def environment() -> Iterator[None]:
-    with patch.dict(os.environ, ENVIRONMENT, clear=True):
-        process.forget()
-        yield
-        process.forget()
-    logger.clear_state()
+pytestmark = pytest.mark.usefixtures("cold_process")
 
 
 @dataclass

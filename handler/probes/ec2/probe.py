@@ -58,7 +58,7 @@ class Ec2Probe:
     """Asks for the recorded ids in batches. In a large fleet, it first lists everything that runs."""
 
     def __init__(self, api: Ec2Api, *, timeout_s: float, target: str, may_be_empty: bool = False) -> None:
-        """Ask through `api` about the target, a Region; one call may take `timeout_s` seconds."""
+        """Ask through `api` about the target of this name; one call may take `timeout_s` seconds."""
         self.api = api
         self.target = target
         self.may_be_empty = may_be_empty
@@ -191,7 +191,7 @@ def by_instance(workspaces: Sequence[Workspace]) -> Generator[Sighting, None, di
 
 
 def lists_first(ids: Collection[str]) -> bool:
-    """Choose the plan for a cycle's first probe. Later ones are for what looks dead: no listing of what runs has it."""
+    """Choose the plan for a cycle's first probe. Later ones ask for what looks dead, which no such listing names."""
     list_first = len(ids) > LIST_ABOVE
     reason = "list what runs, ask for the rest" if list_first else "ask for each id"
     logger.info("plan chosen", count=len(ids), reason=reason)

@@ -30,10 +30,10 @@ class _Case:
     """What is known so far of one instance, and who is asked if those who are asked now do not find it."""
 
     ahead: tuple[_Group, ...]
-    waits_for: int  # how many are still to be asked with those who were asked
+    waits_for: int  # how many targets of the present group are still to be asked
     under_way: int = 0  # calls
-    asked: int = 0  # the latest to be asked
-    began_at: float = 0.0  # the earliest call that is under way
+    asked: int = 0  # the target that was asked last
+    began_at: float = 0.0  # when the first of the calls under way began
     found: list[tuple[int, Known]] = field(default_factory=list)
     missing_at: float = math.inf
     failure: Failure | None = None
@@ -50,7 +50,7 @@ class Search:
 
         `hints` tells where instances were found before: there they are asked for first. The others are asked for
         everywhere at once, but each target begins with another part of them, so that much is found before its turn
-        comes elsewhere. The targets in `last` have failed before, and are asked when no other has found an instance.
+        comes elsewhere. The targets in `last` have failed in this cycle. They are asked for what no other has found.
         """
         self._names = names
         self._given_up: dict[int, Failure | None] = {}
@@ -74,7 +74,7 @@ class Search:
         return len(self._queues[target]) + self._parts[target].left
 
     def batch(self, target: int, now: float) -> tuple[list[str], int]:
-        """Take ids to ask a target for now. Tell how often, this time included, somebody may have to be asked."""
+        """Take ids to ask a target for now. Tell how many calls in a row this may take, this one included."""
         ids: list[str] = []
         times = 1
         while len(ids) < IDS_PER_CALL and (one := self._next(target)) is not None:
@@ -109,7 +109,7 @@ class Search:
             yield from self._moved_on(one, case)
 
     def give_up(self, target: int, failure: Failure | None) -> Iterator[Decided]:
-        """Ask a target no more; yield what that decides. It has failed for whatever it would be asked for.
+        """Ask a target no more; yield what that decides. It has failed for all that it would still be asked for.
 
         Without a failure (None), it only had too little time.
         """
@@ -120,7 +120,7 @@ class Search:
             yield from self._moved_on(one, case)
 
     def cut_off(self, now: float, enough_s: float) -> Iterator[Decided]:
-        """Yield what is known at the end of the time. Who had not `enough_s` seconds was not reached."""
+        """Yield what is known when time is up. What was asked for less than `enough_s` seconds ago was not reached."""
         for one, case in self._cases.items():
             if case.found:
                 yield _of(one, case)

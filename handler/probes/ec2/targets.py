@@ -33,11 +33,12 @@ from handler.probes.ec2.probe import (
 )
 from handler.probes.ec2.search import Decided, Search
 
-# Who says that an instance is absent.
+# The `target` of a sighting of an absent instance.
 EVERY_TARGET = "every target"
 # A target is given up after so many batches in a row without any answer: what hangs must not take up the whole time.
 MOST_FAILURES = 3
-# A call that is given so much of the first ones' time began early enough. (They have a moment less than all of it.)
+# A call began early enough if its share of the time is at least this much of a first call's. (Even that one is a moment
+# shorter than the whole share.)
 ENOUGH = 0.95
 # Each takes a thread and a connection, however many targets there are.
 MOST_CALLS = 100
@@ -67,7 +68,7 @@ class TargetsProbe:
         self._found: set[int] = set()
         self._answered: set[int] = set()
         self._failed: dict[int, Failure] = {}
-        # Once the first probe is over: where it found nothing, and whether it asked for everything.
+        # Once the first probe is over: the targets where it found nothing, and whether it decided about every instance.
         self._empty: list[int] | None = None
         self._complete = False
 
@@ -210,7 +211,7 @@ class _Shares:
         self.deadline, self._timeout_s, self._whole_s = deadline, timeout_s, deadline.remaining()
 
     def next(self, times: int) -> tuple[Deadline, float]:
-        """Return the deadline of a call that others may have to follow, so many in all; and `enough_at` for it.
+        """Return the deadline and `enough_at` of a call that begins now and may be the first of so many in a row.
 
         If it begins too late for a share like that of the first ones, and is cut off, it has not failed: its instances
         are left for the next cycle.
