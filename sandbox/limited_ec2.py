@@ -87,6 +87,11 @@ class TokenBucket:
             self._refill()
             self._tokens = 0
 
+    def pass_time(self, seconds: float) -> None:
+        """Refill as if so many seconds had passed."""
+        with self._lock:
+            self._filled_at -= seconds
+
     def _refill(self) -> None:
         now = self._clock()
         self._tokens = min(self.capacity, self._tokens + (now - self._filled_at) * self.refill_per_s)
