@@ -80,7 +80,7 @@ class Cause(StrEnum):
 class Failure:
     """Why a call has no usable answer. No field ever holds text from a remote's body.
 
-    Of several Regions and accounts, `target` names the one that it is about.
+    Of several Regions and accounts, `target` names the one that it is about, or those that disagree.
     """
 
     cause: Cause

@@ -278,7 +278,7 @@ GUARDS = (
         "targets: disagreement",
         "of two targets that say different things of an instance, the first to answer has it flipped",
         _EC2_SEARCH,
-        "_of",
+        "Search._of",
         Code("any(other.state != known.state for _, other in case.found)", "False"),
         f"{_TEST_TARGETS}test_if_two_know_an_instance_the_living_answer_wins",
     ),

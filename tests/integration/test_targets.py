@@ -319,7 +319,7 @@ def test_if_two_know_an_instance_the_living_answer_wins(
     assert outcome.report[verdict] == 1 + (verdict == "running") * (others + 2)
     assert outcome.flipped == ({twice} if verdict == "dead" else set())
     if verdict == "unknown":
-        assert outcome.causes == {twice: "targets_disagree"}
+        assert outcome.causes == {twice: f"targets_disagree in {NAMES[0]} and {NAMES[1]}"}
 
 
 def test_an_id_that_moves_from_unknown_to_known_is_alive(world: World) -> None:

@@ -125,10 +125,10 @@ def test_where_an_instance_was_found_it_is_asked_for_first() -> None:
         ("stopped", "running", "running"),
         ("running", "stopped", "running"),
         ("stopped", "stopped", "stopped"),
-        ("stopped", "terminated", "targets_disagree"),
-        ("terminated", "pending", "targets_disagree"),
-        ("stopping", "stopped", "targets_disagree"),
-        ("stopped", "hovering", "targets_disagree"),
+        ("stopped", "terminated", "targets_disagree in here and there"),
+        ("terminated", "pending", "targets_disagree in here and there"),
+        ("stopping", "stopped", "targets_disagree in here and there"),
+        ("stopped", "hovering", "targets_disagree in here and there"),
     ],
 )
 def test_of_two_targets_that_know_an_instance_the_living_answer_wins(first: str, second: str, expected: str) -> None:

@@ -123,7 +123,7 @@ class Search:
         """Yield what is known when time is up. What was asked for less than `enough_s` seconds ago was not reached."""
         for one, case in self._cases.items():
             if case.found:
-                yield _of(one, case)
+                yield self._of(one, case)
             elif case.failure is not None:
                 yield Decided(one, case.failure)
             elif case.under_way and now - case.began_at >= enough_s:
@@ -167,7 +167,20 @@ class Search:
             if case.cut_off and not (case.found or case.failure):  # it was not reached
                 return
         del self._cases[one]
-        yield _of(one, case)
+        yield self._of(one, case)
+
+    def _of(self, one: str, case: _Case) -> Decided:
+        """Return what the answers about an instance add up to.
+
+        If targets disagree, it lives if one says so. Otherwise nobody knows. It is absent only if nobody failed.
+        """
+        if case.found:
+            target, known = next((found for found in case.found if found[1].state == RUNNING), case.found[0])
+            if known.state != RUNNING and any(other.state != known.state for _, other in case.found):
+                names = " and ".join(self._names[place] for place, _ in sorted(case.found, key=lambda found: found[0]))
+                return Decided(one, Failure(Cause.TARGETS_DISAGREE, target=names))
+            return Decided(one, known, target)
+        return Decided(one, case.failure or Known(NOT_FOUND, case.missing_at))
 
 
 class _Part:
@@ -180,16 +193,3 @@ class _Part:
         one = self._ids[self._at]
         self._at, self.left = (self._at + 1) % len(self._ids), self.left - 1
         return one
-
-
-def _of(one: str, case: _Case) -> Decided:
-    """Return what the answers about an instance add up to.
-
-    If targets disagree, it lives if one says so. Otherwise nobody knows. It is absent only if nobody failed.
-    """
-    if case.found:
-        target, known = next((found for found in case.found if found[1].state == RUNNING), case.found[0])
-        if known.state != RUNNING and any(other.state != known.state for _, other in case.found):
-            return Decided(one, Failure(Cause.TARGETS_DISAGREE))
-        return Decided(one, known, target)
-    return Decided(one, case.failure or Known(NOT_FOUND, case.missing_at))
