@@ -83,6 +83,22 @@ class StateChangeQueue:
         for message in self._messages(self._name):
             message.visible_at = 0.0
 
+    def passes(self, seconds: float) -> None:
+        """Make all messages that much older, as if time had passed."""
+        for name in (self._name, f"{self._name}-dead-letters"):
+            for message in self._messages(name):
+                message.sent_timestamp -= round(seconds * 1000)  # type: ignore[operator,assignment]  # it was sent
+                message.visible_at -= seconds * 1000
+
+    def oldest_s(self) -> float:
+        """Return how long ago the oldest message that is not deleted was sent."""
+        return max((time.time() - message.sent_timestamp / 1000 for message in self._messages(self._name)), default=0.0)  # type: ignore[operator]  # likewise
+
+    def purge(self) -> None:
+        """Delete all messages, those that were given up, too."""
+        for url in (self._url, self._dead_letters):
+            self._sqs.purge_queue(QueueUrl=url)
+
     def waiting(self) -> list[str]:
         """Return the bodies of all messages that are not deleted."""
         return [message.body for message in self._messages(self._name)]

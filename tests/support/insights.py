@@ -1,38 +1,49 @@
-"""CloudWatch Logs Insights, as far as the saved queries use it: `filter`, and `stats` over plain fields.
+"""CloudWatch Logs Insights, as far as the saved queries use it: `filter`, `fields`, `sort`, `limit`, and `stats`.
 
 Anything else is an error with its name. That includes a function inside another one, which AWS documents nowhere.
 """
 
 import re
 from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
 from typing import Any
 
 Line = dict[str, Any]
 
 _WORD = re.compile(r"""\s*("[^"]*"|'[^']*'|!=|[()\[\],=]|@?[A-Za-z_][\w.]*)""")
-_AGGREGATE = re.compile(r"(\w+)\(([\w.@]+)\) as (\w+)")
+_AGGREGATE = re.compile(r"(\w+)\(([\w.@*]+)\)(?: as (\w+))?")
 _AGGREGATES: dict[str, Callable[[list[Any]], Any]] = {
+    "count": len,
     "sum": lambda values: sum(float(one) for one in values),
     "max": max,
     "latest": lambda values: values[-1],
 }
+_BIN = re.compile(r"bin\((\d+)m\)")
+_TIME = "%Y-%m-%d %H:%M:%S.%f"
 
 
 def rows(query: str, lines: Iterable[Line]) -> list[Line]:
-    """Return the lines that a query finds, or the rows of its `stats`. It sorts nothing and leaves nothing out."""
+    """Return what a query answers about lines, which are in the order of their times."""
     found = [_flat(line) for line in lines]
+    shown: list[str] | None = None
     for command in query.split("|"):
         name, _, rest = command.strip().partition(" ")
         match name:
             case "filter":
                 found = [line for line in found if _Filter(rest).matches(line)]
             case "stats":
-                found = _stats(rest, found)
-            case "fields" | "sort" | "limit" | "SOURCE":
+                found, shown = _stats(rest, found), None
+            case "fields":
+                shown = rest.split(", ")
+            case "sort":
+                found = _sorted(rest, found)
+            case "limit":
+                found = found[: int(rest)]
+            case "SOURCE":
                 pass
             case _:
                 raise NotImplementedError(command)
-    return found
+    return found if shown is None else [{name: line[name] for name in shown if name in line} for line in found]
 
 
 def _flat(value: Line, prefix: str = "") -> Line:
@@ -42,26 +53,45 @@ def _flat(value: Line, prefix: str = "") -> Line:
     return flat
 
 
+def _sorted(text: str, lines: list[Line]) -> list[Line]:
+    field, order = text.split()
+    has_it = [line for line in lines if field in line]
+    rest = [line for line in lines if field not in line]
+    return sorted(has_it, key=lambda line: line[field], reverse=order == "desc") + rest
+
+
 def _stats(text: str, lines: list[Line]) -> list[Line]:
     aggregates, _, by = text.partition(" by ")
-    groups: dict[Any, list[Line]] = {}
+    fields = [one.strip() for one in re.split(r", *", by.strip())]
+    groups: dict[tuple[Any, ...], list[Line]] = {}
     for line in lines:
-        groups.setdefault(line.get(by.strip()), []).append(line)
+        groups.setdefault(tuple(_grouped(one, line) for one in fields), []).append(line)
     result = []
     for key, members in groups.items():
-        row = {by.strip(): key}
+        row: Line = dict(zip(fields, key, strict=True))
         for part in aggregates.split(", "):
-            function, field, name = _matched(_AGGREGATE, part.strip())
-            row[name] = _AGGREGATES[function]([line[field] for line in members if field in line])
+            function, field, name = _matched(part.strip())
+            values = members if field == "*" else [line[field] for line in members if field in line]
+            row[name or part.strip()] = _AGGREGATES[function](values)
         result.append(row)
     return result
 
 
-def _matched(pattern: re.Pattern[str], text: str) -> tuple[str, ...]:
-    match = pattern.fullmatch(text)
+def _grouped(field: str, line: Line) -> Any:
+    """Return a field's value, or when the period of `bin(…)` began."""
+    period = _BIN.fullmatch(field)
+    if period is None:
+        return line.get(field)
+    at_s = datetime.strptime(line["@timestamp"], _TIME).replace(tzinfo=UTC).timestamp()
+    period_s = int(period[1]) * 60
+    return datetime.fromtimestamp(at_s - at_s % period_s, UTC).strftime(_TIME)
+
+
+def _matched(text: str) -> tuple[str, str, str | None]:
+    match = _AGGREGATE.fullmatch(text)
     if match is None:
         raise NotImplementedError(text)
-    return match.groups()
+    return match[1], match[2], match[3]
 
 
 class _Filter:

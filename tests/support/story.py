@@ -1,5 +1,6 @@
 """A story, told minute by minute on real parts: what happens in the world, and what each cycle makes of it."""
 
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -13,6 +14,11 @@ MONITOR_S = 180.0
 # In production the settings have their defaults.
 DEFAULTS: dict[str, str | None] = {"RESTART_GRACE_SECONDS": None}
 
+_HEARTBEATS = """
+UPDATE workspaces SET last_heartbeat_at = now(), updated_at = now(),
+    status = CASE WHEN status IN ('offline', 'provisioning') THEN 'online' ELSE status END
+WHERE id IN (SELECT value::uuid FROM jsonb_array_elements_text(CAST(:ids AS jsonb)))
+"""
 _MONITOR = """
 UPDATE workspaces SET status = 'offline', updated_at = now()
 WHERE status NOT IN ('removed', 'paused', 'hibernating', 'hibernated', 'offline')
@@ -71,15 +77,15 @@ class Story:
 
     def minute(self, event: Any = APPLY, *, lasts_s: float = MINUTE_S, **settings: str | None) -> Outcome:
         """Let a minute pass (or `lasts_s` seconds), and then a cycle run; return what it did."""
-        fleet = self.stage.fleet
-        fleet.age_everything(lasts_s, rows=True)
-        for one in self.alive:
-            fleet.heartbeat(one)
-            if fleet.row(one)["status"] in ("offline", "provisioning"):
-                fleet.update(one, status="online")
+        self.passes(lasts_s)
+        return self.stage.glance(event, **{**self._settings, **settings})
+
+    def passes(self, seconds: float) -> None:
+        """Let time pass, with heartbeats at its end."""
+        self.stage.fleet.age_everything(seconds, rows=True)
+        self.stage.database.query(_HEARTBEATS, ids=json.dumps(sorted(self.alive)))
         if self.monitor:
             self.stage.database.query(_MONITOR)
-        return self.stage.glance(event, **{**self._settings, **settings})
 
     def minutes(self, count: int, event: Any = APPLY, **settings: str | None) -> list[Outcome]:
         """Let that many minutes pass, with a cycle in each."""
