@@ -1412,14 +1412,6 @@ GUARDS = (
         f"{_TEST_STORED_DOUBTS}test_doubts_that_somebody_has_locked_stay_as_they_are_and_cost_no_others",
     ),
     Guard(
-        "locked doubt: saved",
-        "one locked doubt uses up the cycle's time, and no doubt is saved",
-        _STORED_DOUBTS,
-        "_SAVE",
-        Sql("FOR UPDATE OF doubts SKIP LOCKED", ""),
-        f"{_TEST_STORED_DOUBTS}test_doubts_that_somebody_has_locked_stay_as_they_are_and_cost_no_others",
-    ),
-    Guard(
         "locked doubt: by halves",
         "one doubt that somebody is inserting keeps all others from being saved",
         _STORED_DOUBTS,
