@@ -98,7 +98,7 @@ def test_checks_that_hang_or_drip_are_unknown_and_the_dead_beside_them_are_flipp
     for workspace, fault in zip(hanging, faults, strict=True):
         stage.control_plane.script.reply(fault, workspace_id=workspace)
     running, dead = stage.add("running"), stage.add("terminated")
-    outcome = timed_cycle(stage, 3, **stage.settings("control_plane"), **MOSTLY_DEAD)
+    outcome = timed_cycle(stage, 8, **stage.settings("control_plane"), **MOSTLY_DEAD)
     outcome.assert_only_flipped({dead: "terminated"})
     outcome.assert_untouched(running, *hanging)
     report = outcome.report
@@ -141,7 +141,7 @@ def test_an_ec2_call_that_never_ends_costs_only_its_own_instances(stage: Stage, 
         {"id": one, "instance_id": instance} for one, instance in zip(in_order(240), instances, strict=True)
     )
     stage.ec2.script.reply(fault, nth=1, action="DescribeInstances")
-    outcome = timed_cycle(stage, 2)
+    outcome = timed_cycle(stage, 4)
     hung = next(call.filters["instance-id"] for call in stage.ec2.calls if call.action == "DescribeInstances")
     reached = {
         workspace: state
