@@ -91,7 +91,7 @@ def test_checks_that_hang_or_drip_are_unknown_and_the_dead_beside_them_are_flipp
         Hang(),
         Answer(body=DEAD_S_ANSWER, delay_s=30),
         drip_headers(0.02),
-        drip_body(DEAD_S_ANSWER, 0.2),
+        drip_body(DEAD_S_ANSWER, 0.5),
         Raw(b"HTTP/1.1 200 OK\r\nContent-Length: 23\r\n\r\n" + DEAD_S_ANSWER, delay_s=30),
     ]
     hanging = stage.add_all(len(faults), "terminated")
@@ -120,7 +120,7 @@ def test_a_source_that_takes_connections_and_never_reads_leaves_every_row_as_it_
     stage.add_all(3, "terminated")
     silent = f"http://127.0.0.1:{silent_port}"
     address = {"AWS_ENDPOINT_URL_EC2": silent} if probe == "ec2" else {"CP_BASE_URL": silent}
-    outcome = timed_cycle(stage, 1, **stage.settings(probe) | address, **MOSTLY_DEAD)
+    outcome = timed_cycle(stage, 3, **stage.settings(probe) | address, **MOSTLY_DEAD)
     outcome.assert_only_flipped({})
     assert (outcome.report["unknown"], outcome.report["deadline_hit"]) == (3, True)
 
