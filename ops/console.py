@@ -4,6 +4,7 @@ import getpass
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import zip_longest
 
 import rich.box
 import rich.console
@@ -59,13 +60,13 @@ class Console:
             f"  {'pass' if passed else 'FAIL'}  {name}" + (f": {reason}" if reason else ""), "" if passed else "red"
         )
 
-    def table(self, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Print rows in aligned columns."""
+    def table(self, header: Sequence[str], rows: Sequence[Sequence[str]], styles: Sequence[str] = ()) -> None:
+        """Print rows in aligned columns, each in its style."""
         table = rich.table.Table(box=rich.box.SIMPLE, pad_edge=False)
         for column in header:
-            table.add_column(column)
-        for row in rows:
-            table.add_row(*map(rich.markup.escape, row))
+            table.add_column(column, overflow="fold")  # whole, whatever the width: it may be an id to copy
+        for row, style in zip_longest(rows, styles):
+            table.add_row(*map(rich.markup.escape, row), style=style)
         self._rich.print(table)
 
     @contextmanager

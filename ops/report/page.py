@@ -1,0 +1,39 @@
+"""Lays a document out as one HTML page that needs nothing else: no script, no font, no request."""
+
+import base64
+import hashlib
+from datetime import UTC, datetime
+from pathlib import Path
+
+import jinja2
+
+from ops.report.document import Document, number
+from ops.report.words import GLOSSARY
+
+_HERE = Path(__file__).parent
+
+
+def page(document: Document, *, source: str, now: datetime) -> str:
+    """Return the page. Whatever the document holds is text there, never markup."""
+    templates = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_HERE),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    templates.filters["number"] = number
+    style = (_HERE / "page.css").read_text(encoding="utf-8")
+    return templates.get_template("page.html").render(
+        document=document,
+        glossary=GLOSSARY,
+        source=source,
+        made=f"{now.astimezone(UTC):%Y-%m-%d %H:%M} UTC",
+        style=style,
+        # The browser applies this very style sheet, and fetches and runs nothing.
+        policy=f"default-src 'none'; style-src 'sha256-{_digest(style)}'; base-uri 'none'; form-action 'none'",
+    )
+
+
+def _digest(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

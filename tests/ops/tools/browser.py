@@ -1,0 +1,101 @@
+"""Looks at pages in headless Chromium: .venv-browser/bin/python -m tests.ops.tools.browser PAGE … [--pictures DIR].
+
+Prints, as JSON, what is to be seen of each page in each view: what a person could not see, reach, read or trust.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, sync_playwright
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+VIEWS = {"desktop": (1280, 900), "phone": (375, 740)}
+SCHEMES = ("light", "dark")
+
+_FACTS = """() => ({
+  title: document.title,
+  overflow: document.documentElement.scrollWidth - document.documentElement.clientWidth,
+  scripts: document.querySelectorAll("script, [onload], [onerror], [onclick], iframe, object, img, link").length,
+  text: document.body.innerText,
+  ground: getComputedStyle(document.body).backgroundColor,
+  tampered: Boolean(window.tampered),
+})"""
+_FOCUSED = """() => {
+  const one = document.activeElement, style = getComputedStyle(one), box = one.getBoundingClientRect();
+  return {name: one.innerText.trim(), seen: style.outlineStyle !== "none" && box.right > 0 && box.width > 0};
+}"""
+
+
+def look(browser: Browser, path: Path, view: str, scheme: str, pictures: Path | None) -> dict[str, Any]:
+    """Open a page as a person would, and return what there is to know about it."""
+    width, height = VIEWS[view]
+    context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme, offline=True)
+    page = context.new_page()
+    requests: list[str] = []
+    said: list[str] = []
+    page.on("request", lambda request: requests.append(request.url))
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("dialog", lambda dialog: (said.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+    page.goto(path.resolve().as_uri())
+    facts = {**page.evaluate(_FACTS), "requests": requests[1:], "said": said}
+    if pictures is not None:
+        page.screenshot(path=pictures / f"{path.stem}-{view}-{scheme}.png", full_page=True)
+    facts["violations"] = [
+        f"{one['id']}: {one['nodes'][0]['html']}" for one in Axe().run(page).response["violations"]
+    ]
+    if view == "desktop" and scheme == "light":
+        facts |= {"focus": _focus_order(page), "tree": page.locator("body").aria_snapshot()}
+        page.emulate_media(media="print", color_scheme="dark")
+        facts["printed_ground"] = page.evaluate(_FACTS)["ground"]
+        if pictures is not None:
+            page.pdf(path=pictures / f"{path.stem}.pdf", format="A4")
+    context.close()
+    return facts
+
+
+def _focus_order(page: Page) -> list[dict[str, Any]]:
+    """Press Tab until the page is left, or once too often."""
+    order = []
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        focused = page.evaluate(_FOCUSED)
+        if page.evaluate("() => document.activeElement === document.body"):
+            break
+        order.append(focused)
+    return order
+
+
+def executable() -> str | None:
+    """Return the path of the machine's browser, if it has one."""
+    return next(filter(None, map(shutil.which, BROWSERS)), None)
+
+
+def main() -> int:
+    """Look at the pages that the command line names."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("pages", type=Path, nargs="+")
+    parser.add_argument("--pictures", type=Path)
+    options = parser.parse_args()
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=executable())
+        seen = {
+            path.stem: {
+                f"{view} {scheme}": look(browser, path, view, scheme, options.pictures)
+                for view in VIEWS
+                for scheme in SCHEMES
+            }
+            for path in options.pages
+        }
+        browser.close()
+    print(json.dumps(seen))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
