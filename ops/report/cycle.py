@@ -47,12 +47,27 @@ _VERDICTS = (
 _RESTARTS = (
     ("accepted", "accepted", Tone.GOOD, "the platform does it"),
     ("refused", "refused", Tone.CAUTION, "the platform said no, or could not be reached; tried again later"),
-    ("uncertain", "uncertain", Tone.CAUTION, "sent, but no answer came; left alone for a while, so as not to ask twice"),
+    (
+        "uncertain",
+        "uncertain",
+        Tone.CAUTION,
+        "sent, but no answer came; left alone for a while, so as not to ask twice",
+    ),
     ("cancelled", "cancelled", Tone.QUIET, "not needed any more: the workspace has moved on, or its machine runs"),
     ("pending", "owed at the end", Tone.WAIT, "in their grace, waiting for their turn, or to be tried again"),
     ("blocked", "… of these, blocked", Tone.WAIT, "an ancestor of the workspace is paused"),
-    ("backing_off", "… of these, backing off", Tone.WAIT, "the workspace dies again and again, so each restart waits longer"),
-    ("unrecovered", "without success", Tone.CAUTION, "asked for more than 15 minutes ago, and the workspace is not back"),
+    (
+        "backing_off",
+        "… of these, backing off",
+        Tone.WAIT,
+        "the workspace dies again and again, so each restart waits longer",
+    ),
+    (
+        "unrecovered",
+        "without success",
+        Tone.CAUTION,
+        "asked for more than 15 minutes ago, and the workspace is not back",
+    ),
 )
 
 # What a person should look at, if it is news of this cycle. The rest lasts, maybe for days.
@@ -63,7 +78,7 @@ def document(cycle: Cycle) -> Document:
     """Lay out one cycle."""
     title, tone = _title(cycle)
     return Document(
-        kind=f"{'Dry run' if _is_dry_run(cycle) else 'Cycle'}{f' of {cycle.at}' if cycle.at else ''}",
+        kind=f"{'Dry run' if is_dry_run(cycle) else 'Cycle'}{f' of {cycle.at}' if cycle.at else ''}",
         title=title,
         tone=tone,
         lead=tuple(_lead(cycle)),
@@ -72,8 +87,8 @@ def document(cycle: Cycle) -> Document:
     )
 
 
-def summary(cycle: Cycle) -> tuple[str, Tone]:
-    """Say in a line what a cycle did, for a table of many."""
+def summary(cycle: Cycle, before: Cycle | None = None) -> tuple[str, Tone]:
+    """Say in a line what a cycle did, for a table of many. What a dry run would flip is news only once."""
     if not _completed(cycle):
         return "another cycle was running", Tone.QUIET
     said = [text for name, text, _ in _to_look_at(cycle) if name in _HAPPENED]
@@ -82,9 +97,12 @@ def summary(cycle: Cycle) -> tuple[str, Tone]:
         said, tone = ["breaker open, so nothing flipped", *said], Tone.BAD
     did = [f"flipped {number(cycle['flipped'])}"] if cycle["flipped"] else []
     did += [f"adopted {number(cycle['adopted'])}"] if cycle["adopted"] else []
-    did += [f"would flip {_would(cycle)}"] if _is_dry_run(cycle) and cycle.flips else []
+    if is_dry_run(cycle) and _ids(cycle) != (_ids(before) if before else set()):
+        did.append(f"would flip {_would(cycle)}")
     restarts = cycle.report["restarts"]
-    did += [f"restarts {name}: {number(restarts[name])}" for name in ("accepted", "refused", "uncertain") if restarts[name]]
+    did += [
+        f"restarts {name}: {number(restarts[name])}" for name in ("accepted", "refused", "uncertain") if restarts[name]
+    ]
     if tone is Tone.PLAIN and did:
         tone = Tone.WAIT
     return "; ".join([*did, *said]), tone
@@ -95,7 +113,8 @@ def skips(cycle: Cycle) -> int:
     return sum(cycle.report["skipped"].values())
 
 
-def _is_dry_run(cycle: Cycle) -> bool:
+def is_dry_run(cycle: Cycle) -> bool:
+    """Tell whether the cycle changed nothing."""
     return bool(cycle.report["mode"] != "apply")
 
 
@@ -105,6 +124,10 @@ def _completed(cycle: Cycle) -> bool:
 
 def _source(cycle: Cycle) -> str:
     return SOURCES.get(cycle.report["probe"], str(cycle.report["probe"]))
+
+
+def _ids(cycle: Cycle) -> set[str]:
+    return {one.workspace_id for one in cycle.flips}
 
 
 def _would(cycle: Cycle) -> str:
@@ -117,24 +140,26 @@ def _title(cycle: Cycle) -> tuple[str, Tone]:
         return "Another cycle was already running, so this one did nothing", Tone.QUIET
     if cycle["breaker_open"]:
         return "The breaker is open: nothing is flipped or restarted", Tone.BAD
-    touched = cycle["flipped"] + cycle["adopted"]
-    if _is_dry_run(cycle):
-        if not cycle.flips:
-            return "An applied cycle would take no workspace offline", Tone.GOOD
-        if all(one.adopted for one in cycle.flips):
-            return f"{_would(cycle)} offline {_workspaces(cycle)} would get a restart", Tone.CAUTION
-        return f"{_would(cycle)} {_workspaces(cycle)} would be taken offline, then restarted", Tone.CAUTION
-    if cycle["flipped"]:
-        were = "was" if cycle["flipped"] == 1 else "were"
-        more = f", and {number(cycle['adopted'])} adopted" if cycle["adopted"] else ""
-        return f"{counted(cycle['flipped'], 'workspace')} {were} taken offline{more}", Tone.CAUTION
-    if touched:
-        return f"{counted(touched, 'workspace')} that {'was' if touched == 1 else 'were'} offline already will be restarted", Tone.CAUTION
-    return "No workspace was taken offline", Tone.GOOD
+    return _would_do(cycle) if is_dry_run(cycle) else _did(cycle)
 
 
-def _workspaces(cycle: Cycle) -> str:
-    return "workspace" if len(cycle.flips) == 1 else "workspaces"
+def _would_do(cycle: Cycle) -> tuple[str, Tone]:
+    if not cycle.flips:
+        return "An applied cycle would take no workspace offline", Tone.GOOD
+    workspaces = "workspace" if len(cycle.flips) == 1 else "workspaces"
+    if all(one.adopted for one in cycle.flips):
+        return f"{_would(cycle)} {workspaces}, offline already, would be restarted", Tone.CAUTION
+    return f"{_would(cycle)} {workspaces} would be taken offline, then restarted", Tone.CAUTION
+
+
+def _did(cycle: Cycle) -> tuple[str, Tone]:
+    flipped, adopted = cycle["flipped"], cycle["adopted"]
+    if not flipped and not adopted:
+        return "No workspace was taken offline", Tone.GOOD
+    if not flipped:
+        return f"{counted(adopted, 'workspace')}, offline already, will be restarted", Tone.CAUTION
+    more = f", and {number(adopted)} adopted" if adopted else ""
+    return f"{counted(flipped, 'workspace')} {'was' if flipped == 1 else 'were'} taken offline{more}", Tone.CAUTION
 
 
 def _lead(cycle: Cycle) -> Iterator[str]:
@@ -142,36 +167,42 @@ def _lead(cycle: Cycle) -> Iterator[str]:
         yield "Only one cycle works at a time. If this repeats for minutes, no cycle completes."
         return
     looked = f"looked at {counted(cycle['checked'], 'workspace')}, with {_source(cycle)} as the source"
-    yield f"This was a dry run: it {looked}, and changed nothing." if _is_dry_run(cycle) else f"The cycle {looked}."
+    yield f"This was a dry run: it {looked}, and changed nothing." if is_dry_run(cycle) else f"The cycle {looked}."
     if cycle["breaker_open"]:
         yield (
-            f"Too many look dead at once. Then {_source(cycle)} may be wrong, and the machines well: somebody has to look "
-            "before anything is done."
+            f"Too many look dead at once. Then {_source(cycle)} may be wrong, and the machines well: "
+            "somebody has to look before anything is done."
         )
     elif cycle.flips or cycle["flipped"]:
         yield (
-            "A restart ends the old machine for good and makes a new one. It is asked for only after a grace, three minutes "
-            "if not set otherwise, and only if the workspace is then still offline and its instance still dead."
+            "A restart ends the old machine for good and makes a new one. It is asked for only after a grace, three "
+            "minutes if not set otherwise, and only if the workspace is then still offline and its instance still dead."
         )
 
 
 def _figures(cycle: Cycle) -> Iterator[Figure]:
-    yield Figure(number(cycle["checked"]), "checked" if not cycle["deferred"] else f"checked of {number(cycle['candidates'])}")
+    yield Figure(
+        number(cycle["checked"]), "checked" if not cycle["deferred"] else f"checked of {number(cycle['candidates'])}"
+    )
     yield Figure(number(cycle["running"]), "running", Tone.GOOD)
     gone = cycle["dead"] + cycle["absent"]
     yield Figure(number(gone), "dead or not found", Tone.BAD if gone else Tone.PLAIN)
-    if _is_dry_run(cycle):
-        yield Figure(_would(cycle).replace(" or more", "+"), "would be flipped", Tone.CAUTION if cycle.flips else Tone.PLAIN)
+    if is_dry_run(cycle):
+        yield Figure(
+            _would(cycle).replace(" or more", "+"), "would be flipped", Tone.CAUTION if cycle.flips else Tone.PLAIN
+        )
     else:
         touched = cycle["flipped"] + cycle["adopted"]
         yield Figure(number(touched), "flipped or adopted", Tone.CAUTION if touched else Tone.PLAIN)
         yield Figure(number(cycle.report["restarts"]["accepted"]), "restarts accepted")
     yield Figure(number(skips(cycle)), "dead, but left alone")
-    yield Figure(seconds(cycle["duration_ms"]), "took the cycle", Tone.CAUTION if cycle["duration_ms"] > _LONG_MS else Tone.PLAIN)
+    yield Figure(
+        seconds(cycle["duration_ms"]), "the cycle took", Tone.CAUTION if cycle["duration_ms"] > _LONG_MS else Tone.PLAIN
+    )
 
 
 def _sections(cycle: Cycle) -> Iterator[Section]:
-    if _is_dry_run(cycle):
+    if is_dry_run(cycle):
         yield _before_switching_on(cycle)
     yield _found(cycle)
     yield _flipped(cycle)
@@ -186,7 +217,7 @@ def _before_switching_on(cycle: Cycle) -> Section:
     failed = sum(not one.passed for one in results)
     rows = [
         Row(
-            ("passed" if one.passed else "look here", one.name, one.reason),
+            (one.name, "passed" if one.passed else "look here", one.reason),
             Tone.GOOD if one.passed else Tone.CAUTION,
         )
         for one in sorted(results, key=lambda one: one.passed)
@@ -196,7 +227,7 @@ def _before_switching_on(cycle: Cycle) -> Section:
     return Section(
         "Before switching on",
         (said, *([more] if cycle.flips and cycle.report["probe"] == "ec2" else [])),
-        tables=(Table("The checklist", (Column("Result"), Column("Point"), Column("Why")), tuple(rows), marked=True),),
+        tables=(Table("The checklist", (Column("Point"), Column("Result"), Column("Why")), tuple(rows), marked=True),),
     )
 
 
@@ -218,36 +249,45 @@ def _found(cycle: Cycle) -> Section:
 
 
 def _flipped(cycle: Cycle) -> Section:
-    heading = "What would be flipped, and why" if _is_dry_run(cycle) else "What was flipped, and why"
+    heading = "What would be flipped, and why" if is_dry_run(cycle) else "What was flipped, and why"
     blocked = [one for one in cycle.flips if one.blocked]
     flips = [one for one in cycle.flips if not one.blocked]
     sentences, tables = [], []
     if cycle["breaker_open"]:
         heading = "What the open breaker keeps from being flipped"
-        sentences.append("With the breaker lifted, a cycle would do this. Do not lift it before you know why so many look dead.")
-    elif not _is_dry_run(cycle) and (touched := cycle["flipped"] + cycle["adopted"]) > len(flips):
-        why = "The log names" if not cycle.flips_listed else "A report names"
-        sentences.append(f"{counted(touched, 'workspace')} in all. {why} {number(len(flips))} of them.")
+        sentences.append(
+            "With the breaker lifted, a cycle would do this. Do not lift it before you know why so many look dead."
+        )
+    elif not is_dry_run(cycle) and (touched := cycle["flipped"] + cycle["adopted"]) > len(flips):
+        names = "The report names" if cycle.flips_listed else "The log names"
+        sentences.append(f"{counted(touched, 'workspace')} in all. {names} {number(len(flips))} of them.")
     elif len(flips) >= _MOST_FLIPS:
         sentences.append(f"A report names {_MOST_FLIPS} at most, so there may be more.")
-    for some, caption in ((flips, "Workspaces that are flipped or adopted"), (blocked, "Workspaces that the breaker keeps back")):
+    for some, caption in (
+        (flips, "Workspaces that are flipped or adopted"),
+        (blocked, "Workspaces that the breaker keeps back"),
+    ):
         if some:
             columns = (Column("Workspace", Kind.ID), Column("Instance", Kind.ID), Column("Why"))
-            tables.append(Table(caption, columns, tuple(_flip(one, cycle) for one in some)))
+            tables.append(
+                Table(
+                    caption, columns, tuple(Row((one.workspace_id, one.instance_id, why(one, cycle))) for one in some)
+                )
+            )
     if not tables and not sentences:
         sentences.append("No workspace.")
     return Section(heading, tuple(sentences), tables=tuple(tables))
 
 
-def _flip(one: Decision, cycle: Cycle) -> Row:
+def why(one: Decision, cycle: Cycle) -> str:
+    """Say why a workspace is flipped or adopted, or would be."""
     if one.reason:
-        why = one.reason
+        said = one.reason
     elif one.state == "not_found":
-        why = f"{_source(cycle)} has not found its instance, time and again"
+        said = f"{_source(cycle)} has not found its instance, time and again"
     else:
-        why = f"{_source(cycle)} says that its instance is {one.state}"
-    adopted = "; the platform has it offline already, so that only its restart is recorded" if one.adopted else ""
-    return Row((one.workspace_id, one.instance_id, f"{why}{adopted}"))
+        said = f"{_source(cycle)} says that its instance is {one.state}"
+    return f"{said}; the platform has it offline already, so that only its restart is recorded" if one.adopted else said
 
 
 def _left_alone(cycle: Cycle) -> Section:
@@ -267,7 +307,11 @@ def _left_alone(cycle: Cycle) -> Section:
         if rows
         else "Nothing that looked dead was left alone."
     )
-    waiting = [f"{number(cycle[name])} {word}" for name, word, *_ in _VERDICTS if name not in ("running", "dead") and cycle[name]]
+    waiting = [
+        f"{number(cycle[name])} {word}"
+        for name, word, *_ in _VERDICTS
+        if name not in ("running", "dead") and cycle[name]
+    ]
     also = f"Without effect, too: {listed(waiting)}." if waiting else ""
     return Section("What was left alone, and why", tuple(filter(None, (said, also))), tables=tuple(tables))
 
@@ -275,9 +319,7 @@ def _left_alone(cycle: Cycle) -> Section:
 def _decisions(decisions: Sequence[Decision]) -> Table:
     """List the workspaces that were left alone, as the log names them."""
     columns = (Column("Workspace", Kind.ID), Column("Instance", Kind.ID), Column("State"), Column("Why"))
-    rows = tuple(
-        Row((one.workspace_id, one.instance_id, one.state or "no answer", _why_not(one))) for one in decisions
-    )
+    rows = tuple(Row((one.workspace_id, one.instance_id, one.state or "no answer", _why_not(one))) for one in decisions)
     return Table("Left alone, by workspace", columns, rows, folded=len(rows) > _MANY_ROWS)
 
 
@@ -295,8 +337,8 @@ def _restarts(cycle: Cycle) -> Section:
     columns = (Column("Restarts"), Column("Count", Kind.NUMBER), Column("What it means"))
     if not rows:
         said = "None is owed."
-        return Section("Restarts", (said if _is_dry_run(cycle) else f"{said} None was asked for.",))
-    said = "A dry run asks for none." if _is_dry_run(cycle) else ""
+        return Section("Restarts", (said if is_dry_run(cycle) else f"{said} None was asked for.",))
+    said = "A dry run asks for none." if is_dry_run(cycle) else ""
     tables = (Table("Restarts by what became of them", columns, rows, marked=True),)
     return Section("Restarts", (said,) if said else (), tables=tables)
 
@@ -319,15 +361,19 @@ def _to_look_at(cycle: Cycle) -> Iterator[tuple[str, str, str]]:
     for name, what in (("targets_failed", "gave no answer"), ("targets_empty", "has none of the instances")):
         if cycle.report[name]:
             meaning = {
-                "targets_failed": "to some question. Nothing is flipped because an instance was not found, until it answers",
-                "targets_empty": "until this Region and account shows an instance, none counts as gone because it was not found",
+                "targets_failed": "to some question. Until it answers, none is flipped because it was not found",
+                "targets_empty": "until it shows one, none is flipped because it was not found",
             }[name]
             yield name, f"{listed(cycle.report[name])} {what}", meaning
     if cycle["deadline_hit"]:
         yield "deadline_hit", "the deadline cut the cycle short", "what it left undone goes first in the next one"
     if cycle["oldest_doubt_seconds"]:
         age = lasting(cycle["oldest_doubt_seconds"])
-        yield "doubt", f"in doubt for {age}", "the oldest doubt: a workspace that is neither alive nor flipped for so long"
+        yield (
+            "doubt",
+            f"in doubt for {age}",
+            "the oldest doubt: a workspace that is neither alive nor flipped for so long",
+        )
     if cycle["unrecorded"]:
         text = f"{counted(cycle['unrecorded'], 'workspace')} up without an instance"
         yield "unrecorded", text, "the row names no machine, so nobody can look after it"
@@ -349,7 +395,7 @@ def _time(cycle: Cycle) -> Section:
     took = cycle["duration_ms"]
     left = max(0, _USUAL_DEADLINE_MS - took)
     sentences = [
-        f"{seconds(took)} in all. A cycle may take {_USUAL_DEADLINE_MS // 1000} s, if its deadline is not set otherwise.",
+        f"{seconds(took)} in all. A cycle may take {_USUAL_DEADLINE_MS // 1000} s, if not set otherwise.",
     ]
     if cycle["checked"]:
         each = took / cycle["checked"]
@@ -357,7 +403,8 @@ def _time(cycle: Cycle) -> Section:
     out_of_time = cycle.report["skipped"]["out_of_time"]
     if cycle["deadline_hit"] or cycle["deferred"] or out_of_time:
         sentences.append(
-            f"Time ran out: {counted(cycle['deferred'], 'workspace')} not reached, {number(out_of_time)} not flipped in time."
+            f"Time ran out: {counted(cycle['deferred'], 'workspace')} not reached, "
+            f"{number(out_of_time)} not flipped in time."
         )
     sentences.append(
         "Every workspace has had its turn in this round."

@@ -1,6 +1,6 @@
 """Several cycles, such as those of a day: what happened in which, and how long each took."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from statistics import median
 
 from ops.report import cycle as one_cycle
@@ -18,24 +18,114 @@ from ops.report.document import (
     number,
     seconds,
 )
-from ops.report.reading import Cycle
+from ops.report.reading import Cycle, Decision
 
 # A page of more rows is nothing that anybody reads.
 _MOST_ROWS = 2_000
+_MANY_ROWS = 20
 # Columns of the chart: more cycles share one, and the longest of them counts.
 _MOST_COLUMNS = 120
 
 
 def document(cycles: Sequence[Cycle]) -> Document:
     """Lay out several cycles, in their order."""
-    told = [(place, cycle, *one_cycle.summary(cycle)) for place, cycle in enumerate(cycles, 1)]
-    rows = [_row(place, cycle, said, tone) for place, cycle, said, tone in told]
-    noteworthy = [row for row in rows if row.cells[1]]
-    flipped = sum(cycle["flipped"] + cycle["adopted"] for cycle in cycles)
-    accepted = sum(cycle.report["restarts"]["accepted"] for cycle in cycles)
-    breaker = sum(cycle["breaker_open"] for cycle in cycles)
     ran = [cycle for cycle in cycles if cycle.report["outcome"] == "completed"]
-    title = f"{counted(len(cycles), 'cycle')}: {counted(flipped, 'workspace')} flipped, {counted(accepted, 'restart')} accepted"
+    rows = [
+        _row(place, cycle, before)
+        for place, (cycle, before) in enumerate(zip(cycles, [None, *cycles], strict=False), 1)
+    ]
+    breaker = sum(cycle["breaker_open"] for cycle in cycles)
+    lead = ["Nothing happened in any of them.", f"The breaker was open in {counted(breaker, 'cycle')}."]
+    if noteworthy := sum(bool(row.cells[1]) for row in rows):
+        lead[0] = f"Something happened in {number(noteworthy)} of them."
+    title, tone = _title(cycles)
+    return Document(
+        kind=_period(cycles),
+        title=title,
+        tone=Tone.BAD if breaker else tone,
+        lead=tuple(lead if breaker else lead[:1]),
+        figures=tuple(_figures(cycles, ran)),
+        sections=(
+            *([_time(ran), _flipped(cycles)] if ran else []),
+            *([one_cycle.look_at(ran[-1], "Doubts, and what else to look at in the end")] if ran else []),
+            _cycle_by_cycle(rows),
+        ),
+    )
+
+
+def _title(cycles: Sequence[Cycle]) -> tuple[str, Tone]:
+    if all(map(one_cycle.is_dry_run, cycles)):
+        would = counted(len(_touched(cycles)), "workspace")
+        return f"{counted(len(cycles), 'dry run')}: {would} would be flipped", Tone.CAUTION if _touched(
+            cycles
+        ) else Tone.GOOD
+    flipped, accepted = _flips(cycles), _accepted(cycles)
+    said = f"{counted(flipped, 'workspace')} flipped or adopted, {counted(accepted, 'restart')} accepted"
+    return f"{counted(len(cycles), 'cycle')}: {said}", Tone.CAUTION if flipped else Tone.GOOD
+
+
+def _flips(cycles: Sequence[Cycle]) -> int:
+    return sum(cycle["flipped"] + cycle["adopted"] for cycle in cycles)
+
+
+def _accepted(cycles: Sequence[Cycle]) -> int:
+    return sum(cycle.report["restarts"]["accepted"] for cycle in cycles)
+
+
+def _touched(cycles: Sequence[Cycle]) -> dict[tuple[str, str], list[tuple[Cycle, Decision]]]:
+    """Return, for each workspace and instance, the cycles that flipped or adopted it, or would."""
+    touched: dict[tuple[str, str], list[tuple[Cycle, Decision]]] = {}
+    for cycle in cycles:
+        for one in cycle.flips:
+            touched.setdefault((one.workspace_id, one.instance_id), []).append((cycle, one))
+    return touched
+
+
+def _figures(cycles: Sequence[Cycle], ran: Sequence[Cycle]) -> Iterator[Figure]:
+    yield Figure(number(len(ran)), "completed", Tone.GOOD)
+    if all(map(one_cycle.is_dry_run, cycles)):
+        touched = len(_touched(cycles))
+        yield Figure(number(touched), "would be flipped", Tone.CAUTION if touched else Tone.PLAIN)
+    else:
+        yield Figure(number(_flips(cycles)), "flipped or adopted", Tone.CAUTION if _flips(cycles) else Tone.PLAIN)
+        yield Figure(number(_accepted(cycles)), "restarts accepted")
+    if ran:
+        yield Figure(number(ran[-1].report["restarts"]["pending"]), "restarts owed in the end")
+    breaker = sum(cycle["breaker_open"] for cycle in cycles)
+    yield Figure(number(breaker), "with an open breaker", Tone.BAD if breaker else Tone.PLAIN)
+    cut = sum(cycle["deadline_hit"] for cycle in cycles)
+    yield Figure(number(cut), "cut short by the deadline", Tone.CAUTION if cut else Tone.PLAIN)
+
+
+def _flipped(cycles: Sequence[Cycle]) -> Section:
+    touched = _touched(cycles)
+    heading = (
+        "What would be flipped, and why" if all(map(one_cycle.is_dry_run, cycles)) else "What was flipped, and why"
+    )
+    if not touched:
+        said = (
+            "The file names none of these workspaces: reports do, and the log's lines about each."
+            if _flips(cycles)
+            else "No workspace."
+        )
+        return Section(heading, (said,))
+    columns = (
+        Column("Workspace", Kind.ID),
+        Column("Instance", Kind.ID),
+        Column("Why"),
+        Column("First"),
+        Column("Cycles", Kind.NUMBER),
+    )
+    rows = []
+    for (workspace_id, instance_id), found in touched.items():
+        first, latest = found[0][0], found[-1]
+        why = one_cycle.why(latest[1], latest[0])
+        rows.append(Row((workspace_id, instance_id, why, at(first.at), number(len(found)))))
+    caption = "Workspaces that were flipped or adopted, or would be"
+    return Section(heading, tables=(Table(caption, columns, tuple(rows[-_MOST_ROWS:]), folded=len(rows) > _MANY_ROWS),))
+
+
+def _cycle_by_cycle(rows: Sequence[Row]) -> Section:
     columns = (
         Column("Cycle"),
         Column("What happened"),
@@ -44,45 +134,32 @@ def document(cycles: Sequence[Cycle]) -> Document:
         Column("Left alone", Kind.NUMBER),
         Column("Took", Kind.NUMBER),
     )
-    tables = [Table("Cycles in which something happened", columns, tuple(noteworthy[-_MOST_ROWS:]), marked=True)] if noteworthy else []
+    noteworthy = [row for row in rows if row.cells[1]]
+    tables = []
+    if noteworthy:
+        shown = tuple(noteworthy[-_MOST_ROWS:])
+        tables.append(Table("Cycles in which something happened", columns, shown, marked=True))
     if len(noteworthy) < len(rows):
         tables.append(Table("All cycles", columns, tuple(rows[-_MOST_ROWS:]), marked=True, folded=True))
-    said = "Nothing happened in any of them." if not noteworthy else f"Something happened in {number(len(noteworthy))} of them."
-    cut = f"Of a list, the latest {number(_MOST_ROWS)} are shown." if len(noteworthy) > _MOST_ROWS or len(rows) > _MOST_ROWS else ""
-    return Document(
-        kind=_period(cycles),
-        title=title,
-        tone=Tone.BAD if breaker else Tone.CAUTION if flipped else Tone.GOOD,
-        lead=(said, *([f"The breaker was open in {counted(breaker, 'cycle')}."] if breaker else [])),
-        figures=(
-            Figure(number(len(ran)), "completed", Tone.GOOD),
-            Figure(number(flipped), "flipped or adopted", Tone.CAUTION if flipped else Tone.PLAIN),
-            Figure(number(accepted), "restarts accepted"),
-            Figure(number(max((cycle.report["restarts"]["pending"] for cycle in cycles[-1:]), default=0)), "restarts owed at the end"),
-            Figure(number(breaker), "with an open breaker", Tone.BAD if breaker else Tone.PLAIN),
-            Figure(number(sum(cycle["deadline_hit"] for cycle in cycles)), "cut short by the deadline"),
-        ),
-        sections=(
-            Section("Cycle by cycle", (cut,) if cut else (), tables=tuple(tables)),
-            *([one_cycle.look_at(ran[-1], "Doubts, and what else to look at in the end"), _time(ran)] if ran else []),
-        ),
-    )
+    cut = (f"The latest {number(_MOST_ROWS)} are shown.",) if len(rows) > _MOST_ROWS else ()
+    return Section("Cycle by cycle", cut, tables=tuple(tables))
 
 
 def _period(cycles: Sequence[Cycle]) -> str:
     times = [cycle.at for cycle in cycles if cycle.at]
-    return f"Cycles from {_at(times[0])} to {_at(times[-1])}" if times else "Cycles in the order of the file"
+    return f"Cycles from {at(times[0])} to {at(times[-1])}" if times else "Cycles in the order of the file"
 
 
-def _at(time: str) -> str:
+def at(time: str) -> str:
     """Return a log's time without the parts that nobody compares: 2026-11-28 11:30:41."""
     return time[:19].replace("T", " ")
 
 
-def _row(place: int, cycle: Cycle, said: str, tone: Tone) -> Row:
+def _row(place: int, cycle: Cycle, before: Cycle | None) -> Row:
+    said, tone = one_cycle.summary(cycle, before)
     return Row(
         (
-            _at(cycle.at) or str(place),
+            at(cycle.at) or str(place),
             said,
             number(cycle["checked"]),
             number(cycle["dead"] + cycle["absent"]),
@@ -97,7 +174,7 @@ def _time(ran: Sequence[Cycle]) -> Section:
     took = [cycle["duration_ms"] for cycle in ran]
     share = -(-len(took) // _MOST_COLUMNS)
     longest = max(range(len(took)), key=took.__getitem__)
-    where = _at(ran[longest].at) or f"cycle {longest + 1}"
+    where = at(ran[longest].at) or f"cycle {longest + 1}"
     says = f"Half of them took {seconds(median(took))} or less, the longest {seconds(took[longest])} ({where})."
     sizes = tuple(float(max(took[start : start + share])) for start in range(0, len(took), share))
     chart = Chart("How long each cycle took, in their order", sizes)

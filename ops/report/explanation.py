@@ -1,5 +1,6 @@
 """What is known of one workspace, and what the next cycle would do with it."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,8 @@ _VERDICTS = {
     "absent": Tone.CAUTION,
     "unknown": Tone.ODD,
 }
+# A time as the answer has it; everywhere in UTC.
+_TIME = re.compile(r"\b(\d{4}-\d\d-\d\d)T(\d\d:\d\d:\d\d)(?:\.\d+)?(?:Z|\+00:00)")
 _NOT_READ = "This could not be read."
 
 
@@ -33,9 +36,11 @@ def document(explanation: Explanation) -> Document:
     row = answer.get("row") or {}
     return Document(
         kind=f"Workspace {_text(row.get('name')) or answer['workspace_id']}",
-        title=ACTIONS.get(action, f"The next cycle would: {action}") if would else "What the next cycle would do is not known",
+        title=ACTIONS.get(action, f"The next cycle would: {action}")
+        if would
+        else "What the next cycle would do is not known",
         tone=_TONES.get(action, Tone.PLAIN),
-        lead=(would["reason"] if would else _NOT_READ, *_notes(answer.get("notes"))),
+        lead=(_sentence(would["reason"]) if would else _NOT_READ, *_notes(answer.get("notes"))),
         figures=tuple(_figures(answer)),
         sections=(
             _row(answer),
@@ -51,7 +56,14 @@ def _text(value: Any) -> str:
     """Return any value of an answer as text: empty for null."""
     if value is None:
         return ""
-    return ("yes" if value else "no") if isinstance(value, bool) else printable(str(value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return _TIME.sub(r"\1 \2", printable(str(value)))
+
+
+def _sentence(text: str) -> str:
+    text = _text(text)
+    return f"{text[:1].upper()}{text[1:]}{'' if text.endswith('.') else '.'}"
 
 
 def _notes(notes: Any) -> Iterator[str]:
@@ -78,7 +90,8 @@ def _row(answer: Mapping[str, Any]) -> Section:
     facts = [("workspace", answer["workspace_id"]), *_facts(row or {})]
     if candidate:
         facts.append(("a candidate", f"{_text(candidate.get('is'))}: {_text(candidate.get('why'))}"))
-    return Section("Its row", () if row is not None else ("No row of this id was found, or it could not be read.",), facts=tuple(facts))
+    said = "Times are in UTC." if row is not None else "There is no row of this id, or it could not be read."
+    return Section("Its row", (said,), facts=tuple(facts))
 
 
 def _facts(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -11,6 +11,7 @@ from ops.report.document import Document, number
 from ops.report.words import GLOSSARY
 
 _HERE = Path(__file__).parent
+_LONGEST_WORD = 36  # a UUID
 
 
 def page(document: Document, *, source: str, now: datetime) -> str:
@@ -23,6 +24,7 @@ def page(document: Document, *, source: str, now: datetime) -> str:
         lstrip_blocks=True,
     )
     templates.filters["number"] = number
+    templates.tests["unbroken"] = _is_unbroken
     style = (_HERE / "page.css").read_text(encoding="utf-8")
     return templates.get_template("page.html").render(
         document=document,
@@ -33,6 +35,11 @@ def page(document: Document, *, source: str, now: datetime) -> str:
         # The browser applies this very style sheet, and fetches and runs nothing.
         policy=f"default-src 'none'; style-src 'sha256-{_digest(style)}'; base-uri 'none'; form-action 'none'",
     )
+
+
+def _is_unbroken(text: str) -> bool:
+    """Tell whether a text has a word that is longer than a line: it has to break somewhere."""
+    return max(map(len, text.split()), default=0) > _LONGEST_WORD
 
 
 def _digest(text: str) -> str:

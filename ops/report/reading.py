@@ -71,8 +71,6 @@ Answer = Cycle | Holding | Explanation
 def read(text: str, source: str) -> list[Answer]:
     """Return what a file holds. Raises OpsError, which names the source and what was expected."""
     try:
-        if not text.strip():
-            raise _WrongError("it is empty")
         return _answers(text)
     except _WrongError as wrong:
         raise OpsError(f"{printable(source)}: {wrong}; {_EXPECTED}") from None
@@ -91,6 +89,8 @@ class _WrongError(Exception):
 
 
 def _answers(text: str) -> list[Answer]:
+    if not text.strip():
+        raise _WrongError("it is empty")
     try:
         value = _parsed(text)
     except ValueError as error:
@@ -212,7 +212,9 @@ def _flip(value: Any, where: str, *, dry_run: bool) -> Decision:
         raise _WrongError(f"{where}it is not an object")
     adopted, blocked = value.get("adopted") is True, value.get("blocked") is True
     would = dry_run or blocked
-    message = ("would adopt" if adopted else "would flip") if would else f"workspace {'adopted' if adopted else 'flipped'}"
+    message = (
+        ("would adopt" if adopted else "would flip") if would else f"workspace {'adopted' if adopted else 'flipped'}"
+    )
     return Decision(
         message,
         field(value, "workspace_id", str, where),
@@ -300,8 +302,7 @@ def optional(value: Mapping[str, Any], name: str, expected: type[_Value], where:
     if found is None:
         return None
     # In Python, True is a whole number, too.
-    right = type(found) is expected and (expected is not int or 0 <= found <= _MOST)
-    if not right:
+    if type(found) is not expected or (isinstance(found, int) and not 0 <= found <= _MOST):
         shown = printable(json.dumps(found))[:60]
         raise _WrongError(f"{where}'{name}' is {shown}; it has to be {_TYPES[expected]}")
-    return found  # type: ignore[no-any-return]
+    return found

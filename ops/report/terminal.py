@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from ops.console import Console
-from ops.report.document import Document, Figure, Section, Table, Tone
+from ops.report.document import Document, Figure, Kind, Section, Table, Tone
 
 _STYLES = {
     Tone.PLAIN: "",
@@ -52,4 +52,5 @@ def _table(console: Console, table: Table) -> None:
         console.say(f"  {table.caption}: {len(table.rows)} more lines, which --html shows.", "dim")
         return
     rows = [row.cells for row in table.rows]
-    console.table([column.name for column in table.columns], rows, [_STYLES[row.tone] for row in table.rows])
+    ids = [column.name for column in table.columns if column.kind is Kind.ID]
+    console.table([column.name for column in table.columns], rows, [_STYLES[row.tone] for row in table.rows], ids)

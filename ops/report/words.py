@@ -49,8 +49,7 @@ GLOSSARY = (
     ("flip", "to mark a workspace offline whose machine is dead. Two looks must agree first"),
     (
         "restart",
-        "what the platform is asked for after a flip, unless the workspace has come back meanwhile (three minutes, if not set "
-        "otherwise). It ends the old machine for good and makes a new one",
+        "what the platform is asked for minutes after a flip. It ends the old machine for good and makes a new one",
     ),
     ("adopt", "to record the restart of a workspace that the platform has marked offline itself"),
     ("heartbeat", "a workspace's own sign of life. While it is fresh, nothing is flipped"),

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Dialog, Page, sync_playwright
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 VIEWS = {"desktop": (1280, 900), "phone": (375, 740)}
@@ -41,14 +41,17 @@ def look(browser: Browser, path: Path, view: str, scheme: str, pictures: Path | 
     page.on("request", lambda request: requests.append(request.url))
     page.on("console", lambda message: said.append(message.text))
     page.on("pageerror", lambda error: said.append(str(error)))
-    page.on("dialog", lambda dialog: (said.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+
+    def dismiss(dialog: Dialog) -> None:
+        said.append(f"dialog: {dialog.message}")
+        dialog.dismiss()
+
+    page.on("dialog", dismiss)
     page.goto(path.resolve().as_uri())
     facts = {**page.evaluate(_FACTS), "requests": requests[1:], "said": said}
     if pictures is not None:
         page.screenshot(path=pictures / f"{path.stem}-{view}-{scheme}.png", full_page=True)
-    facts["violations"] = [
-        f"{one['id']}: {one['nodes'][0]['html']}" for one in Axe().run(page).response["violations"]
-    ]
+    facts["violations"] = [f"{one['id']}: {one['nodes'][0]['html']}" for one in Axe().run(page).response["violations"]]
     if view == "desktop" and scheme == "light":
         facts |= {"focus": _focus_order(page), "tree": page.locator("body").aria_snapshot()}
         page.emulate_media(media="print", color_scheme="dark")
