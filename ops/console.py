@@ -11,7 +11,6 @@ import rich.console
 import rich.markup
 import rich.table
 
-
 _LONGEST_ID = 36
 
 

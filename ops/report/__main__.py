@@ -8,40 +8,27 @@ from pathlib import Path
 
 from ops.command import run
 from ops.console import Console, OpsError
-from ops.report import cycle, day, explanation, holding
-from ops.report.document import Document
+from ops.report.layout import document_of
 from ops.report.page import page
-from ops.report.reading import Answer, Cycle, Explanation, Holding, printable, read
+from ops.report.reading import UnreadableError, printable, read
 from ops.report.terminal import show
 
 _STDIN = "-"
 
 
-def document_of(answers: Sequence[Answer], source: str) -> Document:
-    """Lay out what a file holds: one answer, or several cycles."""
-    match answers:
-        case [Cycle() as one]:
-            return cycle.document(one)
-        case [Holding() as one]:
-            return holding.document(one)
-        case [Explanation() as one]:
-            return explanation.document(one)
-    cycles = [one for one in answers if isinstance(one, Cycle)]
-    if len(cycles) < len(answers):
-        raise OpsError(f"{source}: several answers have to be reports of cycles, all of them")
-    return day.document(cycles)
-
-
 def report(console: Console, file: str, html: Path | None) -> None:
     """Show a file, and write its page. Raises OpsError if it cannot be read or written, or is something else."""
     source = "standard input" if file == _STDIN else printable(file)
-    document = document_of(read(_text(file, source), source), source)
+    try:
+        document = document_of(read(_text(file, source), source), source)
+    except UnreadableError as error:
+        raise OpsError(str(error)) from error
     show(console, document)
     if html is None:
         return
-    if file != _STDIN and html.exists() and html.samefile(file):
-        raise OpsError(f"{source} is the file to read: --html has to name another one")
     try:
+        if file != _STDIN and html.exists() and html.samefile(file):
+            raise OpsError(f"{source} is the file to read: --html has to name another one")
         html.write_text(page(document, source=source, now=datetime.now(UTC)), encoding="utf-8")
     except OSError as error:
         raise OpsError(f"{printable(str(html))}: the page cannot be written: {error.strerror}") from error
@@ -53,12 +40,10 @@ def _text(file: str, source: str) -> str:
     try:
         raw = sys.stdin.buffer.read() if file == _STDIN else Path(file).read_bytes()
         return raw.decode("utf-8-sig")
-    except OSError as error:
-        raise OpsError(f"{source}: it cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise OpsError(f"{source}: it is not text in UTF-8 (byte {error.start})") from error
-    except ValueError as error:  # a path with a zero byte
-        raise OpsError(f"{source}: it cannot be read: {error}") from error
+    except OSError as error:
+        raise OpsError(f"{source}: it cannot be read: {error.strerror}") from error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -237,7 +237,7 @@ def _found(cycle: Cycle) -> Section:
         if cycle[name]:
             bar.append(Share(cycle[name], tone))
             rows.append(Row((word, number(cycle[name]), meaning), tone))
-    if not rows:
+    if not cycle["candidates"]:
         return Section("What was found", ("There are no candidates: no workspace is up with an instance of its own.",))
     columns = (Column("Instances"), Column("Count", Kind.NUMBER), Column("What it means"))
     return Section(

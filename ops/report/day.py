@@ -113,7 +113,7 @@ def _flipped(cycles: Sequence[Cycle]) -> Section:
         Column("Workspace", Kind.ID),
         Column("Instance", Kind.ID),
         Column("Why"),
-        Column("First"),
+        Column("First", Kind.TIME),
         Column("Cycles", Kind.NUMBER),
     )
     rows = []
@@ -127,7 +127,7 @@ def _flipped(cycles: Sequence[Cycle]) -> Section:
 
 def _cycle_by_cycle(rows: Sequence[Row]) -> Section:
     columns = (
-        Column("Cycle"),
+        Column("Cycle", Kind.TIME),
         Column("What happened"),
         Column("Checked", Kind.NUMBER),
         Column("Dead", Kind.NUMBER),

@@ -22,6 +22,7 @@ class Kind(StrEnum):
 
     TEXT = "text"
     ID = "id"
+    TIME = "time"
     NUMBER = "number"
 
 

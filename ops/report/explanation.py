@@ -147,6 +147,8 @@ _RESTARTS = (
     ("outcome", "Outcome"),
     ("closed_at", "Closed"),
 )
+_TIMES = ("flipped_at", "due_at", "asked_at", "closed_at", "since", "latest_at")
+_KINDS = {"instance_id": Kind.ID, **dict.fromkeys(_TIMES, Kind.TIME)}
 _DOUBTS = (
     ("kind", "Kind"),
     ("instance_id", "Instance"),
@@ -172,6 +174,6 @@ def _history(
     if not values:
         return Section(heading, (_NOT_READ if values is None else "There is none.",))
     used = [(key, name) for key, name in names if any(_text(one.get(key)) for one in values)]
-    columns = tuple(Column(name, Kind.ID if key == "instance_id" else Kind.TEXT) for key, name in used)
+    columns = tuple(Column(name, _KINDS.get(key, Kind.TEXT)) for key, name in used)
     rows = tuple(Row(tuple(_text(one.get(key)) for key, _ in used)) for one in values)
     return Section(heading, tables=(Table(caption, columns, rows),))

@@ -40,7 +40,7 @@ def _holds(holding: Holding) -> Section:
     )
     if not rows:
         return Section("Holds", ("There is none.",))
-    columns = (Column("Workspace", Kind.ID), Column("Until"), Column("Reason"))
+    columns = (Column("Workspace", Kind.ID), Column("Until", Kind.TIME), Column("Reason"))
     return Section("Holds", tables=(Table("Holds in force, the first to end first", columns, rows),))
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import jinja2
 
 from ops.report.document import Document, number
+from ops.report.reading import printable
 from ops.report.words import GLOSSARY
 
 _HERE = Path(__file__).parent
@@ -29,7 +30,7 @@ def page(document: Document, *, source: str, now: datetime) -> str:
     return templates.get_template("page.html").render(
         document=document,
         glossary=GLOSSARY,
-        source=source,
+        source=printable(source),
         made=f"{now.astimezone(UTC):%Y-%m-%d %H:%M} UTC",
         style=style,
         # The browser applies this very style sheet, and fetches and runs nothing.

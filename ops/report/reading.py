@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from ops.console import OpsError
 from ops.report.words import DECISIONS, SKIPPED
 
 _LONGEST_TEXT = 300
@@ -69,23 +68,27 @@ Answer = Cycle | Holding | Explanation
 
 
 def read(text: str, source: str) -> list[Answer]:
-    """Return what a file holds. Raises OpsError, which names the source and what was expected."""
+    """Return what a file holds. Raises UnreadableError, which names the source and what was expected."""
     try:
         return _answers(text)
     except _WrongError as wrong:
-        raise OpsError(f"{printable(source)}: {wrong}; {_EXPECTED}") from None
+        raise UnreadableError(f"{printable(source)}: {wrong}; {_EXPECTED}") from None
     except RecursionError:
-        raise OpsError(f"{printable(source)}: it is nested too deep; {_EXPECTED}") from None
+        raise UnreadableError(f"{printable(source)}: it is nested too deep; {_EXPECTED}") from None
 
 
 def printable(text: str) -> str:
     """Return a text that nothing can come of when it is shown: no control or invisible characters, and not too long."""
     short = text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]}…"
-    return "".join(one if one.isprintable() else one.encode("ascii", "backslashreplace").decode() for one in short)
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in short)
+
+
+class UnreadableError(Exception):
+    """A file is not what was expected; the message names it, what is wrong, and what was expected."""
 
 
 class _WrongError(Exception):
-    """The input is not what was expected; the message says what is wrong."""
+    """The message says what is wrong, but does not name the source."""
 
 
 def _answers(text: str) -> list[Answer]:

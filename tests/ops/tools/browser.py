@@ -7,6 +7,7 @@ import argparse
 import json
 import shutil
 import sys
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from playwright.sync_api import Browser, Dialog, Page, sync_playwright
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 VIEWS = {"desktop": (1280, 900), "phone": (375, 740)}
 SCHEMES = ("light", "dark")
+# Each layout and each scheme once: enough to find what is wrong.
+_LOOKS = [("desktop", "light"), ("phone", "dark")]
 
 _FACTS = """() => ({
   title: document.title,
@@ -85,13 +88,12 @@ def main() -> int:
     parser.add_argument("pages", type=Path, nargs="+")
     parser.add_argument("--pictures", type=Path)
     options = parser.parse_args()
+    looks = list(product(VIEWS, SCHEMES)) if options.pictures else _LOOKS
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=executable())
         seen = {
             path.stem: {
-                f"{view} {scheme}": look(browser, path, view, scheme, options.pictures)
-                for view in VIEWS
-                for scheme in SCHEMES
+                f"{view} {scheme}": look(browser, path, view, scheme, options.pictures) for view, scheme in looks
             }
             for path in options.pages
         }
