@@ -3,6 +3,7 @@
 import base64
 import hashlib
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 
 import jinja2
@@ -17,6 +18,20 @@ _LONGEST_WORD = 36  # a UUID
 
 def page(document: Document, *, source: str, now: datetime) -> str:
     """Return the page. Whatever the document holds is text there, never markup."""
+    style = (_HERE / "page.css").read_text(encoding="utf-8")
+    return _template().render(
+        document=document,
+        glossary=GLOSSARY,
+        source=printable(source),
+        made=f"{now.astimezone(UTC):%Y-%m-%d %H:%M} UTC",
+        style=style,
+        # The browser applies this very style sheet, and fetches and runs nothing.
+        policy=f"default-src 'none'; style-src 'sha256-{_digest(style)}'; base-uri 'none'; form-action 'none'",
+    )
+
+
+@cache
+def _template() -> jinja2.Template:
     templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_HERE),
         autoescape=True,
@@ -26,16 +41,7 @@ def page(document: Document, *, source: str, now: datetime) -> str:
     )
     templates.filters["number"] = number
     templates.tests["unbroken"] = _is_unbroken
-    style = (_HERE / "page.css").read_text(encoding="utf-8")
-    return templates.get_template("page.html").render(
-        document=document,
-        glossary=GLOSSARY,
-        source=printable(source),
-        made=f"{now.astimezone(UTC):%Y-%m-%d %H:%M} UTC",
-        style=style,
-        # The browser applies this very style sheet, and fetches and runs nothing.
-        policy=f"default-src 'none'; style-src 'sha256-{_digest(style)}'; base-uri 'none'; form-action 'none'",
-    )
+    return templates.get_template("page.html")
 
 
 def _is_unbroken(text: str) -> bool:

@@ -5,16 +5,14 @@ Prints, as JSON, what is to be seen of each page in each view: what a person cou
 
 import argparse
 import json
-import shutil
 import sys
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Dialog, Page, sync_playwright
+from playwright.sync_api import Browser, Dialog, Page, Request, sync_playwright
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 VIEWS = {"desktop": (1280, 900), "phone": (375, 740)}
 SCHEMES = ("light", "dark")
 # Each layout and each scheme once: enough to find what is wrong.
@@ -25,23 +23,28 @@ _FACTS = """() => ({
   overflow: document.documentElement.scrollWidth - document.documentElement.clientWidth,
   scripts: document.querySelectorAll("script, [onload], [onerror], [onclick], iframe, object, img, link").length,
   text: document.body.innerText,
-  ground: getComputedStyle(document.body).backgroundColor,
+  rows: document.querySelectorAll("tbody tr").length,
+  rows_with_roles: document.querySelectorAll("table[role=table] tbody[role=rowgroup] tr[role=row]").length,
   tampered: Boolean(window.tampered),
 })"""
+_COLOURS = """() => {
+  const style = getComputedStyle(document.body);
+  return {ground: style.backgroundColor, text: style.color};
+}"""
 _FOCUSED = """() => {
   const one = document.activeElement, style = getComputedStyle(one), box = one.getBoundingClientRect();
   return {name: one.innerText.trim(), seen: style.outlineStyle !== "none" && box.right > 0 && box.width > 0};
 }"""
 
 
-def look(browser: Browser, path: Path, view: str, scheme: str, pictures: Path | None) -> dict[str, Any]:
+def look(chromium: Browser, path: Path, view: str, scheme: str, pictures: Path | None) -> dict[str, Any]:
     """Open a page as a person would, and return what there is to know about it."""
     width, height = VIEWS[view]
-    context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme, offline=True)
+    context = chromium.new_context(viewport={"width": width, "height": height}, color_scheme=scheme, offline=True)
     page = context.new_page()
-    requests: list[str] = []
+    requests: list[Request] = []
     said: list[str] = []
-    page.on("request", lambda request: requests.append(request.url))
+    page.on("request", lambda request: requests.append(request))  # noqa: PLW0108 - it marks what it is given
     page.on("console", lambda message: said.append(message.text))
     page.on("pageerror", lambda error: said.append(str(error)))
 
@@ -51,14 +54,16 @@ def look(browser: Browser, path: Path, view: str, scheme: str, pictures: Path | 
 
     page.on("dialog", dismiss)
     page.goto(path.resolve().as_uri())
-    facts = {**page.evaluate(_FACTS), "requests": requests[1:], "said": said}
+    facts = {**page.evaluate(_FACTS), "colours": page.evaluate(_COLOURS), "said": said}
+    # The page itself is the first; what its own policy forbids is never sent.
+    facts["requests"] = [one.url for one in requests[1:] if one.failure != "csp"]
     if pictures is not None:
         page.screenshot(path=pictures / f"{path.stem}-{view}-{scheme}.png", full_page=True)
     facts["violations"] = [f"{one['id']}: {one['nodes'][0]['html']}" for one in Axe().run(page).response["violations"]]
     if view == "desktop" and scheme == "light":
         facts |= {"focus": _focus_order(page), "tree": page.locator("body").aria_snapshot()}
         page.emulate_media(media="print", color_scheme="dark")
-        facts["printed_ground"] = page.evaluate(_FACTS)["ground"]
+        facts["printed"] = page.evaluate(_COLOURS)
         if pictures is not None:
             page.pdf(path=pictures / f"{path.stem}.pdf", format="A4")
     context.close()
@@ -77,27 +82,25 @@ def _focus_order(page: Page) -> list[dict[str, Any]]:
     return order
 
 
-def executable() -> str | None:
-    """Return the path of the machine's browser, if it has one."""
-    return next(filter(None, map(shutil.which, BROWSERS)), None)
-
-
 def main() -> int:
     """Look at the pages that the command line names."""
     parser = argparse.ArgumentParser()
     parser.add_argument("pages", type=Path, nargs="+")
-    parser.add_argument("--pictures", type=Path)
+    parser.add_argument("--browser", default="/usr/bin/chromium")
+    parser.add_argument(
+        "--pictures", type=Path, help="a directory for a picture of each page in each view, and on paper"
+    )
     options = parser.parse_args()
     looks = list(product(VIEWS, SCHEMES)) if options.pictures else _LOOKS
     with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=executable())
+        chromium = driver.chromium.launch(executable_path=options.browser)
         seen = {
             path.stem: {
-                f"{view} {scheme}": look(browser, path, view, scheme, options.pictures) for view, scheme in looks
+                f"{view} {scheme}": look(chromium, path, view, scheme, options.pictures) for view, scheme in looks
             }
             for path in options.pages
         }
-        browser.close()
+        chromium.close()
     print(json.dumps(seen))
     return 0
 
