@@ -16,6 +16,7 @@ from ops.report.document import (
     counted,
     lasting,
     listed,
+    moment,
     number,
     seconds,
 )
@@ -78,7 +79,7 @@ def document(cycle: Cycle) -> Document:
     """Lay out one cycle."""
     title, tone = _title(cycle)
     return Document(
-        kind=f"{'Dry run' if is_dry_run(cycle) else 'Cycle'}{f' of {cycle.at}' if cycle.at else ''}",
+        kind=f"{'Dry run' if is_dry_run(cycle) else 'Cycle'}{f' of {moment(cycle.at)}' if cycle.at else ''}",
         title=title,
         tone=tone,
         lead=tuple(_lead(cycle)),
@@ -148,8 +149,8 @@ def _would_do(cycle: Cycle) -> tuple[str, Tone]:
         return "An applied cycle would take no workspace offline", Tone.GOOD
     workspaces = "workspace" if len(cycle.flips) == 1 else "workspaces"
     if all(one.adopted for one in cycle.flips):
-        return f"{_would(cycle)} {workspaces}, offline already, would be restarted", Tone.CAUTION
-    return f"{_would(cycle)} {workspaces} would be taken offline, then restarted", Tone.CAUTION
+        return f"{_would(cycle)} {workspaces}, offline already, would be owed a restart", Tone.CAUTION
+    return f"{_would(cycle)} {workspaces} would be taken offline, to be restarted", Tone.CAUTION
 
 
 def _did(cycle: Cycle) -> tuple[str, Tone]:
@@ -157,7 +158,10 @@ def _did(cycle: Cycle) -> tuple[str, Tone]:
     if not flipped and not adopted:
         return "No workspace was taken offline", Tone.GOOD
     if not flipped:
-        return f"{counted(adopted, 'workspace')}, offline already, will be restarted", Tone.CAUTION
+        return (
+            f"{counted(adopted, 'workspace')}, offline already, {'is' if adopted == 1 else 'are'} owed a restart",
+            Tone.CAUTION,
+        )
     more = f", and {number(adopted)} adopted" if adopted else ""
     return f"{counted(flipped, 'workspace')} {'was' if flipped == 1 else 'were'} taken offline{more}", Tone.CAUTION
 

@@ -15,6 +15,7 @@ from ops.report.document import (
     Table,
     Tone,
     counted,
+    moment,
     number,
     seconds,
 )
@@ -120,7 +121,7 @@ def _flipped(cycles: Sequence[Cycle]) -> Section:
     for (workspace_id, instance_id), found in touched.items():
         first, latest = found[0][0], found[-1]
         why = one_cycle.why(latest[1], latest[0])
-        rows.append(Row((workspace_id, instance_id, why, at(first.at), number(len(found)))))
+        rows.append(Row((workspace_id, instance_id, why, moment(first.at), number(len(found)))))
     caption = "Workspaces that were flipped or adopted, or would be"
     return Section(heading, tables=(Table(caption, columns, tuple(rows[-_MOST_ROWS:]), folded=len(rows) > _MANY_ROWS),))
 
@@ -147,19 +148,14 @@ def _cycle_by_cycle(rows: Sequence[Row]) -> Section:
 
 def _period(cycles: Sequence[Cycle]) -> str:
     times = [cycle.at for cycle in cycles if cycle.at]
-    return f"Cycles from {at(times[0])} to {at(times[-1])}" if times else "Cycles in the order of the file"
-
-
-def at(time: str) -> str:
-    """Return a log's time without the parts that nobody compares: 2026-11-28 11:30:41."""
-    return time[:19].replace("T", " ")
+    return f"Cycles from {moment(times[0])} to {moment(times[-1])}" if times else "Cycles in the order of the file"
 
 
 def _row(place: int, cycle: Cycle, before: Cycle | None) -> Row:
     said, tone = one_cycle.summary(cycle, before)
     return Row(
         (
-            at(cycle.at) or str(place),
+            moment(cycle.at) or str(place),
             said,
             number(cycle["checked"]),
             number(cycle["dead"] + cycle["absent"]),
@@ -174,7 +170,7 @@ def _time(ran: Sequence[Cycle]) -> Section:
     took = [cycle["duration_ms"] for cycle in ran]
     share = -(-len(took) // _MOST_COLUMNS)
     longest = max(range(len(took)), key=took.__getitem__)
-    where = at(ran[longest].at) or f"cycle {longest + 1}"
+    where = moment(ran[longest].at) or f"cycle {longest + 1}"
     says = f"Half of them took {seconds(median(took))} or less, the longest {seconds(took[longest])} ({where})."
     sizes = tuple(float(max(took[start : start + share])) for start in range(0, len(took), share))
     chart = Chart("How long each cycle took, in their order", sizes)

@@ -117,6 +117,11 @@ def seconds(milliseconds: float) -> str:
     return f"{milliseconds / 1000:,.1f} s"
 
 
+def moment(time: str) -> str:
+    """Return a log's time without the parts that nobody compares: 2026-01-15 11:30:41."""
+    return time[:19].replace("T", " ")
+
+
 def lasting(age_seconds: float) -> str:
     """Return an age in the largest unit that still says something."""
     units = (("day", 86_400), ("hour", 3_600), ("minute", 60))

@@ -51,15 +51,15 @@ def parsed(*answers: Any, source: str = "out.json") -> Parsed:
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
-        (report("dry-run", checked=20, flips=flips(3)), "3 workspaces would be taken offline, then restarted"),
-        (report("dry-run", checked=20, flips=flips(1)), "1 workspace would be taken offline, then restarted"),
+        (report("dry-run", checked=20, flips=flips(3)), "3 workspaces would be taken offline, to be restarted"),
+        (report("dry-run", checked=20, flips=flips(1)), "1 workspace would be taken offline, to be restarted"),
         (report("dry-run", flips=flips(100)), "100 or more workspaces would be taken offline"),
-        (report("dry-run", flips=flips(2, adopted=True)), "2 workspaces, offline already, would be restarted"),
+        (report("dry-run", flips=flips(2, adopted=True)), "2 workspaces, offline already, would be owed a restart"),
         (report("dry-run"), "An applied cycle would take no workspace offline"),
         (report(flipped=1, flips=flips(1)), "1 workspace was taken offline"),
         (report(flipped=5_000, adopted=2, flips=flips(100)), "5,000 workspaces were taken offline, and 2 adopted"),
         (report(flipped=5_000, flips=flips(100)), "5,000 workspaces in all. The report names 100 of them."),
-        (report(adopted=1, flips=flips(1, adopted=True)), "1 workspace, offline already, will be restarted"),
+        (report(adopted=1, flips=flips(1, adopted=True)), "1 workspace, offline already, is owed a restart"),
         (report(flips=flips(1, adopted=True)), "so that only its restart is recorded"),
         (report(checked=20), "No workspace was taken offline"),
         (
@@ -142,7 +142,7 @@ def test_a_log_tells_of_each_workspace_why(before: str) -> None:
     assert "stopped, twice" in text
     assert "it is on hold" in text
     assert "no usable answer: timeout" in text
-    assert "Cycle of 2026-01-15T11:30:41" in text
+    assert "Cycle of 2026-01-15 11:30:41" in text
 
 
 def test_a_day_has_a_row_for_each_cycle() -> None:

@@ -148,7 +148,7 @@ def test_the_keyboard_reaches_everything_in_order(seen: dict[str, Facts]) -> Non
 def test_a_screen_reader_finds_its_way(seen: dict[str, Facts]) -> None:
     tree = seen["dry-run"]["desktop light"]["tree"]
     for said in (
-        'heading "100 or more workspaces would be taken offline, then restarted" [level=1]',
+        'heading "100 or more workspaces would be taken offline, to be restarted" [level=1]',
         'navigation "On this page"',
         'region "What would be flipped, and why"',
         'table "Workspaces that are flipped or adopted"',
