@@ -23,6 +23,8 @@ _FACTS = """() => ({
   overflow: document.documentElement.scrollWidth - document.documentElement.clientWidth,
   scripts: document.querySelectorAll("script, [onload], [onerror], [onclick], iframe, object, img, link").length,
   text: document.body.innerText,
+  clipped: [...document.querySelectorAll("header *, section *")].filter((one) =>
+    one.clientWidth > 1 && one.scrollWidth > one.clientWidth + 1).map((one) => one.outerHTML.slice(0, 80)),
   rows: document.querySelectorAll("tbody tr").length,
   rows_with_roles: document.querySelectorAll("table[role=table] tbody[role=rowgroup] tr[role=row]").length,
   tampered: Boolean(window.tampered),
