@@ -1,8 +1,9 @@
-"""One cycle: what was found, what was or would be flipped and why, what was not and why not, and how things stand."""
+"""One cycle: what was found, what was or would be flipped and why, and what was not and why not."""
 
 from collections.abc import Iterator, Sequence
 
 from ops import checklist
+from ops.report import state
 from ops.report.document import (
     Column,
     Document,
@@ -14,7 +15,6 @@ from ops.report.document import (
     Table,
     Tone,
     counted,
-    lasting,
     listed,
     moment,
     number,
@@ -25,9 +25,6 @@ from ops.report.words import SKIPPED, SOURCES
 
 # The handler lists no more flips than these in a report.
 _MOST_FLIPS = 100
-# What CYCLE_DEADLINE_SECONDS is unless somebody has set it: the report does not say.
-_USUAL_DEADLINE_MS = 45_000
-_LONG_MS = 30_000
 _MANY_ROWS = 12
 
 # In the order in which they are shown: the field, its word, how it is to be taken, and what follows from it.
@@ -45,60 +42,31 @@ _VERDICTS = (
     ("deferred", "not reached", Tone.QUIET, "no time was left; the next cycle begins with these"),
 )
 
-_RESTARTS = (
-    ("accepted", "accepted", Tone.GOOD, "the platform does it"),
-    ("refused", "refused", Tone.CAUTION, "the platform said no, or could not be reached; tried again later"),
-    (
-        "uncertain",
-        "uncertain",
-        Tone.CAUTION,
-        "sent, but no answer came; left alone for a while, so as not to ask twice",
-    ),
-    ("cancelled", "cancelled", Tone.QUIET, "not needed any more: the workspace has moved on, or its machine runs"),
-    ("pending", "owed at the end", Tone.WAIT, "in their grace, waiting for their turn, or to be tried again"),
-    ("blocked", "… of these, blocked", Tone.WAIT, "an ancestor of the workspace is paused"),
-    (
-        "backing_off",
-        "… of these, backing off",
-        Tone.WAIT,
-        "the workspace dies again and again, so each restart waits longer",
-    ),
-    (
-        "unrecovered",
-        "without success",
-        Tone.CAUTION,
-        "asked for more than 15 minutes ago, and the workspace is not back",
-    ),
-)
-
-# What a person should look at, if it is news of this cycle. The rest lasts, maybe for days.
-_HAPPENED = ("targets_failed", "deadline_hit")
-
 
 def document(cycle: Cycle) -> Document:
     """Lay out one cycle."""
     title, tone = _title(cycle)
     return Document(
-        kind=f"{'Dry run' if is_dry_run(cycle) else 'Cycle'}{f' of {moment(cycle.at)}' if cycle.at else ''}",
+        kind=f"{'Dry run' if cycle.dry_run else 'Cycle'}{f' of {moment(cycle.at)}' if cycle.at else ''}",
         title=title,
         tone=tone,
         lead=tuple(_lead(cycle)),
-        figures=tuple(_figures(cycle)) if _completed(cycle) else (),
-        sections=tuple(_sections(cycle)) if _completed(cycle) else (),
+        figures=tuple(_figures(cycle)) if cycle.completed else (),
+        sections=tuple(_sections(cycle)) if cycle.completed else (),
     )
 
 
 def summary(cycle: Cycle, before: Cycle | None = None) -> tuple[str, Tone]:
     """Say in a line what a cycle did, for a table of many. What a dry run would flip is news only once."""
-    if not _completed(cycle):
+    if not cycle.completed:
         return "another cycle was running", Tone.QUIET
-    said = [text for name, text, _ in _to_look_at(cycle) if name in _HAPPENED]
+    said = state.news(cycle)
     tone = Tone.CAUTION if said else Tone.PLAIN
     if cycle["breaker_open"]:
         said, tone = ["breaker open, so nothing flipped", *said], Tone.BAD
     did = [f"flipped {number(cycle['flipped'])}"] if cycle["flipped"] else []
     did += [f"adopted {number(cycle['adopted'])}"] if cycle["adopted"] else []
-    if is_dry_run(cycle) and _ids(cycle) != (_ids(before) if before else set()):
+    if cycle.dry_run and _ids(cycle) != (_ids(before) if before else set()):
         did.append(f"would flip {_would(cycle)}")
     restarts = cycle.report["restarts"]
     did += [
@@ -112,15 +80,6 @@ def summary(cycle: Cycle, before: Cycle | None = None) -> tuple[str, Tone]:
 def skips(cycle: Cycle) -> int:
     """Return how many workspaces looked dead and were left alone."""
     return sum(cycle.report["skipped"].values())
-
-
-def is_dry_run(cycle: Cycle) -> bool:
-    """Tell whether the cycle changed nothing."""
-    return bool(cycle.report["mode"] != "apply")
-
-
-def _completed(cycle: Cycle) -> bool:
-    return bool(cycle.report["outcome"] == "completed")
 
 
 def _source(cycle: Cycle) -> str:
@@ -137,11 +96,11 @@ def _would(cycle: Cycle) -> str:
 
 
 def _title(cycle: Cycle) -> tuple[str, Tone]:
-    if not _completed(cycle):
+    if not cycle.completed:
         return "Another cycle was already running, so this one did nothing", Tone.QUIET
     if cycle["breaker_open"]:
         return "The breaker is open: nothing is flipped or restarted", Tone.BAD
-    return _would_do(cycle) if is_dry_run(cycle) else _did(cycle)
+    return _would_do(cycle) if cycle.dry_run else _did(cycle)
 
 
 def _would_do(cycle: Cycle) -> tuple[str, Tone]:
@@ -167,11 +126,11 @@ def _did(cycle: Cycle) -> tuple[str, Tone]:
 
 
 def _lead(cycle: Cycle) -> Iterator[str]:
-    if not _completed(cycle):
+    if not cycle.completed:
         yield "Only one cycle works at a time. If this repeats for minutes, no cycle completes."
         return
     looked = f"looked at {counted(cycle['checked'], 'workspace')}, with {_source(cycle)} as the source"
-    yield f"This was a dry run: it {looked}, and changed nothing." if is_dry_run(cycle) else f"The cycle {looked}."
+    yield f"This was a dry run: it {looked}, and changed nothing." if cycle.dry_run else f"The cycle {looked}."
     if cycle["breaker_open"]:
         yield (
             f"Too many look dead at once. Then {_source(cycle)} may be wrong, and the machines well: "
@@ -191,7 +150,7 @@ def _figures(cycle: Cycle) -> Iterator[Figure]:
     yield Figure(number(cycle["running"]), "running", Tone.GOOD)
     gone = cycle["dead"] + cycle["absent"]
     yield Figure(number(gone), "dead or not found", Tone.BAD if gone else Tone.PLAIN)
-    if is_dry_run(cycle):
+    if cycle.dry_run:
         yield Figure(
             _would(cycle).replace(" or more", "+"), "would be flipped", Tone.CAUTION if cycle.flips else Tone.PLAIN
         )
@@ -201,19 +160,21 @@ def _figures(cycle: Cycle) -> Iterator[Figure]:
         yield Figure(number(cycle.report["restarts"]["accepted"]), "restarts accepted")
     yield Figure(number(skips(cycle)), "dead, but left alone")
     yield Figure(
-        seconds(cycle["duration_ms"]), "the cycle took", Tone.CAUTION if cycle["duration_ms"] > _LONG_MS else Tone.PLAIN
+        seconds(cycle["duration_ms"]),
+        "the cycle took",
+        Tone.CAUTION if cycle["duration_ms"] > state.LONG_MS else Tone.PLAIN,
     )
 
 
 def _sections(cycle: Cycle) -> Iterator[Section]:
-    if is_dry_run(cycle):
+    if cycle.dry_run:
         yield _before_switching_on(cycle)
     yield _found(cycle)
     yield _flipped(cycle)
     yield _left_alone(cycle)
-    yield _restarts(cycle)
-    yield look_at(cycle, "Doubts, and what else to look at")
-    yield _time(cycle)
+    yield state.restarts(cycle)
+    yield state.look_at(cycle, "Doubts, and what else to look at")
+    yield state.time(cycle)
 
 
 def _before_switching_on(cycle: Cycle) -> Section:
@@ -253,7 +214,7 @@ def _found(cycle: Cycle) -> Section:
 
 
 def _flipped(cycle: Cycle) -> Section:
-    heading = "What would be flipped, and why" if is_dry_run(cycle) else "What was flipped, and why"
+    heading = "What would be flipped, and why" if cycle.dry_run else "What was flipped, and why"
     blocked = [one for one in cycle.flips if one.blocked]
     flips = [one for one in cycle.flips if not one.blocked]
     sentences, tables = [], []
@@ -262,7 +223,7 @@ def _flipped(cycle: Cycle) -> Section:
         sentences.append(
             "With the breaker lifted, a cycle would do this. Do not lift it before you know why so many look dead."
         )
-    elif not is_dry_run(cycle) and (touched := cycle["flipped"] + cycle["adopted"]) > len(flips):
+    elif not cycle.dry_run and (touched := cycle["flipped"] + cycle["adopted"]) > len(flips):
         names = "The report names" if cycle.flips_listed else "The log names"
         sentences.append(f"{counted(touched, 'workspace')} in all. {names} {number(len(flips))} of them.")
     elif len(flips) >= _MOST_FLIPS:
@@ -331,89 +292,3 @@ def _why_not(one: Decision) -> str:
     if one.message == "flip skipped":
         return SKIPPED.get(one.reason, one.reason)
     return f"no usable answer: {one.reason}" if one.message == "instance unknown" else one.reason
-
-
-def _restarts(cycle: Cycle) -> Section:
-    counts = cycle.report["restarts"]
-    rows = tuple(
-        Row((word, number(counts[name]), meaning), tone) for name, word, tone, meaning in _RESTARTS if counts[name]
-    )
-    columns = (Column("Restarts"), Column("Count", Kind.NUMBER), Column("What it means"))
-    if not rows:
-        said = "None is owed."
-        return Section("Restarts", (said if is_dry_run(cycle) else f"{said} None was asked for.",))
-    said = "A dry run asks for none." if is_dry_run(cycle) else ""
-    tables = (Table("Restarts by what became of them", columns, rows, marked=True),)
-    return Section("Restarts", (said,) if said else (), tables=tables)
-
-
-def look_at(cycle: Cycle, heading: str) -> Section:
-    """List what a person should look at."""
-    rows = tuple(Row((text, meaning), Tone.CAUTION) for _, text, meaning in _to_look_at(cycle))
-    if not rows:
-        return Section(heading, ("Nothing.",))
-    columns = (Column("What"), Column("What it means"))
-    return Section(
-        heading,
-        ("docs/runbook.md has a section for each.",),
-        tables=(Table("What else to look at", columns, rows, marked=True),),
-    )
-
-
-def _to_look_at(cycle: Cycle) -> Iterator[tuple[str, str, str]]:
-    """Yield what a person should look at: its field, what is the case, and what it means."""
-    for name, what in (("targets_failed", "gave no answer"), ("targets_empty", "has none of the instances")):
-        if cycle.report[name]:
-            meaning = {
-                "targets_failed": "to some question. Until it answers, none is flipped because it was not found",
-                "targets_empty": "until it shows one, none is flipped because it was not found",
-            }[name]
-            yield name, f"{listed(cycle.report[name])} {what}", meaning
-    if cycle["deadline_hit"]:
-        yield "deadline_hit", "the deadline cut the cycle short", "what it left undone goes first in the next one"
-    if cycle["oldest_doubt_seconds"]:
-        age = lasting(cycle["oldest_doubt_seconds"])
-        yield (
-            "doubt",
-            f"in doubt for {age}",
-            "the oldest doubt: a workspace that is neither alive nor flipped for so long",
-        )
-    if cycle["unrecorded"]:
-        text = f"{counted(cycle['unrecorded'], 'workspace')} up without an instance"
-        yield "unrecorded", text, "the row names no machine, so nobody can look after it"
-    if cycle["offline_unowed"]:
-        text = f"{counted(cycle['offline_unowed'], 'workspace')} offline, and nobody at it"
-        yield "offline_unowed", text, "for more than 15 minutes, without a restart that is owed or watched"
-    if cycle["impaired"]:
-        text = f"{counted(cycle['impaired'], 'instance')} impaired"
-        yield "impaired", text, "the machine runs, but fails EC2's system status check. It is never flipped for that"
-    if cycle["on_hold"]:
-        text = f"{counted(cycle['on_hold'], 'workspace')} on hold"
-        yield "on_hold", text, "by somebody's order: looked at, but neither flipped nor restarted"
-    if cycle.report["restarts"]["unrecovered"]:
-        text = f"{counted(cycle.report['restarts']['unrecovered'], 'restart')} without success"
-        yield "unrecovered", text, "asked for more than 15 minutes ago, and the workspace is not back"
-
-
-def _time(cycle: Cycle) -> Section:
-    took = cycle["duration_ms"]
-    left = max(0, _USUAL_DEADLINE_MS - took)
-    sentences = [
-        f"{seconds(took)} in all. A cycle may take {_USUAL_DEADLINE_MS // 1000} s, if not set otherwise.",
-    ]
-    if cycle["checked"]:
-        each = took / cycle["checked"]
-        sentences.append(f"For {counted(cycle['checked'], 'workspace')}, that is {each:,.1f} ms each.")
-    out_of_time = cycle.report["skipped"]["out_of_time"]
-    if cycle["deadline_hit"] or cycle["deferred"] or out_of_time:
-        sentences.append(
-            f"Time ran out: {counted(cycle['deferred'], 'workspace')} not reached, "
-            f"{number(out_of_time)} not flipped in time."
-        )
-    sentences.append(
-        "Every workspace has had its turn in this round."
-        if cycle["completed_pass"]
-        else "The round of all workspaces goes on in the next cycle."
-    )
-    tone = Tone.CAUTION if took > _LONG_MS or cycle["deadline_hit"] else Tone.GOOD
-    return Section("Where the time went", tuple(sentences), bar=(Share(took, tone), Share(left, Tone.PLAIN)))

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from statistics import median
 
 from ops.report import cycle as one_cycle
+from ops.report import state
 from ops.report.document import (
     Chart,
     Column,
@@ -30,7 +31,7 @@ _MOST_COLUMNS = 120
 
 def document(cycles: Sequence[Cycle]) -> Document:
     """Lay out several cycles, in their order."""
-    ran = [cycle for cycle in cycles if cycle.report["outcome"] == "completed"]
+    ran = [cycle for cycle in cycles if cycle.completed]
     rows = [
         _row(place, cycle, before)
         for place, (cycle, before) in enumerate(zip(cycles, [None, *cycles], strict=False), 1)
@@ -48,14 +49,14 @@ def document(cycles: Sequence[Cycle]) -> Document:
         figures=tuple(_figures(cycles, ran)),
         sections=(
             *([_time(ran), _flipped(cycles)] if ran else []),
-            *([one_cycle.look_at(ran[-1], "Doubts, and what else to look at in the end")] if ran else []),
+            *([state.look_at(ran[-1], "Doubts, and what else to look at in the end")] if ran else []),
             _cycle_by_cycle(rows),
         ),
     )
 
 
 def _title(cycles: Sequence[Cycle]) -> tuple[str, Tone]:
-    if all(map(one_cycle.is_dry_run, cycles)):
+    if all(cycle.dry_run for cycle in cycles):
         would = counted(len(_touched(cycles)), "workspace")
         return f"{counted(len(cycles), 'dry run')}: {would} would be flipped", Tone.CAUTION if _touched(
             cycles
@@ -84,7 +85,7 @@ def _touched(cycles: Sequence[Cycle]) -> dict[tuple[str, str], list[tuple[Cycle,
 
 def _figures(cycles: Sequence[Cycle], ran: Sequence[Cycle]) -> Iterator[Figure]:
     yield Figure(number(len(ran)), "completed", Tone.GOOD)
-    if all(map(one_cycle.is_dry_run, cycles)):
+    if all(cycle.dry_run for cycle in cycles):
         touched = len(_touched(cycles))
         yield Figure(number(touched), "would be flipped", Tone.CAUTION if touched else Tone.PLAIN)
     else:
@@ -101,7 +102,7 @@ def _figures(cycles: Sequence[Cycle], ran: Sequence[Cycle]) -> Iterator[Figure]:
 def _flipped(cycles: Sequence[Cycle]) -> Section:
     touched = _touched(cycles)
     heading = (
-        "What would be flipped, and why" if all(map(one_cycle.is_dry_run, cycles)) else "What was flipped, and why"
+        "What would be flipped, and why" if all(cycle.dry_run for cycle in cycles) else "What was flipped, and why"
     )
     if not touched:
         said = (

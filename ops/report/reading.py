@@ -45,6 +45,16 @@ class Cycle:
     at: str = ""  # only a log knows it
     flips_listed: bool = True  # a log's line about the cycle has no `flips`
 
+    @property
+    def dry_run(self) -> bool:
+        """Whether the cycle changed nothing."""
+        return bool(self.report["mode"] != "apply")
+
+    @property
+    def completed(self) -> bool:
+        """Whether it ran. If not, another cycle was at it."""
+        return bool(self.report["outcome"] == "completed")
+
     def __getitem__(self, name: str) -> int:
         """Return a count or a flag of the report."""
         return int(self.report[name])
