@@ -6,7 +6,7 @@ from typing import Any
 
 from ops.report.document import Column, Document, Figure, Kind, Row, Section, Table, Tone, seconds
 from ops.report.reading import Explanation, printable
-from ops.report.words import ACTIONS
+from ops.report.words import ACTIONS, SKIPPED
 
 _TONES = {
     "flip": Tone.CAUTION,
@@ -61,8 +61,14 @@ def _text(value: Any) -> str:
     return _TIME.sub(r"\1 \2", printable(str(value)))
 
 
-def _sentence(text: str) -> str:
-    text = _text(text)
+def _reason(reason: Any) -> str:
+    """Return a reason with our word for a skip, if it begins with one, in words: `on_hold: …`."""
+    word, colon, rest = _text(reason).partition(": ")
+    return f"{SKIPPED.get(word, word)}{colon}{rest}"
+
+
+def _sentence(reason: str) -> str:
+    text = _reason(reason)
     return f"{text[:1].upper()}{text[1:]}{'' if text.endswith('.') else '.'}"
 
 
@@ -128,9 +134,8 @@ def _hold_and_breaker(answer: Mapping[str, Any]) -> Section:
     else:
         facts.append(("hold", "none"))
     if breaker := answer.get("breaker"):
-        counts = f"{_text(breaker.get('dead'))} of {_text(breaker.get('of'))} look dead"
-        state = "open" if breaker.get("open") else "closed"
-        facts.append(("breaker", ": ".join(filter(None, (state, counts, _text(breaker.get("why")))))))
+        why = _text(breaker.get("why")) or f"{_text(breaker.get('dead'))} of {_text(breaker.get('of'))} look dead"
+        facts.append(("breaker", f"{'open' if breaker.get('open') else 'closed'}: {why}"))
     else:
         facts.append(("breaker", "not known"))
     return Section("Hold and breaker", facts=tuple(facts))
@@ -175,5 +180,5 @@ def _history(
         return Section(heading, (_NOT_READ if values is None else "There is none.",))
     used = [(key, name) for key, name in names if any(_text(one.get(key)) for one in values)]
     columns = tuple(Column(name, _KINDS.get(key, Kind.TEXT)) for key, name in used)
-    rows = tuple(Row(tuple(_text(one.get(key)) for key, _ in used)) for one in values)
+    rows = tuple(Row(tuple((_reason if key == "reason" else _text)(one.get(key)) for key, _ in used)) for one in values)
     return Section(heading, tables=(Table(caption, columns, rows),))

@@ -83,6 +83,13 @@ def parsed(*answers: Any, source: str = "out.json") -> Parsed:
         (holding(holds=[{"workspace_id": None, "reason": "stop", "ends_at": "…"}]), "Everything is on hold"),
         (explanation(), "The next cycle would ask the platform for its restart"),
         (explanation(would={"action": "new", "reason": "because"}), "The next cycle would: new"),
+        (
+            explanation(would={"action": "skip", "reason": "on_hold: its instance is stopped"}),
+            "It is on hold: its instance is stopped.",
+        ),
+        (explanation(), "another transaction has locked its row"),
+        (explanation(), "closed: 2 of 24 look dead"),
+        (explanation(breaker={"open": True, "dead": 3, "of": 4, "why": "3 of 4"}), "open: 3 of 4"),
         (explanation(notes=["breaker unknown: timeout"]), "breaker unknown: timeout"),
         (explanation(row=None), "There is no row of this id"),
     ],
