@@ -148,6 +148,10 @@ class LimitedEc2(HttpStandIn):
         """Let an instance fail EC2's system status check. Raises KeyError if it is unknown."""
         self._account.known[instance_id].impaired = True
 
+    def mend(self, instance_id: str) -> None:
+        """Let it pass the check again. Raises KeyError if it is unknown."""
+        self._account.known[instance_id].impaired = False
+
     def forget(self, instance_id: str) -> None:
         """Make an instance unknown. Raises KeyError if it already is."""
         self._account.known.pop(instance_id).forgotten = True

@@ -39,7 +39,6 @@ class Rehearsal:
         self.settings: dict[str, str | None] = {}
         self.is_scheduled = True
         self.messages = {"FailedQueue": 0, _NEVER_DELIVERED: 0}
-        self.reports: list[dict[str, Any]] = []
         self._logs: dict[str, list[dict[str, Any]]] = {_RECONCILER: [], _STATE_CHANGES: []}
         environment = stack.environment("Reconciler")
         names = ("POWERTOOLS_METRICS_NAMESPACE", "POWERTOOLS_SERVICE_NAME")
@@ -53,7 +52,7 @@ class Rehearsal:
             self.passes(lasts_s)
             self._mapping.deliver()
             if self.is_scheduled:
-                self.invoke(SCHEDULED)
+                self._cycle()
             else:
                 self.messages[_NEVER_DELIVERED] += 1
             self._measure_queues()
@@ -68,14 +67,9 @@ class Rehearsal:
         """Have EC2 tell of a workspace's instance."""
         self.queue.send(state_change(self.stage.instance_of(workspace), state))
 
-    def invoke(self, event: Any) -> dict[str, Any] | None:
-        """Send the reconciler an event, as the schedule or a person does; return its answer, None if it failed."""
-        try:
-            report: dict[str, Any] = self._run("Reconciler", _RECONCILER, lambda: self._invoke(event))
-        except Exception:  # noqa: BLE001 - Lambda, too, counts any exception as an error
-            self.messages["FailedQueue"] += event == SCHEDULED
-            return None
-        self.reports.append(report)
+    def send(self, event: Any) -> dict[str, Any]:
+        """Send the reconciler an event, as the schedule or a person does; return its answer. Raises what it raises."""
+        report: dict[str, Any] = self._run("Reconciler", _RECONCILER, lambda: self._invoke(event))
         return report
 
     def ringing(self) -> set[str]:
@@ -98,6 +92,12 @@ class Rehearsal:
             if one["Name"].split("/", 1)[1] == title
         )
         return self.answer(query, groups)
+
+    def _cycle(self) -> None:
+        try:
+            self.send(SCHEDULED)
+        except Exception:  # noqa: BLE001 - Lambda, too, counts any exception as an error
+            self.messages["FailedQueue"] += 1
 
     def _invoke(self, event: Any) -> dict[str, Any]:
         self.stage.ec2.bucket.pass_time(MINUTE_S)
