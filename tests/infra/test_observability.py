@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 
+from handler.restarts import Answer
 from handler.telemetry import DETECTION_LATENCY, EVENT_FLIPS, LOG_KEYS, METRIC_NAMES
 from tests.infra.conftest import COMBINATIONS, DATABASE
+from tests.support import runbook
 from tests.support.cloudformation import REGION, STACK, Stack
+from tests.support.cloudwatch import Metric, lines, metrics_of, widgets
 from tests.support.tools import ROOT
 
 NAMESPACE = "InstanceStateReconciler"
@@ -28,6 +31,8 @@ INSIGHTS_WORDS = {
 }
 
 RUNBOOK = "docs/runbook.md"
+# Its lines are wrapped anywhere.
+TEXT = " ".join(runbook.PAGE.split())
 
 # Each alarm, and the section of the runbook that it points to. These are there in every stack, dry runs or not …
 ALARMS = {
@@ -80,45 +85,35 @@ def alarm(stack: Stack, name: str) -> dict[str, Any]:
 
 def own_metrics(stack: Stack) -> Iterator[tuple[str, str, dict[str, str]]]:
     """Yield each use of our own metrics: the alarm's or widget's name, the metric's name and its dimensions."""
+    for name, metric in [*alarm_metrics(stack), *shown_metrics(stack)]:
+        if metric.namespace == NAMESPACE:
+            yield name, metric.name, dict(metric.dimensions)
+
+
+def alarm_metrics(stack: Stack) -> Iterator[tuple[str, Metric]]:
+    """Yield the metrics that each alarm looks at."""
     for name, properties in stack.of_type("AWS::CloudWatch::Alarm").items():
-        metrics = [part["MetricStat"]["Metric"] for part in properties.get("Metrics", []) if "MetricStat" in part]
-        for metric in metrics or [properties]:
-            if metric["Namespace"] == NAMESPACE:
-                yield name, metric["MetricName"], {one["Name"]: one["Value"] for one in metric["Dimensions"]}
+        for one in metrics_of(properties):
+            yield name, one
+
+
+def shown_metrics(stack: Stack) -> Iterator[tuple[str, Metric]]:
+    """Yield the metrics that each widget shows."""
     for widget in widgets(stack):
-        for namespace, metric_name, *dimensions in widget_metrics(widget):
-            if namespace == NAMESPACE:
-                yield widget["title"], metric_name, dict(zip(dimensions[::2], dimensions[1::2], strict=True))
-
-
-def widgets(stack: Stack) -> list[dict[str, Any]]:
-    body = json.loads(stack.properties("Dashboard")["DashboardBody"])
-    return [widget["properties"] for widget in body["widgets"]]
-
-
-def widget_metrics(widget: dict[str, Any]) -> Iterator[list[str]]:
-    """Yield a widget's metrics without shorthand: `.` repeats the word above, `...` all words above but the last."""
-    above: list[str] = []
-    for line in widget.get("metrics", []):
-        words = [word for word in line if isinstance(word, str)]
-        if not words:
-            continue  # an expression, which names no metric
-        if words[0] == "...":
-            words = above[: len(above) - len(words) + 1] + words[1:]
-        above = [old if new == "." else new for new, old in zip(words, above or words, strict=True)]
-        yield above
+        for line in lines(widget):
+            if line.metric is not None:
+                yield widget["properties"]["title"], line.metric
 
 
 def queries(stack: Stack) -> dict[str, str]:
     """Return the saved queries and the dashboard's own, by title."""
     saved = {one["Name"]: one["QueryString"] for one in stack.of_type("AWS::Logs::QueryDefinition").values()}
-    return saved | {widget["title"]: widget["query"] for widget in widgets(stack) if "query" in widget}
+    shown = [widget["properties"] for widget in widgets(stack)]
+    return saved | {widget["title"]: widget["query"] for widget in shown if "query" in widget}
 
 
-def runbook_sections() -> set[str]:
-    """Return the anchors that GitHub gives to the runbook's headings."""
-    headings = re.findall(r"^#+ (.+)$", (ROOT / RUNBOOK).read_text(), re.MULTILINE)
-    return {re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
+def properties_of_widgets(stack: Stack) -> list[dict[str, Any]]:
+    return [widget["properties"] for widget in widgets(stack)]
 
 
 def strings_in_the_code() -> set[str]:
@@ -163,7 +158,7 @@ def test_queries_use_keys_that_the_code_logs(applying: Stack) -> None:
 
 
 def test_queries_look_for_messages_that_the_code_logs(applying: Stack) -> None:
-    logged = strings_in_the_code()
+    logged = strings_in_the_code() | {f"restart {answer}" for answer in Answer}
     for title, query in queries(applying).items():
         conditions = [part for part in query.split("|") if re.match(r"\s*filter\b", part) and "message" in part]
         messages = {text for part in conditions for _, text in re.findall(r"""(["'])(.*?)\1""", part)}
@@ -184,9 +179,44 @@ def test_the_saved_queries_read_the_stack_s_own_log_groups(name: str, stacks: di
         "What was unknown and why",
         "What went wrong",
         "Why flips were skipped",
+        "Why restarts wait",
     ]
     both = ["<LogGroup>", "<StateChangesLogGroup>"] if name == "applying" else ["<LogGroup>"]
-    assert all(one == both for one in groups.values())
+    assert groups == dict.fromkeys(groups, both) | {"Why restarts wait": ["<LogGroup>"]}
+
+
+# ── The runbook ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_runbook_s_table_has_every_alarm_with_its_section() -> None:
+    assert runbook.ALARMS == EVERY_ALARM
+
+
+def test_the_runbook_names_every_saved_query_and_none_that_is_not_saved(applying: Stack) -> None:
+    saved = {one["Name"].split("/", 1)[1] for one in applying.of_type("AWS::Logs::QueryDefinition").values()}
+    assert {title for title in saved if f"*{title}*" not in runbook.PAGE} == set()
+    named = {title for titles in re.findall(r"quer(?:y|ies) (\*.+?\*)(?=[^*]*)", TEXT) for title in titles.strip("*").split("*")}
+    assert named <= saved
+
+
+def test_the_runbook_finds_everything_where_the_dashboard_shows_it(applying: Stack) -> None:
+    """It says `Metric` in *Widget*, the widget *Widget*, or opens one."""
+    shown = {widget["properties"]["title"]: {line.label for line in lines(widget)} for widget in widgets(applying)}
+    assert {title for title in re.findall(r"widget \*(.+?)\*", TEXT)} <= shown.keys()
+    places = re.findall(r"`(\w+)` in \*(.+?)\*", TEXT)
+    assert len(places) > 10
+    for label, title in places:
+        assert label in shown[title], (label, title)
+
+
+def test_the_runbook_s_links_lead_somewhere() -> None:
+    headings = {runbook.anchor(heading) for heading in re.findall(r"^#+ (.+)$", runbook.PAGE, re.MULTILINE)}
+    assert {target for target in re.findall(r"\]\(#(.+?)\)", runbook.PAGE)} <= headings
+
+
+def test_the_dashboard_shows_what_every_alarm_looks_at(applying: Stack) -> None:
+    shown = {metric for _, metric in shown_metrics(applying)}
+    assert {(name, metric) for name, metric in alarm_metrics(applying) if metric not in shown} == set()
 
 
 # ── Alarms ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -214,10 +244,9 @@ def test_an_alarm_exists_only_while_it_can_tell_something(name: str, stacks: dic
     ],
 )
 def test_every_alarm_points_to_its_section_of_the_runbook(name: str, page: str, stacks: dict[str, Stack]) -> None:
-    sections = runbook_sections()
     for alarm_name, properties in stacks[name].of_type("AWS::CloudWatch::Alarm").items():
         section = EVERY_ALARM[alarm_name]
-        assert section in sections, alarm_name
+        assert section in runbook.SECTIONS, alarm_name
         assert properties["AlarmDescription"].endswith(f". Runbook: {page}#{section}")
 
 
@@ -361,16 +390,15 @@ def test_function_errors_and_queued_messages_raise_alarms(name: str, stacks: dic
 
 @pytest.mark.parametrize("name", COMBINATIONS)
 def test_the_dashboard_shows_every_alarm_of_the_stack(name: str, stacks: dict[str, Stack]) -> None:
-    (shown,) = (widget["alarms"] for widget in widgets(stacks[name]) if "alarms" in widget)
+    (shown,) = (one["alarms"] for one in properties_of_widgets(stacks[name]) if "alarms" in one)
     assert sorted(shown) == sorted(f"<{one}.Arn>" for one in stacks[name].of_type("AWS::CloudWatch::Alarm"))
 
 
 @pytest.mark.parametrize("name", ["applying", "applying without events"])
 def test_the_dashboard_fits_on_one_screen_without_gaps_or_overlaps(name: str, stacks: dict[str, Stack]) -> None:
-    body = json.loads(stacks[name].properties("Dashboard")["DashboardBody"])
     cells = [
         (x, y)
-        for widget in body["widgets"]
+        for widget in widgets(stacks[name])
         for x in range(widget["x"], widget["x"] + widget["width"])
         for y in range(widget["y"], widget["y"] + widget["height"])
     ]
@@ -387,7 +415,7 @@ def test_whatever_counts_as_a_number_does_not_break_the_dashboard(parameter: str
     factor = {"CycleDeadlineSeconds": 1000}.get(parameter, 1)
     lines = [
         one["expression"]
-        for widget in widgets(stack)
+        for widget in properties_of_widgets(stack)
         for metric in widget.get("metrics", [])
         for one in metric
         if isinstance(one, dict) and "expression" in one and seconds in one["expression"]
@@ -414,5 +442,5 @@ def test_the_dashboard_s_address_is_that_of_the_partition_s_own_console(
 
 
 def test_the_dashboard_s_widgets_show_the_stack_s_region(applying: Stack) -> None:
-    for widget in widgets(applying):
+    for widget in properties_of_widgets(applying):
         assert widget.get("region", REGION) == REGION

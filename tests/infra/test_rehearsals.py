@@ -11,16 +11,17 @@ from typing import Any
 
 import pytest
 
-from sandbox.ec2 import MotoEc2
+from sandbox.ec2 import REGION, MotoEc2
 from sandbox.http_server import Answer, Hang
 from sandbox.limited_ec2 import ApiError
 from sandbox.postgres import PostgresServer
 from sandbox.queue import StateChangeQueue
+from sandbox.regions import Regions
 from tests.support.cloudformation import Stack
 from tests.support.cloudwatch import alarms, lines, widgets
 from tests.support.events import event
 from tests.support.rehearsal import Rehearsal
-from tests.support.runbook import ALARMS, PARTS, SECTIONS, SQL, opened, parts
+from tests.support.runbook import ALARMS, INSIGHTS, PARTS, SECTIONS, SQL, opened, parts
 from tests.support.stage import Stage
 from tests.support.stage import opened as set_up
 
@@ -28,6 +29,7 @@ MINUTE_S = 60.0
 AN_HOUR_S = 3600
 QUIET = 3
 GRACE = 3
+ACCOUNT = "210987654321"
 AWAY = "postgresql://reconciler@127.0.0.1:1/away?sslmode=disable"
 DENIED = ApiError("UnauthorizedOperation", "You are not authorized to perform this operation.", 403).as_answer()
 
@@ -103,6 +105,24 @@ def test_the_first_look_at_an_alarm_names_its_cause_and_the_cure_ends_it(alarm: 
         with pytest.raises(StopIteration):
             next(rehearsal)
     assert alarm not in now.ringing()
+
+
+def test_the_query_about_targets_says_which_since_when_and_why(now: Rehearsal) -> None:
+    with Regions() as regions:
+        regions.add()
+        regions.add("eu-west-1", ACCOUNT)
+        targets = [{"region": REGION}, {"region": "eu-west-1", "role_arn": f"arn:aws:iam::{ACCOUNT}:role/gone"}]
+        now.settings |= {**regions.environment, "EC2_TARGETS": json.dumps(targets)}
+        now.minutes(8)
+    query = INSIGHTS["a-target-fails-or-is-empty"]
+    assert now.answer(query) == [
+        {"bin(10m)": f"2026-01-15 03:{tens}0:00.000", "message": message, "target": target, "error": error, "cycles": n}
+        for tens, n in ((1, 2), (0, 6))
+        for message, target, error in (
+            ("target failed", f"eu-west-1/{ACCOUNT}", "role_not_assumed_refused_AccessDenied"),
+            ("target empty", REGION, None),
+        )
+    ]
 
 
 # ── Is it running? ────────────────────────────────────────────────────────────────────────────────────────────────

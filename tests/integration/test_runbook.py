@@ -1,29 +1,21 @@
 """The SQL of the runbook, run as it stands there."""
 
 import json
-import re
 from typing import Any
 
 import pytest
 
 from handler.request import Request, parse
 from sandbox.postgres import Database
+from tests.support.runbook import SQL
 from tests.support.stage import Stage
-from tests.support.tools import ROOT
-
-RUNBOOK = (ROOT / "docs" / "runbook.md").read_text()
-# By their headings; of several under one heading, the later ones have a number.
-QUERIES: dict[str, str] = {}
-for heading, section in re.findall(r"^### (.+?)\n(.*?)(?=^#|\Z)", RUNBOOK, re.MULTILINE | re.DOTALL):
-    for number, query in enumerate(re.findall(r"^```sql\n(.*?)^```", section, re.MULTILINE | re.DOTALL), 1):
-        QUERIES[heading if number == 1 else f"{heading} ({number})"] = query
 
 UNOWED, EVENT = "Offline workspaces that nobody restarts", "Offline workspaces that nobody restarts (2)"
 OLD_S = 1000.0
 
 
 def rows(database: Database, title: str) -> list[dict[str, Any]]:
-    return [{name: str(value) for name, value in row.items()} for row in database.query(QUERIES[title])]
+    return [{name: str(value) for name, value in row.items()} for row in database.query(SQL[title])]
 
 
 def ids(database: Database, title: str) -> list[str]:
@@ -31,12 +23,12 @@ def ids(database: Database, title: str) -> list[str]:
 
 
 def test_the_runbook_has_queries() -> None:
-    assert len(QUERIES) > 10
+    assert len(SQL) > 10
 
 
-@pytest.mark.parametrize("title", QUERIES)
+@pytest.mark.parametrize("title", SQL)
 def test_a_query_runs(title: str, stage: Stage) -> None:
-    stage.database.query(QUERIES[title])
+    stage.database.query(SQL[title])
 
 
 def test_the_event_has_those_adopted_that_the_metric_counts(stage: Stage) -> None:
@@ -47,7 +39,7 @@ def test_the_event_has_those_adopted_that_the_metric_counts(stage: Stage) -> Non
     stage.add("terminated", status="offline", runtime="external", updated_age_s=OLD_S)
     assert stage.cycle().report["offline_unowed"] == 1
     assert ids(stage.database, UNOWED) == [forgotten]
-    ((event,),) = (row.values() for row in stage.database.query(QUERIES[EVENT]))
+    ((event,),) = (row.values() for row in stage.database.query(SQL[EVENT]))
     event = event if isinstance(event, dict) else json.loads(event)
     assert parse(event) == Request("apply", workspace_ids=(forgotten,), adopt=True)
     assert stage.cycle(event).report["dead"] == 1

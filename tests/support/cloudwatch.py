@@ -114,6 +114,12 @@ def alarms(stack: Stack) -> dict[str, dict[str, Any]]:
     return stack.of_type("AWS::CloudWatch::Alarm")
 
 
+def metrics_of(alarm: Mapping[str, Any]) -> list[Metric]:
+    """Return the metrics that an alarm looks at."""
+    parts = [one["MetricStat"]["Metric"] for one in alarm.get("Metrics", []) if "MetricStat" in one]
+    return [_metric(one) for one in parts or [alarm]]
+
+
 def widgets(stack: Stack) -> list[dict[str, Any]]:
     """Return the widgets of a stack's dashboard."""
     body = json.loads(stack.properties("Dashboard")["DashboardBody"])

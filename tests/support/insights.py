@@ -84,7 +84,7 @@ def _grouped(field: str, line: Line) -> Any:
         return line.get(field)
     at_s = datetime.strptime(line["@timestamp"], _TIME).replace(tzinfo=UTC).timestamp()
     period_s = int(period[1]) * 60
-    return datetime.fromtimestamp(at_s - at_s % period_s, UTC).strftime(_TIME)
+    return datetime.fromtimestamp(at_s - at_s % period_s, UTC).strftime(_TIME)[:-3]
 
 
 def _matched(text: str) -> tuple[str, str, str | None]:

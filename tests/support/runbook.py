@@ -50,6 +50,13 @@ ALARMS = {
     for target in re.findall(r"\(#(.+?)\)", line)
 }
 
+# Queries for Logs Insights that are not saved, by their section.
+INSIGHTS = {
+    section: query
+    for section, text in SECTIONS.items()
+    for query in re.findall(r"^ *```\n(\s*filter .*?)^ *```", text, re.MULTILINE | re.DOTALL)
+}
+
 
 def parts(section: str) -> dict[str, str]:
     """Return the parts of an alarm's section by their labels, in the order of the page."""
