@@ -113,6 +113,14 @@ bench: .venv-bench/.installed $(BUILT) ## measure beside the peers (ten minutes)
 	$(PY) -m bench $(ARGS)
 	$(if $(ARGS),,.venv-bench/bin/python -m bench.plots)
 
+.PHONY: dashboard
+dashboard: $(STAMP) .venv-bench/.installed .venv-deploy/.installed ## draw the template's dashboard over a rehearsed night, into docs/dashboard.png
+	@$(PY) -m tests.dashboard | .venv-bench/bin/python -m tests.dashboard.drawing docs/dashboard.png
+
+.PHONY: demo-picture
+demo-picture: $(STAMP) ## record `make demo` into docs/demo.svg, which README shows
+	@$(PY) -m sandbox.picture docs/demo.svg
+
 .PHONY: profile
 profile: .venv-bench/.installed ## show where the CPU time of a 100,000-row cycle goes
 	$(PY) -m bench.profile_cycle $(ARGS)

@@ -26,7 +26,12 @@ def main() -> int:
     command = [tool("deploy", "python"), "tests/infra/tools/translate.py"]
     (template,) = json.loads(run(command, stdin=json.dumps([parameters])))
     stack = Stack(template, parameters)
-    with PostgresServer.start() as postgres, MotoEc2() as ec2, opened(postgres) as stage, StateChangeQueue(ec2) as queue:
+    with (
+        PostgresServer.start() as postgres,
+        MotoEc2() as ec2,
+        opened(postgres) as stage,
+        StateChangeQueue(ec2) as queue,
+    ):
         now = Rehearsal(stage, stack, queue)
         Night(now).play()
         json.dump(panels(now, MINUTES), sys.stdout)

@@ -3,6 +3,7 @@
 The picture names the widgets and lines that were drawn in its metadata, so that a test can tell when it is out of date.
 """
 
+import io
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,8 @@ import matplotlib as mpl
 mpl.use("Agg")
 from matplotlib import dates
 from matplotlib import pyplot as plt
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 _COLUMNS = 24
 _COLUMN_IN, _ROW_IN = 0.72, 0.62
@@ -22,6 +25,7 @@ _TITLE_IN, _LEGEND_IN = 0.3, 0.26
 _GREEN, _RED, _GREY = "#1d8102", "#d13212", "#5f6b7a"
 _BACKGROUND = "#f2f3f3"
 _ROWS_OF_A_LOG = 9
+_MINUTE_S = 60.0
 
 
 def main() -> int:
@@ -39,8 +43,17 @@ def main() -> int:
             drawn[panel["title"]] = _log(card, panel["columns"], panel["rows"])
         else:
             drawn[panel["title"]] = _lines(card, panel)
-    figure.savefig(sys.argv[1], dpi=90, facecolor=_BACKGROUND, metadata={"Widgets": json.dumps(drawn)})
+    _save(figure, sys.argv[1], json.dumps(drawn))
     return 0
+
+
+def _save(figure: Any, path: str, drawn: str) -> None:
+    """Write the picture with few colours, which makes it a third as large."""
+    large = io.BytesIO()
+    figure.savefig(large, dpi=90, facecolor=_BACKGROUND)
+    about = PngInfo()
+    about.add_text("Widgets", drawn)
+    Image.open(large).convert("P", palette=Image.Palette.ADAPTIVE, colors=64).save(path, optimize=True, pnginfo=about)
 
 
 def _card(figure: Any, panel: Mapping[str, Any], rows: int) -> Any:
@@ -87,7 +100,7 @@ def _log(card: Any, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -
 def _lines(card: Any, panel: Mapping[str, Any]) -> list[str]:
     """Draw the lines of a widget; return the labels of those that have a value."""
     box, (width, height) = card.get_position(), (card.get_xlim()[1], card.get_ylim()[0])
-    low, high = _LEGEND_IN * (2 if len(panel["lines"]) > 4 else 1) + 0.24, _TITLE_IN + 0.08
+    low, high = _LEGEND_IN + 0.24, _TITLE_IN + 0.08
     axes = card.figure.add_axes(
         (
             box.x0 + box.width * 0.5 / width,
@@ -101,13 +114,20 @@ def _lines(card: Any, panel: Mapping[str, Any]) -> list[str]:
         sides["right"] = axes.twinx()
     handles = []
     for line in panel["lines"]:
-        times = [datetime.fromtimestamp(at_s, UTC) for at_s, _ in line["points"]]
-        values = [value for _, value in line["points"]]
-        is_limit = line["label"] in ("alarm", "deadline")
-        (handle,) = sides[line["axis"]].plot(
-            *(times, values), color=line["color"], linewidth=1.3, linestyle="--" if is_limit else "-", label=line["label"]
-        )
-        handles.append(handle)
+        is_limit = line["label"].startswith(("alarm", "deadline"))
+        for number, run in enumerate(_runs(line["points"])):
+            times = [datetime.fromtimestamp(at_s, UTC) for at_s, _ in run]
+            (handle,) = sides[line["axis"]].plot(
+                *(times, [value for _, value in run]),
+                color=line["color"],
+                label=line["label"],
+                linewidth=1.3,
+                linestyle="--" if is_limit else "-",
+                marker="o" if len(run) == 1 else "",
+                markersize=3.5,
+            )
+            if number == 0:
+                handles.append(handle)
     for name, side in sides.items():
         limits = panel["y_axis"].get(name, {})
         side.set_ylim(limits.get("min"), limits.get("max"))
@@ -119,13 +139,32 @@ def _lines(card: Any, panel: Mapping[str, Any]) -> list[str]:
         if "label" in limits:
             side.set_title(limits["label"], loc=name, fontsize=7, color=_GREY, pad=2)
     axes.grid(axis="y", alpha=0.4)
+    axes.set_xlim(*(datetime.fromtimestamp(at_s, UTC) for at_s in panel["window"]))
     axes.xaxis.set_major_locator(dates.MinuteLocator(byminute=[0, 30]))
     axes.xaxis.set_major_formatter(dates.DateFormatter("%H:%M"))
     card.legend(
-        handles=handles, loc="lower left", ncols=4 if len(handles) > 4 else 5, fontsize=7, frameon=False, handlelength=1.2,
-        columnspacing=1.2, borderaxespad=0.3, labelspacing=0.3,
+        handles=handles,
+        loc="lower left",
+        ncols=len(handles),
+        fontsize=7,
+        frameon=False,
+        handlelength=0.9,
+        handletextpad=0.4,
+        columnspacing=1.0,
+        borderaxespad=0.3,
     )
     return [line["label"] for line in panel["lines"] if line["points"]]
+
+
+def _runs(points: Sequence[tuple[float, float]]) -> list[list[tuple[float, float]]]:
+    """Return the points in pieces without a gap between them, as CloudWatch connects them."""
+    runs: list[list[tuple[float, float]]] = []
+    for point in points:
+        if runs and point[0] - runs[-1][-1][0] <= _MINUTE_S:
+            runs[-1].append(point)
+        else:
+            runs.append([point])
+    return runs
 
 
 if __name__ == "__main__":

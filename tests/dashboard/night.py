@@ -1,4 +1,4 @@
-"""Three hours in which much goes wrong: deaths, a slow source, a lost zone, restarts refused, a failover; and recovery."""
+"""Three hours in which much goes wrong: deaths, a slow source, a lost zone, restarts refused, a failover."""
 
 from typing import Any
 
@@ -96,12 +96,14 @@ class Night:
         self._until(150)
         ec2.set_state(now.stage.instance_of(self._stuck), "running")
         now.story.alive.add(self._silent)
+        self._until(162)
+        now.send({**event("adopt"), "workspace_ids": [self._others[1]]})  # no cycle saw it dead while it was up
 
     def _hold(self) -> None:
         hold: dict[str, Any] = event("hold")
         hold["hold"] |= {"workspace_ids": [self._on_hold], "seconds": 30 * 60}
         self.now.send(hold)
-        self.now.stage.ec2.set_state(self.now.stage.instance_of(self._on_hold), "stopped")
+        self.now.story.dies(self._on_hold, state="stopped")
 
     def _dies(self, *workspaces: str) -> None:
         self.now.story.dies(*workspaces)

@@ -8,17 +8,23 @@ from tests.support.rehearsal import Rehearsal
 from tests.support.story import MINUTE_S
 
 # CloudWatch's own, for lines without a colour.
-_COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22", "#17becf")
+_COLOURS = (
+    "#1f77b4",
+    "#ff7f0e",
+    "#2ca02c",
+    "#d62728",
+    "#9467bd",
+    "#8c564b",
+    "#e377c2",
+    "#7f7f7f",
+    "#bcbd22",
+    "#17becf",
+)
 
 
 def panels(now: Rehearsal, minutes: int) -> list[dict[str, Any]]:
     """Return the widgets, each with what it shows of the last minutes."""
     return [_panel(now, widget, minutes) for widget in widgets(now.stack)]
-
-
-def titles(stack_widgets: list[dict[str, Any]]) -> dict[str, list[str]]:
-    """Return the title of each widget, with the labels of its lines."""
-    return {one["properties"]["title"]: [line.label for line in lines(one)] for one in stack_widgets}
 
 
 def _panel(now: Rehearsal, widget: Mapping[str, Any], minutes: int) -> dict[str, Any]:
@@ -34,7 +40,8 @@ def _panel(now: Rehearsal, widget: Mapping[str, Any], minutes: int) -> dict[str,
             found = now.answer(properties["query"])
             return panel | {"columns": list(dict.fromkeys(key for row in found for key in row)), "rows": found}
         case "metric":
-            return panel | {"lines": _lines(now, widget, minutes), "y_axis": properties["yAxis"]}
+            window = [now.now_s - minutes * MINUTE_S, now.now_s]
+            return panel | {"lines": _lines(now, widget, minutes), "y_axis": properties["yAxis"], "window": window}
         case other:
             raise NotImplementedError(other)
 

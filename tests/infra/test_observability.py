@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+import struct
 from collections.abc import Iterator
 from typing import Any
 
@@ -195,14 +196,18 @@ def test_the_runbook_s_table_has_every_alarm_with_its_section() -> None:
 def test_the_runbook_names_every_saved_query_and_none_that_is_not_saved(applying: Stack) -> None:
     saved = {one["Name"].split("/", 1)[1] for one in applying.of_type("AWS::Logs::QueryDefinition").values()}
     assert {title for title in saved if f"*{title}*" not in runbook.PAGE} == set()
-    named = {title for titles in re.findall(r"quer(?:y|ies) (\*.+?\*)(?=[^*]*)", TEXT) for title in titles.strip("*").split("*")}
+    named = {
+        title
+        for titles in re.findall(r"quer(?:y|ies) (\*.+?\*)(?=[^*]*)", TEXT)
+        for title in titles.strip("*").split("*")
+    }
     assert named <= saved
 
 
 def test_the_runbook_finds_everything_where_the_dashboard_shows_it(applying: Stack) -> None:
     """It says `Metric` in *Widget*, the widget *Widget*, or opens one."""
     shown = {widget["properties"]["title"]: {line.label for line in lines(widget)} for widget in widgets(applying)}
-    assert {title for title in re.findall(r"widget \*(.+?)\*", TEXT)} <= shown.keys()
+    assert set(re.findall(r"widget \*(.+?)\*", TEXT)) <= shown.keys()
     places = re.findall(r"`(\w+)` in \*(.+?)\*", TEXT)
     assert len(places) > 10
     for label, title in places:
@@ -211,7 +216,7 @@ def test_the_runbook_finds_everything_where_the_dashboard_shows_it(applying: Sta
 
 def test_the_runbook_s_links_lead_somewhere() -> None:
     headings = {runbook.anchor(heading) for heading in re.findall(r"^#+ (.+)$", runbook.PAGE, re.MULTILINE)}
-    assert {target for target in re.findall(r"\]\(#(.+?)\)", runbook.PAGE)} <= headings
+    assert set(re.findall(r"\]\(#(.+?)\)", runbook.PAGE)) <= headings
 
 
 def test_the_dashboard_shows_what_every_alarm_looks_at(applying: Stack) -> None:
@@ -407,7 +412,28 @@ def test_the_dashboard_fits_on_one_screen_without_gaps_or_overlaps(name: str, st
     assert len(cells) == len(set(cells)) == 24 * height
 
 
-@pytest.mark.parametrize("parameter", ["CycleDeadlineSeconds", "CoverageAgeAlarmSeconds", "DoubtAgeAlarmSeconds"])
+def test_the_picture_of_the_dashboard_shows_every_widget_with_a_value_on_every_line(stacks: dict[str, Stack]) -> None:
+    """`make dashboard` draws it anew."""
+    stack = stacks["applying with a platform"]
+    expected = {one["properties"]["title"]: [line.label for line in lines(one)] for one in widgets(stack)}
+    assert json.loads(text_in((ROOT / "docs" / "dashboard.png").read_bytes(), "Widgets")) == expected
+
+
+def text_in(png: bytes, keyword: str) -> str:
+    """Return a text that a PNG file carries beside the picture."""
+    at = len(b"\x89PNG\r\n\x1a\n")
+    while at < len(png):
+        length, kind = struct.unpack_from(">I4s", png, at)
+        name, _, text = png[at + 8 : at + 8 + length].partition(b"\0")
+        if (kind, name) == (b"tEXt", keyword.encode()):
+            return text.decode("latin-1")
+        at += 12 + length
+    raise KeyError(keyword)
+
+
+@pytest.mark.parametrize(
+    "parameter", ["CycleDeadlineSeconds", "CoverageAgeAlarmSeconds", "DoubtAgeAlarmSeconds", "RestartAgeAlarmSeconds"]
+)
 @pytest.mark.parametrize("seconds", ["59", "7.5", "045", "4.5e1", "+9", "9."])
 def test_whatever_counts_as_a_number_does_not_break_the_dashboard(parameter: str, seconds: str, template: Any) -> None:
     """CloudFormation hands a number on as it was written, and JSON knows neither 045 nor +9."""

@@ -229,7 +229,7 @@ def the_platform_s_own_restart_has_failed(now: Rehearsal) -> Told:
 
 @rehearses("ImpairedAlarm")
 def a_host_has_lost_its_power(now: Rehearsal) -> Told:
-    instance = now.stage.instance_of(sorted(now.story.alive)[0])
+    instance = now.stage.instance_of(min(now.story.alive))
     now.stage.ec2.impair(instance)
     now.minutes(15)
     yield ("Impaired is 1",)
@@ -285,7 +285,7 @@ def a_trigger_refuses_events(now: Rehearsal) -> Told:
         "$$ BEGIN RAISE EXCEPTION 'no events today'; END $$"
     )
     database.query("CREATE TRIGGER refuse BEFORE INSERT ON structure_events EXECUTE FUNCTION refuse()")
-    now.story.dies(sorted(now.story.alive)[0])
+    now.story.dies(min(now.story.alive))
     now.minutes(5)
     yield ("re-read or flip failed", "P0001", "no events today")
     database.query("DROP TRIGGER refuse ON structure_events")
@@ -298,7 +298,7 @@ def a_trigger_refuses_events(now: Rehearsal) -> Told:
 
 @rehearses("RestartAgeAlarm")
 def the_platform_refuses_the_token(now: Rehearsal) -> Told:
-    one = sorted(now.story.alive)[0]
+    one = min(now.story.alive)
     now.story.answers(Answer(401))
     now.story.dies(one)
     now.minutes(1 + GRACE)
@@ -312,7 +312,7 @@ def the_platform_refuses_the_token(now: Rehearsal) -> Told:
 
 @rehearses("RestartsUnrecoveredAlarm")
 def the_platform_cannot_provision(now: Rehearsal) -> Told:
-    one = sorted(now.story.alive)[0]
+    one = min(now.story.alive)
     now.story.dies(one)
     now.minutes(1 + GRACE)
     now.story.becomes(one, status="failed")
@@ -326,7 +326,7 @@ def the_platform_cannot_provision(now: Rehearsal) -> Told:
 
 @rehearses("RestartsBackingOffAlarm")
 def a_workspace_dies_four_times(now: Rehearsal) -> Told:
-    one = sorted(now.story.alive)[0]
+    one = min(now.story.alive)
     for _ in range(3):
         now.story.dies(one)
         now.minutes()
@@ -345,7 +345,7 @@ def a_workspace_dies_four_times(now: Rehearsal) -> Told:
 
 
 def dies_with_an_event(now: Rehearsal) -> str:
-    one = sorted(now.story.alive)[0]
+    one = min(now.story.alive)
     now.story.dies(one)
     now.happens(one)
     return one

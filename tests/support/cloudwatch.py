@@ -165,7 +165,9 @@ _OPERATORS: dict[type[ast.AST], Callable[[float, float], float]] = {
 }
 
 
-def _computed(node: ast.expr, inputs: Mapping[str, float | None]) -> float | None:
+def _computed(  # noqa: PLR0911 - one case for each kind of expression
+    node: ast.expr, inputs: Mapping[str, float | None]
+) -> float | None:
     def each(*nodes: ast.expr) -> list[float | None]:
         return [_computed(one, inputs) for one in nodes]
 
