@@ -14,6 +14,7 @@ from handler.errors import RequestError, field_refused, shown
 
 APPLY = "apply"
 DRY_RUN = "dry-run"
+EXPLAIN = "explain"
 
 _SCHEDULERS = ("aws.events", "aws.scheduler")
 _SCHEDULED = "Scheduled Event"
@@ -22,6 +23,7 @@ _STATE_CHANGE = "EC2 Instance State-change Notification"
 _OPTIONS = ("mode", "workspace_ids", "limit", "override_breaker", "adopt")
 _HOLD_CHANGES = ("hold", "release")
 _SHARDING = ("shard", "shards")
+_EXPLAINED = "workspace_id"
 # In a hold and in a release: everything, in place of single workspaces.
 _ALL = "all"
 LONGEST_HOLD_SECONDS = 30 * 86_400
@@ -53,7 +55,8 @@ class Request:
     """One cycle. `workspace_ids` and `limit` narrow it; None means every candidate. It may be `scheduled`.
 
     With `adopt`, it also takes the named workspaces that are offline. `state_changes`, by instance id, narrow it to the
-    workspaces that record these instances. With `hold` or `release` there is no cycle, only that change.
+    workspaces that record these instances. With `hold` or `release` there is no cycle, only that change. Nor is there
+    with `explain`, the workspace to explain.
     """
 
     mode: str
@@ -64,6 +67,7 @@ class Request:
     scheduled: bool = False
     hold: HoldRequest | None = None
     release: ReleaseRequest | None = None
+    explain: str | None = None
     state_changes: Mapping[str, StateChange] | None = None
 
     @property
@@ -93,7 +97,7 @@ def parse(event: object, *, ceiling: str = APPLY) -> Request:
     if event.get("source") == _EC2:
         return look_at([state_change(event)], ceiling=ceiling)
     request = _scheduled(event) if "source" in event or "detail-type" in event else _by_hand(event)
-    return replace(request, mode=DRY_RUN) if ceiling == DRY_RUN else request
+    return replace(request, mode=DRY_RUN) if ceiling == DRY_RUN and request.explain is None else request
 
 
 def look_at(changes: Iterable[StateChange], *, ceiling: str = APPLY) -> Request:
@@ -131,7 +135,7 @@ def _seconds(time: object) -> float | None:
 
 
 def _refuse_options(event: Mapping[str, Any], kind: str) -> None:
-    for name in (*_OPTIONS, *_HOLD_CHANGES, *_SHARDING):
+    for name in (*_OPTIONS, *_HOLD_CHANGES, *_SHARDING, _EXPLAINED):
         if name in event:  # ignoring it would apply what was not to be applied
             raise field_refused(name, event[name], f"no such field in {kind}")
 
@@ -150,6 +154,8 @@ def _scheduled(event: Mapping[str, Any]) -> Request:
 
 
 def _by_hand(event: Mapping[str, Any]) -> Request:
+    if event.get("mode") == EXPLAIN:
+        return _explanation(event)
     for name in event:
         if name in _SHARDING:
             raise field_refused(name, event[name], "no such field: shards are not supported yet")
@@ -158,7 +164,7 @@ def _by_hand(event: Mapping[str, Any]) -> Request:
             raise RequestError(f"event field {shown(name)}: unknown; expected {expected}")
     mode = event.get("mode", DRY_RUN)
     if mode not in (APPLY, DRY_RUN):
-        raise field_refused("mode", mode, f"{APPLY} or {DRY_RUN}")
+        raise field_refused("mode", mode, f"{APPLY}, {DRY_RUN} or {EXPLAIN}")
     for name in _HOLD_CHANGES:
         if name in event:
             return _hold_change(name, event, mode)
@@ -167,6 +173,16 @@ def _by_hand(event: Mapping[str, Any]) -> Request:
     override, adopt = _switch(event, "override_breaker"), _switch(event, "adopt")
     ids = _workspace_ids("workspace_ids", event["workspace_ids"]) if "workspace_ids" in event else None
     return Request(mode, ids, _limit(event), override, adopt)
+
+
+def _explanation(event: Mapping[str, Any]) -> Request:
+    for name in event:
+        if name not in ("mode", _EXPLAINED):
+            raise field_refused(name, event[name], f"no such field beside the mode {EXPLAIN}")
+    workspace_id = event.get(_EXPLAINED)
+    if not isinstance(workspace_id, str) or not _UUID.fullmatch(workspace_id):
+        raise field_refused(_EXPLAINED, workspace_id, "a UUID")
+    return Request(EXPLAIN, explain=workspace_id.lower())
 
 
 def _hold_change(name: str, event: Mapping[str, Any], mode: str) -> Request:
