@@ -24,6 +24,14 @@ SETTINGS: tuple[dict[str, str], ...] = (
     {"BREAKER_MAX_DEAD_FRACTION": "1", "ADOPT_OFFLINE": "false", "HEARTBEAT_FRESH_SECONDS": "0"},
 )
 
+# By seed, what is said at least once: so much has to happen.
+SAID = {
+    3: {"skip", "wait", "nothing"},
+    5: {"adopt", "flip", "ask_for_restart"},
+    7: {"flip", "cancel_restart", "watch"},
+    10: {"flip", "skip", "watch"},
+}
+
 
 class Happenings:
     """Whatever happens to a workspace between two cycles, at random."""
@@ -36,7 +44,12 @@ class Happenings:
     def happen(self, workspace: str) -> None:
         """Let one of them happen, or nothing."""
         happening: Callable[[str], None] = self._chance.choice(
-            [*[self._nothing] * 4, *[self._state] * 4, self._status, self._heartbeat, self._hold, self._instance]
+            [
+                *[self._nothing] * 4,
+                *[self._state] * 4,
+                *[self._offline] * 2,
+                *(self._status, self._heartbeat, self._hold, self._instance),
+            ]
         )
         happening(workspace)
 
@@ -56,11 +69,16 @@ class Happenings:
     def _status(self, workspace: str) -> None:
         self._stage.fleet.update(workspace, status=self._chance.choice(STATUSES))
 
+    def _offline(self, workspace: str) -> None:
+        """The platform's own monitor misses heartbeats."""
+        self._stage.fleet.update(workspace, status="offline")
+        self._stage.fleet.heartbeat(workspace, age_s=300.0)
+
     def _heartbeat(self, workspace: str) -> None:
         self._stage.fleet.heartbeat(workspace, age_s=self._chance.choice(AGES_S))
 
     def _hold(self, workspace: str) -> None:
-        hold = {"workspace_ids": [workspace], "reason": "somebody is at it", "seconds": 90}
+        hold = {"workspace_ids": [workspace], "reason": "somebody is at it", "seconds": 86_400}
         self._stage.glance({"mode": "apply", "hold": hold})
 
     def _instance(self, workspace: str) -> None:
@@ -70,7 +88,8 @@ class Happenings:
 
 def done(outcome: Outcome, open_before: set[str]) -> dict[str, str]:
     """Return what a cycle did with each workspace, in explain's words, if it did anything."""
-    adopted = {one["workspace_id"]: "adopt" for one in outcome.report["flips"] if one.get("adopted")}
+    flips = [one for one in outcome.report["flips"] if "blocked" not in one]
+    adopted = {one["workspace_id"]: "adopt" for one in flips if "adopted" in one}
     ended = {
         one["workspace_id"]: "cancel_restart"
         for one in outcome.after.restarts
@@ -85,7 +104,7 @@ def done(outcome: Outcome, open_before: set[str]) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize("seed", range(15))
+@pytest.mark.parametrize("seed", SAID)
 def test_what_explain_says_is_what_the_next_cycle_does(stage: Stage, seed: int) -> None:
     chance = random.Random(seed)
     settings: dict[str, str | None] = {
@@ -98,7 +117,7 @@ def test_what_explain_says_is_what_the_next_cycle_does(stage: Stage, seed: int) 
         stage.add(chance.choice(STATES), status=chance.choice(STATUSES), heartbeat_age_s=chance.choice(AGES_S))
         for _ in range(WORKSPACES)
     ]
-    said: dict[str, int] = {}
+    said: set[str] = set()
     for _ in range(MINUTES):
         story.answers(chance.choice(ANSWERS))
         story.minute(**settings)
@@ -110,9 +129,8 @@ def test_what_explain_says_is_what_the_next_cycle_does(stage: Stage, seed: int) 
         did = done(stage.cycle(**settings), open_before)
         wrong = {one: (would, did.get(one)) for one, would in explained.items() if not _agree(would, did.get(one))}
         assert wrong == {}
-        for would in explained.values():
-            said[would["action"]] = said.get(would["action"], 0) + 1
-    print("SAID", seed, said)
+        said.update(would["action"] for would in explained.values())
+    assert said >= SAID[seed]
 
 
 def _explained(stage: Stage, workspace: str, settings: dict[str, str | None]) -> dict[str, Any]:
