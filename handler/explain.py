@@ -139,15 +139,16 @@ class _Explanation:
         self._notes: list[str] = []
 
     def answer(self) -> dict[str, Any]:
-        hold = self._part("hold", lambda left: self._store.hold(left, self._id))
+        store, part, one = self._store, self._part, self._id
+        hold = part("hold", lambda left: store.hold(left, one))
         facts = self._facts(None if hold is None else hold.ends_at)
-        details = facts.row and self._part("name, tier and created_at", lambda left: self._store.details(left, self._id))
-        looks = self._part("instance", lambda _: self._looks(facts.to_probe))
-        view = None if looks is None else self._part("breaker", lambda _: self._view(facts, looks))
-        would = None if view is None else self._part("would", lambda _: self._would(facts, view))
+        details = facts.row and part("name, tier and created_at", lambda left: store.details(left, one))
+        looks = part("instance", lambda _: self._looks(facts.to_probe))
+        view = None if looks is None else part("breaker", lambda _: self._view(facts, looks))
+        would = None if view is None else part("would", lambda _: self._would(facts, view))
         self._note_what_else_matters()
         answer = {
-            "workspace_id": self._id,
+            "workspace_id": one,
             "row": facts.row and _named(details) | dataclasses.asdict(facts.row),
             "candidate": self._candidate(facts),
             "instance": None if looks is None else [_shown_look(one) for one in looks],

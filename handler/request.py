@@ -97,7 +97,7 @@ def parse(event: object, *, ceiling: str = APPLY) -> Request:
     if event.get("source") == _EC2:
         return look_at([state_change(event)], ceiling=ceiling)
     request = _scheduled(event) if "source" in event or "detail-type" in event else _by_hand(event)
-    return replace(request, mode=DRY_RUN) if ceiling == DRY_RUN and request.explain is None else request
+    return replace(request, mode=DRY_RUN) if ceiling == DRY_RUN else request
 
 
 def look_at(changes: Iterable[StateChange], *, ceiling: str = APPLY) -> Request:

@@ -16,12 +16,13 @@ from handler import explain
 from handler.errors import RequestError, RightsMissingError, RowSecurityError, SchemaMissingError
 from sandbox.ec2 import REGION
 from sandbox.http_server import Answer, Hang
+from sandbox.postgres import PostgresServer
 from tests.integration.test_entry_point import let_it_only_read
 from tests.integration.test_targets import NAMES, World, world  # noqa: F401 - a fixture
 from tests.support.events import APPLY, event
 from tests.support.marks import both_status_types
-from tests.support.stage import Stage
-from tests.support.story import Story
+from tests.support.stage import Stage, opened
+from tests.support.story import MINUTE_S, Story
 
 NOBODY = "00000000-0000-4000-8000-000000000001"
 FIELDS = {"workspace_id", "row", "candidate", "instance", "doubts", "restarts", "hold", "breaker", "would"}
@@ -341,7 +342,7 @@ def test_a_restart_that_the_breaker_keeps_back(story: Story, flipped: str, probe
     kept_back = "the breaker is open: it is kept back until the breaker closes, or an event with override_breaker "
     assert answer["restarts"][0]["state"].startswith(kept_back)
     assert would(answer) == ("wait", kept_back + "releases it")
-    story.minute(**settings)
+    story.minute(lasts_s=MINUTE_S, **settings)
     stage.ec2.set_state(stage.instance_of(flipped), "running")
     assert would(explained(stage, flipped, **settings)) == ("cancel_restart", "the instance is running")
     outcome = stage.cycle(**settings)
@@ -443,7 +444,8 @@ def test_an_absence_proves_nothing_while_a_target_is_empty(world: World) -> None
 def everything_stored(stage: Stage) -> list[Any]:
     tables = stage.database.query(
         """
-        SELECT format('%I.%I', nspname, relname) AS name FROM pg_class JOIN pg_namespace ON relnamespace = pg_namespace.oid
+        SELECT format('%I.%I', nspname, relname) AS name
+        FROM pg_class JOIN pg_namespace ON relnamespace = pg_namespace.oid
         WHERE relkind = 'r' AND nspname IN ('reconciler', 'public') ORDER BY 1
         """
     )
@@ -534,7 +536,7 @@ def test_what_makes_a_cycle_impossible_is_raised(cloud: Stage) -> None:
         explained(cloud, one)
     cloud.database.query("ALTER TABLE workspaces DISABLE ROW LEVEL SECURITY")
     cloud.database.query("REVOKE SELECT ON reconciler.doubts FROM reconciler")
-    with pytest.raises(RightsMissingError, match="SELECT on reconciler.doubts"):
+    with pytest.raises(RightsMissingError, match=r"SELECT on reconciler\.doubts"):
         explained(cloud, one)
     cloud.database.query("DROP SCHEMA reconciler CASCADE")
     with pytest.raises(SchemaMissingError, match=r"infra/schema\.sql"):
@@ -565,7 +567,8 @@ def test_hostile_texts_are_answered_as_text_and_cut(stage: Stage, probe: str) ->
         text=HOSTILE,
     )
     stage.database.query(
-        "INSERT INTO reconciler.holds (workspace_id, reason, ends_at) VALUES (CAST(:id AS uuid), left(:text, 200), 'infinity')",
+        "INSERT INTO reconciler.holds (workspace_id, reason, ends_at)"
+        " VALUES (CAST(:id AS uuid), left(:text, 200), 'infinity')",
         id=one,
         text=HOSTILE,
     )
@@ -578,9 +581,7 @@ def test_hostile_texts_are_answered_as_text_and_cut(stage: Stage, probe: str) ->
     assert len(json.dumps(answer)) < 10_000
 
 
-def test_bytes_that_are_no_text_are_replaced(stages: Any, postgres: Any) -> None:
-    from tests.support.stage import opened  # noqa: PLC0415
-
+def test_bytes_that_are_no_text_are_replaced(postgres: PostgresServer) -> None:
     with opened(postgres, options="ENCODING 'SQL_ASCII' LOCALE 'C'") as stage:
         one = stage.add("running")
         stage.database.query("UPDATE workspaces SET name = convert_from('\\xff41', 'SQL_ASCII')")

@@ -1,14 +1,13 @@
 """What `explain` says that the next cycle would do is what an applied cycle then does, for whatever may be the case."""
 
 import random
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from sandbox.http_server import Answer
 from tests.support.stage import Outcome, Stage
-from tests.support.story import DEFAULTS, Story
+from tests.support.story import DEFAULTS, MINUTE_S, Story
 
 WORKSPACES = 16
 MINUTES = 4
@@ -43,7 +42,7 @@ class Happenings:
 
     def happen(self, workspace: str) -> None:
         """Let one of them happen, or nothing."""
-        happening: Callable[[str], None] = self._chance.choice(
+        happening: Any = self._chance.choice(
             [
                 *[self._nothing] * 4,
                 *[self._state] * 4,
@@ -106,7 +105,7 @@ def done(outcome: Outcome, open_before: set[str]) -> dict[str, str]:
 
 @pytest.mark.parametrize("seed", SAID)
 def test_what_explain_says_is_what_the_next_cycle_does(stage: Stage, seed: int) -> None:
-    chance = random.Random(seed)
+    chance = random.Random(seed)  # noqa: S311 - for a test
     settings: dict[str, str | None] = {
         **DEFAULTS,
         **SETTINGS[seed % len(SETTINGS)],
@@ -120,7 +119,7 @@ def test_what_explain_says_is_what_the_next_cycle_does(stage: Stage, seed: int) 
     said: set[str] = set()
     for _ in range(MINUTES):
         story.answers(chance.choice(ANSWERS))
-        story.minute(**settings)
+        story.minute(lasts_s=MINUTE_S, **settings)
         for one in workspaces:
             happenings.happen(one)
         stage.fleet.age_everything(chance.choice([1.0, 70.0, 200.0, 1000.0]))
