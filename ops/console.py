@@ -11,6 +11,8 @@ import rich.console
 import rich.markup
 import rich.table
 
+from ops.text import visible
+
 _LONGEST_ID = 36
 
 
@@ -44,8 +46,8 @@ class Console:
         self._rich = rich.console.Console(highlight=False, soft_wrap=True)
 
     def say(self, text: str = "", style: str = "") -> None:
-        """Print a line."""
-        self._rich.print(rich.markup.escape(text), style=style or None)
+        """Print a line, whatever characters it has."""
+        self._rich.print(rich.markup.escape(visible(text)), style=style or None)
 
     def headline(self, text: str) -> None:
         """Print a heading below an empty line."""
@@ -75,7 +77,7 @@ class Console:
             longest = min(_LONGEST_ID, max(map(len, texts), default=0))
             table.add_column(column, overflow="fold", min_width=longest if column in ids else None)
         for row, style in zip_longest(rows, styles):
-            table.add_row(*map(rich.markup.escape, row), style=style)
+            table.add_row(*(rich.markup.escape(visible(text)) for text in row), style=style)
         self._rich.print(table)
 
     @contextmanager
