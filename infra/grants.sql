@@ -36,8 +36,6 @@ BEGIN
     -- The platform's tables: columns, not tables. The flip is the only thing that writes there.
     EXECUTE format('GRANT SELECT (id, status, runtime, instance_id, last_heartbeat_at, updated_at) ON %s TO %I',
                    workspaces, grantee);
-    -- Only explain shows these, and does without them if they are revoked.
-    EXECUTE format('GRANT SELECT (name, tier, created_at) ON %s TO %I', workspaces, grantee);
     EXECUTE format('GRANT UPDATE (status, updated_at) ON %s TO %I', workspaces, grantee);
     EXECUTE format('GRANT INSERT (event_type, workspace_id, payload) ON %s TO %I', structure_events, grantee);
 

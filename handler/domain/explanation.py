@@ -44,7 +44,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class RowDetails:
-    """What a cycle does not need of the row, and a person wants to see."""
+    """What a cycle does not need of the row, and a person likes to see."""
 
     name: str | None
     tier: int | None
@@ -170,8 +170,8 @@ def breaker_words(breaker: Breaker, policy: BreakerPolicy, *, whole_fleet: bool)
         else "by what the last cycles remembered, without a look at the whole fleet now"
     )
     return (
-        f"{breaker.dead} of {breaker.of} look dead or were acted on lately, {basis}; it opens at {policy.min_dead}"
-        f" or more, above {policy.max_dead_fraction:g} of them"
+        f"{breaker.dead} of {breaker.of} look dead or were acted on lately, {basis}; it opens if that many are"
+        f" {policy.min_dead} or more, and above {policy.max_dead_fraction:.0%} of all"
     )
 
 

@@ -7,6 +7,7 @@ from handler.deadline import Deadline
 from handler.domain.explanation import ActiveHold, RememberedDoubt, RestartRecord, Row, RowDetails
 from handler.domain.model import LONGEST_REASON
 from handler.domain.restarts import RECOVERY_SECONDS, Owed, Watched
+from handler.errors import RightsMissingError
 from handler.store.holds import on_hold
 from handler.store.restarts import OWED, STOP_IS_ON, owed_from, restart_and_rest
 from handler.store.session import LOCK_WAIT_SECONDS, Session
@@ -75,8 +76,11 @@ class Explaining:
         return self._one(Row, deadline, _ROW, id=workspace_id)
 
     def details(self, deadline: Deadline, workspace_id: str) -> RowDetails | None:
-        """Return what no cycle reads of the row. Raises RightsMissingError if the role may not."""
-        return self._one(RowDetails, deadline, _DETAILS, id=workspace_id)
+        """Return what no cycle reads of the row; None without the right to, which infra/grants.sql does not give."""
+        try:
+            return self._one(RowDetails, deadline, _DETAILS, id=workspace_id)
+        except RightsMissingError:
+            return None
 
     def doubts(self, deadline: Deadline, workspace_id: str) -> list[RememberedDoubt]:
         """Return the workspace's doubts, at most one of each kind."""
