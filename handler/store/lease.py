@@ -12,7 +12,7 @@ FLEET = "fleet"
 # A lease lasts this much longer than its cycle, so that a cycle that ends late is still alone.
 MARGIN_SECONDS = 1.5
 # A session that is frozen while it acquires a lease, keeps all others from it no longer than this.
-ACQUIRING_SECONDS = 3.0
+ACQUIRING_SECONDS = 5.0
 # Lambda ends a function after 15 minutes. A lease that ends later was taken by a clock that was wrong.
 LONGEST_SECONDS = 960
 

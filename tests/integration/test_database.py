@@ -173,6 +173,10 @@ GRANTED = """
 """
 
 
+# Only the previous release needs it, which goes on working after an upgrade.
+OF_THE_PREVIOUS_RELEASE = ("UPDATE", "reconciler.coverage")
+
+
 def rights_of(database: Database, role: str) -> list[tuple[str, str]]:
     """Return all that a role was given on tables and columns, as `("UPDATE (status)", "workspaces")`."""
     rows = database.query(GRANTED, role=role)
@@ -185,7 +189,7 @@ def test_each_right_is_needed_and_one_that_is_missing_is_named_before_anything_i
     stage.add("terminated")
     rights = rights_of(stage.database, RECONCILER_ROLE)
     assert len(rights) > 20
-    for right, table in rights:
+    for right, table in (one for one in rights if one != OF_THE_PREVIOUS_RELEASE):
         stage.database.query(f"REVOKE {right} ON {table} FROM {RECONCILER_ROLE}")
         message = failure(stage, RightsMissingError)
         assert f"{right} on {table}" in message

@@ -58,8 +58,8 @@ VALUES = {
     "workspace_status": ("NULL",),
 }
 TABLES = (
-    *("reconciler.doubts", "reconciler.holds", "reconciler.lease", "reconciler.restart_stops", "reconciler.restarts"),
-    *("reconciler.shard_coverage", "reconciler.source_doubts", "workspaces"),
+    *("reconciler.coverage", "reconciler.doubts", "reconciler.holds", "reconciler.lease", "reconciler.restart_stops"),
+    *("reconciler.restarts", "reconciler.shard_coverage", "reconciler.source_doubts", "workspaces"),
 )
 # Data exceptions, constraints, an index row that is too large, GENERATED ALWAYS, another type.
 REFUSALS = ("22", "23", "54000", "428C9", "42804")
