@@ -32,7 +32,7 @@ _FILL = """
 _RESET = (
     "UPDATE workspaces SET status = 'online' WHERE status = 'offline'",
     "TRUNCATE structure_events, reconciler.restarts, reconciler.doubts, reconciler.source_doubts",
-    "TRUNCATE reconciler.lease, reconciler.coverage",
+    "TRUNCATE reconciler.lease, reconciler.coverage, reconciler.shard_coverage",
     "INSERT INTO reconciler.coverage DEFAULT VALUES",
 )
 _OWE = """

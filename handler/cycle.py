@@ -234,7 +234,14 @@ def _restarts(
         absence=settings.absence,
     )
     worker = RestartWorker(
-        parts.store, probe, settings, clock=selection.clock, now=now, workspace_ids=request.workspace_ids, log=log
+        parts.store,
+        probe,
+        settings,
+        clock=selection.clock,
+        now=now,
+        workspace_ids=request.workspace_ids,
+        most=request.shard.share(settings.restarts.per_cycle),
+        log=log,
     )
     return worker.run(parts.platform, phases.restarts, phases.closing, release=request.override_breaker)
 

@@ -39,7 +39,8 @@ NOTHING_CHANGED = "nothing was changed: for 2 seconds other sessions"
 TRY_AGAIN = "Run infra/schema.sql again"
 
 OWN_TABLES = {
-    *("coverage", "doubts", "holds", "lease", "restart_stops", "restarts", "schema_version", "source_doubts"),
+    *("coverage", "doubts", "holds", "lease", "restart_stops", "restarts", "schema_version", "shard_coverage"),
+    "source_doubts",
 }
 
 Apply = Callable[[Database], None]
@@ -220,6 +221,7 @@ OLD_DATA = """
                  ('i-paid', 'asked', '2026-01-04', 'paid'), ('i-void', NULL, '2026-01-04', 'void'))
          AS restart (instance_id, last_answer, closed_at, outcome)
 """
+LEASE = "scope, holder, acquired_at, expires_at"
 YOUNGER_DATA = """
     INSERT INTO reconciler.holds
     VALUES ('00000000-0000-0000-0000-00000000000d', 'a new disk', '2026-01-01', '2026-01-02');
@@ -247,7 +249,7 @@ def test_an_old_schema_becomes_the_same_as_a_new_one_and_keeps_its_data(
     for statements in (OLD_DATA, OLDEST if oldest else YOUNGER_DATA):
         empty.query(statements)
     kept = "workspace_id, cycle_id, flipped_at, attempts, refusals, claimed_by, asked_at, closed_at"
-    absences, lease, before = rows(empty, "absences"), rows(empty, "lease"), restarts(empty, kept)
+    absences, lease, before = rows(empty, "absences"), rows(empty, "lease", LEASE), restarts(empty, kept)
     assert len(absences) == 1
 
     apply(empty)
@@ -255,7 +257,7 @@ def test_an_old_schema_becomes_the_same_as_a_new_one_and_keeps_its_data(
     assert structure(empty) == structure(database)
     assert version(empty) == SCHEMA_VERSION
     doubts = rows(empty, "doubts", "workspace_id, instance_id, sightings, since, last_seen_at")
-    assert (doubts, rows(empty, "lease"), restarts(empty, kept)) == (absences, lease, before)
+    assert (doubts, rows(empty, "lease", LEASE), restarts(empty, kept)) == (absences, lease, before)
     assert rows(empty, "doubts", "kind, by_hand, offline_since") == [("absent", False, None)]
     (coverage,) = rows(
         empty, "coverage", "cursor::text, pass_start::text, brought_forward::text, first_cycle_at, pass_completed_at"

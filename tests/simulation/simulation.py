@@ -26,7 +26,7 @@ from handler.settings import Settings
 from handler.store.lease import MARGIN_SECONDS
 from handler.telemetry import logger
 from tests.fakes.store import Watch, fake_store
-from tests.fakes.tables import Row, StoredRestart
+from tests.fakes.tables import Row, StoredRestart, contains
 from tests.fakes.targets import Targets, target_of, without_threads
 from tests.fakes.world import DEAD, ERROR, Asked, Platform, Probe, World
 
@@ -192,13 +192,14 @@ class Actor(Watch):
             raise CrashError
 
     def _selects(self) -> None:
-        tables, first = self.tables, self.tables.coverage.brought_forward
+        tables, first = self.tables, self.tables.coverage_of(self.order.shard).brought_forward
         named = self.order.workspace_ids or ()
         changes = self.order.state_changes
         self.selected = {
             one: Seen(row.instance_id, row.heartbeat_at, tables.is_on_hold(one), row.is_offline, one not in first)
             for one, row in tables.workspaces.items()
-            if (changes is None or row.instance_id in changes)
+            if contains(self.order.shard, one)
+            and (changes is None or row.instance_id in changes)
             and (row.is_up or (changes is None and row.is_offline and self._may_be_taken(one, row, named)))
         }
         self.died |= {one for one, instance in self.world.instances.items() if instance.is_dead}
@@ -223,7 +224,7 @@ class Actor(Watch):
         self.simulation.note(self.cycle_id, "writes:", call)
         self.require(self.order.mode == APPLY, f"a dry run writes: {call}")
         self.require(self.clock() <= self.closes_at, f"{call} after the deadline")
-        lease = self.tables.lease
+        lease = self.tables.leases.get(self.order.shard)
         if self.order.state_changes is not None:
             self.require(call in _AFTER_EVENTS, f"a cycle after EC2's events writes: {call}")
             self.require(self.tables.now < self.expires_at, f"{call} past the expiry")
@@ -497,7 +498,7 @@ class Simulation:
             world.overridden_at = world.tables.now
         parts = cycle.Parts(
             actor.cycle_id,
-            fake_store(world.tables, actor.cycle_id, actor, leased=order.state_changes is None),
+            fake_store(world.tables, actor.cycle_id, actor, leased=order.state_changes is None, shard=order.shard),
             lambda _: self._probe(actor),
             lambda _: Platform(world, actor),
         )
@@ -660,7 +661,9 @@ class Simulation:
         if not actor.coverage_is_saved or (report.deferred and not report.checked):
             return
         world = self.world
-        world.crowded |= bool(world.tables.coverage.brought_forward)  # at most half of the room is theirs
+        world.crowded |= bool(
+            world.tables.coverage_of(actor.order.shard).brought_forward
+        )  # at most half of the room is theirs
         room = report.checked if report.deferred else self.setup.settings.candidate_limit
         world.room = min(world.room, room - room // 2 if world.crowded else room)
         bound = ceil(world.population / world.room)
