@@ -108,7 +108,7 @@ def test_executions_that_fail_time_out_or_are_throttled_raise_the_alarm(sharded:
 
 
 def test_a_hold_on_everything_is_told_from_one_on_as_many_as_a_shard_has(sharded: Stack) -> None:
-    """OnHold is of the whole fleet, Candidates of one shard: eight cycles that see 100 each, with 100 on hold of 800."""
+    """OnHold is of the whole fleet, Candidates of one shard."""
     expression = alarm(sharded, "HoldOnEverythingAlarm")["Metrics"][0]["Expression"]
     assert expression == "IF(candidates > 0 AND on_hold * cycles >= candidates * 8, 1, 0)"
 

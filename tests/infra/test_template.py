@@ -74,8 +74,10 @@ def test_the_rules_accept_the_parameters(name: str, stacks: dict[str, Stack]) ->
         ({"Probe": "control_plane"}, "Probe=control_plane needs CpBaseUrl."),
         (
             {"Shards": "2"},
-            "Several Shards need Probe=control_plane. With Probe=ec2 each shard would list the whole account, and EC2's"
-            " limit on calls, which all of them share, is the bottleneck, not the function.",
+            (
+                "Several Shards need Probe=control_plane. With Probe=ec2 each shard would list the whole account, and"
+                " EC2's limit on calls, which all of them share, is the bottleneck, not the function."
+            ),
         ),
         ({"DatabaseAuth": "iam"}, "DatabaseAuth=iam needs DatabaseResourceId."),
         (
