@@ -1,6 +1,5 @@
 """One function and eight shards, with a control plane that is too slow for one."""
 
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
@@ -29,8 +28,8 @@ def shards(place: Site) -> Scenario:
         fleet.database.drop()
     rows[-1] |= {"ratio": round(rows[-1]["checked"][0] / rows[0]["checked"][0], 2), "least": AT_LEAST}
     return {
-        "conditions": f"{ROWS:,} workspaces, 1 in {DEAD_EVERY:,} dead; the control plane answers in {CP_LATENCY_S:g} s; "
-        "PROBE_CONCURRENCY 64, CYCLE_DEADLINE_SECONDS 45; warm processes",
+        "conditions": f"{ROWS:,} workspaces, 1 in {DEAD_EVERY:,} dead; the control plane answers in {CP_LATENCY_S:g} s;"
+        " PROBE_CONCURRENCY 64, CYCLE_DEADLINE_SECONDS 45; warm processes",
         "rows": rows,
     }
 
@@ -48,7 +47,7 @@ def _minute(fleet: Fleet, cp: Any, count: int) -> dict[str, Any]:
 
 
 def _together(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    summed: Mapping[str, int] = {
+    summed = {
         name: sum(run["answer"][name] for run in runs) for name in ("candidates", "checked", "flipped", "unknown")
     }
     whole = {
