@@ -2,13 +2,16 @@
 
 import getpass
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import zip_longest
 
 import rich.box
 import rich.console
 import rich.markup
 import rich.table
+
+_LONGEST_ID = 36
 
 
 class OpsError(Exception):
@@ -59,13 +62,20 @@ class Console:
             f"  {'pass' if passed else 'FAIL'}  {name}" + (f": {reason}" if reason else ""), "" if passed else "red"
         )
 
-    def table(self, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Print rows in aligned columns."""
+    def table(
+        self,
+        header: Sequence[str],
+        rows: Sequence[Sequence[str]],
+        styles: Sequence[str] = (),
+        ids: Collection[str] = (),
+    ) -> None:
+        """Print rows in aligned columns, each row in its style. The columns `ids` are not broken, to be copied."""
         table = rich.table.Table(box=rich.box.SIMPLE, pad_edge=False)
-        for column in header:
-            table.add_column(column)
-        for row in rows:
-            table.add_row(*map(rich.markup.escape, row))
+        for column, texts in zip_longest(header, zip(*rows, strict=True), fillvalue=()):
+            longest = min(_LONGEST_ID, max(map(len, texts), default=0))
+            table.add_column(column, overflow="fold", min_width=longest if column in ids else None)
+        for row, style in zip_longest(rows, styles):
+            table.add_row(*map(rich.markup.escape, row), style=style)
         self._rich.print(table)
 
     @contextmanager
