@@ -14,7 +14,7 @@ from handler.domain.shards import WHOLE, Shard
 from handler.errors import RowLockedError, StoreError
 from handler.store.holds import on_hold
 from handler.store.lease import Lease
-from handler.store.session import Session
+from handler.store.session import Session, Transaction
 from handler.store.shards import (
     IS_OUR_SET,
     IS_OUR_SHARD,
@@ -229,11 +229,13 @@ class Doubts:
         """
         with self._session.transaction(deadline, read_only=True) as transaction:
             doubts = transaction.run(_DOUBTS_OF_CANDIDATES, **range_of(self._shard))
-            ((count,),) = transaction.run(_UP)
-            dead = transaction.run(_DEAD, window_s=breaker_window_s)
-        known = {(row[0], Verdict(row[1])): Known(*row[2:]) for row in doubts}
-        remembered, acted_on = ({one: up for one, acted, up in dead if acted is wanted} for wanted in (False, True))
-        return Memory(known, Fleet(count, remembered, acted_on))
+            fleet = _fleet(transaction, breaker_window_s)
+        return Memory({(row[0], Verdict(row[1])): Known(*row[2:]) for row in doubts}, fleet)
+
+    def fleet(self, deadline: Deadline, *, breaker_window_s: float) -> Fleet:
+        """Return the whole fleet alone, as it is now."""
+        with self._session.transaction(deadline, read_only=True) as transaction:
+            return _fleet(transaction, breaker_window_s)
 
     def save(self, deadline: Deadline, changes: DoubtChanges) -> None:
         """Write what has changed, new doubts first, as far as time allows."""
@@ -293,6 +295,13 @@ class Doubts:
             return refused
         errors = [self._save(deadline, part) for part in (doubts[:half], doubts[half:])]
         return next(filter(None, errors), None)
+
+
+def _fleet(transaction: Transaction, breaker_window_s: float) -> Fleet:
+    ((count,),) = transaction.run(_UP)
+    dead = transaction.run(_DEAD, window_s=breaker_window_s)
+    remembered, acted_on = ({one: up for one, acted, up in dead if acted is wanted} for wanted in (False, True))
+    return Fleet(count, remembered, acted_on)
 
 
 def _somewhere(shard: Shard) -> str:

@@ -271,6 +271,14 @@ class Doubts(Part):
             if one.workspace_id in tables.workspaces and self.is_mine(one.workspace_id)
             if one.offline_since is None or tables.remembers_dead(one)
         }
+        return Memory(known, self._fleet(breaker_window_s))
+
+    @_transaction
+    def fleet(self, _: Deadline, *, breaker_window_s: float) -> Fleet:
+        return self._fleet(breaker_window_s)
+
+    def _fleet(self, breaker_window_s: float) -> Fleet:
+        tables, now = self.tables, self.tables.now
         remembered = {one.workspace_id for one in tables.doubts.values() if tables.remembers_dead(one)}
         acted_on = set()
         for one in tables.restarts:
@@ -282,7 +290,7 @@ class Doubts(Part):
         def free(those: set[str]) -> dict[str, bool]:
             return {one: one in up for one in those if not tables.is_on_hold(one)}
 
-        return Memory(known, Fleet(len(up), free(remembered - acted_on), free(acted_on)))
+        return Fleet(len(up), free(remembered - acted_on), free(acted_on))
 
     def save(self, deadline: Deadline, changes: DoubtChanges) -> None:
         """Save in two transactions, like the real one for few doubts."""

@@ -47,6 +47,7 @@ _MEMORY = "handler/store/memory.py"
 _MODEL = "handler/domain/model.py"
 _PHASES = "handler/phases.py"
 _PLATFORM = "handler/restarts/platform.py"
+_REPORTING = "handler/reporting.py"
 _REQUEST = "handler/request.py"
 _RESTARTS = "handler/store/restarts.py"
 _ROW_SECURITY = "handler/store/row_security.py"
@@ -529,7 +530,7 @@ GUARDS = (
     Guard(
         "breaker: what was checked in turn",
         "workspaces that were brought forward because they look dead open the breaker",
-        _CYCLE,
+        _REPORTING,
         "Observed.in_turn",
         Code(
             "set(self.selection.queues.in_turn).difference(self.selection.queues.brought_forward)",
@@ -1201,7 +1202,7 @@ GUARDS = (
         "the platform has to provision the whole fleet at once",
         _ASKING,
         "Asking.ask_for_the_due",
-        Code("min(CALLS_AT_ONCE, self._policy.per_cycle - calls)", "CALLS_AT_ONCE"),
+        Code("min(CALLS_AT_ONCE, self._most - calls)", "CALLS_AT_ONCE"),
         f"{_TEST_WORKER}test_a_cycle_asks_for_no_more_restarts_than_it_may",
     ),
     Guard(
@@ -1465,7 +1466,7 @@ GUARDS = (
         "after the database's clock was wrong, no cycle runs for days",
         _LEASE,
         "_ACQUIRE",
-        Sql("OR current.expires_at > clock_timestamp() + make_interval(secs => :longest_s)", ""),
+        Sql("AND expires_at <= clock_timestamp() + make_interval(secs => :longest_s)", "AND :longest_s > 0"),
         f"{_TEST_GROWTH}test_a_lease_that_lies_far_ahead_is_taken_for_free",
     ),
     Guard(

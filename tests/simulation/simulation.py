@@ -18,6 +18,7 @@ from handler.domain.evidence import EVIDENCE_SECONDS, Confirmed
 from handler.domain.model import NOT_FOUND, Restart, Sighting, Workspace
 from handler.domain.report import Report
 from handler.domain.restarts import RECOVERY_SECONDS, UNWANTED
+from handler.domain.shards import Shard
 from handler.errors import ConnectionLostError, ReconcilerError
 from handler.phases import CLOSING_SECONDS
 from handler.request import APPLY, Request
@@ -63,13 +64,15 @@ class Setup:
     """What a schedule is run with.
 
     With `in_bulk`, the probe answers about all instances at once. `claims_ahead` is the number of claims before a call.
-    With several `targets`, the real probe over Regions and accounts asks models of them (`targets.py`).
+    With several `targets`, the real probe over Regions and accounts asks models of them (`targets.py`). With several
+    `shards`, each of these has a cycle of its own.
     """
 
     settings: Settings = SETTINGS
     in_bulk: bool = False
     claims_ahead: int = 1
     targets: int = 1
+    shards: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +182,7 @@ class Actor(Watch):
         elif call == "acquire":
             settings = self.simulation.setup.settings
             self.expires_at = self.tables.now + settings.cycle_deadline_seconds + CLOSING_SECONDS + MARGIN_SECONDS
-        elif call == "recall":
+        elif call in ("recall", "fleet"):
             self.breaker = Oracle(self)
         if self.fault == "after":
             self.fault = None
@@ -258,7 +261,7 @@ class Actor(Watch):
         """Note who was checked, whatever becomes of the cycle."""
         self.coverage_is_saved = True
         for one in self.swept:
-            self.world.waited.pop(one, None)
+            self.world.waited.pop((self.order.shard.of, one), None)
 
     def _looks_who_is_offline(self) -> None:
         """Forget since when workspaces were offline that a cycle sees up again."""
@@ -444,6 +447,11 @@ class Simulation:
         self.hints: dict[str, int] = {}  # what the process remembers of the targets
 
     @property
+    def shards(self) -> list[Shard]:
+        """The shards of a minute, by default the whole fleet."""
+        return [Shard(number, self.setup.shards) for number in range(self.setup.shards)]
+
+    @property
     def depth(self) -> int:
         """How many invocations are running."""
         return len(_running)
@@ -562,8 +570,9 @@ class Simulation:
                 break
             world.tables.now += seconds
             self._catch_up()
-            report = self.cycle()
-            is_stopped = report is not None and report.breaker_open and seconds == LONG_QUIET_SECONDS
+            reports = [self.cycle(Request(APPLY, shard=shard)) for shard in self.shards]
+            is_open = any(report is not None and report.breaker_open for report in reports)
+            is_stopped = is_open and seconds == LONG_QUIET_SECONDS
         if not is_stopped and self._unsettled():
             raise ViolationError(f"this stays as it is: {self._unsettled()}")
         if is_stopped and self._counted_though_alive():
@@ -581,11 +590,14 @@ class Simulation:
 
     def _unsettled(self) -> list[str]:
         """Return the restarts that are owed, the watches without need, and the rows that nobody takes or cares for."""
-        tables = self.world.tables
-        candidates = [one for one, row in tables.workspaces.items() if row.is_up]
-        instances = {tables.workspaces[one].instance_id or "" for one in candidates} & self.world.instances.keys()
-        nothing_found = len({target_of(one, self.setup.targets) for one in instances}) < self.setup.targets
-        left = [text for one in tables.restarts for text in self._of_restart(one, nothing_found=nothing_found)]
+        tables, left = self.world.tables, []
+        for shard in self.shards:
+            candidates = [one for one, row in tables.workspaces.items() if row.is_up and contains(shard, one)]
+            instances = {tables.workspaces[one].instance_id or "" for one in candidates} & self.world.instances.keys()
+            nothing_found = len({target_of(one, self.setup.targets) for one in instances}) < self.setup.targets
+            for restart in tables.restarts:
+                if contains(shard, restart.workspace_id):
+                    left += self._of_restart(restart, nothing_found=nothing_found)
         return left + [text for one, row in tables.workspaces.items() for text in self._of_row(one, row)]
 
     def _of_restart(self, restart: StoredRestart, *, nothing_found: bool) -> Iterator[str]:
@@ -668,7 +680,10 @@ class Simulation:
         world.room = min(world.room, room - room // 2 if world.crowded else room)
         bound = ceil(world.population / world.room)
         unchecked = actor.selected.keys() - actor.swept.keys()
-        world.waited = {one: world.waited.get(one, 0) + 1 for one in unchecked}
+        of = actor.order.shard.of  # a cycle of another number of shards has another cursor
+        world.waited = {
+            key: since for key, since in world.waited.items() if key[0] != of or not contains(actor.order.shard, key[1])
+        } | {(of, one): world.waited.get((of, one), 0) + 1 for one in unchecked}
         if max(world.waited.values(), default=0) > bound:
             raise ViolationError(f"not everybody was checked within {bound} cycles: {world.waited}")
 

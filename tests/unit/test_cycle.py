@@ -44,7 +44,18 @@ def test_a_cycle_flips_and_restarts_the_dead_and_leaves_the_rest() -> None:
     report = invocation.run()
     assert invocation.rights == [True]
     assert [call for call, _ in groupby(invocation.wrote_by)] == [
-        *("acquire", "take_back_times", "tend", "save_coverage", "forget", "save", "flip", "cancel_moved_on", "claim"),
+        *(
+            "acquire",
+            "take_back_times",
+            "take_up",
+            "tend",
+            "save_coverage",
+            "forget",
+            "save",
+            "flip",
+            "cancel_moved_on",
+            "claim",
+        ),
         *("accepted", "save_coverage", "purge", "release"),
     ]
     figures = (report.candidates, report.checked, report.running, report.transition, report.dead)
