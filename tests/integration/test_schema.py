@@ -11,10 +11,13 @@ from typing import Any, NoReturn
 import pytest
 
 from handler.deadline import Deadline
+from handler.domain.shards import Shard
 from handler.errors import RightsMissingError, RowLockedError, SchemaMissingError
 from handler.install import install
 from handler.net.secrets import Secrets
 from handler.settings import database_from
+from handler.store.candidates import Candidates
+from handler.store.lease import Lease
 from handler.store.rights import SCHEMA_VERSION, check_rights
 from handler.store.session import Session
 from sandbox.postgres import RECONCILER_ROLE, Database, PostgresServer, PostgresServerError
@@ -44,6 +47,7 @@ OWN_TABLES = {
 }
 
 Apply = Callable[[Database], None]
+CYCLE_ID = "00000000-0000-0000-0000-0000000000c1"
 
 
 def _never(*_: object) -> NoReturn:
@@ -291,6 +295,96 @@ def test_an_old_schema_becomes_the_same_as_a_new_one_and_keeps_its_data(
             ("a new disk", "2026-01-01", "2026-01-02")
         ]
     require(empty)
+
+
+# --- an upgrade from version 2, and the release that needs no more than that ---
+
+VERSION_2 = """
+    DROP TABLE reconciler.shard_coverage;
+    ALTER TABLE reconciler.lease DROP COLUMN shards, DROP COLUMN shard;
+    ALTER TABLE reconciler.source_doubts
+        DROP CONSTRAINT source_doubts_pkey, DROP COLUMN shards, DROP COLUMN shard,
+        ADD CONSTRAINT source_doubts_pkey PRIMARY KEY (cause);
+    UPDATE reconciler.schema_version SET version = 2
+"""
+DATA_2 = f"""
+    INSERT INTO reconciler.lease (scope, holder, expires_at) VALUES ('fleet', '{CYCLE_ID}', '2026-01-02');
+    INSERT INTO reconciler.source_doubts (cause, workspaces, since) VALUES ('timeout', 2000, '2026-01-01');
+    UPDATE reconciler.coverage SET cursor = '00000000-0000-0000-0000-00000000000c', first_cycle_at = '2026-01-01',
+        brought_forward = '{{00000000-0000-0000-0000-00000000000f}}'
+"""  # noqa: S608 - put together from constants
+# What the previous release does with the tables that have changed.
+ACQUIRE_2 = """
+    INSERT INTO reconciler.lease AS current (scope, holder, expires_at)
+    VALUES ('fleet', gen_random_uuid(), clock_timestamp() + interval '1 minute')
+    ON CONFLICT (scope) DO UPDATE
+    SET holder = EXCLUDED.holder, acquired_at = now(), expires_at = EXCLUDED.expires_at
+    WHERE current.expires_at <= clock_timestamp()
+    RETURNING 1
+"""
+RELEASE_2 = "DELETE FROM reconciler.lease WHERE scope = 'fleet'"
+COVERAGE_2 = (
+    "UPDATE reconciler.coverage SET cursor = pass_start, first_cycle_at = COALESCE(first_cycle_at, now()),"
+    " pass_completed_at = now()"
+)
+AGE_2 = "SELECT (SELECT COALESCE(pass_completed_at, first_cycle_at) FROM reconciler.coverage) AS age"
+SOURCES_2 = """
+    WITH ended AS (
+        DELETE FROM reconciler.source_doubts
+        WHERE cause IN (SELECT cause FROM reconciler.source_doubts
+                        WHERE cause <> ALL (CAST(:causes AS text[])) FOR UPDATE SKIP LOCKED)
+    ), known AS (
+        SELECT cause FROM reconciler.source_doubts WHERE cause = ANY (CAST(:causes AS text[])) FOR UPDATE SKIP LOCKED
+    ), updated AS (
+        UPDATE reconciler.source_doubts SET last_seen_at = now() FROM known WHERE source_doubts.cause = known.cause
+    )
+    INSERT INTO reconciler.source_doubts (cause, workspaces)
+    SELECT seen, 2000 FROM unnest(CAST(:causes AS text[])) AS seen
+    WHERE NOT EXISTS (SELECT FROM reconciler.source_doubts WHERE source_doubts.cause = seen)
+    ON CONFLICT DO NOTHING
+"""
+
+
+def test_version_2_becomes_the_same_as_a_new_one_and_keeps_its_data(
+    empty: Database, database: Database, postgres: PostgresServer, apply: Apply
+) -> None:
+    postgres.psql(empty.owner_url, SCHEMA)
+    empty.query(VERSION_2)
+    empty.query(DATA_2)
+    apply(empty)
+    assert structure(empty) == structure(database)
+    assert rows(empty, "source_doubts", "cause, workspaces, since, shards, shard") == [
+        ("timeout", 2000, "2026-01-01", 1, 0)
+    ]
+    assert rows(empty, "lease", "scope, holder::text, expires_at, shards, shard") == [
+        ("fleet", CYCLE_ID, "2026-01-02", 1, 0)
+    ]
+    with session(empty.url) as opened:
+        coverage = Candidates(opened).select(Deadline(SECONDS), limit=1, workspace_ids=None).coverage
+    assert (coverage.cursor[-1], coverage.brought_forward[0][-1]) == ("c", "f"), "the first cycle goes on from there"
+
+
+def test_the_previous_release_goes_on_working_beside_this_one(database: Database) -> None:
+    """Its full cycles and ours exclude each other, and so do its full cycle and our shard."""
+    ids = (CYCLE_ID, CYCLE_ID[:-1] + "2")
+    with session(database.url) as opened:
+        ours, shard = Lease(opened, ids[0]), Lease(opened, ids[1], Shard(1, 2))
+        assert database.query(ACQUIRE_2) != []
+        assert not ours.acquire(Deadline(SECONDS), lasts_s=45)
+        assert not shard.acquire(Deadline(SECONDS), lasts_s=45)
+        database.query(COVERAGE_2)
+        assert len(database.query(AGE_2)) == 1
+        for causes in (["timeout"], ["timeout", "throttled"], []):
+            database.query(SOURCES_2, causes=causes)
+            assert sorted(
+                row["cause"] for row in database.query("SELECT cause FROM reconciler.source_doubts")
+            ) == sorted(causes)
+        database.query(RELEASE_2)
+        assert ours.acquire(Deadline(SECONDS), lasts_s=45)
+        assert database.query(ACQUIRE_2) == []
+        ours.release(Deadline(SECONDS))
+        assert shard.acquire(Deadline(SECONDS), lasts_s=45)
+        assert database.query(ACQUIRE_2) != [], "it knows no shards; locks and claims keep anything from being doubled"
 
 
 def test_an_upgraded_table_takes_the_new_words_only(old: Database, apply: Apply) -> None:

@@ -590,7 +590,8 @@ class Simulation:
 
     def _unsettled(self) -> list[str]:
         """Return the restarts that are owed, the watches without need, and the rows that nobody takes or cares for."""
-        tables, left = self.world.tables, []
+        tables = self.world.tables
+        left: list[str] = []
         for shard in self.shards:
             candidates = [one for one, row in tables.workspaces.items() if row.is_up and contains(shard, one)]
             instances = {tables.workspaces[one].instance_id or "" for one in candidates} & self.world.instances.keys()

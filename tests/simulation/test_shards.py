@@ -87,4 +87,4 @@ def test_without_a_second_look_at_the_fleet_two_shards_flip_too_many_between_the
 ) -> None:
     monkeypatch.setattr(cycle, "WHOLE", ANY)
     with pytest.raises(ViolationError, match="within the breaker's window"):
-        deque(map(walk, range(WALKS)), maxlen=0)
+        deque(map(walk, range(3 * WALKS)), maxlen=0)
