@@ -93,6 +93,13 @@ NEEDED: dict[str, tuple[str, str]] = {
         "scheduler",
         "CreateScheduleGroup DeleteScheduleGroup GetScheduleGroup ListTagsForResource TagResource UntagResource",
     ),
+    "AWS::StepFunctions::StateMachine": (
+        "states",
+        (
+            "CreateStateMachine DeleteStateMachine DescribeStateMachine ListTagsForResource TagResource UntagResource"
+            " UpdateStateMachine"
+        ),
+    ),
 }
 # What `sam package` and `sam deploy` call, and CloudFormation for SAM's bucket.
 BY_SAM = {
@@ -154,10 +161,11 @@ def test_what_changes_something_is_allowed_on_the_stack_s_own_resources_alone() 
         assert not [action for action in actions if "*" in action]
 
 
-def test_roles_are_passed_to_lambda_and_scheduler_only() -> None:
+def test_roles_are_passed_only_to_the_services_that_take_them_on() -> None:
     ((_, _, resources, condition),) = [one for one in statements() if "iam:PassRole" in one[1]]
     assert resources == ["arn:aws:iam::ACCOUNT:role/STACK-*"]
-    assert condition == {"StringEquals": {"iam:PassedToService": ["lambda.amazonaws.com", "scheduler.amazonaws.com"]}}
+    services = [f"{one}.amazonaws.com" for one in ("lambda", "scheduler", "states")]
+    assert condition == {"StringEquals": {"iam:PassedToService": services}}
 
 
 def test_the_policy_fits_into_a_role_with_the_names_filled_in() -> None:
