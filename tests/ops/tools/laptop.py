@@ -1,6 +1,8 @@
 """An operator's laptop and an AWS account in moto: runs commands of `ops`, one after another. Runs in .venv-deploy.
 
-The terminal is this process's own. The first argument is a file with the scenario, the second one for what came of it.
+It serves one test after another, each in a process forked from this one, which has imported everything by then. The
+argument is the descriptor of a socket. A request names the file with the scenario, one for what came of it, and the
+terminal, or the file that takes the output if there is none. What comes back: the process, each question, and the end.
 
 SAM is the one part that is played: it translates the template, and creates the stack in moto's CloudFormation, which
 does not know SAM's transform.
@@ -8,7 +10,10 @@ does not know SAM's transform.
 
 import functools
 import json
+import os
+import socket
 import sys
+import traceback
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +22,7 @@ from typing import Any
 
 import boto3
 import botocore.exceptions
+import botocore.loaders
 from moto import mock_aws
 from moto.awslambda_simple.models import LambdaSimpleBackend
 from samtranslator.parser.parser import Parser
@@ -26,7 +32,7 @@ from samtranslator.yaml_helper import yaml_parse
 from ops import authorities, deploy, mode, undeploy, verify
 from ops.account import Account
 from ops.answers import Answers
-from ops.console import OpsError
+from ops.console import Console, OpsError
 from ops.sam import Sam
 from ops.stack import Stack
 
@@ -57,6 +63,29 @@ CALLED: set[str] = set()
 PREFIXES = {"cloudwatch": "cloudwatch"}
 
 
+@functools.cache
+def translated() -> Any:
+    """Return the template as CloudFormation gets it."""
+    template = yaml_parse(TEMPLATE.read_text())
+    template["Globals"]["Function"]["CodeUri"] = "s3://artifacts/VERSION.zip"
+    return Translator({}, Parser()).translate(template, parameter_values={})
+
+
+def for_moto(version: int) -> str:
+    """Return the template of a version, as far as moto can create it."""
+    template = dict(translated())
+    # moto wants what a condition leaves out, too, once a stack is updated.
+    left_out = ("TakesForwardedEvents", "AdmitsAccounts")
+    for part in ("Resources", "Outputs"):
+        template[part] = {name: one for name, one in template[part].items() if one.get("Condition") not in left_out}
+    for name in ("Dashboard", "StateChangesQueuePolicy", "UndeliveredQueuePolicy"):
+        del template["Resources"][name]
+    del template["Outputs"]["DashboardUrl"]
+    group = json.dumps({"Fn::GetAtt": ["ScheduleGroup", "Arn"]})  # moto skips schedules, alarms and queries
+    arn = f'"arn:aws:scheduler:{REGION}:123456789012:schedule-group/reconciler"'
+    return json.dumps(template).replace(group, arn).replace("VERSION.zip", f"{version}.zip")
+
+
 class PlayedSam(Sam):
     """SAM as far as `ops` uses it. `happenings` has every call; `version` is that of the code to package."""
 
@@ -74,31 +103,13 @@ class PlayedSam(Sam):
         """Return the template as CloudFormation gets it."""
         self._happens("package")
         del answers
-        return self._template(self.version)
-
-    @functools.lru_cache  # noqa: B019 - it lives as long as the process
-    def _template(self, version: int) -> str:
-        template = yaml_parse(TEMPLATE.read_text())
-        template["Globals"]["Function"]["CodeUri"] = f"s3://artifacts/{version}.zip"
-        translated = Translator({}, Parser()).translate(template, parameter_values={})
-        group = json.dumps({"Fn::GetAtt": ["ScheduleGroup", "Arn"]})  # moto skips schedules, alarms and queries
-        arn = f'"arn:aws:scheduler:{REGION}:123456789012:schedule-group/reconciler"'
-        # It wants what a condition leaves out, too, once a stack is updated.
-        left_out = ("TakesForwardedEvents", "AdmitsAccounts")
-        for part in ("Resources", "Outputs"):
-            translated[part] = {
-                name: one for name, one in translated[part].items() if one.get("Condition") not in left_out
-            }
-        for name in ("Dashboard", "StateChangesQueuePolicy", "UndeliveredQueuePolicy"):
-            del translated["Resources"][name]
-        del translated["Outputs"]["DashboardUrl"]
-        return json.dumps(translated).replace(group, arn)
+        return for_moto(self.version)
 
     def deploy(self, answers: Answers, parameters: Mapping[str, str]) -> None:
         """Create or update the stack."""
         self._happens(f"deploy {parameters['ScheduleState']} {parameters.get('Mode', '-')}")
         cloudformation = aws("cloudformation")
-        template = self._template(self.version)
+        template = for_moto(self.version)
         # moto forgets the values that are defaults.
         defaults = {name: str(one["Default"]) for name, one in json.loads(template)["Parameters"].items()}
         given = {**defaults, **parameters}
@@ -144,6 +155,7 @@ def main(scenario: dict[str, Any], answer: Path) -> None:
                 statuses.append(run_command(command, arguments, root, sam))
                 print(f"[{command} ended with {statuses[-1]}]", flush=True)
         outcome = {"statuses": statuses, "happened": sam.happenings, "invoked": invoked, "called": sorted(CALLED)}
+        outcome["types"] = sorted({resource["Type"] for resource in translated()["Resources"].values()})
         answer.write_text(json.dumps(outcome | account(), default=str))
 
 
@@ -317,6 +329,59 @@ def account() -> dict[str, Any]:
     return {"stacks": stacks, "secrets": secrets, "rules": rules}
 
 
+def serve(line: socket.socket) -> None:
+    """Play one scenario after another, until the test process hangs up."""
+    translated()
+    requests = line.makefile()
+    for request in requests:
+        child = os.fork()
+        if child == 0:
+            os._exit(play(line, **json.loads(request)))
+        tell(line, process=child)
+        os.waitpid(child, 0)
+        tell(line, ended=True)
+
+
+def play(line: socket.socket, *, scenario: str, outcome: str, output: str, environment: dict[str, str]) -> int:
+    """Play a scenario on its terminal. This is the forked process."""
+    os.environ.clear()
+    os.environ.update(environment)
+    os.setsid()  # then the first terminal that is opened is this session's own, and its Ctrl-C comes here
+    is_terminal = output.startswith("/dev/")
+    opened = os.open(output, os.O_RDWR | os.O_CREAT, 0o600)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    for target, source in enumerate((opened if is_terminal else nothing, opened, opened)):
+        os.dup2(source, target)
+    announce_questions(line)
+    try:
+        main(json.loads(Path(scenario).read_text()), Path(outcome))
+    except BaseException:  # noqa: BLE001 - the test shows the screen
+        traceback.print_exc()
+        return 1
+    finally:
+        sys.stdout.flush()
+    return 0
+
+
+def announce_questions(line: socket.socket) -> None:
+    """Tell the test what is asked, before it is on the screen."""
+    original = Console._input  # noqa: SLF001
+
+    def asking(self: Console, prompt: str, *, hidden: bool) -> str:
+        if self.interactive:
+            tell(line, asks=prompt)
+        return original(self, prompt, hidden=hidden)
+
+    Console._input = asking  # type: ignore[method-assign]  # noqa: SLF001
+
+
+def tell(line: socket.socket, **message: Any) -> None:
+    """Tell the test something."""
+    line.sendall(json.dumps(message).encode() + b"\n")
+
+
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
-    main(json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2]))
+    # Every session reads the services' descriptions anew, unless all share a loader.
+    botocore.loaders.create_loader = functools.cache(botocore.loaders.create_loader)
+    serve(socket.socket(fileno=int(sys.argv[1])))
