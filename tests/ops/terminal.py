@@ -19,6 +19,15 @@ from tests.support.tools import ROOT, tool
 CTRL_C, CTRL_D = "\x03", "\x04"
 _TIMEOUT_S = 110.0  # a second or two on an idle machine
 _AGAIN_S = 5.0
+_ENVIRONMENT = {
+    "AWS_ACCESS_KEY_ID": "none",
+    "AWS_SECRET_ACCESS_KEY": "none",
+    "AWS_DEFAULT_REGION": "eu-central-1",
+    "AWS_EC2_METADATA_DISABLED": "true",
+    "MOTO_EC2_LOAD_DEFAULT_AMIS": "false",  # thousands, that nobody starts
+    "TERM": "xterm",
+    "COLUMNS": "200",
+}
 _COLOURS = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
 
 # A dry run of a small fleet in which nothing is wrong.
@@ -64,7 +73,7 @@ class Laptop:
     def __init__(self) -> None:
         self._line, theirs = socket.socketpair()
         command = [tool("deploy", "python"), "-m", "tests.ops.tools.laptop", str(theirs.fileno())]
-        environment = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), "AWS_DEFAULT_REGION": "none"}
+        environment = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), **_ENVIRONMENT}
         self._process = subprocess.Popen(command, cwd=ROOT, env=environment, pass_fds=[theirs.fileno()])
         theirs.close()
         self._heard = b""
@@ -121,16 +130,7 @@ def play(root: Path, runs: Sequence[Sequence[str]], answers: Sequence[tuple[str,
     request, outcome = root / "scenario.json", root / "outcome.json"
     scenario = {"dry_run": DRY_RUN, **scenario, "root": str(root), "runs": [list(run) for run in runs]}
     request.write_text(json.dumps(scenario))
-    environment = {
-        "PATH": os.environ["PATH"],
-        "HOME": str(root),
-        "AWS_ACCESS_KEY_ID": "none",
-        "AWS_SECRET_ACCESS_KEY": "none",
-        "AWS_DEFAULT_REGION": "eu-central-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-        "TERM": "xterm",
-        "COLUMNS": "200",
-    }
+    environment = {"PATH": os.environ["PATH"], "HOME": str(root), **_ENVIRONMENT}
     laptop = _laptop()
     ours, theirs = os.openpty() if answers else (None, None)
     output = os.ttyname(theirs) if theirs is not None else str(root / "output")

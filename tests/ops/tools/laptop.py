@@ -25,6 +25,7 @@ import botocore.exceptions
 import botocore.loaders
 from moto import mock_aws
 from moto.awslambda_simple.models import LambdaSimpleBackend
+from moto.cloudformation import models as cloudformation_models
 from samtranslator.parser.parser import Parser
 from samtranslator.translator.translator import Translator
 from samtranslator.yaml_helper import yaml_parse
@@ -331,7 +332,7 @@ def account() -> dict[str, Any]:
 
 def serve(line: socket.socket) -> None:
     """Play one scenario after another, until the test process hangs up."""
-    translated()
+    rehearse()
     requests = line.makefile()
     for request in requests:
         child = os.fork()
@@ -340,6 +341,20 @@ def serve(line: socket.socket) -> None:
         tell(line, process=child)
         os.waitpid(child, 0)
         tell(line, ended=True)
+
+
+def rehearse() -> None:
+    """Import, read and translate what every scenario needs."""
+    # moto reads JSON by its reader of YAML, which takes a second. And every session of botocore's reads the services'
+    # descriptions anew, unless all share a loader.
+    cloudformation_models.Stack.parse_template = staticmethod(json.loads)
+    botocore.loaders.create_loader = functools.cache(botocore.loaders.create_loader)
+    scenario = {"root": "/nowhere"}
+    with mock_aws(config={"lambda": {"use_docker": False}}):
+        prepare(scenario)
+        answers = Answers(parameters={"DatabaseHost": "a", "DatabaseName": "b", "InstallerSecretArn": secret_arn()})
+        PlayedSam(scenario).deploy(answers, {**answers.parameters, "ScheduleState": "DISABLED"})
+        account()
 
 
 def play(line: socket.socket, *, scenario: str, outcome: str, output: str, environment: dict[str, str]) -> int:
@@ -382,6 +397,4 @@ def tell(line: socket.socket, **message: Any) -> None:
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
-    # Every session reads the services' descriptions anew, unless all share a loader.
-    botocore.loaders.create_loader = functools.cache(botocore.loaders.create_loader)
     serve(socket.socket(fileno=int(sys.argv[1])))
