@@ -72,9 +72,7 @@ def write(path: Path, answers: Answers) -> None:
     for name, value in answers.parameters.items():
         overrides[name] = value
     section["parameter_overrides"] = overrides
-    temporary = path.with_suffix(".toml.new")
-    temporary.write_text(tomlkit.dumps(document))
-    temporary.replace(path)
+    _save(path, document)
 
 
 def forget(path: Path, environment: str) -> None:
@@ -85,7 +83,14 @@ def forget(path: Path, environment: str) -> None:
     del document[environment]["deploy"]
     if not document[environment]:
         del document[environment]
-    path.write_text(tomlkit.dumps(document))
+    _save(path, document)
+
+
+def _save(path: Path, document: Any) -> None:
+    """Replace the file as a whole, or not at all."""
+    temporary = path.with_suffix(".toml.new")
+    temporary.write_text(tomlkit.dumps(document))
+    temporary.replace(path)
 
 
 def _document(path: Path) -> Any:

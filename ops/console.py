@@ -5,14 +5,15 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-import rich.box
 import rich.console
-import rich.markup
-import rich.table
 
 
 class OpsError(Exception):
-    """The command cannot go on; the message says why, and what to do."""
+    """The command cannot go on; the message says why, and what to do, with details in lines of their own."""
+
+    def __init__(self, message: str, details: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.details = details
 
 
 class Abandoned(Exception):  # noqa: N818 - nothing is wrong: somebody said no, or pressed Ctrl-C
@@ -32,6 +33,11 @@ def anything(answer: str) -> str:
     return answer
 
 
+def shown(text: str) -> str:
+    """Escape what does more to a terminal than to appear on it: names and tags from AWS may be anybody's."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+
+
 class Console:
     """Where the commands print and ask. Without a terminal they never ask."""
 
@@ -42,7 +48,7 @@ class Console:
 
     def say(self, text: str = "", style: str = "") -> None:
         """Print a line."""
-        self._rich.print(rich.markup.escape(text), style=style or None)
+        self._rich.print(shown(text), style=style or None, markup=False, emoji=False)
 
     def headline(self, text: str) -> None:
         """Print a heading below an empty line."""
@@ -59,15 +65,6 @@ class Console:
             f"  {'pass' if passed else 'FAIL'}  {name}" + (f": {reason}" if reason else ""), "" if passed else "red"
         )
 
-    def table(self, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Print rows in aligned columns."""
-        table = rich.table.Table(box=rich.box.SIMPLE, pad_edge=False)
-        for column in header:
-            table.add_column(column)
-        for row in rows:
-            table.add_row(*map(rich.markup.escape, row))
-        self._rich.print(table)
-
     @contextmanager
     def step(self, text: str) -> Iterator[None]:
         """Say what is being done, so that a failure has a place."""
@@ -75,10 +72,15 @@ class Console:
         yield
 
     def ask(self, question: str, check: Check = anything, *, default: str = "", hidden: bool = False) -> str:
-        """Ask until the answer can be used. Enter alone takes the default. A hidden answer is not echoed."""
+        """Ask until the answer can be used. Enter alone takes the default, a hyphen nothing instead of it.
+
+        A hidden answer is not echoed.
+        """
         while True:
             shown = f" [{default}]" if default else ""
             answer = self._input(f"{question}{shown}: ", hidden=hidden).strip() or default
+            if answer == "-" and default:
+                answer = ""
             try:
                 return check(answer)
             except AnswerError as reason:
@@ -107,11 +109,12 @@ class Console:
         return int(self.ask(question, number_of, default="1" if len(options) == 1 else "")) - 1
 
     def _input(self, prompt: str, *, hidden: bool) -> str:
+        prompt = shown(prompt)
         if not self.interactive:
             raise OpsError(f"there is no terminal to ask on: {prompt}")
         try:
             if hidden:  # getpass turns the echo off before it prompts; rich would afterwards
                 return getpass.getpass(prompt)
-            return str(self._rich.input(rich.markup.escape(prompt)))
+            return str(self._rich.input(prompt, markup=False, emoji=False))
         except EOFError:
             raise KeyboardInterrupt from None

@@ -1,6 +1,7 @@
 """A pseudo-terminal with a person at it, who answers what is asked on it."""
 
 import atexit
+import contextlib
 import functools
 import json
 import os
@@ -105,10 +106,8 @@ class Laptop:
     def end(self) -> None:
         """End it, and whoever plays."""
         if self._player:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(self._player, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
         self._process.kill()
         self._process.wait()
         self._line.close()
@@ -203,7 +202,7 @@ class _Person:
             return
         expected, typed = self._left[0] if self._left else ("nothing more", "")
         shown = self.screen[self._read_up_to :]
-        assert self._left and expected in shown, f"asked: {self._question!r}, expected: {expected!r}\n{self.screen}"
+        assert expected in shown, f"asked: {self._question!r}, expected: {expected!r}\n{self.screen}"
         if typed in (CTRL_C, CTRL_D) and not self._laptop.waits():
             return
         self._left.pop(0)

@@ -53,6 +53,7 @@ SKPtmxh43WoJAiAgQ38kaN4yJk+iQQFhTsRyri2wXAX7wO6OWRriy+BMEQ==
 """
 
 
+@functools.cache
 def aws(service: str) -> Any:
     """Return a client of the account."""
     client: Any = boto3.client(service, region_name=REGION)  # type: ignore[call-overload]
@@ -208,10 +209,13 @@ def prepare(scenario: Mapping[str, Any]) -> None:
         ec2.create_subnet(VpcId=vpc, CidrBlock=f"10.9.{number}.0/24", AvailabilityZone=f"{REGION}{zone}")["Subnet"]
         for number, zone in enumerate("ab")
     ]
-    if scenario.get("nat", True):
+    if scenario.get("endpoints", True):
         for service in ("ec2", "secretsmanager"):
             ec2.create_vpc_endpoint(
-                VpcId=vpc, ServiceName=f"com.amazonaws.{REGION}.{service}", VpcEndpointType="Interface"
+                VpcId=vpc,
+                ServiceName=f"com.amazonaws.{REGION}.{service}",
+                VpcEndpointType="Interface",
+                PrivateDnsEnabled=True,
             )
     group = ec2.create_security_group(GroupName="database", Description="of the database", VpcId=vpc)["GroupId"]
     rds.create_db_subnet_group(
@@ -347,7 +351,7 @@ def rehearse() -> None:
     """Import, read and translate what every scenario needs."""
     # moto reads JSON by its reader of YAML, which takes a second. And every session of botocore's reads the services'
     # descriptions anew, unless all share a loader.
-    cloudformation_models.Stack.parse_template = staticmethod(json.loads)
+    setattr(cloudformation_models.Stack, "parse_template", staticmethod(json.loads))  # noqa: B010 - for mypy
     botocore.loaders.create_loader = functools.cache(botocore.loaders.create_loader)
     scenario = {"root": "/nowhere"}
     with mock_aws(config={"lambda": {"use_docker": False}}):
