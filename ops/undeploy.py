@@ -15,7 +15,6 @@ from ops.deploy import ROOT
 from ops.mode import known
 from ops.stack import Stack
 
-
 _GOES_ON = "What was removed is gone, and the same command goes on from there."
 
 

@@ -26,6 +26,7 @@ import botocore.loaders
 from moto import mock_aws
 from moto.awslambda_simple.models import LambdaSimpleBackend
 from moto.cloudformation import models as cloudformation_models
+from moto.cloudformation.models import cloudformation_backends
 from samtranslator.parser.parser import Parser
 from samtranslator.translator.translator import Translator
 from samtranslator.yaml_helper import yaml_parse
@@ -139,9 +140,10 @@ class PlayedSam(Sam):
 def main(scenario: dict[str, Any], answer: Path) -> None:
     """Play the scenario."""
     sam, root = PlayedSam(scenario), Path(scenario["root"])
-    deny(scenario.get("denied", []))
+    denied = list(scenario.get("denied", []))
+    deny(denied)
     fill_in_for_moto(scenario.get("alarms", {}))
-    authorities._read_url = lambda url: CERTIFICATE.encode()  # noqa: ARG005, SLF001
+    authorities._read_url = functools.partial(published, scenario)  # noqa: SLF001
     invoked: list[Any] = []
     LambdaSimpleBackend.invoke = function_that(scenario, invoked)  # type: ignore[method-assign]
     with mock_aws(config={"lambda": {"use_docker": False}}):
@@ -150,11 +152,21 @@ def main(scenario: dict[str, Any], answer: Path) -> None:
         for command, *arguments in scenario["runs"]:
             if command == "new version":
                 sam.version += 1
+            elif command == "deny":
+                denied += arguments
+            elif command == "block":
+                (root / arguments[0]).mkdir()
+            elif command == "status":
+                set_status(*arguments)
             elif command == "fix":
                 scenario.pop("installer_fails", None)
                 scenario["report"] = {}
+                scenario.pop("authorities", None)
             else:
-                statuses.append(run_command(command, arguments, root, sam))
+                try:
+                    statuses.append(run_command(command, arguments, root, sam))
+                except SystemExit as exit_:  # argparse
+                    statuses.append(int(exit_.code or 0))
                 print(f"[{command} ended with {statuses[-1]}]", flush=True)
         outcome = {"statuses": statuses, "happened": sam.happenings, "invoked": invoked, "called": sorted(CALLED)}
         outcome["types"] = sorted({resource["Type"] for resource in translated()["Resources"].values()})
@@ -174,6 +186,25 @@ def run_command(command: str, arguments: list[str], root: Path, sam: PlayedSam) 
         case "undeploy":
             return undeploy.main(arguments, root=root)
     raise NotImplementedError(command)
+
+
+def published(scenario: Mapping[str, Any], url: str) -> bytes:
+    """Return what RDS publishes at an address."""
+    match scenario.get("authorities"):
+        case "refused":
+            raise OSError(f"connection refused: {url}")
+        case "half":
+            return CERTIFICATE.encode() + CERTIFICATE.encode()[:300]
+        case "a page":
+            return b"<html>sign in</html>"
+    return CERTIFICATE.encode()
+
+
+def set_status(stack: str, status: str) -> None:
+    """Bring a stack into a state that moto does not know."""
+    for one in cloudformation_backends["123456789012"][REGION].stacks.values():
+        if one.name == stack:
+            one.status = status
 
 
 def secret_arn() -> str:
@@ -204,6 +235,8 @@ def prepare(scenario: Mapping[str, Any]) -> None:
     ec2, rds = aws("ec2"), aws("rds")
     aws("secretsmanager").create_secret(Name="owner", SecretString='{"username": "platform", "password": "x"}')
     package_bucket()
+    for name in scenario.get("log_groups", []):
+        aws("logs").create_log_group(logGroupName=name)
     vpc = ec2.create_vpc(CidrBlock="10.9.0.0/16")["Vpc"]["VpcId"]
     subnets = [
         ec2.create_subnet(VpcId=vpc, CidrBlock=f"10.9.{number}.0/24", AvailabilityZone=f"{REGION}{zone}")["Subnet"]
@@ -221,6 +254,24 @@ def prepare(scenario: Mapping[str, Any]) -> None:
     rds.create_db_subnet_group(
         DBSubnetGroupName="here", DBSubnetGroupDescription="here", SubnetIds=[one["SubnetId"] for one in subnets]
     )
+    key = aws("kms").create_key()["KeyMetadata"]["KeyId"] if scenario.get("own_key") else None
+    for name in scenario.get("clusters", []):
+        rds.create_db_cluster(
+            DBClusterIdentifier=name,
+            DatabaseName="molecule",
+            Engine="aurora-postgresql",
+            MasterUsername="master",
+            ManageMasterUserPassword=True,
+            EnableIAMDatabaseAuthentication=True,
+            VpcSecurityGroupIds=[group],
+            DBSubnetGroupName="here",
+        )
+        rds.create_db_instance(
+            DBInstanceIdentifier=f"{name}-1",
+            DBClusterIdentifier=name,
+            Engine="aurora-postgresql",
+            DBInstanceClass="db.r6g",
+        )
     for name in scenario.get("databases", ["platform"]):
         rds.create_db_instance(
             DBInstanceIdentifier=name,
@@ -231,6 +282,7 @@ def prepare(scenario: Mapping[str, Any]) -> None:
             MasterUsername="master",
             ManageMasterUserPassword=scenario.get("managed", True),
             **({} if scenario.get("managed", True) else {"MasterUserPassword": "hunter22hunter22"}),
+            **({"MasterUserSecretKmsKeyId": key} if key else {}),
             EnableIAMDatabaseAuthentication=scenario.get("iam", True),
             VpcSecurityGroupIds=[group],
             DBSubnetGroupName="here",
@@ -331,7 +383,8 @@ def account() -> dict[str, Any]:
         for rule in group["IpPermissions"]
         if rule["UserIdGroupPairs"]
     ]
-    return {"stacks": stacks, "secrets": secrets, "rules": rules}
+    network = {"subnets": [one["SubnetId"] for one in ec2.describe_subnets()["Subnets"] if "10.9." in one["CidrBlock"]]}
+    return {"stacks": stacks, "secrets": secrets, "rules": rules, **network}
 
 
 def serve(line: socket.socket) -> None:
