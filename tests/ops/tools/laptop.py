@@ -9,6 +9,7 @@ does not know SAM's transform.
 """
 
 import functools
+import gc
 import json
 import os
 import socket
@@ -412,6 +413,7 @@ def rehearse() -> None:
         answers = Answers(parameters={"DatabaseHost": "a", "DatabaseName": "b", "InstallerSecretArn": secret_arn()})
         PlayedSam(scenario).deploy(answers, {**answers.parameters, "ScheduleState": "DISABLED"})
         account()
+    gc.freeze()  # the forked processes share what is here
 
 
 def play(line: socket.socket, *, scenario: str, outcome: str, output: str, environment: dict[str, str]) -> int:
