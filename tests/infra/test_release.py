@@ -64,4 +64,4 @@ def test_the_project_s_own_workflows_run_what_has_to_pass_where_all_of_it_can(na
     """Only as root, and from Debian 12, does .ci/run get PostgreSQL 15. Without it, tests fail there."""
     text = (ROOT / ".github" / "workflows" / name).read_text()
     assert "- run: .ci/run\n" in text
-    assert "container: python:3.13-bookworm" in text.partition(".ci/run")[0]
+    assert "container: python:3.13-bookworm" in text.partition("- run: .ci/run")[0]

@@ -124,6 +124,15 @@ def test_broken_off_at_each_call_mode_and_undeploy_go_on(tmp_path: Path) -> None
     assert groups[1] not in named
 
 
+def test_somebody_who_deploys_at_the_same_time_is_waited_for(tmp_path: Path) -> None:
+    """Between the look at the stack and the change of it."""
+    changing = f"UpdateStack=ValidationError:Stack:{STACK} is in UPDATE_IN_PROGRESS state and can not be updated."
+    runs = [DEPLOY, ["deny", changing], ["mode", "apply"], ["new version"], ["deny", changing], ["deploy"], ["deploy"]]
+    played = play(tmp_path, runs)
+    assert played["statuses"] == [0, 1, 1, 0], played.screen
+    assert played.screen.count("Wait until that is over, then run the same command again") == 2
+
+
 def test_verify_goes_on_when_a_call_is_denied(tmp_path: Path) -> None:
     calls = ["StartQuery", "GetEventSourceMapping", "GetQueueAttributes", "GetMetricStatistics"]
     played = play(tmp_path, [DEPLOY, ["deny", *calls], ["verify"]])
@@ -186,12 +195,27 @@ def test_a_database_that_rds_does_not_list_is_entered_by_hand(tmp_path: Path) ->
     answers[4:5] = [("Port", "70000"), ("from 1 to 65535", "5433")]
     answers[7:8] = [("certificate authorities", "infra/ca/ours.pem"), ("There is no file", "")]
     answers[9:10] = [("Its resource id", "database"), ("must be a resource id", "")]
+    at = answers.index(("Subnets", ""))
+    answers[at : at + 1] = [("Subnets", "here"), ("must be subnet ids", "subnet-0123"), ("EC2 does not know them", "")]
     played = play(tmp_path, [["deploy"]], [*answers, GO])
     assert played["statuses"] == [0], played.screen
     parameters = played["stacks"][STACK]
     assert (parameters["DatabaseHost"], parameters["DatabasePort"]) == ("database.example", "5433")
     assert json.loads(played["secrets"][f"{STACK}/owner"]) == {"username": "owner", "password": "a-password-for-nobody"}
     assert "a-password-for-nobody" not in played.screen + played.config()
+
+
+def test_a_database_by_hand_in_a_vpc_gets_the_stack_s_own_group_and_one_rule(tmp_path: Path) -> None:
+    """The subnets are known from before; Enter keeps them."""
+    first = [*DEPLOY, "--yes", "--parameter=VpcSubnetIds=SUBNETS", "--parameter=VpcId=VPC"]
+    (tmp_path / "samconfig.toml").write_text('version = 0.1\n[default.deploy.parameters]\nregion = "eu-central-1"\n')
+    answers = [*BY_HAND[:2], *[(question, "") for question, _ in BY_HAND[2:8]], ("Subnets", "")]
+    answers += [("security group", "group"), ("DatabaseSecurityGroupId: found", "sg-0123456789abcdef0"), *BY_HAND[-2:]]
+    played = play(tmp_path, [first, ["deploy", "--ask", "--plan"]], answers)
+    assert played["statuses"] == [0, 0], played.screen
+    plan = played.screen.rpartition("The plan")[2]
+    assert "DatabaseSecurityGroupId: - → sg-0123456789abcdef0" in plan
+    assert "VpcSubnetIds" not in plan, "as before"
 
 
 @pytest.mark.parametrize("key", [CTRL_C, CTRL_D])
@@ -332,3 +356,8 @@ def test_an_environment_s_name_has_to_do_for_a_stack(tmp_path: Path) -> None:
     played = play(tmp_path, [[*DEPLOY, "--env", "my_staging"], [*DEPLOY, "--env", "version"]])
     assert played["statuses"] == [2, 2], played.screen
     assert "is no name for an environment" in played.screen
+
+
+def test_a_question_that_a_test_does_not_expect_fails_it_at_once_and_shows_the_screen(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match=r"asked: .AWS Region .*, expected: 'Which one'\n(.|\n)*A new environment"):
+        play(tmp_path, [["deploy"]], [("Which one", "1")])

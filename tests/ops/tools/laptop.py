@@ -64,7 +64,7 @@ def aws(service: str) -> Any:
 
 # What the commands have called, as IAM names it.
 CALLED: set[str] = set()
-PREFIXES = {"cloudwatch": "cloudwatch"}
+NOT_YOU = "User: arn:aws:iam::123456789012:user/op is not authorized to perform: "
 
 
 @functools.cache
@@ -176,7 +176,11 @@ def main(scenario: dict[str, Any], answer: Path) -> None:
 
 def run_command(command: str, arguments: list[str], root: Path, sam: PlayedSam) -> int:
     """Run a command as its own `main` would."""
-    arguments = [word.replace("SECRET_ARN", secret_arn()) for word in arguments]
+    subnets = [one for one in aws("ec2").describe_subnets()["Subnets"] if one["CidrBlock"].startswith("10.9.")]
+    words = {"SECRET_ARN": secret_arn(), "SUBNETS": ",".join(one["SubnetId"] for one in subnets)}
+    words["VPC"] = subnets[0]["VpcId"]
+    for word, value in words.items():
+        arguments = [argument.replace(f"={word}", f"={value}") for argument in arguments]
     match command:
         case "deploy":
             return deploy.main(arguments, root=root, sam=sam)
@@ -300,7 +304,7 @@ def package_bucket() -> None:
 
 
 def deny(operations: list[str]) -> None:
-    """Let IAM deny these operations, once each."""
+    """Let IAM deny these operations, once each; or let them fail with an error: Operation=Code:message."""
     original = Account.client
 
     def client(self: Account, service: str) -> Any:
@@ -310,12 +314,14 @@ def deny(operations: list[str]) -> None:
             made.meta.events.register("before-call", denied)
         return made
 
-    def denied(model: Any, **_: Any) -> None:
-        if model.name in operations:
-            operations.remove(model.name)
-            message = f"User: arn:aws:iam::123456789012:user/op is not authorized to perform: {model.name}"
-            error: Any = {"Error": {"Code": "AccessDenied", "Message": message}}
-            raise botocore.exceptions.ClientError(error, model.name)
+    def denied(model: Any, **context: Any) -> None:
+        del context
+        for one in operations:
+            name, _, failure = one.partition("=")
+            if name == model.name:
+                operations.remove(one)
+                code, _, message = (failure or f"AccessDenied:{NOT_YOU}{name}").partition(":")
+                raise botocore.exceptions.ClientError({"Error": {"Code": code, "Message": message}}, name)
 
     Account.client = client  # type: ignore[method-assign]
 
@@ -325,7 +331,7 @@ def fill_in_for_moto(alarms: Mapping[str, str]) -> None:
     original_client, original_resources = Account.client, Stack.resources
 
     def record(model: Any, **_: Any) -> None:
-        CALLED.add(f"{PREFIXES.get(model.service_model.service_name, model.service_model.service_name)}:{model.name}")
+        CALLED.add(f"{model.service_model.service_name}:{model.name}")
 
     def queries(params: Any, **_: Any) -> tuple[Any, Any]:
         stack = json.loads(params["body"])["queryDefinitionNamePrefix"]
@@ -384,8 +390,7 @@ def account() -> dict[str, Any]:
         for rule in group["IpPermissions"]
         if rule["UserIdGroupPairs"]
     ]
-    network = {"subnets": [one["SubnetId"] for one in ec2.describe_subnets()["Subnets"] if "10.9." in one["CidrBlock"]]}
-    return {"stacks": stacks, "secrets": secrets, "rules": rules, **network}
+    return {"stacks": stacks, "secrets": secrets, "rules": rules}
 
 
 def serve(line: socket.socket) -> None:
