@@ -16,7 +16,7 @@ OPS_READY := $(STAMP) .venv-deploy/.installed
 # From the command line alone: a shell may have an ENV of its own.
 GIVEN   = $(if $(findstring command,$(origin $(1))),$($(1)))
 FOR_ENV = $(if $(call GIVEN,ENV),--env $(ENV))
-TOOLS  := .venv-deploy/.installed .venv-checkov/.installed .venv-lambda/.installed
+TOOLS  := .venv-deploy/.installed .venv-checkov/.installed .venv-lambda/.installed .venv-browser/.installed
 
 # What the artifact is made of. The directories are there so that make notices a deleted file.
 PACKAGED := requirements/runtime.txt $(shell find handler -name '*.py' -o -name '*.json' -o -type d ! -name __pycache__) \
@@ -70,6 +70,10 @@ mode: $(OPS_READY) ## MODE=apply lets a deployed stack flip and restart, MODE=dr
 .PHONY: verify
 verify: $(OPS_READY) ## check a deployed stack: its queries, alarms, queues and schedule, and a dry run
 	@$(OPS).verify $(FOR_ENV) $(ARGS)
+
+.PHONY: report
+report: $(OPS_READY) ## show a report, an explanation or the log: FILE=out.json; ARGS="--html out.html" also writes a page
+	@$(OPS).report "$(or $(call GIVEN,FILE),$(error FILE is missing: make report FILE=out.json))" $(ARGS)
 
 .PHONY: undeploy
 undeploy: $(OPS_READY) ## remove a stack and its secrets; it names what stays
@@ -155,6 +159,7 @@ lock: $(STAMP) ## pin the dependencies of pyproject.toml into requirements/*.txt
 	$(UV_COMPILE) --output-file requirements/deploy.txt --group deploy
 	$(UV_COMPILE) --output-file requirements/checkov.txt --group checkov
 	$(UV_COMPILE) --output-file requirements/lambda.txt --group lambda
+	$(UV_COMPILE) --output-file requirements/browser.txt --group browser
 	$(UV_COMPILE) --output-file requirements/bench.txt --group bench
 	$(UV_COMPILE) --output-file requirements/audit.txt --group audit
 

@@ -2,10 +2,18 @@
 
 import getpass
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import zip_longest
 
+import rich.box
 import rich.console
+import rich.table
+import rich.text
+
+from ops.text import shown
+
+_LONGEST_ID = 36
 
 
 class OpsError(Exception):
@@ -31,11 +39,6 @@ Check = Callable[[str], str]
 def anything(answer: str) -> str:
     """Accept any answer."""
     return answer
-
-
-def shown(text: str) -> str:
-    """Escape what does more to a terminal than to appear on it: names and tags from AWS may be anybody's."""
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
 
 
 class Console:
@@ -64,6 +67,22 @@ class Console:
         self.say(
             f"  {'pass' if passed else 'FAIL'}  {name}" + (f": {reason}" if reason else ""), "" if passed else "red"
         )
+
+    def table(
+        self,
+        header: Sequence[str],
+        rows: Sequence[Sequence[str]],
+        styles: Sequence[str] = (),
+        ids: Collection[str] = (),
+    ) -> None:
+        """Print rows in aligned columns, each row in its style. The columns `ids` are not broken, to be copied."""
+        table = rich.table.Table(box=rich.box.SIMPLE, pad_edge=False)
+        for column, texts in zip_longest(header, zip(*rows, strict=True), fillvalue=()):
+            longest = min(_LONGEST_ID, max(map(len, texts), default=0))
+            table.add_column(column, overflow="fold", min_width=longest if column in ids else None)
+        for row, style in zip_longest(rows, styles):
+            table.add_row(*(rich.text.Text(shown(text)) for text in row), style=style)
+        self._rich.print(table)
 
     @contextmanager
     def step(self, text: str) -> Iterator[None]:

@@ -4,20 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-# The handler's reasons to skip a flip, for someone who reads them for the first time.
-SKIPPED = {
-    "row_gone": "its row was deleted during the probe",
-    "status_moved": "its status changed during the probe",
-    "instance_cleared": "its instance was cleared during the probe",
-    "instance_changed": "it got a new instance during the probe",
-    "row_locked": "another transaction has locked its row",
-    "on_hold": "it is on hold",
-    "fresh_heartbeat": "its heartbeat is fresh, so it still lives",
-    "reconfirm_error": "its row could not be read again",
-    "not_confirmed": "the second probe did not confirm that it is dead",
-    "breaker_open": "the breaker is open: too many look dead at once, so the probe may be wrong",
-    "out_of_time": "the cycle ran out of time; the next one takes it first",
-}
+from ops.report.words import SKIPPED
 
 _DECISIONS = (
     *("workspace flipped", "workspace adopted", "would flip", "would adopt", "flip skipped"),

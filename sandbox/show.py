@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sandbox.explain import SKIPPED, Result
+from ops.report.words import SKIPPED
+from sandbox.explain import Result
 from sandbox.snapshot import Snapshot
 from sandbox.terminal import headline, pairs, say, styled, table
 

@@ -77,7 +77,6 @@ _TEST_GROWTH = "tests/integration/test_growth.py::"
 _TEST_LARGE = "tests/integration/test_large_answers.py::"
 _TEST_LEAKS = "tests/integration/test_leaks.py::"
 _TEST_LIMITS = "tests/unit/test_limits.py::"
-_TEST_LOST_LEASE = "tests/integration/test_lost_lease.py::"
 _TEST_KEPT_BACK = "tests/integration/test_kept_back.py::"
 _TEST_LOCKED = "tests/integration/test_locked_state.py::"
 _TEST_NET = "tests/net/"
@@ -1034,7 +1033,7 @@ GUARDS = (
         _RESTARTS,
         "_CLAIM",
         Sql("AND {LEASE_IS_OURS}", ""),
-        f"{_TEST_LOST_LEASE}test_a_lease_that_runs_out_during_the_decision_lets_no_restart_be_claimed",
+        f"{_TEST_SETS}test_a_lease_that_is_lost_before_the_claim_claims_nothing",
     ),
     Guard(
         "claim: re-read",
@@ -1410,14 +1409,6 @@ GUARDS = (
         _STORED_DOUBTS,
         "_FORGET",
         Sql("FOR UPDATE SKIP LOCKED", ""),
-        f"{_TEST_STORED_DOUBTS}test_doubts_that_somebody_has_locked_stay_as_they_are_and_cost_no_others",
-    ),
-    Guard(
-        "locked doubt: saved",
-        "one locked doubt uses up the cycle's time, and no doubt is saved",
-        _STORED_DOUBTS,
-        "_SAVE",
-        Sql("FOR UPDATE OF doubts SKIP LOCKED", ""),
         f"{_TEST_STORED_DOUBTS}test_doubts_that_somebody_has_locked_stay_as_they_are_and_cost_no_others",
     ),
     Guard(

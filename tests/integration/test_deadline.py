@@ -91,14 +91,14 @@ def test_checks_that_hang_or_drip_are_unknown_and_the_dead_beside_them_are_flipp
         Hang(),
         Answer(body=DEAD_S_ANSWER, delay_s=30),
         drip_headers(0.02),
-        drip_body(DEAD_S_ANSWER, 0.2),
+        drip_body(DEAD_S_ANSWER, 0.5),
         Raw(b"HTTP/1.1 200 OK\r\nContent-Length: 23\r\n\r\n" + DEAD_S_ANSWER, delay_s=30),
     ]
     hanging = stage.add_all(len(faults), "terminated")
     for workspace, fault in zip(hanging, faults, strict=True):
         stage.control_plane.script.reply(fault, workspace_id=workspace)
     running, dead = stage.add("running"), stage.add("terminated")
-    outcome = timed_cycle(stage, 3, **stage.settings("control_plane"), **MOSTLY_DEAD)
+    outcome = timed_cycle(stage, 8, **stage.settings("control_plane"), **MOSTLY_DEAD)
     outcome.assert_only_flipped({dead: "terminated"})
     outcome.assert_untouched(running, *hanging)
     report = outcome.report
@@ -120,7 +120,7 @@ def test_a_source_that_takes_connections_and_never_reads_leaves_every_row_as_it_
     stage.add_all(3, "terminated")
     silent = f"http://127.0.0.1:{silent_port}"
     address = {"AWS_ENDPOINT_URL_EC2": silent} if probe == "ec2" else {"CP_BASE_URL": silent}
-    outcome = timed_cycle(stage, 1, **stage.settings(probe) | address, **MOSTLY_DEAD)
+    outcome = timed_cycle(stage, 3, **stage.settings(probe) | address, **MOSTLY_DEAD)
     outcome.assert_only_flipped({})
     assert (outcome.report["unknown"], outcome.report["deadline_hit"]) == (3, True)
 
@@ -141,7 +141,7 @@ def test_an_ec2_call_that_never_ends_costs_only_its_own_instances(stage: Stage, 
         {"id": one, "instance_id": instance} for one, instance in zip(in_order(240), instances, strict=True)
     )
     stage.ec2.script.reply(fault, nth=1, action="DescribeInstances")
-    outcome = timed_cycle(stage, 2)
+    outcome = timed_cycle(stage, 4)
     hung = next(call.filters["instance-id"] for call in stage.ec2.calls if call.action == "DescribeInstances")
     reached = {
         workspace: state

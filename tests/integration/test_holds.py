@@ -167,7 +167,7 @@ def test_a_hold_that_is_placed_before_the_flip_prevents_it(stage: Stage, probe: 
     stage.add_all(2, "running")
     workspace = stage.add("terminated")
     if probe == "ec2":
-        stage.ec2.script.before(lambda _: hold_meanwhile(stage, workspace), nth=look)
+        stage.ec2.script.before(lambda _: hold_meanwhile(stage, workspace), action="DescribeInstances", nth=look)
     else:
         stage.control_plane.script.before(lambda _: hold_meanwhile(stage, workspace), nth=look, workspace_id=workspace)
     outcome = stage.cycle({"mode": mode}, **stage.settings(probe))
@@ -180,7 +180,7 @@ def test_a_hold_that_is_placed_before_the_flip_prevents_it(stage: Stage, probe: 
 def test_a_hold_that_is_placed_while_old_instances_are_looked_at_prevents_the_restart(stage: Stage) -> None:
     workspace = stage.add("terminated")
     stage.cycle(**NO_PLATFORM, **NO_BREAKER).assert_only_owed(workspace)
-    stage.ec2.script.before(lambda _: hold_meanwhile(stage, workspace), nth=1)
+    stage.ec2.script.before(lambda _: hold_meanwhile(stage, workspace), action="DescribeInstances", nth=1)
     outcome = stage.cycle()
     assert (outcome.calls, outcome.report["restarts"]["pending"]) == ([], 1)
     assert stage.fleet.restarts(workspace)[0]["attempts"] == 0
@@ -230,7 +230,7 @@ def cycle_stopped_at_a_lock(stage: Stage, look: int, schema: str, table: str, wo
         placed.append(hands.submit(place, owner))
 
     placed: list[Future[None]] = []
-    stage.ec2.script.before(stop, nth=look)
+    stage.ec2.script.before(stop, action="DescribeInstances", nth=look)
     with ThreadPoolExecutor() as hands, contextlib.closing(stage.database.connect()) as owner:
         try:
             outcome = stage.cycle(RECONFIRM_TIMEOUT_SECONDS=str(TIMEOUT_S))
