@@ -42,9 +42,13 @@ def stack_name(environment: str) -> str:
 
 def read(path: Path, environment: str) -> Answers | None:
     """Return the environment's answers, or None if there are none yet. Raises OpsError."""
-    section = _document(path).get(environment, {}).get("deploy", {}).get("parameters")
-    if section is None:
-        return None
+    section = _document(path)
+    for name in (environment, "deploy", "parameters"):
+        section = section.get(name)
+        if section is None:
+            return None
+        if not isinstance(section, Mapping):
+            raise OpsError(f"{path.name} cannot be read: {name} is no table in it. Correct it, or move it away")
     return Answers(
         environment=environment,
         stack=str(section.get("stack_name") or stack_name(environment)),
@@ -96,8 +100,8 @@ def _save(path: Path, document: Any) -> None:
 def _document(path: Path) -> Any:
     try:
         return tomlkit.parse(path.read_text()) if path.exists() else tomlkit.document()
-    except tomlkit.exceptions.TOMLKitError as error:
-        raise OpsError(f"{path.name} cannot be read: {error}") from error
+    except (tomlkit.exceptions.TOMLKitError, UnicodeDecodeError) as error:
+        raise OpsError(f"{path.name} cannot be read: {error}. Correct it, or move it away") from error
 
 
 def _overrides(path: Path, section: Any) -> dict[str, str]:

@@ -153,7 +153,8 @@ def _asked(console: Console, root: Path, arguments: argparse.Namespace) -> Asked
     given = dict(map(_parameter, arguments.parameter))
     answers = answers.but(**given)
     if not answers.region and not console.interactive:
-        raise OpsError('no Region is known: give ARGS="--region …", or set AWS_REGION')
+        lacking = parameters.missing(answers.parameters, owner_follows=False)
+        raise _missing(answers, ['the Region: ARGS="--region …", or AWS_REGION', *lacking])
     if kept is not None and not arguments.ask:
         return Asked(answers)
     if console.interactive:

@@ -352,6 +352,15 @@ def test_a_secret_is_in_no_file_and_on_no_screen(tmp_path: Path) -> None:
     assert TOKEN not in played.screen
 
 
+@pytest.mark.parametrize("content", [b"a = [", b"[default]\ndeploy = 3\n", b"\xc3\x28", b"default = 1\n"])
+def test_a_file_that_cannot_be_read_is_named_and_left_as_it_is(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "samconfig.toml").write_bytes(content)
+    played = play(tmp_path, [DEPLOY, ["mode", "dry-run"], ["undeploy", "--yes"]])
+    assert played["statuses"] == [1, 1, 1], played.screen
+    assert played.screen.count("error: samconfig.toml cannot be read: ") == 3
+    assert (tmp_path / "samconfig.toml").read_bytes() == content
+
+
 def test_an_environment_s_name_has_to_do_for_a_stack(tmp_path: Path) -> None:
     played = play(tmp_path, [[*DEPLOY, "--env", "my_staging"], [*DEPLOY, "--env", "version"]])
     assert played["statuses"] == [2, 2], played.screen
