@@ -13,12 +13,17 @@ from ops.console import Abandoned, Console, OpsError
 def parser(description: str) -> argparse.ArgumentParser:
     """Return a parser with what all commands take."""
     commands = argparse.ArgumentParser(description=description)
+    options(commands)
+    return commands
+
+
+def options(commands: argparse.ArgumentParser) -> None:
+    """Add what all commands take."""
     commands.add_argument(
         "--env", type=_environment, default=answering.DEFAULT, help="the environment, a section of samconfig.toml"
     )
     commands.add_argument("--region", default="", help="the Region, if samconfig.toml does not name it")
     commands.add_argument("--yes", action="store_true", help="do not ask before going on")
-    return commands
 
 
 def _environment(text: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import botocore.exceptions
 
-from ops import checklist
+from ops import checklist, queries
 from ops.account import Account
 from ops.checklist import Result
 from ops.command import parser, run
@@ -21,9 +21,7 @@ from ops.stack import Deployed, Stack
 from ops.trial import dry_run, show
 
 _QUERY_PERIOD_S = 3600
-_QUERY_TIMEOUT_S = 60
 _RUNS_PERIOD = timedelta(minutes=15)
-_OVER = ("Complete", "Failed", "Cancelled", "Timeout", "Unknown")
 
 
 class Verification:
@@ -64,32 +62,18 @@ class Verification:
         expected = self._stack.resources("AWS::Logs::QueryDefinition")
         if len(listed) < len(expected):
             yield Result("saved queries", passed=False, reason=f"{len(listed)} of {len(expected)} are there")
-        now = int(time.time())
         started = [
             (
                 query["name"],
-                logs.start_query(
-                    logGroupNames=query["logGroupNames"],
-                    startTime=now - _QUERY_PERIOD_S,
-                    endTime=now,
-                    queryString=query["queryString"],
-                )["queryId"],
+                queries.start(self._account, query["logGroupNames"], query["queryString"], since_s=_QUERY_PERIOD_S),
             )
             for query in listed
         ]
         for name, query_id in started:
-            status = self._status_of(query_id)
+            status, _ = queries.results(self._account, query_id, sleep=self._sleep)
             yield Result(
                 f"saved query {name.removeprefix(prefix)}", status == "Complete", "" if status == "Complete" else status
             )
-
-    def _status_of(self, query_id: str) -> str:
-        for _ in range(_QUERY_TIMEOUT_S):
-            status = str(self._account.client("logs").get_query_results(queryId=query_id)["status"])
-            if status in _OVER:
-                return status
-            self._sleep(1)
-        return f"not over after {_QUERY_TIMEOUT_S} s"
 
     def _alarms(self) -> Iterator[Result]:
         names = sorted(self._stack.resources("AWS::CloudWatch::Alarm").values())

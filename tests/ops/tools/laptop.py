@@ -32,6 +32,7 @@ from samtranslator.parser.parser import Parser
 from samtranslator.translator.translator import Translator
 from samtranslator.yaml_helper import yaml_parse
 
+from ops import __main__ as orders
 from ops import authorities, deploy, mode, undeploy, verify
 from ops.account import Account
 from ops.answers import Answers
@@ -145,6 +146,7 @@ def main(scenario: dict[str, Any], answer: Path) -> None:
     deny(denied)
     fill_in_for_moto(scenario.get("alarms", {}))
     authorities._read_url = functools.partial(published, scenario)  # noqa: SLF001
+    let_the_log_know(scenario.get("logged", {}))
     invoked: list[Any] = []
     LambdaSimpleBackend.invoke = function_that(scenario, invoked)  # type: ignore[method-assign]
     with mock_aws(config={"lambda": {"use_docker": False}}):
@@ -163,6 +165,8 @@ def main(scenario: dict[str, Any], answer: Path) -> None:
                 scenario.pop("installer_fails", None)
                 scenario["report"] = {}
                 scenario.pop("authorities", None)
+            elif command == "break":
+                scenario["function_fails"] = arguments[0]
             else:
                 try:
                     statuses.append(run_command(command, arguments, root, sam))
@@ -190,6 +194,8 @@ def run_command(command: str, arguments: list[str], root: Path, sam: PlayedSam) 
             return verify.main(arguments, root=root)
         case "undeploy":
             return undeploy.main(arguments, root=root)
+        case "ops":
+            return orders.main(arguments, root=root)
     raise NotImplementedError(command)
 
 
@@ -230,7 +236,14 @@ def function_that(scenario: dict[str, Any], invoked: list[Any]) -> Any:
         if "install" in event:
             report = {"role": "reconciler", "login": "created", "created": ["a"], "granted": ["b"], "warnings": []}
             return json.dumps(report).encode()
-        return json.dumps(scenario["dry_run"] | scenario.get("report", {})).encode()
+        if scenario.get("function_fails"):
+            response_headers["x-amz-function-error"] = "Unhandled"
+            return json.dumps({"errorType": "StoreError", "errorMessage": scenario["function_fails"]}).encode()
+        for field in ("workspace_id", "hold", "release"):
+            if field in event:
+                return json.dumps(scenario["function_answers"][field]).encode()
+        mode = scenario.get("mode") or event["mode"]
+        return json.dumps(scenario["dry_run"] | {"mode": mode} | scenario.get("report", {})).encode()
 
     return invoke
 
@@ -369,6 +382,31 @@ def fill_in_for_moto(alarms: Mapping[str, str]) -> None:
         return {name: name for name in alarms}
 
     Account.client, Stack.resources = client, resources  # type: ignore[method-assign]
+
+
+def let_the_log_know(logged: Mapping[str, list[str]]) -> None:
+    """Let queries find by which workspaces instances were recorded, as far as it was `logged`."""
+    original = Account.client
+
+    def ask(params: Any, **_: Any) -> tuple[Any, Any] | None:
+        query = json.loads(params["body"])["queryString"]
+        asked = [instance for instance in logged if f'instance_id = "{instance}"' in query]
+        return (SimpleNamespace(status_code=200), {"queryId": f"about {asked[0]}"}) if asked else None
+
+    def found(params: Any, **_: Any) -> tuple[Any, Any] | None:
+        query_id = json.loads(params["body"])["queryId"]
+        if not query_id.startswith("about "):
+            return None
+        rows = [[{"field": "workspace_id", "value": one}] for one in logged[query_id.removeprefix("about ")]]
+        return SimpleNamespace(status_code=200), {"status": "Complete", "results": rows}
+
+    def client(self: Account, service: str) -> Any:
+        made = original(self, service)
+        made.meta.events.register("before-call.cloudwatch-logs.StartQuery", ask)
+        made.meta.events.register("before-call.cloudwatch-logs.GetQueryResults", found)
+        return made
+
+    Account.client = client  # type: ignore[method-assign]
 
 
 def account() -> dict[str, Any]:
