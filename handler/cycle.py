@@ -104,7 +104,7 @@ def _cycle(request: Request, settings: Settings, parts: Parts, phases: Phases) -
     plan = _decide(request, settings, observed, memory)
 
     # Act. What was seen is saved first, so that the next cycle knows it, however this one ends.
-    flipper = Flipper(store.flips, probe, _policy(request, settings, selection), settings, log)
+    flipper = Flipper(store.flips, probe, flip_policy(request, settings, selection), settings, log)
     if request.applies:
         changes = doubt_changes(
             observed.sightings, memory.doubts, absence_counts=plan.absence_counts, full=full, by_hand=request.adopt
@@ -177,7 +177,8 @@ def _decide(request: Request, settings: Settings, observed: Observed, memory: Me
     )
 
 
-def _policy(request: Request, settings: Settings, selection: Selection) -> FlipPolicy:
+def flip_policy(request: Request, settings: Settings, selection: Selection) -> FlipPolicy:
+    """Return what a cycle judges the re-read rows by."""
     changes, restarts = request.state_changes, settings.restarts
     if changes is not None:  # the flip may come within seconds of the last heartbeat, so the restart waits for silence
         restarts = replace(restarts, grace_s=max(restarts.grace_s, settings.heartbeat_fresh_seconds))

@@ -65,6 +65,12 @@ class Process:
             platform=None if platform is None else partial(self._platform, platform),
         )
 
+    def sources(self, deadline: Deadline) -> Mapping[str, Probe]:
+        """Return each source of truth by its name, to be asked by itself: the targets, or the control plane."""
+        if self.settings.probe == EC2:
+            return {one.target: one for one in self._ec2_probes()}
+        return {CONTROL_PLANE: self._probe(deadline)}
+
     def rest(self) -> None:
         """Close the idle connections to AWS, which would not survive until the next invocation."""
         self._aws.close()
@@ -89,11 +95,13 @@ class Process:
                 timeout_s=settings.probe_timeout_seconds,
                 ca_file=settings.https_ca_file,
             )
-        targets = settings.ec2_targets or (Target(self._aws.region()),)
-        probes = [self._ec2_probe(one) for one in targets]
+        probes = self._ec2_probes()
         if len(probes) == 1:
             return probes[0]
         return TargetsProbe(probes, timeout_s=settings.probe_timeout_seconds, hints=self._found_in)
+
+    def _ec2_probes(self) -> list[Ec2Probe]:
+        return [self._ec2_probe(one) for one in self.settings.ec2_targets or (Target(self._aws.region()),)]
 
     def _ec2_probe(self, target: Target) -> Ec2Probe:
         timeout_s, within = self.settings.probe_timeout_seconds, self._aws.within

@@ -15,6 +15,7 @@ from handler.errors import RequestError, field_refused, shown
 
 APPLY = "apply"
 DRY_RUN = "dry-run"
+EXPLAIN = "explain"
 
 _SCHEDULERS = ("aws.events", "aws.scheduler")
 _SCHEDULED = "Scheduled Event"
@@ -24,6 +25,7 @@ _OPTIONS = ("mode", "workspace_ids", "limit", "override_breaker", "adopt")
 _HOLD_CHANGES = ("hold", "release")
 _SHARDING = ("shard", "shards")
 _NARROWING = ("workspace_ids", "limit", "adopt")
+_EXPLAINED = "workspace_id"
 # In a hold and in a release: everything, in place of single workspaces.
 _ALL = "all"
 LONGEST_HOLD_SECONDS = 30 * 86_400
@@ -56,7 +58,8 @@ class Request:
 
     `workspace_ids` and `limit` narrow it; None means every candidate.
     With `adopt`, it also takes the named workspaces that are offline. `state_changes`, by instance id, narrow it to the
-    workspaces that record these instances. With `hold` or `release` there is no cycle, only that change.
+    workspaces that record these instances. With `hold` or `release` there is no cycle, only that change. Nor is there
+    with `explain`, the workspace to explain.
     """
 
     mode: str
@@ -67,6 +70,7 @@ class Request:
     scheduled: bool = False
     hold: HoldRequest | None = None
     release: ReleaseRequest | None = None
+    explain: str | None = None
     state_changes: Mapping[str, StateChange] | None = None
     shard: Shard = WHOLE
 
@@ -135,7 +139,7 @@ def _seconds(time: object) -> float | None:
 
 
 def _refuse_options(event: Mapping[str, Any], kind: str) -> None:
-    for name in (*_OPTIONS, *_HOLD_CHANGES, *_SHARDING):
+    for name in (*_OPTIONS, *_HOLD_CHANGES, *_SHARDING, _EXPLAINED):
         if name in event:  # ignoring it would apply what was not to be applied
             raise field_refused(name, event[name], f"no such field in {kind}")
 
@@ -154,13 +158,15 @@ def _scheduled(event: Mapping[str, Any]) -> Request:
 
 
 def _by_hand(event: Mapping[str, Any]) -> Request:
+    if event.get("mode") == EXPLAIN:
+        return _explanation(event)
     for name in event:
         if name not in (*_OPTIONS, *_HOLD_CHANGES, *_SHARDING):
             expected = f"one of {', '.join((*_OPTIONS, *_HOLD_CHANGES, *_SHARDING))}, or a scheduled event"
             raise RequestError(f"event field {shown(name)}: unknown; expected {expected}")
     mode = event.get("mode", DRY_RUN)
     if mode not in (APPLY, DRY_RUN):
-        raise field_refused("mode", mode, f"{APPLY} or {DRY_RUN}")
+        raise field_refused("mode", mode, f"{APPLY}, {DRY_RUN} or {EXPLAIN}")
     for name in _HOLD_CHANGES:
         if name in event:
             return _hold_change(name, event, mode)
@@ -184,6 +190,16 @@ def _shard(event: Mapping[str, Any]) -> Shard:
     if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < of:
         raise field_refused("shard", number, f"a whole number from 0 to {of - 1}, beside shards")
     return Shard(number, of)
+
+
+def _explanation(event: Mapping[str, Any]) -> Request:
+    for name in event:
+        if name not in ("mode", _EXPLAINED):
+            raise field_refused(name, event[name], f"no such field beside the mode {EXPLAIN}")
+    workspace_id = event.get(_EXPLAINED)
+    if not isinstance(workspace_id, str) or not _UUID.fullmatch(workspace_id):
+        raise field_refused(_EXPLAINED, workspace_id, "a UUID")
+    return Request(EXPLAIN, explain=workspace_id.lower())
 
 
 def _hold_change(name: str, event: Mapping[str, Any], mode: str) -> Request:

@@ -21,7 +21,7 @@ DO $schema$
 DECLARE
     newest     CONSTANT integer := 3;
     own_tables CONSTANT pg_catalog.text[] := '{schema_version, lease, coverage, shard_coverage, doubts, '
-                                             'source_doubts, restarts, restart_stops, holds}';
+                                             'source_doubts, restarts, restart_stops, holds, workspace_restarts}';
     give_up_at pg_catalog.timestamptz;
     strange    pg_catalog.text;
     bounded    pg_catalog.record;
@@ -509,7 +509,8 @@ BEGIN
             FOR EACH ROW EXECUTE FUNCTION reconciler.date_absence();
     END IF;
 
-    -- Step 3: shards. The previous release knows none: its leases and doubts are those of the whole fleet, shard 0 of 1.
+    -- Step 3: shards, and a view for the platform. The previous release knows no shards: its leases and doubts are those
+    -- of the whole fleet, shard 0 of 1.
     IF installed < 3 THEN
         ALTER TABLE reconciler.lease
             ADD COLUMN IF NOT EXISTS shards INTEGER NOT NULL DEFAULT 1,
@@ -570,6 +571,62 @@ BEGIN
         COMMENT ON COLUMN reconciler.shard_coverage.used_at IS
             'When a cycle of the shard last began or saved its progress; NULL: never.';
         COMMENT ON COLUMN reconciler.shard_coverage.pass_completed_at IS 'When the shard''s last pass was completed.';
+
+        -- A view for the platform. It reads our own tables alone, and shows nobody's words: neither the reason of a
+        -- hold nor an instance id. `security_barrier` keeps functions in a query on it from seeing other rows.
+        CREATE OR REPLACE VIEW reconciler.workspace_restarts WITH (security_barrier = true) AS
+        WITH active_holds AS (
+            SELECT workspace_id, max(ends_at) AS ends_at FROM reconciler.holds WHERE ends_at > now() GROUP BY workspace_id
+        ), stop AS (
+            SELECT max(ends_at) AS ends_at FROM reconciler.restart_stops
+            WHERE ends_at > now() AND ends_at <= now() + interval '25 hours'
+        ), latest AS (
+            SELECT DISTINCT ON (workspace_id) *, closed_at IS NULL AS is_open FROM reconciler.restarts
+            WHERE closed_at IS NULL OR watched_since IS NOT NULL AND watch_ended_at IS NULL
+            ORDER BY workspace_id, closed_at IS NULL DESC, id DESC
+        ), known AS (
+            SELECT latest.*, stop.ends_at AS stopped_until,
+                   GREATEST((SELECT ends_at FROM active_holds WHERE active_holds.workspace_id = latest.workspace_id),
+                            (SELECT ends_at FROM active_holds WHERE active_holds.workspace_id IS NULL)) AS on_hold_until
+            FROM latest CROSS JOIN stop
+        )
+        SELECT workspace_id, on_hold_until,
+               CASE WHEN is_open THEN flipped_at END AS owed_since,
+               CASE WHEN is_open THEN GREATEST(now(), due_at, backoff_until, on_hold_until, stopped_until) END
+                   AS next_attempt_at,
+               CASE WHEN is_open AND backoff_until > now() THEN backoff_until END AS backing_off_until,
+               CASE
+                   WHEN is_open AND on_hold_until IS NOT NULL THEN 'on hold'
+                   WHEN is_open AND stopped_until IS NOT NULL THEN 'the platform asked to be left alone'
+                   WHEN is_open AND kept_back_at IS NOT NULL AND NOT released THEN 'kept back by the breaker'
+                   WHEN is_open AND backoff_until > now() THEN format('backing off: restart %s in a row', streak + 1)
+                   WHEN is_open AND due_at <= now() THEN 'due'
+                   WHEN is_open AND last_answer = 'claimed' THEN 'asked for, without an answer yet'
+                   WHEN is_open AND last_answer = 'uncertain' THEN 'asked for, and uncertain whether it has begun'
+                   WHEN is_open AND last_answer = 'refused' THEN 'refused by the platform, and tried again'
+                   WHEN is_open AND last_answer = 'blocked' THEN 'blocked by a paused ancestor, and tried again'
+                   WHEN is_open AND watched_since IS NOT NULL THEN 'owed again: an earlier restart did nothing'
+                   WHEN is_open AND adopted THEN 'adopted: somebody else may be at it'
+                   WHEN is_open THEN 'waiting for its grace'
+                   WHEN up_since IS NOT NULL THEN 'up again, and watched'
+                   WHEN on_hold_until IS NULL AND watched_since < now() - interval '15 minutes'
+                       THEN 'unrecovered: it should be up by now'
+                   ELSE 'watched: it should be up soon'
+               END AS reason
+        FROM known
+        UNION ALL
+        SELECT workspace_id, ends_at, NULL, NULL, NULL, 'on hold' FROM active_holds
+        WHERE NOT EXISTS (SELECT FROM latest WHERE latest.workspace_id = active_holds.workspace_id);
+        COMMENT ON VIEW reconciler.workspace_restarts IS
+            'For the platform: why a workspace is not back, and when it will be. A row for each one whose restart is '
+            'owed or watched, or that is on hold. docs/reference.md says how to grant it.';
+        COMMENT ON COLUMN reconciler.workspace_restarts.workspace_id IS 'NULL: the hold is on everything.';
+        COMMENT ON COLUMN reconciler.workspace_restarts.owed_since IS
+            'When the workspace was flipped or adopted; NULL: no restart is owed.';
+        COMMENT ON COLUMN reconciler.workspace_restarts.next_attempt_at IS
+            'The platform is not asked before; NULL: no restart is owed.';
+        COMMENT ON COLUMN reconciler.workspace_restarts.backing_off_until IS 'NULL: it is in no crash loop.';
+        COMMENT ON COLUMN reconciler.workspace_restarts.reason IS 'The state of its restart, in words.';
     END IF;
 
     INSERT INTO reconciler.schema_version (version) VALUES (newest)

@@ -3,6 +3,8 @@
 The flip, in `store.flip`, is the one place that writes to the platform's tables.
 """
 
+from typing import TYPE_CHECKING
+
 from handler.deadline import Deadline
 from handler.domain.report import FleetGauges, Gauges
 from handler.domain.shards import WHOLE, Shard
@@ -17,6 +19,9 @@ from handler.store.restarts import Restarts
 from handler.store.rights import check_rights
 from handler.store.session import Session
 from handler.store.watches import Watches
+
+if TYPE_CHECKING:
+    from handler.store.explaining import Explaining
 
 __all__ = [
     "ActiveHolds",
@@ -63,3 +68,9 @@ class Store:
     def fleet_gauges(self, deadline: Deadline) -> FleetGauges:
         """Return what is wrong with the platform's rows beside dead instances."""
         return read_fleet_gauges(self._session, deadline)
+
+    def explaining(self) -> "Explaining":
+        """Return what is known of one workspace, for a person. No cycle pays for its import."""
+        from handler.store.explaining import Explaining  # noqa: PLC0415
+
+        return Explaining(self._session)

@@ -49,14 +49,14 @@ WHERE id = ANY (ARRAY(
 ))
 RETURNING id, workspace_id::text, {short("instance_id")}, attempts
 """  # noqa: S608 - put together from constants
-_WATCHED = f"""
+WATCHED = f"""
 SELECT {RESTART}, {short("current.status::text")}, closed_at IS NULL,
        COALESCE(current.instance_id = owed.instance_id, false),
        CAST(extract(epoch FROM now() - up_since) AS double precision), {on_hold("owed.workspace_id")}
 FROM reconciler.restarts AS owed LEFT JOIN platform.workspaces AS current ON current.id = owed.workspace_id
-WHERE {IS_WATCHED} AND {IN_SHARD}
-ORDER BY due_at, owed.id LIMIT {MOST_WATCHED}
+WHERE {IS_WATCHED}
 """  # noqa: S608 - put together from constants
+_WATCHED = f"{WATCHED} AND {IN_SHARD} ORDER BY due_at, owed.id LIMIT {MOST_WATCHED}"
 _NOTE_WATCH = """
 UPDATE reconciler.restarts SET
     watch_ended_at = CASE WHEN id = ANY (CAST(:ended AS bigint[])) THEN now() END,

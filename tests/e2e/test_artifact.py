@@ -81,8 +81,15 @@ def test_each_event_is_answered_as_the_docs_say(
 
 
 def test_there_is_an_expectation_for_every_event() -> None:
-    others = {*HOLDS, *HOLDS_ON_EVERYTHING, *STATE_CHANGE_EVENTS, "install.json"}
+    others = {*HOLDS, *HOLDS_ON_EVERYTHING, *STATE_CHANGE_EVENTS, "install.json", "explain.json"}
     assert EVENTS.keys() == ANSWERS.keys() | others
+
+
+@pytest.mark.usefixtures("alive_and_gone")
+def test_a_workspace_is_explained_as_the_docs_say(world: World, start: Start) -> None:
+    answer = start(world.settings()).invoke(EVENTS["explain.json"]).value
+    assert answer["workspace_id"] == SAMPLE
+    assert answer["would"] == {"action": "flip", "reason": "its instance is terminated, confirmed by a second probe"}
 
 
 def about(name: str, world: World, workspace_ids: list[str]) -> Any:

@@ -45,6 +45,7 @@ OWN_TABLES = {
     *("coverage", "doubts", "holds", "lease", "restart_stops", "restarts", "schema_version", "shard_coverage"),
     "source_doubts",
 }
+VIEW = "workspace_restarts"
 
 Apply = Callable[[Database], None]
 CYCLE_ID = "00000000-0000-0000-0000-0000000000c1"
@@ -130,6 +131,7 @@ def structure(database: Database) -> dict[str, list[Any]]:
             WHERE relnamespace = 'reconciler'::regnamespace AND NOT tgisinternal ORDER BY 1, 2
         """,
         "indexes": "SELECT indexname, indexdef FROM pg_indexes WHERE schemaname = 'reconciler' ORDER BY indexname",
+        "views": "SELECT viewname, definition FROM pg_views WHERE schemaname = 'reconciler'",
         "comments": """
             SELECT relname, attname, description FROM pg_description
             JOIN pg_class ON pg_class.oid = objoid AND classoid = 'pg_class'::regclass
@@ -157,7 +159,7 @@ def require(database: Database) -> None:
 def test_a_new_schema_has_the_version_that_the_code_needs(empty: Database, apply: Apply) -> None:
     apply(empty)
     assert version(empty) == SCHEMA_VERSION
-    assert {row[0] for row in structure(empty)["columns"]} == OWN_TABLES
+    assert {row[0] for row in structure(empty)["columns"]} == OWN_TABLES | {VIEW}
     assert len(empty.query("SELECT FROM reconciler.coverage")) == 1
     require(empty)
 
@@ -198,6 +200,14 @@ def test_a_table_that_was_dropped_is_created_again_and_the_others_keep_their_row
     assert structure(database) == before
     (row,) = database.query("SELECT cursor::text FROM reconciler.coverage")
     assert row["cursor"].endswith("aa")
+
+
+def test_the_view_that_was_dropped_is_created_again_and_no_cycle_misses_it(database: Database, apply: Apply) -> None:
+    before = structure(database)
+    database.query(f"DROP VIEW reconciler.{VIEW}")
+    require(database)
+    apply(database)
+    assert structure(database) == before
 
 
 def test_a_coverage_that_lost_its_row_gets_it_back(database: Database, apply: Apply) -> None:
@@ -665,6 +675,6 @@ def test_a_missing_right_is_named_with_the_file_that_grants_it(database: Databas
 
 
 def test_a_missing_table_is_not_taken_for_a_missing_right(database: Database) -> None:
-    database.query("DROP TABLE reconciler.holds")
+    database.query("DROP TABLE reconciler.holds CASCADE")
     said = refused(database, SchemaMissingError)
     assert said == "the database has no table reconciler.holds: run infra/schema.sql"

@@ -119,6 +119,7 @@ def test_an_event_makes_its_request(event: dict[str, Any], request_made: Request
         ("shard.json", Request("apply", shard=Shard(0, 8))),
         ("adopt.json", Request("apply", ("00000000-0000-4000-8000-000000000001",), adopt=True)),
         ("release.json", Request("apply", release=ReleaseRequest(("00000000-0000-4000-8000-000000000001",)))),
+        ("explain.json", Request("explain", explain="00000000-0000-4000-8000-000000000001")),
     ],
 )
 def test_the_projects_events_ask_for_what_their_names_say(name: str, request_made: Request) -> None:
@@ -198,12 +199,12 @@ def test_the_ceiling_never_makes_a_dry_run_apply() -> None:
         pytest.param([], "event", "a list", "a JSON object", id="a list"),
         pytest.param("apply", "event", "'apply'", "a JSON object", id="a string"),
         pytest.param(3, "event", "3", "a JSON object", id="a number"),
-        pytest.param({"mode": "Apply"}, "mode", "'Apply'", "apply or dry-run", id="a mode in capitals"),
-        pytest.param({"mode": ""}, "mode", "''", "apply or dry-run", id="an empty mode"),
-        pytest.param({"mode": None}, "mode", "nothing", "apply or dry-run", id="a mode of null"),
-        pytest.param({"mode": True}, "mode", "True", "apply or dry-run", id="a mode of true"),
-        pytest.param({"mode": ["apply"]}, "mode", "a list", "apply or dry-run", id="a mode in a list"),
-        pytest.param({"mode": {"a": 1}}, "mode", "a dict", "apply or dry-run", id="a mode of an object"),
+        pytest.param({"mode": "Apply"}, "mode", "'Apply'", "apply, dry-run or explain", id="a mode in capitals"),
+        pytest.param({"mode": ""}, "mode", "''", "apply, dry-run or explain", id="an empty mode"),
+        pytest.param({"mode": None}, "mode", "nothing", "apply, dry-run or explain", id="a mode of null"),
+        pytest.param({"mode": True}, "mode", "True", "apply, dry-run or explain", id="a mode of true"),
+        pytest.param({"mode": ["apply"]}, "mode", "a list", "apply, dry-run or explain", id="a mode in a list"),
+        pytest.param({"mode": {"a": 1}}, "mode", "a dict", "apply, dry-run or explain", id="a mode of an object"),
         pytest.param({"limit": 0}, "limit", "0", "a whole number of 1 or more", id="a limit of zero"),
         pytest.param({"limit": -1}, "limit", "-1", "a whole number of 1 or more", id="a negative limit"),
         pytest.param({"limit": 1.0}, "limit", "1.0", "a whole number of 1 or more", id="a limit with a fraction"),
@@ -311,7 +312,7 @@ def test_the_ceiling_never_makes_a_dry_run_apply() -> None:
         pytest.param(
             SCHEDULED | {"detail": []}, "detail", "a list", 'an object or the string "{}"', id="a detail in a list"
         ),
-        pytest.param({"mode": "hold"}, "mode", "'hold'", "apply or dry-run", id="a mode of hold"),
+        pytest.param({"mode": "hold"}, "mode", "'hold'", "apply, dry-run or explain", id="a mode of hold"),
         *(
             pytest.param({"hold": hold}, "hold", found, HOLD_FORM, id=f"a hold {name}")
             for name, hold, found in (
@@ -402,7 +403,9 @@ def test_the_ceiling_never_makes_a_dry_run_apply() -> None:
             "no such field beside hold",
             id="hold and release",
         ),
-        pytest.param({"mode": "Apply", "hold": HOLD}, "mode", "'Apply'", "apply or dry-run", id="a hold in a bad mode"),
+        pytest.param(
+            {"mode": "Apply", "hold": HOLD}, "mode", "'Apply'", "apply, dry-run or explain", id="a hold in a bad mode"
+        ),
     ],
 )
 def test_a_bad_event_is_refused_by_its_field(event: object, field: str, found: str, expected: str) -> None:
@@ -430,7 +433,19 @@ def test_an_unknown_field_is_refused_by_name(field: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "field", ["mode", "workspace_ids", "limit", "override_breaker", "adopt", "hold", "release", "shard", "shards"]
+    "field",
+    [
+        "mode",
+        "workspace_ids",
+        "limit",
+        "override_breaker",
+        "adopt",
+        "hold",
+        "release",
+        "shard",
+        "shards",
+        "workspace_id",
+    ],
 )
 def test_an_option_in_a_scheduled_event_is_refused(field: str) -> None:
     with pytest.raises(RequestError, match=f"event field {field}: .* scheduled event"):
@@ -443,6 +458,35 @@ def test_a_shard_may_rehearse_and_lift_the_breaker_and_one_of_one_is_a_full_cycl
     override = {"mode": "apply", "shard": 1, "shards": 2, "override_breaker": True}
     assert parse(override) == Request("apply", override_breaker=True, shard=Shard(1, 2))
     assert parse({"mode": "apply", "shard": 0, "shards": 1}) == parse({"mode": "apply"})
+
+
+@pytest.mark.parametrize("ceiling", ["apply", "dry-run"])
+def test_an_explanation_names_one_workspace_whatever_the_mode_of_the_stack(ceiling: str) -> None:
+    event = {"mode": "explain", "workspace_id": uuid(10).upper()}
+    assert parse(event, ceiling=ceiling).explain == uuid(10)
+
+
+@pytest.mark.parametrize(
+    ("event", "message"),
+    [
+        ({}, "workspace_id: found nothing; expected a UUID"),
+        ({"workspace_id": "i-0123456789abcdef0"}, "workspace_id: found 'i-0123456789abcdef0'; expected a UUID"),
+        ({"workspace_id": [uuid(1)]}, "workspace_id: found a list; expected a UUID"),
+        (
+            {"workspace_id": uuid(1), "limit": 1},
+            "limit: found 1; expected no such field beside the mode explain",
+        ),
+        (
+            {"workspace_ids": [uuid(1)]},
+            "workspace_ids: found a list; expected no such field beside the mode explain",
+        ),
+    ],
+    ids=["no workspace", "an instance id", "a list", "a limit", "several workspaces"],
+)
+def test_an_explanation_that_asks_for_anything_else_is_refused(event: dict[str, Any], message: str) -> None:
+    with pytest.raises(RequestError) as refusal:
+        parse({"mode": "explain", **event})
+    assert str(refusal.value) == f"event field {message}"
 
 
 # --- holds ---
@@ -506,7 +550,9 @@ def test_under_the_ceiling_a_hold_is_a_dry_run_too() -> None:
         pytest.param(
             {"release": [uuid(1)], "hold": HOLD}, "release", "a list", "no such field beside hold", id="both at once"
         ),
-        pytest.param({"hold": HOLD, "mode": "now"}, "mode", "'now'", "apply or dry-run", id="a mode that is none"),
+        pytest.param(
+            {"hold": HOLD, "mode": "now"}, "mode", "'now'", "apply, dry-run or explain", id="a mode that is none"
+        ),
         pytest.param({"hold": None}, "hold", "nothing", HOLD_EXPECTED, id="no hold"),
         pytest.param({"hold": [uuid(1)]}, "hold", "a list", HOLD_EXPECTED, id="ids alone"),
         pytest.param({"hold": {}}, "hold", "a dict", HOLD_EXPECTED, id="an empty hold"),
