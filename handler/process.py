@@ -8,6 +8,7 @@ from typing import Any
 
 from handler import cycle
 from handler.deadline import Deadline
+from handler.domain.shards import WHOLE, Shard
 from handler.net.aws import Aws
 from handler.net.bounded import BoundedPools
 from handler.net.roles import RoleClient
@@ -51,15 +52,15 @@ class Process:
         self._secrets = Secrets(self._aws.secret_text)
         self._session = Session(self.settings.database, self._secrets, self._aws.database_token)
 
-    def parts(self, *, leased: bool = True) -> cycle.Parts:
-        """Return what a new cycle uses of the outside world, and its id.
+    def parts(self, *, leased: bool = True, shard: Shard = WHOLE) -> cycle.Parts:
+        """Return what a new cycle of a shard uses of the outside world, and its id.
 
         `leased`: it takes the lease. Otherwise it works beside whoever has it.
         """
         cycle_id, platform = str(uuid.uuid4()), self.settings.platform
         return cycle.Parts(
             cycle_id=cycle_id,
-            store=Store(self._session, cycle_id, leased=leased),
+            store=Store(self._session, cycle_id, leased=leased, shard=shard),
             probe=self._probe,
             platform=None if platform is None else partial(self._platform, platform),
         )

@@ -20,8 +20,8 @@
 DO $schema$
 DECLARE
     newest     CONSTANT integer := 3;
-    own_tables CONSTANT pg_catalog.text[] := '{schema_version, lease, coverage, doubts, source_doubts, restarts, '
-                                             'restart_stops, holds, workspace_restarts}';
+    own_tables CONSTANT pg_catalog.text[] := '{schema_version, lease, coverage, shard_coverage, doubts, '
+                                             'source_doubts, restarts, restart_stops, holds, workspace_restarts}';
     give_up_at pg_catalog.timestamptz;
     strange    pg_catalog.text;
     bounded    pg_catalog.record;
@@ -509,9 +509,71 @@ BEGIN
             FOR EACH ROW EXECUTE FUNCTION reconciler.date_absence();
     END IF;
 
-    -- Step 3: a view for the platform. It reads our own tables alone, and shows nobody's words: neither the reason of a
-    -- hold nor an instance id. `security_barrier` keeps functions in a query on it from seeing other rows.
+    -- Step 3: shards, and a view for the platform. The previous release knows no shards: its leases and doubts are those
+    -- of the whole fleet, shard 0 of 1.
     IF installed < 3 THEN
+        ALTER TABLE reconciler.lease
+            ADD COLUMN IF NOT EXISTS shards INTEGER NOT NULL DEFAULT 1,
+            ADD COLUMN IF NOT EXISTS shard  INTEGER NOT NULL DEFAULT 0,
+            DROP CONSTRAINT IF EXISTS lease_shard,
+            ADD CONSTRAINT lease_shard CHECK (shards BETWEEN 1 AND 1000 AND shard BETWEEN 0 AND shards - 1);
+        COMMENT ON TABLE reconciler.lease IS
+            'Lets one cycle at a time act in any range of ids. Safety does not rest on it: the lock on a workspace''s '
+            'row and the claim on a restart keep anything from happening twice.';
+        COMMENT ON COLUMN reconciler.lease.shard IS
+            'It is the lease on this shard: number `shard`, from 0 on, of `shards` equal ranges of the ids.';
+
+        ALTER TABLE reconciler.source_doubts
+            ADD COLUMN IF NOT EXISTS shards INTEGER NOT NULL DEFAULT 1,
+            ADD COLUMN IF NOT EXISTS shard  INTEGER NOT NULL DEFAULT 0,
+            DROP CONSTRAINT IF EXISTS source_doubts_shard,
+            ADD CONSTRAINT source_doubts_shard CHECK (shards BETWEEN 1 AND 1000 AND shard BETWEEN 0 AND shards - 1),
+            DROP CONSTRAINT IF EXISTS source_doubts_pkey;
+        ALTER TABLE reconciler.source_doubts ADD CONSTRAINT source_doubts_pkey PRIMARY KEY (cause, shards, shard);
+        COMMENT ON TABLE reconciler.source_doubts IS
+            'Causes for which more than 1,000 instances were unknown in the last cycle of a shard: one doubt about the '
+            'source, in place of one for each workspace.';
+        COMMENT ON COLUMN reconciler.source_doubts.shard IS
+            'Which shard saw it: number `shard`, from 0 on, of `shards` equal ranges of the ids.';
+
+        CREATE TABLE IF NOT EXISTS reconciler.shard_coverage (
+            shards            INTEGER NOT NULL,
+            shard             INTEGER NOT NULL,
+            cursor            UUID,
+            pass_start        UUID,
+            brought_forward   UUID[] NOT NULL DEFAULT '{}',
+            taken_up_at       TIMESTAMPTZ NOT NULL DEFAULT now(),
+            used_at           TIMESTAMPTZ,
+            pass_completed_at TIMESTAMPTZ,
+            PRIMARY KEY (shards, shard),
+            CONSTRAINT shard_coverage_bounds CHECK (
+                shards BETWEEN 1 AND 1000 AND shard BETWEEN 0 AND shards - 1
+                AND cardinality(brought_forward) <= 1000
+                AND array_length(brought_forward, 1) = cardinality(brought_forward)
+                AND LEAST(taken_up_at, used_at, pass_completed_at) >= '2000-01-01Z'
+                AND GREATEST(taken_up_at, used_at, pass_completed_at) <= '2200-01-01Z'
+            )
+        );
+        COMMENT ON TABLE reconciler.coverage IS
+            'How far the full cycles of the previous release got (one row). This release keeps shard_coverage, and goes on '
+            'from here once.';
+        COMMENT ON TABLE reconciler.shard_coverage IS
+            'How far each shard has got: number `shard`, from 0 on, of `shards` equal ranges of the ids. A full cycle is '
+            'shard 0 of 1. A set of shards that was not used for a week is deleted.';
+        COMMENT ON COLUMN reconciler.shard_coverage.cursor IS
+            'The shard''s next cycle begins after this id. This pass has checked the candidates from pass_start up to '
+            'it. NULL: the shard has saved nothing yet.';
+        COMMENT ON COLUMN reconciler.shard_coverage.pass_start IS 'The id after which the current pass began.';
+        COMMENT ON COLUMN reconciler.shard_coverage.brought_forward IS
+            'Workspaces that the shard''s next cycle checks early, because an earlier one ran out of time for them.';
+        COMMENT ON COLUMN reconciler.shard_coverage.taken_up_at IS
+            'When this set of shards was used first, or again after a rest. Its ages count from then at the earliest.';
+        COMMENT ON COLUMN reconciler.shard_coverage.used_at IS
+            'When a cycle of the shard last began or saved its progress; NULL: never.';
+        COMMENT ON COLUMN reconciler.shard_coverage.pass_completed_at IS 'When the shard''s last pass was completed.';
+
+        -- A view for the platform. It reads our own tables alone, and shows nobody's words: neither the reason of a
+        -- hold nor an instance id. `security_barrier` keeps functions in a query on it from seeing other rows.
         CREATE OR REPLACE VIEW reconciler.workspace_restarts WITH (security_barrier = true) AS
         WITH active_holds AS (
             SELECT workspace_id, max(ends_at) AS ends_at FROM reconciler.holds WHERE ends_at > now() GROUP BY workspace_id

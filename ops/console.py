@@ -8,16 +8,20 @@ from itertools import zip_longest
 
 import rich.box
 import rich.console
-import rich.markup
 import rich.table
+import rich.text
 
-from ops.text import visible
+from ops.text import shown
 
 _LONGEST_ID = 36
 
 
 class OpsError(Exception):
-    """The command cannot go on; the message says why, and what to do."""
+    """The command cannot go on; the message says why, and what to do, with details in lines of their own."""
+
+    def __init__(self, message: str, details: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.details = details
 
 
 class Abandoned(Exception):  # noqa: N818 - nothing is wrong: somebody said no, or pressed Ctrl-C
@@ -46,8 +50,8 @@ class Console:
         self._rich = rich.console.Console(highlight=False, soft_wrap=True)
 
     def say(self, text: str = "", style: str = "") -> None:
-        """Print a line, whatever characters it has."""
-        self._rich.print(rich.markup.escape(visible(text)), style=style or None)
+        """Print a line."""
+        self._rich.print(shown(text), style=style or None, markup=False, emoji=False)
 
     def headline(self, text: str) -> None:
         """Print a heading below an empty line."""
@@ -77,7 +81,7 @@ class Console:
             longest = min(_LONGEST_ID, max(map(len, texts), default=0))
             table.add_column(column, overflow="fold", min_width=longest if column in ids else None)
         for row, style in zip_longest(rows, styles):
-            table.add_row(*(rich.markup.escape(visible(text)) for text in row), style=style)
+            table.add_row(*(rich.text.Text(shown(text)) for text in row), style=style)
         self._rich.print(table)
 
     @contextmanager
@@ -87,10 +91,15 @@ class Console:
         yield
 
     def ask(self, question: str, check: Check = anything, *, default: str = "", hidden: bool = False) -> str:
-        """Ask until the answer can be used. Enter alone takes the default. A hidden answer is not echoed."""
+        """Ask until the answer can be used. Enter alone takes the default, a hyphen nothing instead of it.
+
+        A hidden answer is not echoed.
+        """
         while True:
             shown = f" [{default}]" if default else ""
             answer = self._input(f"{question}{shown}: ", hidden=hidden).strip() or default
+            if answer == "-" and default:
+                answer = ""
             try:
                 return check(answer)
             except AnswerError as reason:
@@ -119,11 +128,12 @@ class Console:
         return int(self.ask(question, number_of, default="1" if len(options) == 1 else "")) - 1
 
     def _input(self, prompt: str, *, hidden: bool) -> str:
+        prompt = shown(prompt)
         if not self.interactive:
             raise OpsError(f"there is no terminal to ask on: {prompt}")
         try:
             if hidden:  # getpass turns the echo off before it prompts; rich would afterwards
                 return getpass.getpass(prompt)
-            return str(self._rich.input(rich.markup.escape(prompt)))
+            return str(self._rich.input(prompt, markup=False, emoji=False))
         except EOFError:
             raise KeyboardInterrupt from None

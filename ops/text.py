@@ -1,9 +1,6 @@
-"""Texts of others, as they are shown: rows, names, answers and errors may hold anything."""
+"""Text from elsewhere, made harmless. It needs no package, so that tests and reports have it, too."""
 
 
-def visible(text: str) -> str:
-    """Return a text that nothing can come of when it is shown: control and invisible characters as they are written.
-
-    A line's end stays.
-    """
-    return "".join(one if one.isprintable() or one == "\n" else one.encode("unicode_escape").decode() for one in text)
+def shown(text: str) -> str:
+    """Escape what does more to a terminal than to appear on it: names and tags from AWS may be anybody's."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)

@@ -42,7 +42,15 @@ class Verification:
             self._deployed.status in ("CREATE_COMPLETE", "UPDATE_COMPLETE"),
             self._deployed.status,
         )
-        for check in (self._queries, self._alarms, self._subscription, self._queues, self._runs, self._dry_run):
+        for check in (
+            self._queries,
+            self._alarms,
+            self._subscription,
+            self._queues,
+            self._runs,
+            self._state_changes,
+            self._dry_run,
+        ):
             try:
                 yield from check()
             except (OpsError, botocore.exceptions.ClientError) as error:
@@ -113,17 +121,37 @@ class Verification:
         if self._deployed.parameters.get("ScheduleState") != "ENABLED":
             yield Result("the schedule runs", passed=False, reason="it is disabled: no cycle runs by itself")
             return
-        runs, errors = (self._sum(metric) for metric in ("Invocations", "Errors"))
-        minutes = int(_RUNS_PERIOD.total_seconds() / 60)
-        said = f"{runs:.0f} invocations and {errors:.0f} errors in {minutes} minutes"
+        runs, errors, said = self._lately("ReconcilerName")
         yield Result("the schedule runs", runs > 0 and errors == 0, said)
 
-    def _sum(self, metric: str) -> float:
+    def _state_changes(self) -> Iterator[Result]:
+        """Check the way of a state-change event: rules, queue, function. There need not have been any lately."""
+        if "StateChangesName" not in self._deployed.outputs:
+            return
+        for name, mapping in self._stack.resources("AWS::Lambda::EventSourceMapping").items():
+            state = str(self._account.client("lambda").get_event_source_mapping(UUID=mapping)["State"])
+            yield Result(f"state changes: Lambda takes them from the queue ({name})", state == "Enabled", state)
+        wanted = self._deployed.parameters.get("ScheduleState")
+        for name, rule in self._stack.resources("AWS::Events::Rule").items():
+            bus, _, rule_name = rule.rpartition("|")  # CloudFormation's id of a rule on a bus of its own
+            arguments = {"Name": rule_name, **({"EventBusName": bus} if bus else {})}
+            state = str(self._account.client("events").describe_rule(**arguments)["State"])
+            yield Result(f"state changes: the rule {name}", state == wanted == "ENABLED", state)
+        _, errors, said = self._lately("StateChangesName")
+        yield Result("state changes: no batch fails", errors == 0, said)
+
+    def _lately(self, function: str) -> tuple[float, float, str]:
+        """Return a function's latest invocations and errors, and a sentence about them."""
+        runs, errors = (self._sum(metric, function) for metric in ("Invocations", "Errors"))
+        minutes = int(_RUNS_PERIOD.total_seconds() / 60)
+        return runs, errors, f"{runs:.0f} invocations and {errors:.0f} errors in {minutes} minutes"
+
+    def _sum(self, metric: str, function: str) -> float:
         now = datetime.now(UTC)
         answer = self._account.client("cloudwatch").get_metric_statistics(
             Namespace="AWS/Lambda",
             MetricName=metric,
-            Dimensions=[{"Name": "FunctionName", "Value": self._deployed.outputs["ReconcilerName"]}],
+            Dimensions=[{"Name": "FunctionName", "Value": self._deployed.outputs[function]}],
             StartTime=now - _RUNS_PERIOD,
             EndTime=now,
             Period=60,
@@ -163,7 +191,7 @@ def verify(console: Console, arguments: argparse.Namespace, *, root: Path) -> No
 def main(arguments: Sequence[str] | None = None, *, root: Path = ROOT) -> int:
     """Check the environment that the command line names."""
     parsed = parser("Check a deployed stack.").parse_args(arguments)
-    return run(lambda console: verify(console, parsed, root=root))
+    return run(lambda console: verify(console, parsed, root=root), on_failure="It changed nothing.")
 
 
 if __name__ == "__main__":

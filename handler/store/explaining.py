@@ -56,7 +56,8 @@ ORDER BY ends_at DESC, workspace_id NULLS LAST LIMIT 1
 """  # noqa: S608 - put together from constants
 _STOP = f"SELECT {_utc('max(ends_at)')} FROM reconciler.restart_stops WHERE {STOP_IS_ON}"  # noqa: S608 - constants
 _SOURCES = f"""
-SELECT left(cause, {LONGEST_REASON}), workspaces, {_utc("since")} FROM reconciler.source_doubts ORDER BY cause LIMIT 10
+SELECT left(cause, {LONGEST_REASON}), CAST(sum(workspaces) AS bigint), {_utc("min(since)")}
+FROM reconciler.source_doubts GROUP BY cause ORDER BY cause LIMIT 10
 """  # noqa: S608 - put together from constants
 _OWED = f"{OWED} WHERE owed.workspace_id = {_ID} AND closed_at IS NULL"
 _WATCHED = f"{WATCHED} AND owed.workspace_id = {_ID} ORDER BY owed.id DESC LIMIT 1"

@@ -13,9 +13,11 @@ from handler.deadline import Deadline
 from handler.domain.evidence import DatabaseClock, expiry
 from handler.domain.model import Restart, Sighting, Verdict
 from handler.domain.restarts import Owed, RestartDecision, Step
+from handler.domain.shards import WHOLE, Shard
 from handler.store.holds import hold_ended_at, on_hold
 from handler.store.lease import LEASE_IS_OURS, Lease
 from handler.store.session import LOCK_WAIT_SECONDS, Session, Transaction
+from handler.store.shards import in_range, range_of
 from handler.store.tables import short
 from handler.store.transaction import ids_or_null
 
@@ -43,7 +45,9 @@ SELECT {RESTART},
 FROM reconciler.restarts AS owed LEFT JOIN platform.workspaces AS current ON current.id = owed.workspace_id
 """  # noqa: S608 - put together from constants
 _OWED_OF = f"{OWED} WHERE owed.id = ANY (CAST(:ids AS bigint[]))"
-NAMED = "(CAST(:workspace_ids AS uuid[]) IS NULL OR owed.workspace_id = ANY (CAST(:workspace_ids AS uuid[])))"
+IN_SHARD = in_range("owed.workspace_id")
+NAMED = f"""({IN_SHARD}
+  AND (CAST(:workspace_ids AS uuid[]) IS NULL OR owed.workspace_id = ANY (CAST(:workspace_ids AS uuid[]))))"""
 # Only the breaker may keep it from being asked for now. What else waits is left out, so that it takes nobody's place.
 MAY_BE_ASKED = f"""{_DUE} AND COALESCE(backoff_until <= now(), true) AND NOT {on_hold("owed.workspace_id")}
   AND NOT {_STOPPED} AND {NAMED}"""
@@ -126,22 +130,27 @@ Judge = Callable[[Owed, Sighting], RestartDecision]
 
 
 class Restarts:
-    """The due restarts, as one cycle sees them. `workspace_ids` narrows a method to these; None means everybody's.
+    """The due restarts, as one cycle sees them. `workspace_ids` narrows a method to these; None: all of the shard's.
 
     Every method raises StoreError.
     """
 
-    def __init__(self, session: Session, cycle_id: str, lease: Lease) -> None:
-        """Act for the cycle `cycle_id`, a UUID, as long as the lease is ours."""
+    def __init__(self, session: Session, cycle_id: str, lease: Lease, shard: Shard = WHOLE) -> None:
+        """Act for the cycle `cycle_id`, a UUID, on a shard's restarts, as long as the lease is ours."""
         self._session = session
         self._cycle_id = cycle_id
         self._lease = lease
+        self._range = range_of(shard)
 
     def count_due(self, deadline: Deadline, *, most: int, grace_s: float, workspace_ids: Sequence[str] | None) -> int:
         """Return how many restarts may be asked for now, but no more than `most`."""
         with self._session.transaction(deadline, read_only=True) as transaction:
             ((count,),) = transaction.run(
-                _COUNT_DUE, grace_s=grace_s, workspace_ids=ids_or_null(workspace_ids), most=most
+                _COUNT_DUE,
+                grace_s=grace_s,
+                workspace_ids=ids_or_null(workspace_ids),
+                most=most,
+                **self._range,
             )
         return int(count)
 
@@ -170,6 +179,7 @@ class Restarts:
                 fresh_s=fresh_s,
                 grace_s=grace_s,
                 workspace_ids=ids_or_null(workspace_ids),
+                **self._range,
             )
         return [owed_from(row) for row in rows]
 

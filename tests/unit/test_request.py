@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from handler.domain.shards import Shard
 from handler.errors import RequestError
 from handler.request import HoldRequest, ReleaseRequest, Request, parse
 from tests.unit.builders import uuid
@@ -18,7 +19,8 @@ EVENTS = Path(__file__).parents[2] / "events"
 SCHEDULED = {"source": "aws.events", "detail-type": "Scheduled Event", "detail": {}}
 SCHEDULER = {"source": "aws.scheduler", "detail-type": "Scheduled Event", "detail": "{}"}
 HOLD = {"workspace_ids": [uuid(1), uuid(2)], "reason": "maintenance", "seconds": 3600}
-SHARDLESS = "no such field: shards are not supported yet"
+BESIDE_SHARDS = "no such field beside shard and shards"
+SHARDS, SHARD_OF_2 = "a whole number from 1 to 1000, beside shard", "a whole number from 0 to 1, beside shards"
 ALL = {"all": True, "reason": "wait", "seconds": 60}
 HOLD_FORM = '{"workspace_ids": [UUID, …] or "all": true, "reason": text, "seconds": n}'
 REASON_FORM = "a line of 1 to 200 printable characters"
@@ -114,6 +116,7 @@ def test_an_event_makes_its_request(event: dict[str, Any], request_made: Request
         ),
         ("hold-all.json", Request("apply", hold=HoldRequest(None, "the restarts look wrong", 3600))),
         ("release-all.json", Request("apply", release=ReleaseRequest(None))),
+        ("shard.json", Request("apply", shard=Shard(0, 8))),
         ("adopt.json", Request("apply", ("00000000-0000-4000-8000-000000000001",), adopt=True)),
         ("release.json", Request("apply", release=ReleaseRequest(("00000000-0000-4000-8000-000000000001",)))),
         ("explain.json", Request("explain", explain="00000000-0000-4000-8000-000000000001")),
@@ -280,8 +283,30 @@ def test_the_ceiling_never_makes_a_dry_run_apply() -> None:
         pytest.param(
             SCHEDULED | {"detail": None}, "detail", "nothing", 'an object or the string "{}"', id="a detail of null"
         ),
-        pytest.param({"shard": 1}, "shard", "1", SHARDLESS, id="a shard"),
-        pytest.param({"mode": "apply", "shards": 2}, "shards", "2", SHARDLESS, id="shards"),
+        pytest.param({"shard": 1}, "shards", "nothing", SHARDS, id="a shard without shards"),
+        pytest.param({"shards": 2}, "shard", "nothing", SHARD_OF_2, id="shards without a shard"),
+        pytest.param({"shard": 0, "shards": 0}, "shards", "0", SHARDS, id="no shards"),
+        pytest.param({"shard": 0, "shards": 1001}, "shards", "1001", SHARDS, id="too many shards"),
+        pytest.param({"shard": 0, "shards": True}, "shards", "True", SHARDS, id="shards that are true"),
+        pytest.param({"shard": 0, "shards": 2.0}, "shards", "2.0", SHARDS, id="shards that are no whole number"),
+        pytest.param({"shard": 0, "shards": "2"}, "shards", "'2'", SHARDS, id="shards in words"),
+        pytest.param({"shard": 2, "shards": 2}, "shard", "2", SHARD_OF_2, id="a shard beyond the last"),
+        pytest.param({"shard": -1, "shards": 2}, "shard", "-1", SHARD_OF_2, id="a shard before the first"),
+        pytest.param({"shard": True, "shards": 2}, "shard", "True", SHARD_OF_2, id="a shard that is true"),
+        pytest.param({"shard": None, "shards": 2}, "shard", "nothing", SHARD_OF_2, id="a shard of nothing"),
+        *(
+            pytest.param({"shard": 0, "shards": 1} | more, name, found, BESIDE_SHARDS, id=f"shards and {name}")
+            for name, found, more in (
+                ("workspace_ids", "a list", {"workspace_ids": [uuid(1)]}),
+                ("limit", "1", {"limit": 1}),
+            )
+        ),
+        pytest.param(
+            {"hold": HOLD, "shard": 0, "shards": 2}, "shard", "0", "no such field beside hold", id="a hold of a shard"
+        ),
+        pytest.param(
+            {"release": "all", "shards": 2}, "shards", "2", "no such field beside release", id="a release of shards"
+        ),
         pytest.param(SCHEDULED | {"mode": "apply"}, "mode", "'apply'", UNSCHEDULED, id="a mode beside a schedule"),
         pytest.param(SCHEDULED | {"hold": {}}, "hold", "a dict", UNSCHEDULED, id="a hold beside a schedule"),
         pytest.param(
@@ -401,7 +426,8 @@ def test_an_unknown_field_is_refused_by_name(field: str) -> None:
     message = str(refusal.value)
     assert ascii(field)[:50] in message
     assert message.endswith(
-        "expected one of mode, workspace_ids, limit, override_breaker, adopt, hold, release, or a scheduled event"
+        "expected one of mode, workspace_ids, limit, override_breaker, adopt, hold, release, shard, shards, or a"
+        " scheduled event"
     )
     assert len(message) < 250
 
@@ -424,6 +450,14 @@ def test_an_unknown_field_is_refused_by_name(field: str) -> None:
 def test_an_option_in_a_scheduled_event_is_refused(field: str) -> None:
     with pytest.raises(RequestError, match=f"event field {field}: .* scheduled event"):
         parse(SCHEDULED | {field: "dry-run"})
+
+
+def test_a_shard_may_rehearse_and_lift_the_breaker_and_one_of_one_is_a_full_cycle() -> None:
+    assert parse({"shard": 7, "shards": 8}) == Request("dry-run", shard=Shard(7, 8))
+    assert parse({"mode": "apply", "shard": 999, "shards": 1000}).narrowed is False
+    override = {"mode": "apply", "shard": 1, "shards": 2, "override_breaker": True}
+    assert parse(override) == Request("apply", override_breaker=True, shard=Shard(1, 2))
+    assert parse({"mode": "apply", "shard": 0, "shards": 1}) == parse({"mode": "apply"})
 
 
 @pytest.mark.parametrize("ceiling", ["apply", "dry-run"])
@@ -453,12 +487,6 @@ def test_an_explanation_that_asks_for_anything_else_is_refused(event: dict[str, 
     with pytest.raises(RequestError) as refusal:
         parse({"mode": "explain", **event})
     assert str(refusal.value) == f"event field {message}"
-
-
-@pytest.mark.parametrize("field", ["shard", "shards"])
-def test_shards_are_refused_by_name(field: str) -> None:
-    with pytest.raises(RequestError, match=f"event field {field}: found 1; .*not supported yet"):
-        parse({"mode": "apply", field: 1})
 
 
 # --- holds ---
