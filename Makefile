@@ -45,7 +45,7 @@ help: ## list the targets
 setup: $(STAMP) ## install everything into .venv (other targets do it when needed)
 
 .PHONY: demo
-demo: $(STAMP) ## two cycles on a made-up fleet; ARGS="--probe control_plane --watch", ARGS=--help lists the rest
+demo: $(STAMP) ## two cycles on a made-up fleet; ARGS="--probe control_plane --watch", ARGS="--explain still-beating", ARGS=--help lists the rest
 	@$(PY) -m sandbox.demo $(ARGS)
 
 ##@ Deploy
@@ -70,6 +70,14 @@ mode: $(OPS_READY) ## MODE=apply lets a deployed stack flip and restart, MODE=dr
 .PHONY: verify
 verify: $(OPS_READY) ## check a deployed stack: its queries, alarms, queues and schedule, and a dry run
 	@$(OPS).verify $(FOR_ENV) $(ARGS)
+
+.PHONY: explain
+explain: $(OPS_READY) ## what a deployed stack knows of WORKSPACE=… (or of an instance), what a cycle would do with it, and why
+	@$(OPS) explain "$(or $(call GIVEN,WORKSPACE),$(error WORKSPACE is missing: make explain WORKSPACE=id, or i-…))" $(FOR_ENV) $(ARGS)
+
+.PHONY: ops
+ops: $(OPS_READY) ## an operator's commands: make ops ARGS="status", "hold --all --reason …", "release …", "override-breaker", "--help"
+	@$(OPS) $(ARGS) $(FOR_ENV)
 
 .PHONY: report
 report: $(OPS_READY) ## show a report, an explanation or the log: FILE=out.json; ARGS="--html out.html" also writes a page

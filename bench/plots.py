@@ -12,12 +12,12 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt
 
 from bench.child import PROJECT
+from bench.scale import DEADLINE_S, WHOLE_CORE_MB, Setup, answer
 from bench.tables import NAMES, of, scaled
 
 HERE = Path(__file__).parent
 DIRECTORY = HERE / "plots"
 _STYLE = {PROJECT: "o-", "batches": "s--", "batches_at_once": "^--", "loop": "s--"}
-_DEADLINE_S = 45
 
 
 def main() -> int:
@@ -28,6 +28,7 @@ def main() -> int:
     _coverage(scenarios["control_plane"])
     _growth(scenarios)
     _cold_start(scenarios["cold"])
+    _scale()
     return 0
 
 
@@ -55,8 +56,8 @@ def _growth(scenarios: Mapping[str, Any]) -> None:
     for name in (PROJECT, "batches_at_once", "batches"):
         seconds = [scaled(of(rows, name, rows=size), "wall_s") for size in sizes]
         axes.plot(sizes, seconds, _STYLE[name], label=NAMES[name])
-    axes.axhline(_DEADLINE_S, color="grey", linewidth=1)
-    axes.annotate("deadline", (sizes[0], _DEADLINE_S), textcoords="offset points", xytext=(0, 4), color="grey")
+    axes.axhline(DEADLINE_S, color="grey", linewidth=1)
+    axes.annotate("deadline", (sizes[0], DEADLINE_S), textcoords="offset points", xytext=(0, 4), color="grey")
     axes.set(xscale="log", yscale="log", xlabel="workspaces", ylabel="seconds for one cycle")
     axes.set_title("One cycle against the size of the fleet (EC2, 0.2 s a call)")
     axes.legend()
@@ -76,6 +77,32 @@ def _cold_start(figures: Mapping[str, Any]) -> None:
     axes.set_title("Where a cold start goes")
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3, fontsize="small")
     _save("cold-start")
+
+
+def _scale() -> None:
+    """Draw the model: how often everybody is checked, by size and set-up."""
+    fast = {"memory_mb": WHOLE_CORE_MB, "concurrency": 900}
+    setups = {
+        "EC2, 512 MB": Setup("ec2", 0.2),
+        "EC2, 1,769 MB": Setup("ec2", 0.2, memory_mb=WHOLE_CORE_MB),
+        "CP at 1 s: one function, 64 at once": Setup("control_plane", 1.0),
+        "CP at 1 s: 8 shards, 64 at once": Setup("control_plane", 1.0, shards=8),
+        "CP at 1 s: one function, 900 at once, 1,769 MB": Setup("control_plane", 1.0, **fast),
+        "CP at 1 s: 40 shards, 900 at once, 1,769 MB": Setup("control_plane", 1.0, shards=40, **fast),
+    }
+    sizes = [round(10 ** (exponent / 20)) for exponent in range(40, 141)]
+    _, axes = plt.subplots(figsize=(7, 5))
+    for name, setup in setups.items():
+        minutes = [answer(setup, size).minutes for size in sizes]
+        axes.plot(sizes, minutes, "-" if setup.probe == "ec2" else "--", label=name, drawstyle="steps-post")
+    axes.axhline(10, color="grey", linewidth=1)
+    axes.annotate(
+        "alarm: candidates wait too long", (sizes[0], 10), textcoords="offset points", xytext=(0, 4), color="grey"
+    )
+    axes.set(xscale="log", yscale="log", ylim=(0.8, 1_000), xlabel="workspaces", ylabel="minutes until all are checked")
+    axes.set_title("How far a set-up goes (model)")
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2, fontsize="small")
+    _save("scale")
 
 
 def _parts(figures: Mapping[str, Any], name: str) -> dict[str, float]:

@@ -1,9 +1,9 @@
-"""Write the figures of bench/results.json into the READMEs.
+"""Write the figures of bench/results.json into the READMEs, and the model's into docs/scale.md.
 
     python -m bench.readme [--write]
 
-README.md gets one summary table, bench/README.md gets every table, each between its markers. Prints both sections;
-with --write it puts them into the files.
+README.md gets one summary table, bench/README.md gets every table, docs/scale.md what `bench.scale` works out, each
+between its markers. Prints the sections; with --write it puts them into the files.
 """
 
 import argparse
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench import scale
 from bench.tables import Table, all_tables
 
 CHECKOUT = Path(__file__).parent.parent
@@ -50,7 +51,7 @@ class Page:
 def main() -> int:
     """Print the sections, or write them; return the process's exit code."""
     parser = argparse.ArgumentParser(prog="python -m bench.readme", description="The bench figures in the READMEs.")
-    parser.add_argument("--write", action="store_true", help="put them into README.md and bench/README.md")
+    parser.add_argument("--write", action="store_true", help="put them into the files")
     if parser.parse_args().write:
         rewrite()
         return 0
@@ -61,7 +62,7 @@ def main() -> int:
 
 
 def rewrite() -> None:
-    """Put the figures into both files. Raises ValueError if one of them has no markers."""
+    """Put the figures into the files. Raises ValueError if one of them has no markers."""
     results = measured()
     for page in PAGES:
         page.write(results)
@@ -94,7 +95,11 @@ def _markdown(table: Table) -> str:
     )
 
 
-PAGES = (Page(CHECKOUT / "README.md", _summary), Page(CHECKOUT / "bench" / "README.md", _everything))
+PAGES = (
+    Page(CHECKOUT / "README.md", _summary),
+    Page(CHECKOUT / "bench" / "README.md", _everything),
+    Page(CHECKOUT / "docs" / "scale.md", lambda _: scale.page()),
+)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from bench.child import PROJECT
 from bench.events import events
 from bench.extremes import https_checks, mass_death, own_tables, slow_control_plane
 from bench.figures import APPLY, LAMBDA_SHARE, NO_AWS, Scenario, figures
+from bench.shards import shards
 from bench.stand_ins import Cp, Platform, hosted
 from bench.targets import targets
 from bench.world import CHECKOUT, DEAD_EVERY, EC2_LATENCY_S, Fleet, Process, Site, ec2_world
@@ -296,6 +297,7 @@ SCENARIOS: Mapping[str, tuple[str, Callable[[Site], Scenario]]] = {
     "own_tables": ("growth of our own tables", own_tables),
     "https": ("HTTPS", https_checks),
     "control_plane": ("control plane", control_plane),
+    "shards": ("eight shards", shards),
 }
 
 

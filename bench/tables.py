@@ -44,6 +44,7 @@ def all_tables(results: Mapping[str, Any]) -> list[Table]:
         "small_account": (_small_account,),
         "growth": (_growth,),
         "control_plane": (_coverage, _control_plane, _slow, _failing),
+        "shards": (_shards,),
         "targets": (_targets,),
         "events": (_events,),
         "zone": (_zone,),
@@ -205,6 +206,24 @@ def _failing(scenarios: Mapping[str, Any]) -> Table:
             ),
         ),
     )
+
+
+def _shards(scenarios: Mapping[str, Any]) -> Table:
+    figures = scenarios["shards"]
+    cells = tuple(
+        (
+            str(row["shards"]),
+            f"{row['checked'][0]:,}",
+            f"{row['ratio']} (at least {row['least']})" if "ratio" in row else "1",
+            _seconds(row["wall_s"][0]),
+            _seconds(row["cpu_s"][0]),
+            f"{row['peak_mib'][0]:.0f}",
+            str(row["flipped"][0]),
+        )
+        for row in figures["rows"]
+    )
+    header = ("shards", "rows checked", "ratio", "the longest took", "CPU of all", "peak MiB of one", "flipped")
+    return Table("Shards: one minute of a slow control plane", figures["conditions"], header, cells)
 
 
 def _targets(scenarios: Mapping[str, Any]) -> Table:

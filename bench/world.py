@@ -32,7 +32,7 @@ _FILL = """
 _RESET = (
     "UPDATE workspaces SET status = 'online' WHERE status = 'offline'",
     "TRUNCATE structure_events, reconciler.restarts, reconciler.doubts, reconciler.source_doubts",
-    "TRUNCATE reconciler.lease, reconciler.coverage",
+    "TRUNCATE reconciler.lease, reconciler.coverage, reconciler.shard_coverage",
     "INSERT INTO reconciler.coverage DEFAULT VALUES",
 )
 _OWE = """
@@ -46,7 +46,7 @@ _OWE = """
 """
 _LEFT_BEHIND = """
     SELECT (SELECT count(*) FROM reconciler.doubts) AS doubts,
-           (SELECT cursor IS NOT NULL OR cardinality(brought_forward) > 0 FROM reconciler.coverage) AS place_saved,
+           EXISTS (SELECT FROM reconciler.shard_coverage WHERE cursor IS NOT NULL) AS place_saved,
            (SELECT count(*) FROM reconciler.restarts WHERE closed_at IS NULL) AS restarts_open,
            (SELECT count(*) FROM structure_events) AS events
 """

@@ -23,5 +23,10 @@ def lambda_handler(event: Any, context: Any) -> dict[str, Any]:
         with begun(asked, warm, context) as (parts, deadline):
             in_time = deadline.within(holds.ANSWER_SECONDS - (time.monotonic() - began_at))
             return holds.carry_out(asked, parts.store, deadline, in_time)
+    if asked.explain is not None:
+        from handler import explain  # noqa: PLC0415 - no cycle pays for it
+
+        with begun(asked, warm, context) as (parts, deadline):
+            return explain.explain(asked.explain, warm.settings, parts, warm.sources, deadline)
     answer, _ = run_cycle(asked, warm, context, began_at)
     return answer

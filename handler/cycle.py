@@ -1,23 +1,24 @@
 """One cycle: observe → decide → act → report. Start reading here."""
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from handler.deadline import Deadline
 from handler.domain.coverage import MOST_FIRST, Progress, advance
-from handler.domain.decide import Action, Plan, decide
+from handler.domain.decide import Action, Memory, Plan, decide
 from handler.domain.doubts import doubt_changes
-from handler.domain.model import Cause, Sighting, Verdict
-from handler.domain.report import FleetGauges, Flip, Gauges, Outcome, Report, RestartCounts, no_skips
+from handler.domain.model import Verdict
+from handler.domain.report import FleetGauges, Gauges, Outcome, Report
 from handler.domain.restarts import Circumstances, longest_wait
+from handler.domain.shards import WHOLE
 from handler.errors import ReconcilerError
-from handler.flips import Flipper, FlipResults
+from handler.flips import Flipper
 from handler.phases import CLOSING_SECONDS, Phases
-from handler.probes import Probe, TargetTroubles
+from handler.probes import Probe
 from handler.remembering import SAVING_SECONDS, Remembering
+from handler.reporting import Acted, Observed, report_on, report_on_nobody, with_targets
 from handler.request import Request
-from handler.restarts import Answer, Platform
+from handler.restarts import Platform
 from handler.restarts.worker import RestartResults, RestartWorker
 from handler.settings import Settings
 from handler.state_changes import EventResults, event_results
@@ -47,38 +48,6 @@ class Parts:
 
 
 @dataclass(frozen=True, slots=True)
-class Observed:
-    """What a cycle saw: the candidates, a sighting for each that it reached, and whether time cut probing short.
-
-    `impaired` instances run, but fail EC2's system status check.
-    """
-
-    selection: Selection
-    sightings: list[Sighting]
-    impaired: int
-    cut_short: bool
-
-    @property
-    def deferred(self) -> int:
-        """How many candidates were not reached."""
-        return len(self.selection.workspaces) - len(self.sightings)
-
-    @property
-    def in_turn(self) -> set[str]:
-        """The ids of the candidates in turn, without those that were brought forward."""
-        return set(self.selection.queues.in_turn).difference(self.selection.queues.brought_forward)
-
-
-@dataclass(frozen=True, slots=True)
-class Acted:
-    """What a cycle did, or what a dry run would do; and what the open breaker kept it from."""
-
-    flips: FlipResults
-    restarts: RestartResults
-    blocked: tuple[Flip, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
 class Result:
     """What one cycle did, what is open in the database at its end, and what came of EC2's events."""
 
@@ -98,7 +67,7 @@ def run(request: Request, settings: Settings, parts: Parts, deadline: Deadline) 
         return _cycle(request, settings, parts, Phases.of(deadline, restarts_due=False))
     if not store.lease.acquire(deadline, lasts_s=closing.remaining()):
         gauges, fleet = store.gauges(closing), _fleet(store, closing, CycleLog())
-        return _looked_at_nobody(Outcome.ALREADY_RUNNING, request, settings, gauges, fleet)
+        return Result(report_on_nobody(Outcome.ALREADY_RUNNING, request, settings, gauges, fleet), gauges)
     try:
         may_ask = request.asks_for_restarts and parts.platform is not None
         restarts_due = may_ask and _restarts_are_due(request, settings, store, deadline)
@@ -124,25 +93,18 @@ def _cycle(request: Request, settings: Settings, parts: Parts, phases: Phases) -
         remembering.tend(longest_wait_s=longest_wait(settings.restarts, silence_s=settings.heartbeat_fresh_seconds))
     selection = _selection(request, settings, store, phases)
     if request.state_changes is not None and not selection.workspaces:  # most instances of an account are not ours
-        return _looked_at_nobody(Outcome.COMPLETED, request, settings, store.gauges(phases.closing), FleetGauges())
+        gauges = store.gauges(phases.closing)
+        return Result(report_on_nobody(Outcome.COMPLETED, request, settings, gauges, FleetGauges()), gauges)
     probe = parts.probe(phases.probing)
     observed = _observe(request, probe, selection, phases, log)
 
     # Decide. Reading and writing memory has until `closing`: even a cycle that is too late to act remembers what it
     # saw, and the next one begins with the dead.
     memory = store.doubts.recall(phases.closing, breaker_window_s=settings.breaker.window_s)
-    plan = decide(
-        observed.sightings,
-        memory,
-        settings.breaker,
-        settings.absence,
-        in_turn=observed.in_turn if full else None,
-        override_breaker=request.override_breaker,
-    )
-    _log_plan(plan, log)
+    plan = _decide(request, settings, observed, memory)
 
     # Act. What was seen is saved first, so that the next cycle knows it, however this one ends.
-    flipper = Flipper(store.flips, probe, _policy(request, settings, selection), settings, log)
+    flipper = Flipper(store.flips, probe, flip_policy(request, settings, selection), settings, log)
     if request.applies:
         changes = doubt_changes(
             observed.sightings, memory.doubts, absence_counts=plan.absence_counts, full=full, by_hand=request.adopt
@@ -150,11 +112,17 @@ def _cycle(request: Request, settings: Settings, parts: Parts, phases: Phases) -
         if full:
             remembering.save_coverage(_progress(observed, [one.workspace.id for one in plan.to_flip]))
         remembering.save_doubts(changes, seconds=phases.flipping.remaining() if plan.breaker.open else SAVING_SECONDS)
+        if plan.to_flip and request.shard != WHOLE:
+            # Of shards at work together, at least the last one to save sees here what all of them have seen.
+            fleet_now = store.doubts.fleet(phases.closing, breaker_window_s=settings.breaker.window_s)
+            plan = _decide(request, settings, observed, replace(memory, fleet=fleet_now))
+        _log_plan(plan, log)
         flips = flipper.flip(plan.to_flip, phases.flipping)
         remembering.note_outcomes(plan, changes, flips)
         blocked = flipper.rehearse(plan.stopped[:FLIPS_REPORTED], phases.flipping, logged=False)
         acted = Acted(flips, _restarts(request, settings, parts, phases, probe, selection, plan, log), blocked.flips)
     else:
+        _log_plan(plan, log)
         acted = Acted(flipper.rehearse(plan.to_flip, phases.flipping), RestartResults())
 
     # Report.
@@ -163,8 +131,8 @@ def _cycle(request: Request, settings: Settings, parts: Parts, phases: Phases) -
         progress = remembering.save_coverage(progress)
         remembering.purge(phases.whole)
     gauges, fleet = store.gauges(phases.closing), _fleet(store, phases.closing, log)
-    report = _report(request, settings, observed, plan, acted, progress, gauges, fleet)
-    report = _with_targets(report, probe.troubles(), observed, full=full)
+    report = report_on(request, settings, observed, plan, acted, progress, gauges, fleet)
+    report = with_targets(report, probe.troubles(), observed, full=full)
     return Result(report, gauges, event_results(request.state_changes, selection, observed.sightings, acted.flips))
 
 
@@ -198,7 +166,19 @@ def _observe(request: Request, probe: Probe, selection: Selection, phases: Phase
     return Observed(selection, sightings, count_impaired(), cut_short)
 
 
-def _policy(request: Request, settings: Settings, selection: Selection) -> FlipPolicy:
+def _decide(request: Request, settings: Settings, observed: Observed, memory: Memory) -> Plan:
+    return decide(
+        observed.sightings,
+        memory,
+        settings.breaker,
+        settings.absence,
+        in_turn=None if request.narrowed else observed.in_turn,
+        override_breaker=request.override_breaker,
+    )
+
+
+def flip_policy(request: Request, settings: Settings, selection: Selection) -> FlipPolicy:
+    """Return what a cycle judges the re-read rows by."""
     changes, restarts = request.state_changes, settings.restarts
     if changes is not None:  # the flip may come within seconds of the last heartbeat, so the restart waits for silence
         restarts = replace(restarts, grace_s=max(restarts.grace_s, settings.heartbeat_fresh_seconds))
@@ -234,7 +214,14 @@ def _restarts(
         absence=settings.absence,
     )
     worker = RestartWorker(
-        parts.store, probe, settings, clock=selection.clock, now=now, workspace_ids=request.workspace_ids, log=log
+        parts.store,
+        probe,
+        settings,
+        clock=selection.clock,
+        now=now,
+        workspace_ids=request.workspace_ids,
+        most=request.shard.share(settings.restarts.per_cycle),
+        log=log,
     )
     return worker.run(parts.platform, phases.restarts, phases.closing, release=request.override_breaker)
 
@@ -269,89 +256,4 @@ def _progress(observed: Observed, out_of_time: list[str]) -> Progress:
         checked={sighting.workspace.id for sighting in sightings},
         out_of_time=out_of_time,
         most_first=min(len(sightings) // 2, MOST_FIRST),
-    )
-
-
-def _looked_at_nobody(
-    outcome: Outcome, request: Request, settings: Settings, gauges: Gauges, fleet: FleetGauges
-) -> Result:
-    """Return the result of a cycle that ended before it looked at anybody: how things stand."""
-    report = Report(
-        mode=request.mode,
-        probe=settings.probe,
-        outcome=outcome,
-        restarts=_restart_counts(RestartResults(), gauges),
-        on_hold=gauges.on_hold,
-        oldest_doubt_seconds=round(gauges.oldest_doubt_s),
-        unrecorded=fleet.unrecorded,
-        offline_unowed=fleet.offline_unowed,
-    )
-    return Result(report, gauges)
-
-
-def _report(
-    request: Request,
-    settings: Settings,
-    observed: Observed,
-    plan: Plan,
-    acted: Acted,
-    progress: Progress,
-    gauges: Gauges,
-    fleet: FleetGauges,
-) -> Report:
-    verdicts = Counter(sighting.verdict for sighting in observed.sightings)
-    skipped = acted.flips.skipped + Counter(one.skipped for one in plan.decisions if one.skipped is not None)
-    done = Counter(flip.adopted for flip in acted.flips.flips) if request.applies else Counter()
-    blocked = tuple(replace(flip, blocked=True) for flip in acted.blocked)
-    return Report(
-        mode=request.mode,
-        probe=settings.probe,
-        candidates=len(observed.selection.workspaces),
-        checked=len(observed.sightings),
-        running=verdicts[Verdict.RUNNING],
-        transition=verdicts[Verdict.TRANSITION],
-        dead=verdicts[Verdict.DEAD],
-        absent=verdicts[Verdict.ABSENT],
-        unknown=verdicts[Verdict.UNKNOWN],
-        impaired=observed.impaired,
-        flipped=done[False],
-        adopted=done[True],
-        completed_pass=progress.completed_pass and not request.narrowed,
-        skipped=no_skips() | {str(reason): count for reason, count in skipped.items()},
-        deferred=observed.deferred,
-        deadline_hit=observed.cut_short or observed.deferred > 0 or bool(acted.flips.out_of_time),
-        breaker_open=plan.breaker.open,
-        restarts=_restart_counts(acted.restarts, gauges, superseded=acted.flips.cancelled),
-        on_hold=gauges.on_hold,
-        oldest_doubt_seconds=round(gauges.oldest_doubt_s),
-        unrecorded=fleet.unrecorded,
-        offline_unowed=fleet.offline_unowed,
-        flips=acted.flips.flips + blocked,
-    )
-
-
-def _with_targets(report: Report, troubles: TargetTroubles, observed: Observed, *, full: bool) -> Report:
-    """Name the targets that failed, and those that are empty.
-
-    A narrowed cycle looks at too few to call a target empty, unless that keeps somebody from being absent.
-    """
-    matters = full or any(one.failure and one.failure.cause is Cause.EMPTY_TARGET for one in observed.sightings)
-    empty = list(troubles.empty) if matters else []
-    for target, failure in troubles.failed.items():
-        logger.warning("target failed", target=target, error=str(failure))
-    for target in empty:
-        logger.warning("target empty", target=target, reason="no candidate's instance was found there")
-    return replace(report, targets_failed=list(troubles.failed), targets_empty=empty)
-
-
-def _restart_counts(results: RestartResults, gauges: Gauges, *, superseded: int = 0) -> RestartCounts:
-    return RestartCounts(
-        accepted=results.answers[Answer.ACCEPTED],
-        cancelled=results.cancelled + superseded,
-        refused=results.answers[Answer.REFUSED],
-        uncertain=results.answers[Answer.UNCERTAIN],
-        blocked=gauges.restarts_blocked,
-        pending=gauges.restarts_pending,
-        backing_off=gauges.restarts_backing_off,
-        unrecovered=gauges.restarts_unrecovered,
     )

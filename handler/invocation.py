@@ -8,6 +8,7 @@ from typing import Any
 
 from handler import cycle, process
 from handler.deadline import Deadline
+from handler.domain.shards import WHOLE
 from handler.request import Request
 from handler.telemetry import cycle_finished, emit_event_metrics, emit_metrics, emit_would_flip, logger
 
@@ -17,8 +18,10 @@ _ONLY_IF_TRUE = ("adopted", "blocked")
 @contextmanager
 def begun(asked: Request, warm: process.Process, context: Any) -> Iterator[tuple[cycle.Parts, Deadline]]:
     """Give an invocation its parts and its time. Nothing acts after it."""
-    parts = warm.parts(leased=asked.state_changes is None)
+    parts = warm.parts(leased=asked.state_changes is None, shard=asked.shard)
     logger.append_keys(cycle_id=parts.cycle_id, mode=asked.mode)
+    if asked.shard != WHOLE:
+        logger.append_keys(shard=asked.shard.number, shards=asked.shard.of)
     deadline = Deadline(process.seconds_for(warm.settings.cycle_deadline_seconds, context))
     try:
         yield parts, deadline

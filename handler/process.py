@@ -8,6 +8,7 @@ from typing import Any
 
 from handler import cycle
 from handler.deadline import Deadline
+from handler.domain.shards import WHOLE, Shard
 from handler.net.aws import Aws
 from handler.net.bounded import BoundedPools
 from handler.net.roles import RoleClient
@@ -51,18 +52,24 @@ class Process:
         self._secrets = Secrets(self._aws.secret_text)
         self._session = Session(self.settings.database, self._secrets, self._aws.database_token)
 
-    def parts(self, *, leased: bool = True) -> cycle.Parts:
-        """Return what a new cycle uses of the outside world, and its id.
+    def parts(self, *, leased: bool = True, shard: Shard = WHOLE) -> cycle.Parts:
+        """Return what a new cycle of a shard uses of the outside world, and its id.
 
         `leased`: it takes the lease. Otherwise it works beside whoever has it.
         """
         cycle_id, platform = str(uuid.uuid4()), self.settings.platform
         return cycle.Parts(
             cycle_id=cycle_id,
-            store=Store(self._session, cycle_id, leased=leased),
+            store=Store(self._session, cycle_id, leased=leased, shard=shard),
             probe=self._probe,
             platform=None if platform is None else partial(self._platform, platform),
         )
+
+    def sources(self, deadline: Deadline) -> Mapping[str, Probe]:
+        """Return each source of truth by its name, to be asked by itself: the targets, or the control plane."""
+        if self.settings.probe == EC2:
+            return {one.target: one for one in self._ec2_probes()}
+        return {CONTROL_PLANE: self._probe(deadline)}
 
     def rest(self) -> None:
         """Close the idle connections to AWS, which would not survive until the next invocation."""
@@ -88,11 +95,13 @@ class Process:
                 timeout_s=settings.probe_timeout_seconds,
                 ca_file=settings.https_ca_file,
             )
-        targets = settings.ec2_targets or (Target(self._aws.region()),)
-        probes = [self._ec2_probe(one) for one in targets]
+        probes = self._ec2_probes()
         if len(probes) == 1:
             return probes[0]
         return TargetsProbe(probes, timeout_s=settings.probe_timeout_seconds, hints=self._found_in)
+
+    def _ec2_probes(self) -> list[Ec2Probe]:
+        return [self._ec2_probe(one) for one in self.settings.ec2_targets or (Target(self._aws.region()),)]
 
     def _ec2_probe(self, target: Target) -> Ec2Probe:
         timeout_s, within = self.settings.probe_timeout_seconds, self._aws.within

@@ -30,9 +30,10 @@ class Remembering:
         self._saved: Progress | None = None
 
     def tend(self, *, longest_wait_s: float) -> None:
-        """Take back times that lie too far ahead, and forget the doubts whose rows have moved on."""
+        """Take back times that lie too far ahead, take up the shard, and forget the doubts whose rows have moved on."""
         take_back = partial(self._store.memory.take_back_times, longest_wait_s=longest_wait_s)
         self._attempt("times not taken back", take_back)
+        self._attempt("coverage not taken up", self._store.memory.take_up)
         self._attempt("doubts not tended", self._store.doubts.tend)
 
     def save_doubts(self, changes: DoubtChanges, *, seconds: float = SAVING_SECONDS) -> None:

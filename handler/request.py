@@ -9,11 +9,13 @@ from typing import Any
 from aws_lambda_powertools.utilities.data_classes import EventBridgeEvent
 
 from handler.domain.model import INSTANCE_ID, LONGEST_REASON
+from handler.domain.shards import MOST_SHARDS, WHOLE, Shard
 from handler.domain.state_changes import StateChange, merged
 from handler.errors import RequestError, field_refused, shown
 
 APPLY = "apply"
 DRY_RUN = "dry-run"
+EXPLAIN = "explain"
 
 _SCHEDULERS = ("aws.events", "aws.scheduler")
 _SCHEDULED = "Scheduled Event"
@@ -22,6 +24,8 @@ _STATE_CHANGE = "EC2 Instance State-change Notification"
 _OPTIONS = ("mode", "workspace_ids", "limit", "override_breaker", "adopt")
 _HOLD_CHANGES = ("hold", "release")
 _SHARDING = ("shard", "shards")
+_NARROWING = ("workspace_ids", "limit", "adopt")
+_EXPLAINED = "workspace_id"
 # In a hold and in a release: everything, in place of single workspaces.
 _ALL = "all"
 LONGEST_HOLD_SECONDS = 30 * 86_400
@@ -50,10 +54,12 @@ class ReleaseRequest:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One cycle. `workspace_ids` and `limit` narrow it; None means every candidate. It may be `scheduled`.
+    """One cycle of a shard, by default the whole fleet. It may be `scheduled`.
 
+    `workspace_ids` and `limit` narrow it; None means every candidate.
     With `adopt`, it also takes the named workspaces that are offline. `state_changes`, by instance id, narrow it to the
-    workspaces that record these instances. With `hold` or `release` there is no cycle, only that change.
+    workspaces that record these instances. With `hold` or `release` there is no cycle, only that change. Nor is there
+    with `explain`, the workspace to explain.
     """
 
     mode: str
@@ -64,7 +70,9 @@ class Request:
     scheduled: bool = False
     hold: HoldRequest | None = None
     release: ReleaseRequest | None = None
+    explain: str | None = None
     state_changes: Mapping[str, StateChange] | None = None
+    shard: Shard = WHOLE
 
     @property
     def applies(self) -> bool:
@@ -73,7 +81,7 @@ class Request:
 
     @property
     def narrowed(self) -> bool:
-        """Tell whether the cycle looks at only some of the candidates."""
+        """Tell whether the cycle looks at only some of its shard's candidates."""
         return any(one is not None for one in (self.workspace_ids, self.limit, self.state_changes))
 
     @property
@@ -131,7 +139,7 @@ def _seconds(time: object) -> float | None:
 
 
 def _refuse_options(event: Mapping[str, Any], kind: str) -> None:
-    for name in (*_OPTIONS, *_HOLD_CHANGES, *_SHARDING):
+    for name in (*_OPTIONS, *_HOLD_CHANGES, *_SHARDING, _EXPLAINED):
         if name in event:  # ignoring it would apply what was not to be applied
             raise field_refused(name, event[name], f"no such field in {kind}")
 
@@ -150,15 +158,15 @@ def _scheduled(event: Mapping[str, Any]) -> Request:
 
 
 def _by_hand(event: Mapping[str, Any]) -> Request:
+    if event.get("mode") == EXPLAIN:
+        return _explanation(event)
     for name in event:
-        if name in _SHARDING:
-            raise field_refused(name, event[name], "no such field: shards are not supported yet")
-        if name not in (*_OPTIONS, *_HOLD_CHANGES):
-            expected = f"one of {', '.join((*_OPTIONS, *_HOLD_CHANGES))}, or a scheduled event"
+        if name not in (*_OPTIONS, *_HOLD_CHANGES, *_SHARDING):
+            expected = f"one of {', '.join((*_OPTIONS, *_HOLD_CHANGES, *_SHARDING))}, or a scheduled event"
             raise RequestError(f"event field {shown(name)}: unknown; expected {expected}")
     mode = event.get("mode", DRY_RUN)
     if mode not in (APPLY, DRY_RUN):
-        raise field_refused("mode", mode, f"{APPLY} or {DRY_RUN}")
+        raise field_refused("mode", mode, f"{APPLY}, {DRY_RUN} or {EXPLAIN}")
     for name in _HOLD_CHANGES:
         if name in event:
             return _hold_change(name, event, mode)
@@ -166,7 +174,32 @@ def _by_hand(event: Mapping[str, Any]) -> Request:
         raise field_refused("adopt", event["adopt"], "no such field without workspace_ids")
     override, adopt = _switch(event, "override_breaker"), _switch(event, "adopt")
     ids = _workspace_ids("workspace_ids", event["workspace_ids"]) if "workspace_ids" in event else None
-    return Request(mode, ids, _limit(event), override, adopt)
+    return Request(mode, ids, _limit(event), override, adopt, shard=_shard(event))
+
+
+def _shard(event: Mapping[str, Any]) -> Shard:
+    """Return the shard that the event names: both of its fields, or neither."""
+    if not any(name in event for name in _SHARDING):
+        return WHOLE
+    for name in _NARROWING:
+        if name in event:
+            raise field_refused(name, event[name], "no such field beside shard and shards")
+    number, of = (event.get(name) for name in _SHARDING)
+    if isinstance(of, bool) or not isinstance(of, int) or not 1 <= of <= MOST_SHARDS:
+        raise field_refused("shards", of, f"a whole number from 1 to {MOST_SHARDS}, beside shard")
+    if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < of:
+        raise field_refused("shard", number, f"a whole number from 0 to {of - 1}, beside shards")
+    return Shard(number, of)
+
+
+def _explanation(event: Mapping[str, Any]) -> Request:
+    for name in event:
+        if name not in ("mode", _EXPLAINED):
+            raise field_refused(name, event[name], f"no such field beside the mode {EXPLAIN}")
+    workspace_id = event.get(_EXPLAINED)
+    if not isinstance(workspace_id, str) or not _UUID.fullmatch(workspace_id):
+        raise field_refused(_EXPLAINED, workspace_id, "a UUID")
+    return Request(EXPLAIN, explain=workspace_id.lower())
 
 
 def _hold_change(name: str, event: Mapping[str, Any], mode: str) -> Request:

@@ -66,7 +66,7 @@ _MOST_VALUES = 99
 
 # Every key, beside Powertools' own, that a log line may carry.
 LOG_KEYS = (
-    *("cycle_id", "mode", "reason", "error"),
+    *("cycle_id", "mode", "shard", "shards", "reason", "error"),
     *("function_name", "function_memory_size", "function_arn", "function_request_id", "cold_start"),
     *("workspace_id", "instance_id", "instance_state", "verdict", "target", "attempt"),
     *("what", "count", "dead", "counted"),

@@ -84,7 +84,8 @@ RESET reconciler.role;
 GRANT USAGE ON SCHEMA reconciler TO :"role";
 GRANT SELECT ON reconciler.schema_version TO :"role";
 GRANT SELECT, INSERT, UPDATE, DELETE ON reconciler.lease TO :"role";
-GRANT SELECT, UPDATE ON reconciler.coverage TO :"role";
+GRANT SELECT, UPDATE ON reconciler.coverage TO :"role";  -- UPDATE: the previous release keeps its coverage there
+GRANT SELECT, INSERT, UPDATE, DELETE ON reconciler.shard_coverage TO :"role";
 GRANT SELECT, INSERT, UPDATE, DELETE ON reconciler.doubts TO :"role";
 GRANT SELECT, INSERT, UPDATE, DELETE ON reconciler.source_doubts TO :"role";
 GRANT SELECT, INSERT, UPDATE, DELETE ON reconciler.restarts TO :"role";

@@ -12,16 +12,16 @@
 --   * It never downgrades: a schema that is newer than this file is left alone.
 --   * It runs nothing of anybody else's: a schema `reconciler` that is not only ours is refused, whoever prepared it.
 --
--- To add version 3, set `newest` to 3, write step 3 below step 2, and add new tables to `own_tables`.
+-- To add version 4, set `newest` to 4, write step 4 below step 3, and add new tables to `own_tables`.
 --   * A step must be safe to run twice (IF NOT EXISTS and the like): a schema that lost a table goes through all steps.
 --   * The previous release must be able to go on working: add tables and columns, but keep what it uses.
 --   * Once the code cannot do without the step, raise its SCHEMA_VERSION (rights.py).
 
 DO $schema$
 DECLARE
-    newest     CONSTANT integer := 2;
-    own_tables CONSTANT pg_catalog.text[] := '{schema_version, lease, coverage, doubts, source_doubts, restarts, '
-                                             'restart_stops, holds}';
+    newest     CONSTANT integer := 3;
+    own_tables CONSTANT pg_catalog.text[] := '{schema_version, lease, coverage, shard_coverage, doubts, '
+                                             'source_doubts, restarts, restart_stops, holds, workspace_restarts}';
     give_up_at pg_catalog.timestamptz;
     strange    pg_catalog.text;
     bounded    pg_catalog.record;
@@ -507,6 +507,126 @@ BEGIN
         DROP TRIGGER IF EXISTS date_absence ON reconciler.restarts;
         CREATE TRIGGER date_absence BEFORE INSERT OR UPDATE ON reconciler.restarts
             FOR EACH ROW EXECUTE FUNCTION reconciler.date_absence();
+    END IF;
+
+    -- Step 3: shards, and a view for the platform. The previous release knows no shards: its leases and doubts are those
+    -- of the whole fleet, shard 0 of 1.
+    IF installed < 3 THEN
+        ALTER TABLE reconciler.lease
+            ADD COLUMN IF NOT EXISTS shards INTEGER NOT NULL DEFAULT 1,
+            ADD COLUMN IF NOT EXISTS shard  INTEGER NOT NULL DEFAULT 0,
+            DROP CONSTRAINT IF EXISTS lease_shard,
+            ADD CONSTRAINT lease_shard CHECK (shards BETWEEN 1 AND 1000 AND shard BETWEEN 0 AND shards - 1);
+        COMMENT ON TABLE reconciler.lease IS
+            'Lets one cycle at a time act in any range of ids. Safety does not rest on it: the lock on a workspace''s '
+            'row and the claim on a restart keep anything from happening twice.';
+        COMMENT ON COLUMN reconciler.lease.shard IS
+            'It is the lease on this shard: number `shard`, from 0 on, of `shards` equal ranges of the ids.';
+
+        ALTER TABLE reconciler.source_doubts
+            ADD COLUMN IF NOT EXISTS shards INTEGER NOT NULL DEFAULT 1,
+            ADD COLUMN IF NOT EXISTS shard  INTEGER NOT NULL DEFAULT 0,
+            DROP CONSTRAINT IF EXISTS source_doubts_shard,
+            ADD CONSTRAINT source_doubts_shard CHECK (shards BETWEEN 1 AND 1000 AND shard BETWEEN 0 AND shards - 1),
+            DROP CONSTRAINT IF EXISTS source_doubts_pkey;
+        ALTER TABLE reconciler.source_doubts ADD CONSTRAINT source_doubts_pkey PRIMARY KEY (cause, shards, shard);
+        COMMENT ON TABLE reconciler.source_doubts IS
+            'Causes for which more than 1,000 instances were unknown in the last cycle of a shard: one doubt about the '
+            'source, in place of one for each workspace.';
+        COMMENT ON COLUMN reconciler.source_doubts.shard IS
+            'Which shard saw it: number `shard`, from 0 on, of `shards` equal ranges of the ids.';
+
+        CREATE TABLE IF NOT EXISTS reconciler.shard_coverage (
+            shards            INTEGER NOT NULL,
+            shard             INTEGER NOT NULL,
+            cursor            UUID,
+            pass_start        UUID,
+            brought_forward   UUID[] NOT NULL DEFAULT '{}',
+            taken_up_at       TIMESTAMPTZ NOT NULL DEFAULT now(),
+            used_at           TIMESTAMPTZ,
+            pass_completed_at TIMESTAMPTZ,
+            PRIMARY KEY (shards, shard),
+            CONSTRAINT shard_coverage_bounds CHECK (
+                shards BETWEEN 1 AND 1000 AND shard BETWEEN 0 AND shards - 1
+                AND cardinality(brought_forward) <= 1000
+                AND array_length(brought_forward, 1) = cardinality(brought_forward)
+                AND LEAST(taken_up_at, used_at, pass_completed_at) >= '2000-01-01Z'
+                AND GREATEST(taken_up_at, used_at, pass_completed_at) <= '2200-01-01Z'
+            )
+        );
+        COMMENT ON TABLE reconciler.coverage IS
+            'How far the full cycles of the previous release got (one row). This release keeps shard_coverage, and goes on '
+            'from here once.';
+        COMMENT ON TABLE reconciler.shard_coverage IS
+            'How far each shard has got: number `shard`, from 0 on, of `shards` equal ranges of the ids. A full cycle is '
+            'shard 0 of 1. A set of shards that was not used for a week is deleted.';
+        COMMENT ON COLUMN reconciler.shard_coverage.cursor IS
+            'The shard''s next cycle begins after this id. This pass has checked the candidates from pass_start up to '
+            'it. NULL: the shard has saved nothing yet.';
+        COMMENT ON COLUMN reconciler.shard_coverage.pass_start IS 'The id after which the current pass began.';
+        COMMENT ON COLUMN reconciler.shard_coverage.brought_forward IS
+            'Workspaces that the shard''s next cycle checks early, because an earlier one ran out of time for them.';
+        COMMENT ON COLUMN reconciler.shard_coverage.taken_up_at IS
+            'When this set of shards was used first, or again after a rest. Its ages count from then at the earliest.';
+        COMMENT ON COLUMN reconciler.shard_coverage.used_at IS
+            'When a cycle of the shard last began or saved its progress; NULL: never.';
+        COMMENT ON COLUMN reconciler.shard_coverage.pass_completed_at IS 'When the shard''s last pass was completed.';
+
+        -- A view for the platform. It reads our own tables alone, and shows nobody's words: neither the reason of a
+        -- hold nor an instance id. `security_barrier` keeps functions in a query on it from seeing other rows.
+        CREATE OR REPLACE VIEW reconciler.workspace_restarts WITH (security_barrier = true) AS
+        WITH active_holds AS (
+            SELECT workspace_id, max(ends_at) AS ends_at FROM reconciler.holds WHERE ends_at > now() GROUP BY workspace_id
+        ), stop AS (
+            SELECT max(ends_at) AS ends_at FROM reconciler.restart_stops
+            WHERE ends_at > now() AND ends_at <= now() + interval '25 hours'
+        ), latest AS (
+            SELECT DISTINCT ON (workspace_id) *, closed_at IS NULL AS is_open FROM reconciler.restarts
+            WHERE closed_at IS NULL OR watched_since IS NOT NULL AND watch_ended_at IS NULL
+            ORDER BY workspace_id, closed_at IS NULL DESC, id DESC
+        ), known AS (
+            SELECT latest.*, stop.ends_at AS stopped_until,
+                   GREATEST((SELECT ends_at FROM active_holds WHERE active_holds.workspace_id = latest.workspace_id),
+                            (SELECT ends_at FROM active_holds WHERE active_holds.workspace_id IS NULL)) AS on_hold_until
+            FROM latest CROSS JOIN stop
+        )
+        SELECT workspace_id, on_hold_until,
+               CASE WHEN is_open THEN flipped_at END AS owed_since,
+               CASE WHEN is_open THEN GREATEST(now(), due_at, backoff_until, on_hold_until, stopped_until) END
+                   AS next_attempt_at,
+               CASE WHEN is_open AND backoff_until > now() THEN backoff_until END AS backing_off_until,
+               CASE
+                   WHEN is_open AND on_hold_until IS NOT NULL THEN 'on hold'
+                   WHEN is_open AND stopped_until IS NOT NULL THEN 'the platform asked to be left alone'
+                   WHEN is_open AND kept_back_at IS NOT NULL AND NOT released THEN 'kept back by the breaker'
+                   WHEN is_open AND backoff_until > now() THEN format('backing off: restart %s in a row', streak + 1)
+                   WHEN is_open AND due_at <= now() THEN 'due'
+                   WHEN is_open AND last_answer = 'claimed' THEN 'asked for, without an answer yet'
+                   WHEN is_open AND last_answer = 'uncertain' THEN 'asked for, and uncertain whether it has begun'
+                   WHEN is_open AND last_answer = 'refused' THEN 'refused by the platform, and tried again'
+                   WHEN is_open AND last_answer = 'blocked' THEN 'blocked by a paused ancestor, and tried again'
+                   WHEN is_open AND watched_since IS NOT NULL THEN 'owed again: an earlier restart did nothing'
+                   WHEN is_open AND adopted THEN 'adopted: somebody else may be at it'
+                   WHEN is_open THEN 'waiting for its grace'
+                   WHEN up_since IS NOT NULL THEN 'up again, and watched'
+                   WHEN on_hold_until IS NULL AND watched_since < now() - interval '15 minutes'
+                       THEN 'unrecovered: it should be up by now'
+                   ELSE 'watched: it should be up soon'
+               END AS reason
+        FROM known
+        UNION ALL
+        SELECT workspace_id, ends_at, NULL, NULL, NULL, 'on hold' FROM active_holds
+        WHERE NOT EXISTS (SELECT FROM latest WHERE latest.workspace_id = active_holds.workspace_id);
+        COMMENT ON VIEW reconciler.workspace_restarts IS
+            'For the platform: why a workspace is not back, and when it will be. A row for each one whose restart is '
+            'owed or watched, or that is on hold. docs/reference.md says how to grant it.';
+        COMMENT ON COLUMN reconciler.workspace_restarts.workspace_id IS 'NULL: the hold is on everything.';
+        COMMENT ON COLUMN reconciler.workspace_restarts.owed_since IS
+            'When the workspace was flipped or adopted; NULL: no restart is owed.';
+        COMMENT ON COLUMN reconciler.workspace_restarts.next_attempt_at IS
+            'The platform is not asked before; NULL: no restart is owed.';
+        COMMENT ON COLUMN reconciler.workspace_restarts.backing_off_until IS 'NULL: it is in no crash loop.';
+        COMMENT ON COLUMN reconciler.workspace_restarts.reason IS 'The state of its restart, in words.';
     END IF;
 
     INSERT INTO reconciler.schema_version (version) VALUES (newest)

@@ -70,5 +70,8 @@ def _sentence(error: botocore.exceptions.ClientError) -> str:
     if code in _EXPIRED:
         return f"the sign-in to AWS is no longer valid ({code}): sign in again"
     if code in _DENIED or code.endswith("AccessDenied"):
-        return f"AWS denied {error.operation_name}: {said or 'no reason given'} (who deploys needs that right)"
+        return (
+            f"AWS denied {error.operation_name}: {said or 'no reason given'} (ops/deployer-policy.json has every right"
+            " that is needed)"
+        )
     return f"AWS refused {error.operation_name}: {said or 'no reason given'} ({code})"

@@ -42,9 +42,13 @@ def stack_name(environment: str) -> str:
 
 def read(path: Path, environment: str) -> Answers | None:
     """Return the environment's answers, or None if there are none yet. Raises OpsError."""
-    section = _document(path).get(environment, {}).get("deploy", {}).get("parameters")
-    if section is None:
-        return None
+    section = _document(path)
+    for name in (environment, "deploy", "parameters"):
+        section = section.get(name)
+        if section is None:
+            return None
+        if not isinstance(section, Mapping):
+            raise OpsError(f"{path.name} cannot be read: {name} is no table in it. Correct it, or move it away")
     return Answers(
         environment=environment,
         stack=str(section.get("stack_name") or stack_name(environment)),
@@ -72,9 +76,7 @@ def write(path: Path, answers: Answers) -> None:
     for name, value in answers.parameters.items():
         overrides[name] = value
     section["parameter_overrides"] = overrides
-    temporary = path.with_suffix(".toml.new")
-    temporary.write_text(tomlkit.dumps(document))
-    temporary.replace(path)
+    _save(path, document)
 
 
 def forget(path: Path, environment: str) -> None:
@@ -85,14 +87,21 @@ def forget(path: Path, environment: str) -> None:
     del document[environment]["deploy"]
     if not document[environment]:
         del document[environment]
-    path.write_text(tomlkit.dumps(document))
+    _save(path, document)
+
+
+def _save(path: Path, document: Any) -> None:
+    """Replace the file as a whole, or not at all."""
+    temporary = path.with_suffix(".toml.new")
+    temporary.write_text(tomlkit.dumps(document))
+    temporary.replace(path)
 
 
 def _document(path: Path) -> Any:
     try:
         return tomlkit.parse(path.read_text()) if path.exists() else tomlkit.document()
-    except tomlkit.exceptions.TOMLKitError as error:
-        raise OpsError(f"{path.name} cannot be read: {error}") from error
+    except (tomlkit.exceptions.TOMLKitError, UnicodeDecodeError) as error:
+        raise OpsError(f"{path.name} cannot be read: {error}. Correct it, or move it away") from error
 
 
 def _overrides(path: Path, section: Any) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """RDS's certificate authorities, which sign the certificates of its databases. The build packs infra/ca/*.pem."""
 
 import hashlib
+import http.client
 import ssl
 import urllib.request
 from dataclasses import dataclass
@@ -42,8 +43,10 @@ def fetch(path: Path, partition: str) -> Authorities:
     url = address(partition)
     try:
         content = _read_url(url)
-    except OSError as error:
-        raise OpsError(f"RDS's authorities cannot be fetched from {url} ({error}): put them into {BUNDLE}") from error
+    except (OSError, http.client.HTTPException) as error:
+        raise OpsError(
+            f"RDS's authorities cannot be fetched from {url} ({error}): put that file into {BUNDLE} by other means"
+        ) from error
     found = _read(content, url)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".new")
@@ -54,7 +57,9 @@ def fetch(path: Path, partition: str) -> Authorities:
 
 def _read_url(url: str) -> bytes:
     with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as answer:  # noqa: S310 - an https constant
-        content: bytes = answer.read(_MOST_BYTES)
+        content: bytes = answer.read(_MOST_BYTES + 1)
+    if len(content) > _MOST_BYTES:
+        raise OSError(f"more than {_MOST_BYTES} bytes")
     return content
 
 
@@ -63,5 +68,7 @@ def _read(content: bytes, where: str) -> Authorities:
     try:
         context.load_verify_locations(cadata=content.decode("ascii"))
     except (ValueError, ssl.SSLError) as error:
-        raise OpsError(f"{where} has no certificates (PEM)") from error
+        raise OpsError(
+            f"{where} is not a whole file of certificates (PEM): delete it, or put the right one into {BUNDLE}"
+        ) from error
     return Authorities(context.cert_store_stats()["x509"], hashlib.sha256(content).hexdigest())

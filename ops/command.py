@@ -1,6 +1,8 @@
 """The command line of every command here, and how each of them ends."""
 
 import argparse
+import re
+import signal
 from collections.abc import Callable
 
 from ops import answers as answering
@@ -11,27 +13,51 @@ from ops.console import Abandoned, Console, OpsError
 def parser(description: str) -> argparse.ArgumentParser:
     """Return a parser with what all commands take."""
     commands = argparse.ArgumentParser(description=description)
-    commands.add_argument("--env", default=answering.DEFAULT, help="the environment, a section of samconfig.toml")
+    options(commands)
+    return commands
+
+
+def options(commands: argparse.ArgumentParser) -> None:
+    """Add what all commands take."""
+    commands.add_argument(
+        "--env", type=_environment, default=answering.DEFAULT, help="the environment, a section of samconfig.toml"
+    )
     commands.add_argument("--region", default="", help="the Region, if samconfig.toml does not name it")
     commands.add_argument("--yes", action="store_true", help="do not ask before going on")
-    return commands
+
+
+def _environment(text: str) -> str:
+    """Return an environment's name. It becomes part of the stack's, and a section of the file beside `version`."""
+    if text == "version" or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9-]{0,63}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no name for an environment: letters, digits and hyphens")
+    return text
 
 
 def run(command: Callable[[Console], None], *, on_failure: str = "") -> int:
     """Run a command; return its exit status. `on_failure` says how things stand if it did not get to its end."""
     console = Console()
+    before = signal.getsignal(signal.SIGINT)
     try:
         with explaining():
             command(console)
     except OpsError as error:
         console.say(f"error: {error}", "red")
+        for detail in error.details:
+            console.say(f"  - {detail}", "red")
+        console.say(on_failure)
+        return 1
+    except OSError as error:
+        console.say(f"error: {error.strerror or error}: {error.filename or 'a file or a program'}", "red")
         console.say(on_failure)
         return 1
     except Abandoned as said:
         console.say(str(said))
         return 1
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C would swallow what is said here
         console.say()
         console.say(f"Stopped. {on_failure}")
         return 130
+    finally:
+        signal.signal(signal.SIGINT, before)
     return 0

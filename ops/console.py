@@ -8,14 +8,20 @@ from itertools import zip_longest
 
 import rich.box
 import rich.console
-import rich.markup
 import rich.table
+import rich.text
+
+from ops.text import shown
 
 _LONGEST_ID = 36
 
 
 class OpsError(Exception):
-    """The command cannot go on; the message says why, and what to do."""
+    """The command cannot go on; the message says why, and what to do, with details in lines of their own."""
+
+    def __init__(self, message: str, details: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.details = details
 
 
 class Abandoned(Exception):  # noqa: N818 - nothing is wrong: somebody said no, or pressed Ctrl-C
@@ -45,7 +51,7 @@ class Console:
 
     def say(self, text: str = "", style: str = "") -> None:
         """Print a line."""
-        self._rich.print(rich.markup.escape(text), style=style or None)
+        self._rich.print(shown(text), style=style or None, markup=False, emoji=False)
 
     def headline(self, text: str) -> None:
         """Print a heading below an empty line."""
@@ -75,7 +81,7 @@ class Console:
             longest = min(_LONGEST_ID, max(map(len, texts), default=0))
             table.add_column(column, overflow="fold", min_width=longest if column in ids else None)
         for row, style in zip_longest(rows, styles):
-            table.add_row(*map(rich.markup.escape, row), style=style)
+            table.add_row(*(rich.text.Text(shown(text)) for text in row), style=style)
         self._rich.print(table)
 
     @contextmanager
@@ -85,10 +91,15 @@ class Console:
         yield
 
     def ask(self, question: str, check: Check = anything, *, default: str = "", hidden: bool = False) -> str:
-        """Ask until the answer can be used. Enter alone takes the default. A hidden answer is not echoed."""
+        """Ask until the answer can be used. Enter alone takes the default, a hyphen nothing instead of it.
+
+        A hidden answer is not echoed.
+        """
         while True:
             shown = f" [{default}]" if default else ""
             answer = self._input(f"{question}{shown}: ", hidden=hidden).strip() or default
+            if answer == "-" and default:
+                answer = ""
             try:
                 return check(answer)
             except AnswerError as reason:
@@ -117,11 +128,12 @@ class Console:
         return int(self.ask(question, number_of, default="1" if len(options) == 1 else "")) - 1
 
     def _input(self, prompt: str, *, hidden: bool) -> str:
+        prompt = shown(prompt)
         if not self.interactive:
             raise OpsError(f"there is no terminal to ask on: {prompt}")
         try:
             if hidden:  # getpass turns the echo off before it prompts; rich would afterwards
                 return getpass.getpass(prompt)
-            return str(self._rich.input(rich.markup.escape(prompt)))
+            return str(self._rich.input(prompt, markup=False, emoji=False))
         except EOFError:
             raise KeyboardInterrupt from None

@@ -43,7 +43,7 @@ def databases(account: Account) -> list[Found]:
     clusters = [
         _cluster(one, groups.get(one.get("DBSubnetGroup", ""), {}))
         for one in account.pages("rds", "describe_db_clusters", "DBClusters")
-        if one["Engine"] in _ENGINES and one.get("Endpoint")
+        if one["Engine"] in _ENGINES and one.get("Endpoint") and not one.get("ReplicationSourceIdentifier")
     ]
     instances = [
         _instance(one)

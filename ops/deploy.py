@@ -38,12 +38,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ops import answers as answering
-from ops import authorities, vault
+from ops import authorities, parameters, vault
 from ops.account import Account
 from ops.answers import Answers
 from ops.command import parser, run
 from ops.console import Abandoned, Console, OpsError
-from ops.plan import DISABLED, ENABLED, SCHEDULE, changes, generates_password, plan, role, wanted
+from ops.network import unreached
+from ops.plan import (
+    DISABLED,
+    ENABLED,
+    SCHEDULE,
+    begins_to_apply,
+    changes,
+    generates_password,
+    in_force,
+    plan,
+    role,
+    wanted,
+)
 from ops.questions import Asked, ask, ask_region
 from ops.sam import Sam
 from ops.stack import Deployed, FunctionFailedError, Stack
@@ -70,13 +82,17 @@ def deploy(console: Console, arguments: argparse.Namespace, *, root: Path, sam: 
     asked = _asked(console, root, arguments)
     account = Account(asked.answers.region)
     operation = Operation(console, account, Stack(account, asked.answers.stack), sam, root)
-    before = operation.stack.read()
+    before = operation.stack.changeable()
+    warnings = [*asked.warnings, *_warnings(operation, asked, before)]
 
     number, _, _ = account.identity()
     console.headline(f"The plan for the stack {asked.answers.stack} in {account.region}, account {number}")
-    for step in plan(asked, before, root):
+    has_password = (
+        generates_password(asked.answers, before) and vault.find(account, asked.answers.stack, "database") is not None
+    )
+    for step in plan(asked, before, root, has_password=has_password):
         console.say(f"  - {step}")
-    for warning in asked.warnings:
+    for warning in warnings:
         console.warn(warning)
     if arguments.plan:
         return
@@ -94,6 +110,38 @@ def deploy(console: Console, arguments: argparse.Namespace, *, root: Path, sam: 
     _say_what_is_next(console, answers)
 
 
+def _warnings(operation: Operation, asked: Asked, before: Deployed | None) -> list[str]:
+    """Return what somebody should know of the answers. Raises OpsError if they cannot be deployed."""
+    answers = asked.answers
+    lacking = parameters.missing(in_force(answers, before), owner_follows="owner" in asked.secrets)
+    if lacking:
+        raise _missing(answers, lacking)
+    known = [name for name in answers.parameters if name in parameters.declared()]
+    refused = [why for name in known if (why := parameters.refusal(name, answers.parameters[name]))]
+    if refused:
+        raise OpsError(
+            f"the template refuses values: correct {answering.FILE}, or run `make deploy ARGS=--ask`", refused
+        )
+    warnings = [
+        f"{answering.FILE} has {name}, which this version's template does not know: it stays there, and is not used"
+        for name in answers.parameters
+        if name not in known
+    ]
+    if begins_to_apply(answers, before):
+        warnings.append("Mode is apply: from the first cycle on, workspaces are flipped and restarted")
+    if before is None or dict(changes(answers, before)).get("VpcSubnetIds"):
+        warnings += unreached(operation.account, answers)
+    return warnings
+
+
+def _missing(answers: Answers, lacking: Sequence[str]) -> OpsError:
+    return OpsError(
+        f"the environment {answers.environment} lacks answers. Run `make deploy` on a terminal, which asks for them, or"
+        f' write them into {answering.FILE}, or give ARGS="--parameter DatabaseHost=… --parameter …"',
+        lacking,
+    )
+
+
 # ── unanswered → answered ─────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -102,24 +150,23 @@ def _asked(console: Console, root: Path, arguments: argparse.Namespace) -> Asked
     kept = answering.read(root / answering.FILE, arguments.env)
     answers = kept or Answers(environment=arguments.env, stack=answering.stack_name(arguments.env))
     answers = replace(answers, region=arguments.region or answers.region or Account().region)
-    answers = answers.but(**dict(map(_parameter, arguments.parameter)))
+    given = dict(map(_parameter, arguments.parameter))
+    answers = answers.but(**given)
+    if not answers.region and not console.interactive:
+        lacking = parameters.missing(answers.parameters, owner_follows=False)
+        raise _missing(answers, ['the Region: ARGS="--region …", or AWS_REGION', *lacking])
     if kept is not None and not arguments.ask:
         return Asked(answers)
     if console.interactive:
         console.headline(f"A new environment: {answers.environment}" if kept is None else "The answers anew")
-        console.say("Ctrl-C leaves everything as it is. Enter takes what is in brackets.")
+        console.say("Ctrl-C leaves everything as it is. Enter takes what is in brackets; a hyphen takes nothing.")
         answers = replace(answers, region=ask_region(console, answers.region))
         account = Account(answers.region)
         number, _, who = account.identity()
         console.say(f"Account {number}, as {who}")
-        return ask(console, account, answers)
-    if not arguments.parameter:
-        raise OpsError(
-            f"{answering.FILE} has no answers for the environment {answers.environment}, and there is no terminal to"
-            " ask on: run `make deploy` on one, or give ARGS='--parameter DatabaseHost=… --parameter …'"
-        )
-    if not answers.region:
-        raise OpsError("no Region is known: give ARGS='--region …', or set AWS_REGION")
+        return ask(console, account, answers, root)
+    if not given:
+        raise _missing(answers, parameters.missing({}, owner_follows=False))
     return Asked(answers)
 
 
@@ -127,6 +174,8 @@ def _parameter(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not name or not equals:
         raise OpsError(f"--parameter {text}: expected Name=value")
+    if name not in parameters.declared():
+        raise OpsError(parameters.refusal(name, value))
     return name, value
 
 
@@ -136,12 +185,10 @@ def _parameter(text: str) -> tuple[str, str]:
 def _prepare(operation: Operation, asked: Asked, before: Deployed | None) -> Answers:
     """Make the secrets, keep the answers, fetch the authorities. Returns the answers with the secrets' ARNs."""
     answers, account = asked.answers, operation.account
-    parameters = {"owner": "InstallerSecretArn", "platform": "PlatformSecretArn"}
+    named = {"owner": "InstallerSecretArn", "platform": "PlatformSecretArn"}
     for part, content in asked.secrets.items():
-        answers = answers.but(**{parameters[part]: vault.put(account, answers.stack, part, content)})
+        answers = answers.but(**{named[part]: vault.put(account, answers.stack, part, content)})
     if generates_password(answers, before):
-        if not answers.get("InstallerSecretArn"):
-            raise OpsError("InstallerSecretArn is missing: nobody else could give the role its generated password")
         answers = answers.but(DatabaseSecretArn=vault.generate(account, answers.stack, role(answers)))
     answering.write(operation.root / answering.FILE, answers)
     if answers.get("DatabaseCaFile") == authorities.BUNDLE:
@@ -191,7 +238,10 @@ def _install(operation: Operation, deployed: Deployed) -> None:
         try:
             report = operation.stack.invoke(deployed.outputs["InstallerName"], _INSTALL)
         except FunctionFailedError as error:
-            raise OpsError(f"the installer failed, and changed nothing: {error}. No cycle runs meanwhile") from error
+            raise OpsError(
+                f"the installer failed, and changed nothing: {error}. The schedule stays disabled, so no cycle runs:"
+                " put it right (docs/deploy.md, What can go wrong), then run the same command again"
+            ) from error
         operation.console.say(
             f"  role {report['role']}: login {report['login']}; {len(report['created'])} relations created,"
             f" {len(report['granted'])} rights granted"

@@ -10,16 +10,20 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import botocore.exceptions
+
 from ops import answers as answering
 from ops.account import Account
 from ops.answers import Answers
 from ops.command import parser, run
 from ops.console import Console, OpsError
 from ops.deploy import ROOT
+from ops.plan import DISABLED, SCHEDULE
 from ops.stack import Deployed, Stack
 from ops.trial import dry_run, require_passed, show
 
 APPLY, DRY_RUN = "apply", "dry-run"
+_GOES_ON = f"The same command again brings the stack and {answering.FILE} together."
 
 
 def change_mode(console: Console, arguments: argparse.Namespace, *, root: Path) -> None:
@@ -29,13 +33,50 @@ def change_mode(console: Console, arguments: argparse.Namespace, *, root: Path) 
     stack = Stack(account, answers.stack)
     deployed = stack.require()
     if arguments.mode == DRY_RUN:
+        _to_dry_run(console, root, answers, stack, deployed)
+    else:
+        _to_apply(console, root, answers, stack, deployed, account)
+    if deployed.parameters.get(SCHEDULE) == DISABLED:
+        console.warn("the schedule is disabled, so no cycle runs by itself: `make deploy` takes up what was broken off")
+
+
+def _to_dry_run(console: Console, root: Path, answers: Answers, stack: Stack, deployed: Deployed) -> None:
+    """Change the file first, then the stack; the stack also if the file cannot be changed: it stops what acts."""
+    unkept = ""
+    try:
         _keep(root, answers, DRY_RUN)
+    except OSError as error:
+        unkept = str(error)
+    try:
         _change(console, stack, DRY_RUN)
-        return
+    except (OpsError, botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError, KeyboardInterrupt):
+        console.warn(
+            f"the stack's mode was {deployed.parameters.get('Mode')}, and may still be. {answering.FILE} says"
+            f" {answers.get('Mode', DRY_RUN) if unkept else DRY_RUN}."
+            " To stop it at once by other means: docs/runbook.md, Stop acting"
+        )
+        raise
+    if unkept:
+        raise OpsError(
+            f"the stack is in mode {DRY_RUN}, but {answering.FILE} could not be changed ({unkept}): the next deploy"
+            f" would set the mode to {answers.get('Mode', DRY_RUN)} again. Correct it there"
+        )
+
+
+def _to_apply(
+    console: Console, root: Path, answers: Answers, stack: Stack, deployed: Deployed, account: Account
+) -> None:
+    """Change the stack first, then the file."""
     if deployed.parameters.get("Mode") != APPLY:
         _check(console, account, stack, deployed)
     _change(console, stack, APPLY)
-    _keep(root, answers, APPLY)
+    try:
+        _keep(root, answers, APPLY)
+    except OSError as error:
+        raise OpsError(
+            f"the stack is in mode {APPLY}, but {answering.FILE} could not be changed ({error}): the next deploy would"
+            f" set the mode to {answers.get('Mode', DRY_RUN)} again. Correct it there"
+        ) from error
 
 
 def known(root: Path, arguments: argparse.Namespace) -> Answers:
@@ -72,7 +113,7 @@ def main(arguments: Sequence[str] | None = None, *, root: Path = ROOT) -> int:
     commands = parser("Change the mode of a deployed stack.")
     commands.add_argument("mode", choices=[APPLY, DRY_RUN])
     parsed = commands.parse_args(arguments)
-    return run(lambda console: change_mode(console, parsed, root=root))
+    return run(lambda console: change_mode(console, parsed, root=root), on_failure=_GOES_ON)
 
 
 if __name__ == "__main__":

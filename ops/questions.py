@@ -2,14 +2,18 @@
 
 import re
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from urllib.parse import urlsplit
 
-from ops.account import Account
+import botocore.exceptions
+
+from ops import parameters
+from ops.account import Account, code_of
 from ops.answers import Answers
 from ops.authorities import BUNDLE
 from ops.console import AnswerError, Check, Console
 from ops.databases import Found, databases
-from ops.network import choose_subnets
+from ops.network import choose_subnets, look, vpc_of
 
 _SECRET_ARN = re.compile(r"arn:aws[a-z-]*:secretsmanager:[a-z0-9-]+:\d{12}:secret:[\w/+=.@!-]+-[A-Za-z0-9]{6}")
 _REGION = re.compile(r"[a-z]{2}(-[a-z]+)+-\d")
@@ -36,9 +40,9 @@ def ask_region(console: Console, default: str) -> str:
     return console.ask("AWS Region of the workspaces' instances and of the database", region, default=default)
 
 
-def ask(console: Console, account: Account, answers: Answers) -> Asked:
+def ask(console: Console, account: Account, answers: Answers, root: Path) -> Asked:
     """Ask for everything that a first deploy needs. Present answers are the defaults."""
-    asked = _database(console, account, answers)
+    asked = _database(console, account, answers, root)
     asked = _platform(console, asked)
     console.headline("Alarms")
     email = console.ask("Mail address for alarms (Enter: nobody is told)", _email, default=answers.get("AlarmEmail"))
@@ -46,14 +50,14 @@ def ask(console: Console, account: Account, answers: Answers) -> Asked:
     return replace(asked, answers=asked.answers.but(AlarmEmail=email, **topic))
 
 
-def _database(console: Console, account: Account, answers: Answers) -> Asked:
+def _database(console: Console, account: Account, answers: Answers, root: Path) -> Asked:
     console.headline("The platform's database")
     found = databases(account)
     if not found:
         console.say(f"RDS has no PostgreSQL database in {account.region} that this sign-in can see.")
     chosen = console.choose("Which one", [*map(str, found), _NONE]) if found else len(found)
     if chosen == len(found):
-        return _by_hand(console, answers)
+        return _by_hand(console, account, answers, root)
     return _found(console, account, answers, found[chosen])
 
 
@@ -72,32 +76,88 @@ def _found(console: Console, account: Account, answers: Answers, database: Found
             DatabaseCaFile=BUNDLE,
             DatabaseAuth="iam" if iam else "password",
             DatabaseResourceId=database.resource_id if iam else "",
-            DatabaseSecretArn="",
+            DatabaseSecretArn="" if iam else answers.get("DatabaseSecretArn"),
         )
     )
     if database.master_secret_arn:
-        keys = {"SecretsKmsKeyArns": database.master_key_arn} if _is_own_key(account, database.master_key_arn) else {}
-        asked = replace(asked, answers=asked.answers.but(InstallerSecretArn=database.master_secret_arn, **keys))
+        keys = [key for key in answers.get("SecretsKmsKeyArns").split(",") if key]
+        own = _own_key(account, database.master_key_arn)
+        if own and own not in keys:
+            keys.append(own)
+        given = {"SecretsKmsKeyArns": ",".join(keys)} if keys else {}
+        asked = replace(asked, answers=asked.answers.but(InstallerSecretArn=database.master_secret_arn, **given))
     else:
         asked = _owner(console, asked)
     return _network(console, account, asked, database)
 
 
-def _by_hand(console: Console, answers: Answers) -> Asked:
+def _by_hand(console: Console, account: Account, answers: Answers, root: Path) -> Asked:
     """Ask for a database that is not in RDS, or behind a proxy."""
+    host = console.ask("Host", _needed("a database needs a host", "DatabaseHost"), default=answers.get("DatabaseHost"))
+    port = console.ask("Port", _port, default=answers.get("DatabasePort", "5432"))
+    name = console.ask("Name of the database", _needed("a database needs a name"), default=answers.get("DatabaseName"))
+    console.say(
+        "RDS signs its certificates with authorities of its own. RDS Proxy and others may not need such a file."
+    )
+    authorities = console.ask(
+        "File with its certificate authorities (Enter: none)",
+        _authorities(root),
+        default=answers.get("DatabaseCaFile") or (BUNDLE if _is_rds(host) else ""),
+    )
+    resource = console.ask(
+        "Its resource id, to log in with IAM (db-…, cluster-…, prx-…; Enter: a password)",
+        _parameter("DatabaseResourceId"),
+        default=answers.get("DatabaseResourceId"),
+    )
     asked = Asked(
         answers.but(
-            DatabaseHost=console.ask("Host", _needed("a database needs a host"), default=answers.get("DatabaseHost")),
-            DatabasePort=console.ask("Port", _port, default=answers.get("DatabasePort", "5432")),
-            DatabaseName=console.ask(
-                "Name of the database", _needed("a database needs a name"), default=answers.get("DatabaseName")
-            ),
-            DatabaseAuth="password",
-            DatabaseSecretArn="",
+            DatabaseHost=host,
+            DatabasePort=port,
+            DatabaseName=name,
+            DatabaseCaFile=authorities,
+            DatabaseAuth="iam" if resource else "password",
+            DatabaseResourceId=resource,
+            DatabaseSecretArn="" if resource else answers.get("DatabaseSecretArn"),
         )
     )
-    console.say("If it needs them, set VpcSubnetIds, VpcId and DatabaseCaFile in samconfig.toml.")
-    return _owner(console, asked)
+    asked = _owner(console, asked)
+    return _network_by_hand(console, account, asked)
+
+
+def _network_by_hand(console: Console, account: Account, asked: Asked) -> Asked:
+    vpcs: set[str] = set()
+
+    def subnets(answer: str) -> str:
+        answer = _parameter("VpcSubnetIds")(answer)
+        vpcs.clear()
+        if answer:
+            try:
+                vpcs.update(vpc_of(account, answer.split(",")))
+            except botocore.exceptions.ClientError as error:
+                if not code_of(error).startswith("InvalidSubnet"):
+                    raise
+                raise AnswerError(f"EC2 does not know them in {account.region}: {error}") from error
+        if len(vpcs) > 1:
+            raise AnswerError(f"They are in several VPCs: {', '.join(sorted(vpcs))}.")
+        return answer
+
+    answers = asked.answers
+    chosen = console.ask(
+        "Subnets for the functions, if it is in a VPC (subnet-…,subnet-…; Enter: none)",
+        subnets,
+        default=answers.get("VpcSubnetIds"),
+    )
+    answers = answers.but(VpcSubnetIds=chosen, DatabaseSecurityGroupId="")
+    if not chosen:
+        return replace(asked, answers=answers.but(VpcId="", VpcSecurityGroupIds=""))
+    if answers.get("VpcSecurityGroupIds"):
+        return replace(asked, answers=answers.but(VpcId=""))
+    group = console.ask(
+        "The database's security group, for one rule that lets the functions in (sg-…; Enter: none)",
+        _parameter("DatabaseSecurityGroupId"),
+        default=asked.answers.get("DatabaseSecurityGroupId"),
+    )
+    return replace(asked, answers=answers.but(VpcId=vpcs.pop(), DatabaseSecurityGroupId=group))
 
 
 def _owner(console: Console, asked: Asked) -> Asked:
@@ -119,26 +179,28 @@ def _owner(console: Console, asked: Asked) -> Asked:
 def _network(console: Console, account: Account, asked: Asked, database: Found) -> Asked:
     if not database.vpc_id:
         return asked
-    chosen = choose_subnets(account, database.vpc_id, database.subnet_ids)
-    answers = asked.answers.but(
-        VpcId=database.vpc_id,
-        VpcSubnetIds=",".join(chosen.subnet_ids),
-        VpcSecurityGroupIds="",
+    vpc = look(account, database.vpc_id)
+    answers = asked.answers
+    kept = [subnet for subnet in answers.get("VpcSubnetIds").split(",") if subnet in vpc.zones]
+    subnet_ids = kept or choose_subnets(vpc, database.subnet_ids)
+    groups = answers.get("VpcSecurityGroupIds") if kept else ""
+    answers = answers.but(
+        VpcId="" if groups else database.vpc_id,
+        VpcSubnetIds=",".join(subnet_ids),
+        VpcSecurityGroupIds=groups,
         DatabaseSecurityGroupId="",
     )
-    warnings = list(asked.warnings)
-    if chosen.missing:
-        warnings.append(
-            f"{database.vpc_id} has neither NAT nor an endpoint for {', '.join(chosen.missing)}:"
-            " the functions would reach the database, but not AWS. See docs/deploy.md, Network and costs"
-        )
-    if database.security_group_ids:
-        group = database.security_group_ids[0]
-        if console.confirm(f"Let the functions in at the database's security group {group} (one rule)", default=True):
-            answers = answers.but(DatabaseSecurityGroupId=group)
-        else:
-            warnings.append(f"the functions reach the database only once {group} lets the stack's security group in")
-    return replace(asked, answers=answers, warnings=tuple(warnings))
+    asked = replace(asked, answers=answers)
+    if groups:
+        console.say(f"The functions keep their security groups: {groups}. The database has to let them in.")
+        return asked
+    if not database.security_group_ids:
+        return asked
+    group = database.security_group_ids[0]
+    if console.confirm(f"Let the functions in at the database's security group {group} (one rule)", default=True):
+        return replace(asked, answers=answers.but(DatabaseSecurityGroupId=group))
+    warning = f"the functions reach the database only once {group} lets the stack's security group in"
+    return replace(asked, warnings=(*asked.warnings, warning))
 
 
 def _platform(console: Console, asked: Asked) -> Asked:
@@ -155,15 +217,44 @@ def _platform(console: Console, asked: Asked) -> Asked:
     return replace(asked, answers=answers.but(PlatformBaseUrl=url, PlatformOrgId=org), secrets=secrets)
 
 
-def _is_own_key(account: Account, arn: str) -> bool:
-    """Tell whether a key is not AWS's own, which needs no right."""
-    return bool(arn) and account.client("kms").describe_key(KeyId=arn)["KeyMetadata"].get("KeyManager") == "CUSTOMER"
+def _own_key(account: Account, key_id: str) -> str:
+    """Return a key's ARN, or nothing if it is AWS's own, which needs no right."""
+    if not key_id:
+        return ""
+    key = account.client("kms").describe_key(KeyId=key_id)["KeyMetadata"]
+    return str(key["Arn"]) if key.get("KeyManager") == "CUSTOMER" else ""
 
 
-def _needed(reason: str) -> Check:
+def _is_rds(host: str) -> bool:
+    return ".rds.amazonaws.com" in host and ".proxy-" not in host
+
+
+def _needed(reason: str, parameter: str = "") -> Check:
     def check(answer: str) -> str:
         if not answer:
             raise AnswerError(f"Please answer: {reason}.")
+        return _parameter(parameter)(answer) if parameter else answer
+
+    return check
+
+
+def _parameter(name: str) -> Check:
+    """Accept what the template's parameter takes."""
+
+    def check(answer: str) -> str:
+        refused = parameters.refusal(name, answer)
+        if refused:
+            raise AnswerError(refused)
+        return answer
+
+    return check
+
+
+def _authorities(root: Path) -> Check:
+    def check(answer: str) -> str:
+        answer = _parameter("DatabaseCaFile")(answer)
+        if answer not in ("", BUNDLE) and not (root / answer).exists():
+            raise AnswerError(f"There is no file {answer}. Put it there first ({BUNDLE} is fetched).")
         return answer
 
     return check

@@ -6,14 +6,21 @@ from dataclasses import dataclass
 from typing import Any
 
 import botocore.exceptions
-import yaml
 
 from ops.account import Account, code_of
 from ops.console import OpsError
+from ops.templates import plain
 
 # Nothing of such a stack was ever usable. CloudFormation lets it only be deleted.
-_NEVER_CREATED = ("ROLLBACK_COMPLETE", "ROLLBACK_FAILED", "CREATE_FAILED", "REVIEW_IN_PROGRESS")
-_NEEDS_A_PERSON = ("UPDATE_ROLLBACK_FAILED", "DELETE_FAILED")
+_NEVER_CREATED = ("ROLLBACK_COMPLETE", "ROLLBACK_FAILED", "CREATE_FAILED")
+# A name that a change set has taken: there is nothing in the stack yet.
+_EMPTY = "REVIEW_IN_PROGRESS"
+_STUCK = {
+    "UPDATE_ROLLBACK_FAILED": "its last change failed, and could not be undone. `aws cloudformation"
+    " describe-stack-events` says why; put that right, then `aws cloudformation continue-update-rollback"
+    " --stack-name {name} --region {region}`, and run the same command again",
+    "DELETE_FAILED": "it could not be deleted as a whole; run `make undeploy`, which goes on with that",
+}
 _CAPABILITIES = ["CAPABILITY_IAM", "CAPABILITY_AUTO_EXPAND"]  # the second for SAM's transform
 _WAIT = {"Delay": 5, "MaxAttempts": 360}
 
@@ -31,6 +38,11 @@ class Deployed:
         """Tell whether the first deploy failed or was broken off, so that nothing of it is in use."""
         return self.status in _NEVER_CREATED
 
+    @property
+    def is_empty(self) -> bool:
+        """Tell whether there is only the name yet."""
+        return self.status == _EMPTY
+
 
 class FunctionFailedError(OpsError):
     """An invocation ended with FunctionError; the message is the function's own."""
@@ -45,35 +57,53 @@ class Stack:
         self._cloudformation = account.client("cloudformation")
 
     def read(self) -> Deployed | None:
-        """Return the stack as it is, or None. Raises OpsError if it is in nobody's hands but a person's."""
+        """Return the stack as it is, or None."""
         try:
             (found,) = self._cloudformation.describe_stacks(StackName=self.name)["Stacks"]
         except botocore.exceptions.ClientError as error:
             if code_of(error) == "ValidationError" and "does not exist" in str(error):
                 return None
             raise
-        status = found["StackStatus"]
-        if status in _NEEDS_A_PERSON:
-            raise OpsError(f"the stack {self.name} is in {status}: CloudFormation's console says why and how to go on")
-        if status.endswith("_IN_PROGRESS") and status not in _NEVER_CREATED:
-            raise OpsError(f"the stack {self.name} is changing just now ({status}): wait until that is over")
         return Deployed(
-            status,
+            found["StackStatus"],
             {one["ParameterKey"]: one.get("ParameterValue", "") for one in found.get("Parameters", [])},
             {one["OutputKey"]: one["OutputValue"] for one in found.get("Outputs", [])},
         )
 
-    def require(self) -> Deployed:
-        """Return the stack as it is. Raises OpsError if it is not there."""
+    def changeable(self) -> Deployed | None:
+        """Return the stack, or None if it has to be created. Raises OpsError if it cannot be changed now."""
         deployed = self.read()
-        if deployed is None or deployed.was_never_created:
-            raise OpsError(f"there is no stack {self.name} in {self._account.region}: run `make deploy` first")
+        if deployed is None or deployed.is_empty:
+            return None
+        if deployed.status in _STUCK:
+            how = _STUCK[deployed.status].format(name=self.name, region=self._account.region)
+            raise OpsError(f"the stack {self.name} is in {deployed.status}: {how}")
+        if deployed.status.endswith("_IN_PROGRESS"):
+            raise OpsError(self._is_changing(deployed.status))
         return deployed
+
+    def require(self) -> Deployed:
+        """Return the stack as it is. Raises OpsError if it is not there, or cannot be changed now."""
+        deployed = self.changeable()
+        if deployed is None:
+            raise OpsError(f"there is no stack {self.name} in {self._account.region}: run `make deploy` first")
+        if deployed.was_never_created:
+            raise OpsError(
+                f"the stack {self.name} was never created ({deployed.status}): `make deploy` deletes what is left of"
+                " it, and creates it"
+            )
+        return deployed
+
+    def _is_changing(self, status: str) -> str:
+        return (
+            f"the stack {self.name} is changing just now ({status}): somebody else deploys, or a run that was broken"
+            " off goes on there. Wait until that is over, then run the same command again"
+        )
 
     def has_template(self, packaged: str) -> bool:
         """Tell whether this is the template that was deployed. The code is in it, by the hash of its content."""
         answer = self._cloudformation.get_template(StackName=self.name, TemplateStage="Original")["TemplateBody"]
-        return bool(_plain(answer) == _plain(packaged))
+        return bool(plain(answer) == plain(packaged))
 
     def change(self, **parameters: str) -> bool:
         """Change parameters and nothing else, and wait. Returns False if they had these values."""
@@ -86,14 +116,22 @@ class Stack:
             else {"ParameterKey": name, "UsePreviousValue": True}
             for name in deployed.parameters
         ]
-        self._cloudformation.update_stack(
-            StackName=self.name, UsePreviousTemplate=True, Parameters=given, Capabilities=_CAPABILITIES
-        )
+        try:
+            self._cloudformation.update_stack(
+                StackName=self.name, UsePreviousTemplate=True, Parameters=given, Capabilities=_CAPABILITIES
+            )
+        except botocore.exceptions.ClientError as error:
+            if code_of(error) == "ValidationError" and "_IN_PROGRESS state" in str(error):
+                raise OpsError(self._is_changing("since a moment ago")) from error
+            raise
         self._wait("stack_update_complete")
         return True
 
     def delete(self) -> None:
         """Delete the stack, and wait."""
+        found = self.read()
+        if found is not None and found.status.endswith("_IN_PROGRESS") and not found.is_empty:
+            raise OpsError(self._is_changing(found.status))
         self._cloudformation.delete_stack(StackName=self.name)
         self._wait("stack_delete_complete")
 
@@ -131,29 +169,3 @@ class Stack:
         if not failed:
             return ""
         return f"{failed[-1]['LogicalResourceId']}: {failed[-1].get('ResourceStatusReason', 'no reason given')}"
-
-
-class _AnyTag(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML is in .venv-deploy
-    """Reads CloudFormation's short tags, too: two templates are equal if tags and values are."""
-
-
-def _tagged(loader: yaml.SafeLoader, suffix: str, node: yaml.Node) -> Any:
-    if isinstance(node, yaml.ScalarNode):
-        return [suffix, loader.construct_scalar(node)]
-    if isinstance(node, yaml.SequenceNode):
-        return [suffix, loader.construct_sequence(node, deep=True)]
-    if isinstance(node, yaml.MappingNode):
-        return [suffix, loader.construct_mapping(node, deep=True)]
-    raise OpsError("the template is not YAML that CloudFormation reads")
-
-
-_AnyTag.add_multi_constructor("!", _tagged)
-
-
-def _plain(template: Any) -> Any:
-    """Return a template as plain values. boto3 gives JSON parsed and YAML as text."""
-    if not isinstance(template, str):
-        return json.loads(json.dumps(template))
-    if template.lstrip().startswith("{"):
-        return json.loads(template)
-    return yaml.load(template, _AnyTag)  # noqa: S506 - it is a safe loader

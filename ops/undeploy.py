@@ -1,6 +1,7 @@
 """`make undeploy`: removes a stack and the secrets that its deploy made, and names what stays."""
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,9 @@ from ops.command import parser, run
 from ops.console import Abandoned, AnswerError, Console, OpsError
 from ops.deploy import ROOT
 from ops.mode import known
-from ops.stack import Deployed, Stack
+from ops.stack import Stack
+
+_GOES_ON = "What was removed is gone, and the same command goes on from there."
 
 
 def undeploy(console: Console, arguments: argparse.Namespace, *, root: Path) -> None:
@@ -30,14 +33,22 @@ def undeploy(console: Console, arguments: argparse.Namespace, *, root: Path) -> 
         console.say(f"  - the stack {stack.name}, with its schedule, functions, queues, alarms and dashboard")
     for name in made:
         console.say(f"  - the secret {name} (can be restored for {vault.RECOVERY_DAYS} days)")
-    groups = [] if deployed is None else sorted(stack.resources("AWS::Logs::LogGroup").values())
+    groups = _log_groups(account, stack.name)
     _confirm(console, arguments, stack.name)
     if deployed is not None:
         with console.step(f"Delete the stack {stack.name}"):
             stack.delete()
     vault.delete(account, stack.name)
     answering.forget(root / answering.FILE, answers.environment)
-    _say_what_stays(console, deployed, groups)
+    parameters = answers.parameters if deployed is None else deployed.parameters
+    _say_what_stays(console, parameters.get("DatabaseRole") or "reconciler", groups)
+
+
+def _log_groups(account: Account, name: str) -> list[str]:
+    """Return the stack's log groups by their names, which they keep when the stack is gone."""
+    own = re.compile(rf"{re.escape(name)}-(LogGroup|StateChangesLogGroup|InstallerLogGroup)-[A-Za-z0-9]+")
+    listed = account.pages("logs", "describe_log_groups", "logGroups", logGroupNamePrefix=f"{name}-")
+    return sorted(group["logGroupName"] for group in listed if own.fullmatch(group["logGroupName"]))
 
 
 def _confirm(console: Console, arguments: argparse.Namespace, name: str) -> None:
@@ -55,9 +66,8 @@ def _confirm(console: Console, arguments: argparse.Namespace, name: str) -> None
         raise Abandoned("Nothing was removed.")
 
 
-def _say_what_stays(console: Console, deployed: Deployed | None, groups: Sequence[str]) -> None:
+def _say_what_stays(console: Console, role: str, groups: Sequence[str]) -> None:
     """Name everything that is left, and how to remove it."""
-    role = "reconciler" if deployed is None else deployed.parameters.get("DatabaseRole") or "reconciler"
     console.headline("What stays, until you remove it")
     for group in groups:
         console.say(f"  - the log group {group}, the record of what was flipped:")
@@ -74,7 +84,7 @@ def _say_what_stays(console: Console, deployed: Deployed | None, groups: Sequenc
 def main(arguments: Sequence[str] | None = None, *, root: Path = ROOT) -> int:
     """Remove the environment that the command line names."""
     parsed = parser("Remove a deployed stack.").parse_args(arguments)
-    return run(lambda console: undeploy(console, parsed, root=root))
+    return run(lambda console: undeploy(console, parsed, root=root), on_failure=_GOES_ON)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Any
 
 import botocore.exceptions
 
-from ops import checklist
+from ops import checklist, queries
 from ops.account import Account
 from ops.checklist import Result
 from ops.command import parser, run
@@ -21,9 +21,7 @@ from ops.stack import Deployed, Stack
 from ops.trial import dry_run, show
 
 _QUERY_PERIOD_S = 3600
-_QUERY_TIMEOUT_S = 60
 _RUNS_PERIOD = timedelta(minutes=15)
-_OVER = ("Complete", "Failed", "Cancelled", "Timeout", "Unknown")
 
 
 class Verification:
@@ -44,7 +42,15 @@ class Verification:
             self._deployed.status in ("CREATE_COMPLETE", "UPDATE_COMPLETE"),
             self._deployed.status,
         )
-        for check in (self._queries, self._alarms, self._subscription, self._queues, self._runs, self._dry_run):
+        for check in (
+            self._queries,
+            self._alarms,
+            self._subscription,
+            self._queues,
+            self._runs,
+            self._state_changes,
+            self._dry_run,
+        ):
             try:
                 yield from check()
             except (OpsError, botocore.exceptions.ClientError) as error:
@@ -56,32 +62,18 @@ class Verification:
         expected = self._stack.resources("AWS::Logs::QueryDefinition")
         if len(listed) < len(expected):
             yield Result("saved queries", passed=False, reason=f"{len(listed)} of {len(expected)} are there")
-        now = int(time.time())
         started = [
             (
                 query["name"],
-                logs.start_query(
-                    logGroupNames=query["logGroupNames"],
-                    startTime=now - _QUERY_PERIOD_S,
-                    endTime=now,
-                    queryString=query["queryString"],
-                )["queryId"],
+                queries.start(self._account, query["logGroupNames"], query["queryString"], since_s=_QUERY_PERIOD_S),
             )
             for query in listed
         ]
         for name, query_id in started:
-            status = self._status_of(query_id)
+            status, _ = queries.results(self._account, query_id, sleep=self._sleep)
             yield Result(
                 f"saved query {name.removeprefix(prefix)}", status == "Complete", "" if status == "Complete" else status
             )
-
-    def _status_of(self, query_id: str) -> str:
-        for _ in range(_QUERY_TIMEOUT_S):
-            status = str(self._account.client("logs").get_query_results(queryId=query_id)["status"])
-            if status in _OVER:
-                return status
-            self._sleep(1)
-        return f"not over after {_QUERY_TIMEOUT_S} s"
 
     def _alarms(self) -> Iterator[Result]:
         names = sorted(self._stack.resources("AWS::CloudWatch::Alarm").values())
@@ -129,17 +121,37 @@ class Verification:
         if self._deployed.parameters.get("ScheduleState") != "ENABLED":
             yield Result("the schedule runs", passed=False, reason="it is disabled: no cycle runs by itself")
             return
-        runs, errors = (self._sum(metric) for metric in ("Invocations", "Errors"))
-        minutes = int(_RUNS_PERIOD.total_seconds() / 60)
-        said = f"{runs:.0f} invocations and {errors:.0f} errors in {minutes} minutes"
+        runs, errors, said = self._lately("ReconcilerName")
         yield Result("the schedule runs", runs > 0 and errors == 0, said)
 
-    def _sum(self, metric: str) -> float:
+    def _state_changes(self) -> Iterator[Result]:
+        """Check the way of a state-change event: rules, queue, function. There need not have been any lately."""
+        if "StateChangesName" not in self._deployed.outputs:
+            return
+        for name, mapping in self._stack.resources("AWS::Lambda::EventSourceMapping").items():
+            state = str(self._account.client("lambda").get_event_source_mapping(UUID=mapping)["State"])
+            yield Result(f"state changes: Lambda takes them from the queue ({name})", state == "Enabled", state)
+        wanted = self._deployed.parameters.get("ScheduleState")
+        for name, rule in self._stack.resources("AWS::Events::Rule").items():
+            bus, _, rule_name = rule.rpartition("|")  # CloudFormation's id of a rule on a bus of its own
+            arguments = {"Name": rule_name, **({"EventBusName": bus} if bus else {})}
+            state = str(self._account.client("events").describe_rule(**arguments)["State"])
+            yield Result(f"state changes: the rule {name}", state == wanted == "ENABLED", state)
+        _, errors, said = self._lately("StateChangesName")
+        yield Result("state changes: no batch fails", errors == 0, said)
+
+    def _lately(self, function: str) -> tuple[float, float, str]:
+        """Return a function's latest invocations and errors, and a sentence about them."""
+        runs, errors = (self._sum(metric, function) for metric in ("Invocations", "Errors"))
+        minutes = int(_RUNS_PERIOD.total_seconds() / 60)
+        return runs, errors, f"{runs:.0f} invocations and {errors:.0f} errors in {minutes} minutes"
+
+    def _sum(self, metric: str, function: str) -> float:
         now = datetime.now(UTC)
         answer = self._account.client("cloudwatch").get_metric_statistics(
             Namespace="AWS/Lambda",
             MetricName=metric,
-            Dimensions=[{"Name": "FunctionName", "Value": self._deployed.outputs["ReconcilerName"]}],
+            Dimensions=[{"Name": "FunctionName", "Value": self._deployed.outputs[function]}],
             StartTime=now - _RUNS_PERIOD,
             EndTime=now,
             Period=60,
@@ -179,7 +191,7 @@ def verify(console: Console, arguments: argparse.Namespace, *, root: Path) -> No
 def main(arguments: Sequence[str] | None = None, *, root: Path = ROOT) -> int:
     """Check the environment that the command line names."""
     parsed = parser("Check a deployed stack.").parse_args(arguments)
-    return run(lambda console: verify(console, parsed, root=root))
+    return run(lambda console: verify(console, parsed, root=root), on_failure="It changed nothing.")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The demo: runs two cycles of the real handler on a sample fleet and shows what they did.
 
-python -m sandbox.demo [--probe ec2|control_plane] [--event FILE] [--workspaces N] [--watch]
+python -m sandbox.demo [--probe ec2|control_plane] [--event FILE] [--workspaces N] [--watch | --explain NAME]
 """
 
 import argparse
@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 from sandbox import show
 from sandbox.explain import Explanations
 from sandbox.invocation import Invocation, InvocationError
+from sandbox.postgres import RECONCILER_ROLE
 from sandbox.sample_fleet import sample_fleet, workspace_id
 from sandbox.snapshot import Snapshot
 from sandbox.terminal import headline, say, step, styled
@@ -39,7 +40,9 @@ def main(arguments: list[str] | None = None) -> int:
         headline("Setting up")
         with _populated_world(options.workspaces, options.probe) as populated:
             environment = populated.environment(options.probe) | {"RESTART_GRACE_SECONDS": str(_GRACE_S)}
-            if options.watch and _is_cycle(event):
+            if options.explain is not None:
+                _explain(populated, options.explain, environment)
+            elif options.watch and _is_cycle(event):
                 watch(populated, event, environment)
             else:
                 _once(populated, event, environment, title=f"{options.event.name}, probe {options.probe}")
@@ -68,7 +71,12 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--workspaces", type=_count, default=24, metavar="N", help="how many workspaces (24)")
     parser.add_argument("--watch", action="store_true", help="kill instances, with state-change events, until Ctrl-C")
-    return parser.parse_args(arguments)
+    parser.add_argument("--explain", metavar="NAME", help="say what a cycle would do with a workspace, and why")
+    options = parser.parse_args(arguments)
+    names = [one.name for one in sample_fleet(options.workspaces)]
+    if options.explain is not None and options.explain not in names:
+        parser.error(f"argument --explain: there is no {options.explain!r}; there are {', '.join(names)}")
+    return options
 
 
 def _event(text: str) -> Path:
@@ -105,6 +113,16 @@ def _populated_world(number: int, probe: str) -> Iterator[World]:
         yield populated
 
 
+def _explain(populated: World, name: str, environment: Mapping[str, str]) -> None:
+    """Show the fleet, and what the handler says of one workspace. Raises InvocationError."""
+    populated.database.query(f"GRANT SELECT (name, tier, created_at) ON workspaces TO {RECONCILER_ROLE}")
+    before = Snapshot.of(populated)
+    show.fleet_before(before)
+    (workspace,) = (row["id"] for row in before.rows if row["name"] == name)
+    answer, _ = _invoke({"mode": "explain", "workspace_id": workspace}, environment, f"The log of explain ({name})")
+    show.explanation(answer)
+
+
 def _once(populated: World, event: Any, environment: Mapping[str, str], *, title: str) -> None:
     """Send the event; if its cycle flips workspaces, send it again after the grace. Show the fleet before and after.
 
@@ -115,6 +133,9 @@ def _once(populated: World, event: Any, environment: Mapping[str, str], *, title
     report, lines = _invoke(
         event, environment, f"The log of the {'cycle' if _is_cycle(event) else 'request'} ({title})"
     )
+    if "would" in report:
+        show.explanation(report)
+        return
     if not _is_cycle(event):
         show.holds(report)
         return
@@ -150,8 +171,8 @@ def _invoke(event: Any, environment: Mapping[str, str], title: str) -> tuple[dic
 
 
 def _is_cycle(event: Any) -> bool:
-    """Tell whether an event starts a cycle. Hold and release events do not."""
-    return not (isinstance(event, dict) and event.keys() & {"hold", "release"})
+    """Tell whether an event starts a cycle. Those that hold, release or explain do not."""
+    return not (isinstance(event, dict) and (event.keys() & {"hold", "release"} or event.get("mode") == "explain"))
 
 
 def _is_included(event: Any, row: Mapping[str, Any]) -> bool:

@@ -1,8 +1,11 @@
 """Prints the fleet, the cycle's log, its report and a summary for the demo."""
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ops.report.layout import document_of
+from ops.report.reading import read
 from ops.report.words import SKIPPED
 from sandbox.explain import Result
 from sandbox.snapshot import Snapshot
@@ -92,6 +95,23 @@ def holds(values: Mapping[str, Any]) -> None:
         table(("id", "on hold until", "reason"), rows)
     if values["in_flight"]:
         say(f"  in flight: {', '.join(map(short, values['in_flight']))}")
+
+
+def explanation(values: Mapping[str, Any]) -> None:
+    """Show the handler's answer to an explain event, in the words of `ops`."""
+    document = document_of(read(json.dumps(values), "the answer"), "the answer")
+    headline(f"{document.kind}: {document.title}")
+    for sentence in document.lead:
+        say(f"  {sentence}")
+    for section in document.sections:
+        headline(section.heading)
+        for sentence in section.sentences:
+            say(f"  {sentence}")
+        width = max((len(name) for name, _ in section.facts), default=0)
+        for name, text in section.facts:
+            say(f"  {name:<{width}}  {text}")
+        for one in section.tables:
+            table([column.name for column in one.columns], [row.cells for row in one.rows])
 
 
 def metrics(lines: Sequence[Mapping[str, Any]]) -> None:

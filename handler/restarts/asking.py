@@ -63,9 +63,10 @@ class Asking:
         clock: DatabaseClock,
         now: Circumstances,
         workspace_ids: Sequence[str] | None,
+        most: int,
         log: CycleLog,
     ) -> None:
-        """Take the restarts from `store`: those of these workspaces, or (None) everybody's."""
+        """Take the restarts from `store`: those of these workspaces, or (None) all. Ask for `most` at most."""
         self.answers: Counter[Answer] = Counter()
         self.cancelled = 0
         self._store = store
@@ -76,6 +77,7 @@ class Asking:
         self._clock = clock
         self._now = now
         self._workspace_ids = workspace_ids
+        self._most = most
         self._log = log
         self._stopped_s = 0.0  # from the platform's Retry-After
 
@@ -88,8 +90,8 @@ class Asking:
         """
         due = iter(self._due(deadline, closing))
         platform, calls = None, 0
-        while calls < self._policy.per_cycle and not self._stopped_s and deadline.remaining() > SHORTEST_CALL_SECONDS:
-            group = list(islice(due, min(CALLS_AT_ONCE, self._policy.per_cycle - calls)))
+        while calls < self._most and not self._stopped_s and deadline.remaining() > SHORTEST_CALL_SECONDS:
+            group = list(islice(due, min(CALLS_AT_ONCE, self._most - calls)))
             if not group:
                 return
             platform = platform or make_platform(deadline)
@@ -98,7 +100,7 @@ class Asking:
 
     def _due(self, deadline: Deadline, closing: Deadline) -> list[Restart]:
         """Return the due restarts that need a probe: by turns one that was never refused, and one that was."""
-        limit = self._policy.per_cycle + LOOKED_AT_BESIDES
+        limit = self._most + LOOKED_AT_BESIDES
         list_due = partial(
             self._store.due,
             limit=limit,

@@ -38,12 +38,13 @@ class RestartWorker:
         clock: DatabaseClock,
         now: Circumstances,
         workspace_ids: Sequence[str] | None,
+        most: int,
         log: CycleLog,
     ) -> None:
-        """Take the restarts from `store`: those of these workspaces, or (None) everybody's."""
+        """Take the restarts from `store`: those of these workspaces, or (None) all. Ask for `most` at most."""
         self._watching = Watching(store.watches, probe, settings, now=now, workspace_ids=workspace_ids, log=log)
         self._asking = Asking(
-            store.restarts, probe, settings, clock=clock, now=now, workspace_ids=workspace_ids, log=log
+            store.restarts, probe, settings, clock=clock, now=now, workspace_ids=workspace_ids, most=most, log=log
         )
         self._now = now
         self._log = log

@@ -4,13 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from handler.deadline import Deadline
-from handler.domain.coverage import MOST_FIRST, Coverage, Queues
+from handler.domain.coverage import BEFORE_ALL, MOST_FIRST, Coverage, Queues
 from handler.domain.evidence import DatabaseClock
 from handler.domain.model import Workspace
-from handler.errors import SchemaMissingError
+from handler.domain.shards import WHOLE, Shard
 from handler.store.doubts import REMEMBERED_DEAD
 from handler.store.holds import on_hold
 from handler.store.session import Session, Transaction
+from handler.store.shards import IS_OUR_SHARD, OVERLAPS, in_range, names_of, range_of
 from handler.store.tables import IS_UP, IS_WATCHED, short
 from handler.store.transaction import ids_or_null
 
@@ -23,7 +24,20 @@ UNOWED_SECONDS = 900
 _COVERAGE = f"""
 SELECT cursor::text, pass_start::text,
        ARRAY(SELECT one::text FROM unnest(brought_forward) AS one WHERE one IS NOT NULL LIMIT {MOST_FIRST})
-FROM reconciler.coverage
+FROM reconciler.shard_coverage WHERE {IS_OUR_SHARD} AND cursor IS NOT NULL AND pass_start IS NOT NULL
+"""  # noqa: S608 - put together from constants
+# A shard that has saved none yet goes on where those were that covered its ids before. The previous release has one
+# row for everything.
+_INHERITED_COVERAGE = f"""
+WITH earlier AS (
+    SELECT cursor, brought_forward, used_at FROM reconciler.shard_coverage WHERE cursor IS NOT NULL AND {OVERLAPS}
+    UNION ALL
+    SELECT cursor, brought_forward, first_cycle_at FROM reconciler.coverage WHERE first_cycle_at IS NOT NULL
+)
+SELECT (SELECT CASE WHEN {in_range("cursor")} THEN cursor END::text FROM earlier
+        ORDER BY used_at DESC NULLS LAST LIMIT 1),
+       ARRAY(SELECT DISTINCT one::text FROM earlier, unnest(brought_forward) AS one
+             WHERE {in_range("one")} LIMIT {MOST_FIRST})
 """  # noqa: S608 - put together from constants
 
 # The server converts nothing: some encodings have bytes without a counterpart in UTF-8, and one of them would fail the
@@ -52,7 +66,7 @@ _CANDIDATES = f"""
 SELECT workspaces.id::text, {short("instance_id")}, last_heartbeat_at::text, {on_hold("workspaces.id")},
        status = 'offline'
 FROM platform.workspaces
-WHERE {{condition}}
+WHERE {{condition}} AND {in_range("workspaces.id")}
 ORDER BY workspaces.id > CAST(:cursor AS uuid) DESC, workspaces.id
 LIMIT :most
 """  # noqa: S608 - put together from constants
@@ -85,9 +99,10 @@ class Selection:
 class Candidates:
     """The workspaces that a cycle looks at. Every method raises StoreError."""
 
-    def __init__(self, session: Session) -> None:
-        """Use a session of the database."""
+    def __init__(self, session: Session, shard: Shard = WHOLE) -> None:
+        """Select from the workspaces of a shard."""
         self._session = session
+        self._shard = shard
 
     def select(
         self,
@@ -106,10 +121,10 @@ class Candidates:
         ids = ids_or_null(workspace_ids)
         named = ids if by_hand and ids is not None else []
         with self._session.transaction(deadline, read_only=True) as transaction:
-            selected_at, clock, coverage = _began(transaction, deadline)
+            selected_at, clock, coverage = self._began(transaction, deadline)
 
             def select(those: Sequence[str] | None, most: int) -> dict[str, Workspace]:
-                shared = {"ids": those, "cursor": coverage.cursor, "most": most}
+                shared = {"ids": those, "cursor": coverage.cursor, "most": most, **range_of(self._shard)}
                 rows = transaction.run(_UP, **shared)
                 rows += transaction.run(_OFFLINE, **shared, adopt=adopt, by_hand=named)
                 found = [Workspace(*row) for row in rows]
@@ -123,14 +138,26 @@ class Candidates:
     def recording(self, deadline: Deadline, instance_ids: Sequence[str], *, limit: int) -> Selection:
         """Return at most `limit` candidates that are up and record one of these instances. None is adopted."""
         with self._session.transaction(deadline, read_only=True) as transaction:
-            selected_at, clock, coverage = _began(transaction, deadline)
+            selected_at, clock, coverage = self._began(transaction, deadline)
             found: dict[str, Workspace] = {}
             for start in range(0, len(instance_ids), IDS_AT_ONCE):
                 some = list(instance_ids[start : start + IDS_AT_ONCE])
-                rows = transaction.run(_RECORDING, instance_ids=some, cursor=coverage.cursor, most=limit + 1)
+                shared = {"cursor": coverage.cursor, "most": limit + 1, **range_of(self._shard)}
+                rows = transaction.run(_RECORDING, instance_ids=some, **shared)
                 found |= {row[0]: Workspace(*row) for row in rows}
         in_turn = {one: found[one] for one in sorted(found, key=coverage.place)[: limit + 1]}
         return selection(in_turn, {}, limit, selected_at, clock, coverage)
+
+    def _began(self, transaction: Transaction, deadline: Deadline) -> tuple[str, DatabaseClock, Coverage]:
+        ((selected_at, shown_s),) = transaction.run(_UNCONVERTED + _NOW)
+        return selected_at, DatabaseClock(shown_s, deadline.now()), self._coverage(transaction)
+
+    def _coverage(self, transaction: Transaction) -> Coverage:
+        for cursor, pass_start, brought_forward in transaction.run(_COVERAGE, **names_of(self._shard)):
+            return Coverage(cursor, pass_start, tuple(brought_forward))
+        shared = names_of(self._shard) | range_of(self._shard)
+        ((cursor, brought_forward),) = transaction.run(_INHERITED_COVERAGE, **shared)
+        return Coverage(cursor or BEFORE_ALL, cursor or BEFORE_ALL, tuple(brought_forward))
 
 
 def selection(
@@ -146,16 +173,3 @@ def selection(
     found = {**brought_forward, **in_turn}
     workspaces = [found[one] for one in queues.fair_order()[:limit]]
     return Selection(workspaces, selected_at, clock, len(workspaces) == len(found), coverage, queues)
-
-
-def _began(transaction: Transaction, deadline: Deadline) -> tuple[str, DatabaseClock, Coverage]:
-    ((selected_at, shown_s),) = transaction.run(_UNCONVERTED + _NOW)
-    return selected_at, DatabaseClock(shown_s, deadline.now()), _coverage(transaction)
-
-
-def _coverage(transaction: Transaction) -> Coverage:
-    rows = transaction.run(_COVERAGE)
-    if not rows:
-        raise SchemaMissingError("the table reconciler.coverage has lost its row: run infra/schema.sql")
-    cursor, pass_start, brought_forward = rows[0]
-    return Coverage(cursor, pass_start, tuple(brought_forward))

@@ -10,10 +10,21 @@ from handler.deadline import Deadline
 from handler.domain.decide import Fleet, Memory
 from handler.domain.doubts import ABSENCES_ADD_UP_SECONDS, Doubt, DoubtChanges, Known
 from handler.domain.model import Verdict
+from handler.domain.shards import WHOLE, Shard
 from handler.errors import RowLockedError, StoreError
 from handler.store.holds import on_hold
 from handler.store.lease import Lease
-from handler.store.session import Session
+from handler.store.session import Session, Transaction
+from handler.store.shards import (
+    IS_OUR_SET,
+    IS_OUR_SHARD,
+    IS_WITHIN,
+    OVERLAPS,
+    RESTED_SECONDS,
+    in_range,
+    names_of,
+    range_of,
+)
 from handler.store.sqlstate import concerns_a_row
 from handler.store.tables import IS_UP, short
 
@@ -40,8 +51,8 @@ _RECORDS_IT = f"""({short("workspaces.instance_id")} = doubts.instance_id
         WHERE restarts.workspace_id = workspaces.id AND restarts.instance_id = doubts.instance_id
           AND closed_at IS NULL)))"""
 
-# The workspaces whose doubts no longer fit their row. This looks at the doubts that the breaker and the adoptions rest
-# on, and at some others, around a place that is random in each cycle.
+# The shard's workspaces whose doubts no longer fit their row. This looks at the doubts that the breaker and the
+# adoptions rest on, and at some others, around a place that is random in each cycle.
 _TO_TEND = f"""
 SELECT doubts.workspace_id::text FROM (
     SELECT * FROM reconciler.doubts WHERE {REMEMBERED_DEAD}
@@ -55,7 +66,8 @@ SELECT doubts.workspace_id::text FROM (
     SELECT status = 'offline' AS is_offline, {_RECORDS_IT} AS records_it
     FROM platform.workspaces WHERE workspaces.id = doubts.workspace_id LIMIT 1
 ) AS recorded ON true
-WHERE NOT COALESCE(records_it, false) OR (offline_since IS NULL) = COALESCE(is_offline, false)
+WHERE (NOT COALESCE(records_it, false) OR (offline_since IS NULL) = COALESCE(is_offline, false))
+  AND {in_range("doubts.workspace_id")}
 LIMIT {MOST_TENDED}
 """  # noqa: S608 - put together from constants
 # What somebody else has locked is passed over, here and below: the next cycle sees it again.
@@ -77,14 +89,15 @@ WHERE (workspace_id, kind) IN (
     ) FOR UPDATE SKIP LOCKED
 )
 """
-# Without those that no candidate has: rows that are offline, and were not seen dead lately.
-_DOUBTS = """
+# The shard's, without those that no candidate has: rows that are offline, and were not seen dead lately.
+_DOUBTS = f"""
 SELECT workspace_id::text, kind, instance_id, sightings,
        CAST(extract(epoch FROM now() - since) AS double precision),
        CAST(extract(epoch FROM now() - last_seen_at) AS double precision)
 FROM reconciler.doubts
-WHERE {condition} AND EXISTS (SELECT FROM platform.workspaces WHERE workspaces.id = doubts.workspace_id)
-"""
+WHERE {{condition}} AND {in_range("workspace_id")}
+  AND EXISTS (SELECT FROM platform.workspaces WHERE workspaces.id = doubts.workspace_id)
+"""  # noqa: S608 - put together from constants
 _DOUBTS_OF_CANDIDATES = f"""
 {_DOUBTS.format(condition="offline_since IS NULL")} UNION ALL
 {_DOUBTS.format(condition=f"offline_since IS NOT NULL AND {REMEMBERED_DEAD}")}
@@ -122,24 +135,33 @@ WHERE (workspace_id, kind) IN (
     WHERE workspace_id = ANY (CAST(:ids AS uuid[])) AND kind = 'absent' FOR UPDATE SKIP LOCKED
 )
 """
-_SAVE_SOURCES = """
-WITH ended AS (
-    DELETE FROM reconciler.source_doubts
-    WHERE cause IN (SELECT cause FROM reconciler.source_doubts
-                    WHERE cause <> ALL (CAST(:causes AS text[])) FOR UPDATE SKIP LOCKED)
-), known AS (
-    SELECT cause FROM reconciler.source_doubts WHERE cause = ANY (CAST(:causes AS text[])) FOR UPDATE SKIP LOCKED
-), seen AS (
+# A doubt about the source ends with the next cycle that sees nothing of the kind in all of its range. Those of a set of
+# shards that is no longer in use end by themselves; new ones go on from them.
+_SAVE_SOURCES = f"""
+WITH seen AS (
     SELECT * FROM unnest(CAST(:causes AS text[]), CAST(:counts AS integer[])) AS seen (cause, workspaces)
+), ended AS (
+    DELETE FROM reconciler.source_doubts
+    WHERE (cause, shards, shard) IN (
+        SELECT cause, shards, shard FROM reconciler.source_doubts
+        WHERE {IS_WITHIN} AND cause <> ALL (CAST(:causes AS text[]))
+           OR NOT {IS_OUR_SET} AND last_seen_at < now() - make_interval(secs => {RESTED_SECONDS})
+        FOR UPDATE SKIP LOCKED)
+), known AS (
+    SELECT cause FROM reconciler.source_doubts
+    WHERE {IS_OUR_SHARD} AND cause = ANY (CAST(:causes AS text[])) FOR UPDATE SKIP LOCKED
 ), updated AS (
     UPDATE reconciler.source_doubts SET workspaces = seen.workspaces, last_seen_at = now()
-    FROM seen JOIN known USING (cause) WHERE source_doubts.cause = seen.cause
+    FROM seen JOIN known USING (cause) WHERE source_doubts.cause = seen.cause AND {IS_OUR_SHARD}
 )
-INSERT INTO reconciler.source_doubts (cause, workspaces)
-SELECT cause, workspaces FROM seen WHERE NOT EXISTS (
-    SELECT FROM reconciler.source_doubts WHERE source_doubts.cause = seen.cause)
+INSERT INTO reconciler.source_doubts (cause, shards, shard, workspaces, since)
+SELECT cause, CAST(:shards AS integer), CAST(:shard AS integer), workspaces,
+       COALESCE((SELECT min(since) FROM reconciler.source_doubts AS earlier
+                 WHERE earlier.cause = seen.cause AND {OVERLAPS}), now())
+FROM seen WHERE NOT EXISTS (
+    SELECT FROM reconciler.source_doubts WHERE source_doubts.cause = seen.cause AND {IS_OUR_SHARD})
 ON CONFLICT DO NOTHING
-"""
+"""  # noqa: S608 - put together from constants
 # Redundant, but PostgreSQL has no idea how few rows a JSON document holds, and would read the whole table.
 _OF_THESE = "doubts.workspace_id = ANY (CAST(:ids AS uuid[]))"
 _SAVE = f"""
@@ -185,32 +207,35 @@ Item = TypeVar("Item")
 class Doubts:
     """The doubts, as one cycle uses them. Every method raises StoreError."""
 
-    def __init__(self, session: Session, lease: Lease) -> None:
-        """Write as long as the lease is ours."""
+    def __init__(self, session: Session, lease: Lease, shard: Shard = WHOLE) -> None:
+        """Read and write those of a shard; write as long as the lease is ours."""
         self._session = session
         self._lease = lease
+        self._shard = shard
 
     def tend(self, deadline: Deadline) -> None:
         """Forget the doubts whose row has moved on, and note which rows the platform has taken offline since."""
         with self._session.transaction(deadline) as transaction:
             self._lease.require(transaction)
-            ids = [one for (one,) in transaction.run(_TO_TEND, place=str(uuid.uuid4()))]
+            ids = [one for (one,) in transaction.run(_TO_TEND, place=_somewhere(self._shard), **range_of(self._shard))]
             if ids:
                 transaction.run(_FORGET_OUTDATED, ids=ids)
                 transaction.run(_NOTE_OFFLINE, ids=ids)
 
     def recall(self, deadline: Deadline, *, breaker_window_s: float) -> Memory:
-        """Return the candidates' doubts, and the fleet as the breaker counts it.
+        """Return the doubts of the shard's candidates, and the whole fleet as the breaker counts it.
 
         What was flipped or adopted in the last `breaker_window_s` seconds counts as acted on.
         """
         with self._session.transaction(deadline, read_only=True) as transaction:
-            doubts = transaction.run(_DOUBTS_OF_CANDIDATES)
-            ((count,),) = transaction.run(_UP)
-            dead = transaction.run(_DEAD, window_s=breaker_window_s)
-        known = {(row[0], Verdict(row[1])): Known(*row[2:]) for row in doubts}
-        remembered, acted_on = ({one: up for one, acted, up in dead if acted is wanted} for wanted in (False, True))
-        return Memory(known, Fleet(count, remembered, acted_on))
+            doubts = transaction.run(_DOUBTS_OF_CANDIDATES, **range_of(self._shard))
+            fleet = _fleet(transaction, breaker_window_s)
+        return Memory({(row[0], Verdict(row[1])): Known(*row[2:]) for row in doubts}, fleet)
+
+    def fleet(self, deadline: Deadline, *, breaker_window_s: float) -> Fleet:
+        """Return the whole fleet alone, as it is now."""
+        with self._session.transaction(deadline, read_only=True) as transaction:
+            return _fleet(transaction, breaker_window_s)
 
     def save(self, deadline: Deadline, changes: DoubtChanges) -> None:
         """Write what has changed, new doubts first, as far as time allows."""
@@ -222,7 +247,7 @@ class Doubts:
                 transaction.run(_NOT_ABSENT, ids=list(changes.found))
             if changes.sources is not None:
                 causes, counts = list(changes.sources), list(changes.sources.values())
-                transaction.run(_SAVE_SOURCES, causes=causes, counts=counts)
+                transaction.run(_SAVE_SOURCES, causes=causes, counts=counts, **names_of(self._shard))
         refused = [self._save(deadline, doubts) for doubts in _chunks((*changes.new, *changes.again), ROWS_AT_ONCE)]
         for error in filter(None, refused):
             raise error
@@ -270,6 +295,19 @@ class Doubts:
             return refused
         errors = [self._save(deadline, part) for part in (doubts[:half], doubts[half:])]
         return next(filter(None, errors), None)
+
+
+def _fleet(transaction: Transaction, breaker_window_s: float) -> Fleet:
+    ((count,),) = transaction.run(_UP)
+    dead = transaction.run(_DEAD, window_s=breaker_window_s)
+    remembered, acted_on = ({one: up for one, acted, up in dead if acted is wanted} for wanted in (False, True))
+    return Fleet(count, remembered, acted_on)
+
+
+def _somewhere(shard: Shard) -> str:
+    """Return an id from the shard's range."""
+    first, last = (uuid.UUID(one).int for one in (shard.first_id, shard.last_id))
+    return str(uuid.UUID(int=first + uuid.uuid4().int % (last - first + 1)))
 
 
 def _chunks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:

@@ -3,10 +3,12 @@
 from handler.deadline import Deadline
 from handler.domain.report import FleetGauges, Gauges
 from handler.domain.restarts import RECOVERY_SECONDS
+from handler.domain.shards import Shard
 from handler.errors import StoreError
 from handler.store.candidates import RESTARTING, UNOWED_SECONDS
 from handler.store.holds import ALL_ON_HOLD, COUNT_ON_HOLD_SINGLY, count_all_on_hold, hold_ended_at, on_hold
 from handler.store.session import Session
+from handler.store.shards import IS_OUR_SET, names_of
 
 # A hold that has ended makes a doubt younger, so the one that began first need not be the oldest. The oldest is looked
 # for among this many, and is at least as old as the first one that no hold of its own has made younger.
@@ -26,8 +28,8 @@ SELECT count(*), count(*) FILTER (WHERE blocked), count(*) FILTER (WHERE backing
           AND up_since IS NULL AND NOT {on_hold("restarts.workspace_id")}),
        CAST(COALESCE(extract(epoch FROM now() - min(wanted_since)
             FILTER (WHERE blocked IS NOT TRUE AND isfinite(wanted_since))), 0) AS double precision),
-       (SELECT CAST(COALESCE(extract(epoch FROM now() - COALESCE(pass_completed_at, first_cycle_at)), 0)
-                    AS double precision) FROM reconciler.coverage),
+       (SELECT CAST(COALESCE(extract(epoch FROM now() - min(GREATEST(pass_completed_at, taken_up_at))), 0)
+                    AS double precision) FROM reconciler.shard_coverage WHERE {IS_OUR_SET}),
        {COUNT_ON_HOLD_SINGLY}, {ALL_ON_HOLD},
        CAST(GREATEST(
            (SELECT extract(epoch FROM now() - min(GREATEST(since, {hold_ended_at("oldest.workspace_id")}))) FROM (
@@ -53,10 +55,13 @@ WHERE status IN ('online', 'degraded', 'offline') AND COALESCE(runtime, '') <> '
 """  # noqa: S608 - put together from constants
 
 
-def read_gauges(session: Session, deadline: Deadline) -> Gauges:
-    """Return what is open, and how old it is in seconds. Raises StoreError."""
+def read_gauges(session: Session, deadline: Deadline, shard: Shard) -> Gauges:
+    """Return what is open in the whole fleet, and how old it is in seconds. Raises StoreError.
+
+    The age of the coverage is that of the set of shards that this one belongs to: of its shard that is behind most.
+    """
     with session.transaction(deadline, read_only=True) as transaction:
-        (figures,) = transaction.run(_GAUGES, recovery_s=RECOVERY_SECONDS)
+        (figures,) = transaction.run(_GAUGES, recovery_s=RECOVERY_SECONDS, **names_of(shard))
     pending, blocked, backing_off, unrecovered, oldest_s, coverage_s, singly, everything, doubt_s = figures
     return Gauges(
         restarts_pending=pending,

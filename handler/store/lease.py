@@ -1,14 +1,18 @@
-"""The lease: it lets one applied cycle work at a time. And the expiry of those that work without one."""
+"""The lease: it lets one applied cycle at a time work in a range of ids. And the expiry of those without one."""
 
 from typing import Any
 
 from handler.deadline import Deadline
+from handler.domain.shards import WHOLE, Shard
 from handler.errors import LeaseLostError, RowLockedError
 from handler.store.session import LOCK_WAIT_SECONDS, Session, Transaction
+from handler.store.shards import OVERLAPS, names_of
 
 FLEET = "fleet"
 # A lease lasts this much longer than its cycle, so that a cycle that ends late is still alone.
 MARGIN_SECONDS = 1.5
+# A session that is frozen while it acquires a lease, keeps all others from it no longer than this.
+ACQUIRING_SECONDS = 5.0
 # Lambda ends a function after 15 minutes. A lease that ends later was taken by a clock that was wrong.
 LONGEST_SECONDS = 960
 
@@ -17,15 +21,26 @@ LEASE_IS_OURS = """EXISTS (
     SELECT FROM reconciler.lease
     WHERE scope = :scope AND holder = CAST(:cycle_id AS uuid) AND expires_at > clock_timestamp()
 )"""
-_ACQUIRE = """
-INSERT INTO reconciler.lease AS current (scope, holder, expires_at)
-VALUES (:scope, CAST(:cycle_id AS uuid), clock_timestamp() + make_interval(secs => :lasts_s))
+# Whoever acquires a lease locks the fleet's first, so that the next statement of its transaction sees every lease that
+# there is. If there is none, an expired one of nobody's takes its place.
+_QUEUE = f"""
+INSERT INTO reconciler.lease (scope, holder, expires_at)
+VALUES ('{FLEET}', '00000000-0000-0000-0000-000000000000', '2001-01-01Z')
+ON CONFLICT (scope) DO UPDATE SET scope = EXCLUDED.scope
+"""  # noqa: S608 - put together from constants
+_ACQUIRE = f"""
+INSERT INTO reconciler.lease (scope, holder, shards, shard, expires_at)
+SELECT :scope, CAST(:cycle_id AS uuid), CAST(:shards AS integer), CAST(:shard AS integer),
+       clock_timestamp() + make_interval(secs => :lasts_s)
+WHERE NOT EXISTS (
+    SELECT FROM reconciler.lease
+    WHERE {OVERLAPS} AND holder <> CAST(:cycle_id AS uuid)
+      AND expires_at > clock_timestamp() AND expires_at <= clock_timestamp() + make_interval(secs => :longest_s))
 ON CONFLICT (scope) DO UPDATE
-SET holder = EXCLUDED.holder, acquired_at = now(), expires_at = EXCLUDED.expires_at
-WHERE current.expires_at <= clock_timestamp() OR current.holder = EXCLUDED.holder
-   OR current.expires_at > clock_timestamp() + make_interval(secs => :longest_s)
+SET holder = EXCLUDED.holder, shards = EXCLUDED.shards, shard = EXCLUDED.shard, acquired_at = now(),
+    expires_at = EXCLUDED.expires_at
 RETURNING 1
-"""
+"""  # noqa: S608 - put together from constants
 
 
 class Lease:
@@ -36,20 +51,25 @@ class Lease:
 
     condition = LEASE_IS_OURS
 
-    def __init__(self, session: Session, cycle_id: str) -> None:
-        """Prepare the lease of the cycle `cycle_id`, a UUID. `acquire` takes it."""
+    def __init__(self, session: Session, cycle_id: str, shard: Shard = WHOLE) -> None:
+        """Prepare the lease of the cycle `cycle_id`, a UUID, on the ids of a shard. `acquire` takes it."""
         self._session = session
-        self.own: dict[str, Any] = {"scope": FLEET, "cycle_id": cycle_id}
+        self._shard = shard
+        scope = FLEET if shard == WHOLE else f"shard {shard.number} of {shard.of}"
+        self.own: dict[str, Any] = {"scope": scope, "cycle_id": cycle_id}
 
     def acquire(self, deadline: Deadline, *, lasts_s: float) -> bool:
         """Take the lease for `lasts_s` seconds, the longest that the cycle can last; tell whether it was free.
 
-        One that somebody has locked is not: it may be about to be taken.
+        It is free unless another cycle has one that overlaps. One that somebody has locked is not: it may be about to
+        be taken.
         """
-        lasts_s += MARGIN_SECONDS
+        times = {"lasts_s": lasts_s + MARGIN_SECONDS, "longest_s": LONGEST_SECONDS}
+        in_time = deadline.within(ACQUIRING_SECONDS)
         try:
-            with self._session.transaction(deadline, lock_wait_s=LOCK_WAIT_SECONDS) as transaction:
-                return bool(transaction.run(_ACQUIRE, **self.own, lasts_s=lasts_s, longest_s=LONGEST_SECONDS))
+            with self._session.transaction(in_time, lock_wait_s=LOCK_WAIT_SECONDS) as transaction:
+                transaction.run(_QUEUE)
+                return bool(transaction.run(_ACQUIRE, **self.own, **names_of(self._shard), **times))
         except RowLockedError:
             return False
 

@@ -13,9 +13,11 @@ from handler.deadline import Deadline
 from handler.domain.evidence import DatabaseClock, expiry
 from handler.domain.model import Restart, Sighting, Verdict
 from handler.domain.restarts import Owed, RestartDecision, Step
+from handler.domain.shards import WHOLE, Shard
 from handler.store.holds import hold_ended_at, on_hold
 from handler.store.lease import LEASE_IS_OURS, Lease
 from handler.store.session import LOCK_WAIT_SECONDS, Session, Transaction
+from handler.store.shards import in_range, range_of
 from handler.store.tables import short
 from handler.store.transaction import ids_or_null
 
@@ -24,8 +26,8 @@ LATEST_END_OF_STOP_SECONDS = 90_000
 # No count goes further: it must never be too large for its column.
 MOST_COUNTED = 1_000_000
 
-_STOP_IS_ON = f"(ends_at > now() AND ends_at <= now() + make_interval(secs => {LATEST_END_OF_STOP_SECONDS}))"
-_STOPPED = f"EXISTS (SELECT FROM reconciler.restart_stops WHERE {_STOP_IS_ON})"
+STOP_IS_ON = f"(ends_at > now() AND ends_at <= now() + make_interval(secs => {LATEST_END_OF_STOP_SECONDS}))"
+_STOPPED = f"EXISTS (SELECT FROM reconciler.restart_stops WHERE {STOP_IS_ON})"
 # It has its grace after a hold, too: during maintenance, machines are stopped and started.
 _DUE = f"""(due_at <= now()
     AND COALESCE({hold_ended_at("owed.workspace_id")} + make_interval(secs => :grace_s) <= now(), true))"""
@@ -36,18 +38,20 @@ RESTART = f"""owed.id, owed.workspace_id::text, {short("owed.instance_id")}, att
 _COLUMNS = len(fields(Restart))
 # The comparison is the server's: an instance id that cannot be decoded is another one.
 STILL_OWED = "COALESCE(current.status = 'offline' AND current.instance_id = owed.instance_id, false)"
-_OWED = f"""
+OWED = f"""
 SELECT {RESTART},
        {STILL_OWED}, {_DUE}, {on_hold("owed.workspace_id")}, COALESCE(backoff_until > now(), false), {_STOPPED},
        COALESCE(last_heartbeat_at > clock_timestamp() - make_interval(secs => :fresh_s), false)
 FROM reconciler.restarts AS owed LEFT JOIN platform.workspaces AS current ON current.id = owed.workspace_id
 """  # noqa: S608 - put together from constants
-_OWED_OF = f"{_OWED} WHERE owed.id = ANY (CAST(:ids AS bigint[]))"
-NAMED = "(CAST(:workspace_ids AS uuid[]) IS NULL OR owed.workspace_id = ANY (CAST(:workspace_ids AS uuid[])))"
+_OWED_OF = f"{OWED} WHERE owed.id = ANY (CAST(:ids AS bigint[]))"
+IN_SHARD = in_range("owed.workspace_id")
+NAMED = f"""({IN_SHARD}
+  AND (CAST(:workspace_ids AS uuid[]) IS NULL OR owed.workspace_id = ANY (CAST(:workspace_ids AS uuid[]))))"""
 # Only the breaker may keep it from being asked for now. What else waits is left out, so that it takes nobody's place.
 MAY_BE_ASKED = f"""{_DUE} AND COALESCE(backoff_until <= now(), true) AND NOT {on_hold("owed.workspace_id")}
   AND NOT {_STOPPED} AND {NAMED}"""
-_DUE_LIST = f"""{_OWED}
+_DUE_LIST = f"""{OWED}
 WHERE closed_at IS NULL AND {MAY_BE_ASKED} AND (released OR NOT :released_only) AND (refusals > 0) = :refused
 ORDER BY due_at, owed.id LIMIT :most"""
 _COUNT_DUE = f"""
@@ -119,29 +123,34 @@ WHERE id = :id AND closed_at IS NULL AND claimed_by = CAST(:cycle_id AS uuid) AN
 _STOP = "INSERT INTO reconciler.restart_stops (ends_at) VALUES (now() + make_interval(secs => :lasts_s))"
 _FORGET_STOPS = f"""
 DELETE FROM reconciler.restart_stops
-WHERE id IN (SELECT id FROM reconciler.restart_stops WHERE NOT {_STOP_IS_ON} FOR UPDATE SKIP LOCKED)
+WHERE id IN (SELECT id FROM reconciler.restart_stops WHERE NOT {STOP_IS_ON} FOR UPDATE SKIP LOCKED)
 """  # noqa: S608 - put together from constants
 
 Judge = Callable[[Owed, Sighting], RestartDecision]
 
 
 class Restarts:
-    """The due restarts, as one cycle sees them. `workspace_ids` narrows a method to these; None means everybody's.
+    """The due restarts, as one cycle sees them. `workspace_ids` narrows a method to these; None: all of the shard's.
 
     Every method raises StoreError.
     """
 
-    def __init__(self, session: Session, cycle_id: str, lease: Lease) -> None:
-        """Act for the cycle `cycle_id`, a UUID, as long as the lease is ours."""
+    def __init__(self, session: Session, cycle_id: str, lease: Lease, shard: Shard = WHOLE) -> None:
+        """Act for the cycle `cycle_id`, a UUID, on a shard's restarts, as long as the lease is ours."""
         self._session = session
         self._cycle_id = cycle_id
         self._lease = lease
+        self._range = range_of(shard)
 
     def count_due(self, deadline: Deadline, *, most: int, grace_s: float, workspace_ids: Sequence[str] | None) -> int:
         """Return how many restarts may be asked for now, but no more than `most`."""
         with self._session.transaction(deadline, read_only=True) as transaction:
             ((count,),) = transaction.run(
-                _COUNT_DUE, grace_s=grace_s, workspace_ids=ids_or_null(workspace_ids), most=most
+                _COUNT_DUE,
+                grace_s=grace_s,
+                workspace_ids=ids_or_null(workspace_ids),
+                most=most,
+                **self._range,
             )
         return int(count)
 
@@ -170,8 +179,9 @@ class Restarts:
                 fresh_s=fresh_s,
                 grace_s=grace_s,
                 workspace_ids=ids_or_null(workspace_ids),
+                **self._range,
             )
-        return [_owed(row) for row in rows]
+        return [owed_from(row) for row in rows]
 
     def claim(
         self,
@@ -195,7 +205,7 @@ class Restarts:
             self._lease.require(transaction)
             locked = [one for (one,) in transaction.run(LOCK_OPEN, ids=list(sightings))]
             rows = transaction.run(_OWED_OF, ids=locked, fresh_s=fresh_s, grace_s=grace_s)
-            decisions = [judge(owed, sightings[owed.restart.id]) for owed in map(_owed, rows)]
+            decisions = [judge(owed, sightings[owed.restart.id]) for owed in map(owed_from, rows)]
             claimed = self._claim(transaction, decisions, sightings, clock, uncertain_s)
             self._carry_out(transaction, decisions, sightings, retry_s)
         return [
@@ -301,6 +311,7 @@ def restart_and_rest(row: Sequence[Any]) -> tuple[Restart, Sequence[Any]]:
     return Restart(*row[:_COLUMNS]), row[_COLUMNS:]
 
 
-def _owed(row: Sequence[Any]) -> Owed:
+def owed_from(row: Sequence[Any]) -> Owed:
+    """Return the open restart in a row with the columns of OWED."""
     restart, rest = restart_and_rest(row)
     return Owed(restart, *rest)

@@ -9,7 +9,7 @@ from handler.store.tables import RIGHTS_TO_APPLY, RIGHTS_TO_READ, Rights
 from handler.store.transaction import missing_tables
 
 # The schema version that this code needs. infra/schema.sql installs it; a newer one will do.
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 _SCHEMA_FILE = "infra/schema.sql"
 

@@ -11,7 +11,10 @@ Rights = Sequence[tuple[str, str | None, str]]
 PLATFORM_TABLES = ("workspaces", "structure_events")
 OWN_TABLES = tuple(
     f"reconciler.{name}"
-    for name in ("schema_version", "lease", "coverage", "doubts", "source_doubts", "restarts", "restart_stops", "holds")
+    for name in (
+        *("schema_version", "lease", "coverage", "shard_coverage", "doubts", "source_doubts"),
+        *("restarts", "restart_stops", "holds"),
+    )
 )
 
 
@@ -41,10 +44,9 @@ RIGHTS_TO_APPLY: Rights = (
     *RIGHTS_TO_READ,
     *(("workspaces", one, "UPDATE") for one in ("status", "updated_at")),
     *(("structure_events", one, "INSERT") for one in ("event_type", "workspace_id", "payload")),
-    ("reconciler.coverage", None, "UPDATE"),
     *(
         (f"reconciler.{table}", None, right)
-        for table in ("lease", "doubts", "source_doubts", "restarts", "restart_stops", "holds")
+        for table in ("lease", "shard_coverage", "doubts", "source_doubts", "restarts", "restart_stops", "holds")
         for right in ("INSERT", "UPDATE", "DELETE")
     ),
 )

@@ -17,7 +17,7 @@ MOST_AT_ONCE = 5000
 
 # When something happened, by table. It becomes now.
 HAPPENED = {
-    "coverage": ("first_cycle_at", "pass_completed_at"),
+    "shard_coverage": ("taken_up_at", "used_at", "pass_completed_at"),
     "doubts": ("since", "last_seen_at", "offline_since"),
     "source_doubts": ("since", "last_seen_at"),
     "restarts": (

@@ -9,11 +9,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from handler.deadline import Deadline
 from handler.domain.model import Restart
 from handler.domain.restarts import RECOVERY_SECONDS, Watched
+from handler.domain.shards import WHOLE, Shard
 from handler.store.holds import on_hold
 from handler.store.lease import LEASE_IS_OURS, Lease
 from handler.store.restarts import (
     CANCEL,
     COUNT_ABSENCE,
+    IN_SHARD,
     LOCK_OPEN,
     LOCK_RESTARTS,
     MAY_BE_ASKED,
@@ -23,6 +25,7 @@ from handler.store.restarts import (
     restart_and_rest,
 )
 from handler.store.session import LOCK_WAIT_SECONDS, Session
+from handler.store.shards import range_of
 from handler.store.tables import IS_WATCHED, short
 from handler.store.transaction import ids_or_null
 
@@ -39,21 +42,21 @@ _CANCEL_MOVED_ON = f"""
 UPDATE reconciler.restarts SET closed_at = now(), outcome = 'cancelled'
 WHERE id = ANY (ARRAY(
     SELECT owed.id FROM reconciler.restarts AS owed
-    WHERE closed_at IS NULL
+    WHERE closed_at IS NULL AND {IN_SHARD}
       AND NOT EXISTS (SELECT FROM platform.workspaces AS current
                       WHERE current.id = owed.workspace_id AND {STILL_OWED})
     LIMIT {MOST_AT_ONCE} FOR UPDATE SKIP LOCKED
 ))
 RETURNING id, workspace_id::text, {short("instance_id")}, attempts
 """  # noqa: S608 - put together from constants
-_WATCHED = f"""
+WATCHED = f"""
 SELECT {RESTART}, {short("current.status::text")}, closed_at IS NULL,
        COALESCE(current.instance_id = owed.instance_id, false),
        CAST(extract(epoch FROM now() - up_since) AS double precision), {on_hold("owed.workspace_id")}
 FROM reconciler.restarts AS owed LEFT JOIN platform.workspaces AS current ON current.id = owed.workspace_id
 WHERE {IS_WATCHED}
-ORDER BY due_at, owed.id LIMIT {MOST_WATCHED}
 """  # noqa: S608 - put together from constants
+_WATCHED = f"{WATCHED} AND {IN_SHARD} ORDER BY due_at, owed.id LIMIT {MOST_WATCHED}"
 _NOTE_WATCH = """
 UPDATE reconciler.restarts SET
     watch_ended_at = CASE WHEN id = ANY (CAST(:ended AS bigint[])) THEN now() END,
@@ -124,28 +127,29 @@ _FORGET_ABSENCES = _LOOKED_AT.replace("SET", "SET absent_sightings = 0,")
 
 
 class Watches:
-    """The restarts that one cycle looks after. `workspace_ids` narrows a method to these; None means everybody's.
+    """The restarts that one cycle looks after. `workspace_ids` narrows a method to these; None: all of the shard's.
 
     Every method raises StoreError.
     """
 
-    def __init__(self, session: Session, cycle_id: str, lease: Lease) -> None:
-        """Act for the cycle `cycle_id`, a UUID, as long as the lease is ours."""
+    def __init__(self, session: Session, cycle_id: str, lease: Lease, shard: Shard = WHOLE) -> None:
+        """Act for the cycle `cycle_id`, a UUID, on a shard's restarts, as long as the lease is ours."""
         self._session = session
         self._cycle_id = cycle_id
         self._lease = lease
+        self._range = range_of(shard)
 
     def cancel_moved_on(self, deadline: Deadline) -> list[Restart]:
         """Cancel the open restarts whose row is gone, or is no longer offline with the dead instance; return them."""
         with self._session.transaction(deadline) as transaction:
             self._lease.require(transaction)
-            rows = transaction.run(_CANCEL_MOVED_ON)
+            rows = transaction.run(_CANCEL_MOVED_ON, **self._range)
         return [Restart(*row) for row in rows]
 
     def watched(self, deadline: Deadline) -> list[Watched]:
         """Return the watched restarts, the least recently looked at first, and what became of their workspaces."""
         with self._session.transaction(deadline, read_only=True) as transaction:
-            rows = transaction.run(_WATCHED)
+            rows = transaction.run(_WATCHED, **self._range)
         return [Watched(restart, *rest) for restart, rest in map(restart_and_rest, rows)]
 
     def note_watch(self, deadline: Deadline, *, ended: Sequence[int], up: Sequence[int], not_up: Sequence[int]) -> None:
@@ -171,12 +175,13 @@ class Watches:
         """Note which restarts the open breaker, and nothing else, keeps from being asked for."""
         with self._session.transaction(deadline) as transaction:
             self._lease.require(transaction)
-            transaction.run(_KEEP_BACK, grace_s=grace_s, workspace_ids=ids_or_null(workspace_ids))
+            ids = ids_or_null(workspace_ids)
+            transaction.run(_KEEP_BACK, grace_s=grace_s, workspace_ids=ids, **self._range)
 
     def kept_back(self, deadline: Deadline, *, workspace_ids: Sequence[str] | None) -> list[Restart]:
         """Return restarts that an open breaker keeps back, the least recently looked at first."""
         with self._session.transaction(deadline, read_only=True) as transaction:
-            rows = transaction.run(_KEPT_BACK, workspace_ids=ids_or_null(workspace_ids))
+            rows = transaction.run(_KEPT_BACK, workspace_ids=ids_or_null(workspace_ids), **self._range)
         return [Restart(*row) for row in rows]
 
     def look_at_kept_back(
@@ -200,7 +205,7 @@ class Watches:
         """Have the open restarts pass an open breaker, in this cycle and in any later one."""
         with self._session.transaction(deadline) as transaction:
             self._lease.require(transaction)
-            transaction.run(_RELEASE, workspace_ids=ids_or_null(workspace_ids))
+            transaction.run(_RELEASE, workspace_ids=ids_or_null(workspace_ids), **self._range)
 
     def count_absences(
         self,

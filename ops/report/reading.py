@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from ops.report.words import DECISIONS, SKIPPED
+from ops.text import shown
 
 _LONGEST_TEXT = 300
 _MOST = 10**12
@@ -90,7 +91,7 @@ def read(text: str, source: str) -> list[Answer]:
 def printable(text: str) -> str:
     """Return a text that nothing can come of when it is shown: no control or invisible characters, and not too long."""
     short = text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]}…"
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in short)
+    return shown(short)
 
 
 class UnreadableError(Exception):

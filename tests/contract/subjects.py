@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 from uuid import UUID
 
+from handler.domain.shards import WHOLE, Shard
 from handler.net.secrets import Secrets
 from handler.settings import database_from
 from handler.store import Store
@@ -13,7 +14,16 @@ from handler.store.session import Session
 from sandbox.fleet import Fleet
 from sandbox.postgres import Database
 from tests.fakes.store import fake_store
-from tests.fakes.tables import Row, StoredDoubt, StoredHold, StoredRestart, StoredSource, StoredStop, Tables
+from tests.fakes.tables import (
+    Row,
+    StoredCoverage,
+    StoredDoubt,
+    StoredHold,
+    StoredRestart,
+    StoredSource,
+    StoredStop,
+    Tables,
+)
 
 # The columns of a restart that tests compare. Its times show only in what may be done with it.
 RESTART_COLUMNS = ("id", "workspace_id", "instance_id", "attempts", "refusals", "last_answer", "outcome", "streak")
@@ -32,13 +42,14 @@ Restarts = list[tuple[Any, ...]]
 CYCLES = [str(UUID(int=number)) for number in (0xA, 0xB)]
 
 _EMPTY = """
-    TRUNCATE workspaces, structure_events, reconciler.lease, reconciler.coverage, reconciler.doubts,
-             reconciler.source_doubts, reconciler.restarts, reconciler.restart_stops, reconciler.holds RESTART IDENTITY;
+    TRUNCATE workspaces, structure_events, reconciler.lease, reconciler.coverage, reconciler.shard_coverage,
+             reconciler.doubts, reconciler.source_doubts, reconciler.restarts, reconciler.restart_stops,
+             reconciler.holds RESTART IDENTITY;
     INSERT INTO reconciler.coverage DEFAULT VALUES
 """
 
 _TIMES = (
-    *("first_cycle_at", "pass_completed_at", "since", "last_seen_at", "offline_since", "ends_at"),
+    *("taken_up_at", "used_at", "pass_completed_at", "since", "last_seen_at", "offline_since", "ends_at"),
     *("flipped_at", "due_at", "asked_at", "closed_at", "backoff_until", "watch_ended_at"),
     *("kept_back_at", "absent_since", "first_due_at", "watched_since", "up_since"),
 )
@@ -47,7 +58,7 @@ _TIMES = (
 class Subject(Protocol):
     """A database with workspaces, and what everybody else does there. Ids are UUIDs."""
 
-    def store(self, cycle: int = 0, *, leased: bool = True) -> Store:
+    def store(self, cycle: int = 0, *, leased: bool = True, shard: Shard = WHOLE) -> Store:
         """Return the store of the first cycle or the second one; with `leased=False`, of one that needs no lease."""
         ...
 
@@ -106,8 +117,8 @@ class InMemory:
     def __init__(self) -> None:
         self.tables = Tables()
 
-    def store(self, cycle: int = 0, *, leased: bool = True) -> Store:
-        return fake_store(self.tables, CYCLES[cycle], leased=leased)
+    def store(self, cycle: int = 0, *, leased: bool = True, shard: Shard = WHOLE) -> Store:
+        return fake_store(self.tables, CYCLES[cycle], leased=leased, shard=shard)
 
     def add(self, workspace_id: str, instance_id: str | None, **columns: Any) -> None:
         age_s = columns.pop("heartbeat_age_s", 300.0)
@@ -151,10 +162,9 @@ class InMemory:
 
     def age(self, seconds: float) -> None:
         tables = self.tables
-        if tables.lease is not None:
-            tables.lease = (tables.lease[0], tables.lease[1] - seconds)
-        records: list[Tables | StoredDoubt | StoredSource | StoredRestart | StoredStop | StoredHold] = [
-            tables,
+        tables.leases = {of: (holder, ends_at - seconds) for of, (holder, ends_at) in tables.leases.items()}
+        records: list[StoredCoverage | StoredDoubt | StoredSource | StoredRestart | StoredStop | StoredHold] = [
+            *tables.shards.values(),
             *tables.doubts.values(),
             *tables.sources.values(),
             *tables.restarts,
@@ -196,8 +206,8 @@ class InPostgres:
         """Hang up."""
         self._session.close()
 
-    def store(self, cycle: int = 0, *, leased: bool = True) -> Store:
-        return Store(self._session, CYCLES[cycle], leased=leased)
+    def store(self, cycle: int = 0, *, leased: bool = True, shard: Shard = WHOLE) -> Store:
+        return Store(self._session, CYCLES[cycle], leased=leased, shard=shard)
 
     def add(self, workspace_id: str, instance_id: str | None, **columns: Any) -> None:
         self._fleet.add(instance_id, id=workspace_id, **columns)

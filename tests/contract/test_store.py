@@ -252,8 +252,12 @@ def test_the_candidates_come_in_the_order_that_the_last_cycle_left(subject: Subj
 
 def test_coverage_that_somebody_has_locked_is_not_waited_for(subject: Subject) -> None:
     store = holding(subject)
-    with subject.locked_own("coverage"), pytest.raises(RowLockedError):
-        store.memory.save_coverage(soon(), Progress(Coverage(uuid(1)), completed_pass=True))
+    store.memory.take_up(soon())
+    with subject.locked_own("shard_coverage"):
+        with pytest.raises(RowLockedError):
+            store.memory.save_coverage(soon(), Progress(Coverage(uuid(1)), completed_pass=True))
+        with pytest.raises(RowLockedError):
+            store.memory.take_up(soon())
     assert select(store).coverage == Coverage()
 
 

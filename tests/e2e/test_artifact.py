@@ -22,6 +22,7 @@ ANSWERS: dict[str, dict[str, Any]] = {
     "scheduled.json": {"mode": "apply", "candidates": 3, "running": 1, "dead": 2, "flipped": 2},
     "scheduled-rule.json": {"mode": "apply", "candidates": 3, "running": 1, "dead": 2, "flipped": 2},
     "apply.json": {"mode": "apply", "candidates": 3, "running": 1, "dead": 2, "flipped": 2},
+    "shard.json": {"mode": "apply", "candidates": 3, "running": 1, "dead": 2, "flipped": 2},
     "override-breaker.json": {"mode": "apply", "candidates": 3, "running": 1, "dead": 2, "flipped": 2},
     "dry-run.json": {"mode": "dry-run", "candidates": 3, "running": 1, "dead": 2, "flipped": 0},
     "dry-run-override.json": {"mode": "dry-run", "candidates": 3, "running": 1, "dead": 2, "flipped": 0},
@@ -57,8 +58,8 @@ def alive_and_gone(world: World) -> tuple[str, list[str]]:
     """Return the workspace whose instance runs, and the two whose instances are terminated."""
     running, *terminated = world.ec2.launch(3)
     world.ec2.terminate(terminated)
-    alive = world.fleet.add(running)
-    return alive, [world.fleet.add(terminated[0], id=SAMPLE), world.fleet.add(terminated[1])]
+    alive = world.fleet.add(running, id=SAMPLE[:-1] + "2")
+    return alive, [world.fleet.add(terminated[0], id=SAMPLE), world.fleet.add(terminated[1], id=SAMPLE[:-1] + "3")]
 
 
 @pytest.mark.parametrize("name", ANSWERS)
@@ -80,8 +81,15 @@ def test_each_event_is_answered_as_the_docs_say(
 
 
 def test_there_is_an_expectation_for_every_event() -> None:
-    others = {*HOLDS, *HOLDS_ON_EVERYTHING, *STATE_CHANGE_EVENTS, "install.json"}
+    others = {*HOLDS, *HOLDS_ON_EVERYTHING, *STATE_CHANGE_EVENTS, "install.json", "explain.json"}
     assert EVENTS.keys() == ANSWERS.keys() | others
+
+
+@pytest.mark.usefixtures("alive_and_gone")
+def test_a_workspace_is_explained_as_the_docs_say(world: World, start: Start) -> None:
+    answer = start(world.settings()).invoke(EVENTS["explain.json"]).value
+    assert answer["workspace_id"] == SAMPLE
+    assert answer["would"] == {"action": "flip", "reason": "its instance is terminated, confirmed by a second probe"}
 
 
 def about(name: str, world: World, workspace_ids: list[str]) -> Any:

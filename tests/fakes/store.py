@@ -19,6 +19,7 @@ from handler.domain.evidence import Confirmed, DatabaseClock, expiry
 from handler.domain.model import CurrentRow, Hold, Restart, Sighting, SkipReason, Verdict, Workspace
 from handler.domain.report import FleetGauges, Gauges
 from handler.domain.restarts import RECOVERY_SECONDS, Owed, RestartDecision, Step, Watched
+from handler.domain.shards import WHOLE, Shard
 from handler.domain.state_changes import HEARTBEAT_ARRIVES_SECONDS, OLDEST_EVENT_SECONDS
 from handler.errors import ConnectionLostError, LeaseLostError, RequestError, RowLockedError, StoreError
 from handler.store import ActiveHolds, FlipOutcomes, Selection, Store
@@ -26,10 +27,22 @@ from handler.store.candidates import UNOWED_SECONDS, selection
 from handler.store.flip import Flipped, FlipPolicy
 from handler.store.holds import MOST_SHOWN
 from handler.store.lease import LONGEST_SECONDS, MARGIN_SECONDS
-from handler.store.memory import KEPT_DAYS
+from handler.store.memory import KEPT_DAYS, UNUSED_DAYS
 from handler.store.restarts import Judge, answered_before
+from handler.store.shards import RESTED_SECONDS
 from handler.store.times import HAPPENED, TOLERANCE_SECONDS, WAITS
-from tests.fakes.tables import StoredDoubt, StoredHold, StoredRestart, StoredSource, StoredStop, Tables
+from tests.fakes.tables import (
+    StoredCoverage,
+    StoredDoubt,
+    StoredHold,
+    StoredRestart,
+    StoredSource,
+    StoredStop,
+    Tables,
+    contains,
+    is_within,
+    overlap,
+)
 
 IDLE_GRACE_SECONDS = 1.0  # how long after its deadline the server ends an idle transaction
 _DAY_S = 86_400.0
@@ -59,15 +72,21 @@ class Ends:
 
 
 class Part:
-    """A part of the store, as one cycle sees it. Without a lease, it may write until it `ends`."""
+    """A part of the store, as one cycle of a shard sees it. Without a lease, it may write until it `ends`."""
 
-    def __init__(self, tables: Tables, cycle_id: str, watch: Watch, ends: Ends | None = None) -> None:
-        self.tables, self.cycle_id, self.watch, self.ends = tables, cycle_id, watch, ends
+    def __init__(
+        self, tables: Tables, cycle_id: str, watch: Watch, ends: Ends | None = None, shard: Shard = WHOLE
+    ) -> None:
+        self.tables, self.cycle_id, self.watch, self.ends, self.shard = tables, cycle_id, watch, ends, shard
+
+    def is_mine(self, workspace_id: str) -> bool:
+        """Tell whether the workspace belongs to the shard."""
+        return contains(self.shard, workspace_id)
 
     def lease_is_ours(self) -> bool:
         if self.ends is not None:
             return self.tables.now < self.ends.at
-        lease = self.tables.lease
+        lease = self.tables.leases.get(self.shard)
         return lease is not None and lease[0] == self.cycle_id and lease[1] > self.tables.now
 
     def require_lease(self) -> None:
@@ -123,23 +142,23 @@ class Lease(Part):
 
     @_transaction
     def acquire(self, _: Deadline, *, lasts_s: float) -> bool:
-        lease = self.tables.lease
-        ahead_s = 0.0 if lease is None else lease[1] - self.tables.now
-        if lease is not None and lease[0] != self.cycle_id and 0 < ahead_s <= LONGEST_SECONDS:
+        others = [lease for one, lease in self.tables.leases.items() if overlap(one, self.shard)]
+        if any(one[0] != self.cycle_id and 0 < one[1] - self.tables.now <= LONGEST_SECONDS for one in others):
             return False
         if "lease" in self.tables.locked:
             return False
         self.watch.wrote("acquire")
-        self.tables.lease = (self.cycle_id, self.tables.now + lasts_s + MARGIN_SECONDS)
+        self.tables.leases[self.shard] = (self.cycle_id, self.tables.now + lasts_s + MARGIN_SECONDS)
         return True
 
     @_transaction
     def release(self, _: Deadline) -> None:
-        if self.tables.lease is not None and self.tables.lease[0] == self.cycle_id:
+        lease = self.tables.leases.get(self.shard)
+        if lease is not None and lease[0] == self.cycle_id:
             if "lease" in self.tables.locked:
                 raise RowLockedError("the lease is locked")
             self.watch.wrote("release")
-            self.tables.lease = None
+            del self.tables.leases[self.shard]
 
 
 class Expiry(Part):
@@ -168,7 +187,7 @@ class Candidates(Part):
         adopt: bool = True,
         by_hand: bool = False,
     ) -> Selection:
-        tables, coverage = self.tables, self.tables.coverage
+        tables, coverage = self.tables, self.tables.coverage_of(self.shard)
         named = workspace_ids if by_hand and workspace_ids is not None else []
 
         def select(those: Sequence[str] | None, most: int) -> dict[str, Workspace]:
@@ -177,6 +196,7 @@ class Candidates(Part):
                 for one, row in tables.workspaces.items()
                 if (row.is_up or (row.is_offline and self._may_be_adopted(one, adopt=adopt, by_hand=one in named)))
                 and (those is None or one in those)
+                and self.is_mine(one)
             ]
             return {one: self._workspace(one) for one in sorted(found, key=coverage.place)[:most]}
 
@@ -187,7 +207,7 @@ class Candidates(Part):
 
     @_transaction
     def recording(self, deadline: Deadline, instance_ids: Sequence[str], *, limit: int) -> Selection:
-        tables, coverage = self.tables, self.tables.coverage
+        tables, coverage = self.tables, self.tables.coverage_of(self.shard)
         found = [one for one, row in tables.workspaces.items() if row.is_up and row.instance_id in instance_ids]
         in_turn = {one: self._workspace(one) for one in sorted(found, key=coverage.place)[: limit + 1]}
         clock = DatabaseClock(tables.now, deadline.now())
@@ -218,8 +238,9 @@ class Doubts(Part):
         self.require_lease()
         self.watch.wrote("tend")
         tables = self.tables
-        tables.forget([one for one in tables.doubts.values() if not self._is_still_recorded(one)])
-        for doubt in tables.doubts.values():
+        ours = [one for one in tables.doubts.values() if self.is_mine(one.workspace_id)]
+        tables.forget([one for one in ours if not self._is_still_recorded(one)])
+        for doubt in ours:
             row = tables.workspaces.get(doubt.workspace_id)
             is_offline = row is not None and row.status == OFFLINE
             if (doubt.offline_since is None) == is_offline and doubt.locked_by is None:
@@ -247,8 +268,17 @@ class Doubts(Part):
         known = {
             key: Known(one.instance_id, one.sightings, now - one.since, now - one.last_seen_at)
             for key, one in tables.doubts.items()
-            if one.workspace_id in tables.workspaces and (one.offline_since is None or tables.remembers_dead(one))
+            if one.workspace_id in tables.workspaces and self.is_mine(one.workspace_id)
+            if one.offline_since is None or tables.remembers_dead(one)
         }
+        return Memory(known, self._fleet(breaker_window_s))
+
+    @_transaction
+    def fleet(self, _: Deadline, *, breaker_window_s: float) -> Fleet:
+        return self._fleet(breaker_window_s)
+
+    def _fleet(self, breaker_window_s: float) -> Fleet:
+        tables, now = self.tables, self.tables.now
         remembered = {one.workspace_id for one in tables.doubts.values() if tables.remembers_dead(one)}
         acted_on = set()
         for one in tables.restarts:
@@ -260,7 +290,7 @@ class Doubts(Part):
         def free(those: set[str]) -> dict[str, bool]:
             return {one: one in up for one in those if not tables.is_on_hold(one)}
 
-        return Memory(known, Fleet(len(up), free(remembered - acted_on), free(acted_on)))
+        return Fleet(len(up), free(remembered - acted_on), free(acted_on))
 
     def save(self, deadline: Deadline, changes: DoubtChanges) -> None:
         """Save in two transactions, like the real one for few doubts."""
@@ -279,10 +309,21 @@ class Doubts(Part):
             if absent is not None and absent.locked_by is None:
                 absent.sightings = 0
         if changes.sources is not None:
-            tables.sources = {
-                cause: StoredSource(count, tables.now if (known := tables.sources.get(cause)) is None else known.since)
-                for cause, count in changes.sources.items()
-            }
+            self._save_sources(changes.sources)
+
+    def _save_sources(self, sources: Mapping[str, int]) -> None:
+        tables, shard, earlier = self.tables, self.shard, self.tables.sources
+        tables.sources = {
+            (cause, of): one
+            for (cause, of), one in earlier.items()
+            if not (is_within(of, shard) and cause not in sources)
+            and (of.of == shard.of or one.last_seen_at >= tables.now - RESTED_SECONDS)
+        }
+        for cause, count in sources.items():
+            own = earlier.get((cause, shard))
+            others = [one.since for (other, of), one in earlier.items() if other == cause and overlap(of, shard)]
+            since = min([*others, tables.now]) if own is None else own.since
+            tables.sources[cause, shard] = StoredSource(count, since, tables.now)
 
     @_transaction
     def _save(self, _: Deadline, doubts: Iterable[Doubt]) -> None:
@@ -320,12 +361,30 @@ class CycleMemory(Part):
     def save_coverage(self, _: Deadline, progress: Progress) -> None:
         self.require_lease()
         tables = self.tables
-        if "coverage" in tables.locked:
+        if "shard_coverage" in tables.locked:
             raise RowLockedError("the coverage is locked")
         self.watch.wrote("save_coverage")
-        tables.coverage = progress.coverage
-        tables.first_cycle_at = tables.now if tables.first_cycle_at is None else tables.first_cycle_at
-        tables.pass_completed_at = tables.now if progress.completed_pass else tables.pass_completed_at
+        own = tables.shards.setdefault(self.shard, StoredCoverage(tables.now))
+        own.coverage, own.used_at = progress.coverage, tables.now
+        own.pass_completed_at = tables.now if progress.completed_pass else own.pass_completed_at
+
+    @_transaction
+    def take_up(self, _: Deadline) -> None:
+        self.require_lease()
+        tables, now = self.tables, self.tables.now
+        if "shard_coverage" in tables.locked:
+            raise RowLockedError("the coverage is locked")
+        self.watch.wrote("take_up")
+
+        def used_at(*, ours: bool) -> float:
+            found = [one.used_at for of, one in tables.shards.items() if (of.of == self.shard.of) is ours]
+            return max([at for at in found if at is not None], default=-math.inf)
+
+        has_rested = used_at(ours=True) < now - RESTED_SECONDS and used_at(ours=True) < used_at(ours=False)
+        for number in range(self.shard.of):
+            own = tables.shards.setdefault(Shard(number, self.shard.of), StoredCoverage(now))
+            own.taken_up_at = now if has_rested else own.taken_up_at
+        tables.shards[self.shard].used_at = now
 
     @_transaction
     def take_back_times(self, _: Deadline, *, longest_wait_s: float) -> None:
@@ -333,10 +392,11 @@ class CycleMemory(Part):
         self.watch.wrote("take_back_times")
         tables, soon = self.tables, self.tables.now + TOLERANCE_SECONDS
         waits = {**dict.fromkeys(WAITS, longest_wait_s), "backoff_until": LONGEST_CRASH_LOOP_BACKOFF_S}
-        if "coverage" not in tables.locked:
-            _take_back(tables, HAPPENED["coverage"], soon, tables.now)
+        if "shard_coverage" not in tables.locked:
+            for one in tables.shards.values():
+                _take_back(one, HAPPENED["shard_coverage"], soon, tables.now)
         for source in tables.sources.values():
-            _take_back(source, ("since",), soon, tables.now)
+            _take_back(source, HAPPENED["source_doubts"], soon, tables.now)
         for doubt in tables.doubts.values():
             if doubt.locked_by is None:
                 _take_back(doubt, HAPPENED["doubts"], soon, tables.now)
@@ -354,6 +414,9 @@ class CycleMemory(Part):
             one for one in tables.restarts if one.closed_at is None or one.closed_at >= before or one.is_watched
         ]
         tables.holds = {one: hold for one, hold in tables.holds.items() if hold.ends_at > before}
+        unused_since = tables.now - UNUSED_DAYS * _DAY_S
+        used = {of.of for of, one in tables.shards.items() if max(one.taken_up_at, one.used_at or 0.0) >= unused_since}
+        tables.shards = {of: one for of, one in tables.shards.items() if of.of in used}
 
 
 class GaugesOf(Part):
@@ -365,7 +428,11 @@ class GaugesOf(Part):
         owed = tables.open_restarts()
         blocked = [one for one in owed if one.last_answer == "blocked"]
         waiting = [self._wanted_since(one) for one in owed if one not in blocked]
-        since = tables.first_cycle_at if tables.pass_completed_at is None else tables.pass_completed_at
+        since = [
+            max(one.taken_up_at, one.pass_completed_at or -math.inf)
+            for of, one in tables.shards.items()
+            if of.of == self.shard.of
+        ]
         doubted = [
             max(one.since, tables.hold_ended_at(one.workspace_id))
             for one in tables.doubts.values()
@@ -378,7 +445,7 @@ class GaugesOf(Part):
             restarts_backing_off=sum(one.backoff_until is not None and one.backoff_until > now for one in owed),
             restarts_unrecovered=sum(map(self._is_unrecovered, tables.restarts)),
             oldest_restart_age_s=max(0.0, now - min(waiting, default=now)),
-            coverage_age_s=0.0 if since is None else now - since,
+            coverage_age_s=max(0.0, now - min(since, default=now)),
             on_hold=len(tables.on_hold()),
             oldest_doubt_s=max(0.0, now - min(doubted, default=now)),
         )
@@ -610,8 +677,13 @@ class OwnRestarts(Part):
             and not self._is_backing_off(owed)
             and not self.tables.is_on_hold(owed.workspace_id)
             and not self.tables.is_stopped()
-            and (workspace_ids is None or owed.workspace_id in workspace_ids)
+            and self.is_named(owed, workspace_ids)
         )
+
+    def is_named(self, owed: StoredRestart, workspace_ids: Sequence[str] | None) -> bool:
+        """Tell whether the restart is one of the shard's, and of these workspaces."""
+        is_named = workspace_ids is None or owed.workspace_id in workspace_ids
+        return is_named and self.is_mine(owed.workspace_id)
 
 
 class Restarts(OwnRestarts):
@@ -791,7 +863,7 @@ class Watches(OwnRestarts):
         self.watch.wrote("cancel_moved_on")
         closed = []
         for one in self.tables.open_restarts():
-            if not self.is_still_owed(one) and one.locked_by is None:
+            if not self.is_still_owed(one) and one.locked_by is None and self.is_mine(one.workspace_id):
                 one.closed_at, one.outcome = self.tables.now, "cancelled"
                 closed.append(Restart(one.id, one.workspace_id, one.instance_id, one.attempts))
         return closed
@@ -800,7 +872,7 @@ class Watches(OwnRestarts):
     def watched(self, _: Deadline) -> list[Watched]:
         tables, found = self.tables, []
         for one in sorted(tables.restarts, key=lambda one: (one.due_at, one.id)):
-            if one.is_watched:
+            if one.is_watched and self.is_mine(one.workspace_id):
                 row = tables.workspaces.get(one.workspace_id)
                 up_s = None if one.up_since is None else tables.now - one.up_since
                 same = row is not None and row.instance_id == one.instance_id
@@ -872,7 +944,7 @@ class Watches(OwnRestarts):
             if one.kept_back_at is not None
             and not one.released
             and not self.tables.is_on_hold(one.workspace_id)
-            and (workspace_ids is None or one.workspace_id in workspace_ids)
+            and self.is_named(one, workspace_ids)
         ]
         return [restart for *_, restart in sorted(kept_back, key=lambda one: one[:2])]
 
@@ -898,7 +970,7 @@ class Watches(OwnRestarts):
         self.require_lease()
         self.watch.wrote("release restarts")
         for one in self.tables.open_restarts():
-            if (workspace_ids is None or one.workspace_id in workspace_ids) and one.locked_by is None:
+            if self.is_named(one, workspace_ids) and one.locked_by is None:
                 one.released = True
 
     @_transaction
@@ -977,8 +1049,8 @@ class Holds(Part):
 class FakeStore:
     """See handler.store.Store."""
 
-    def __init__(self, tables: Tables, cycle_id: str, watch: Watch, *, leased: bool) -> None:
-        parts = (tables, cycle_id, watch, None if leased else Ends())
+    def __init__(self, tables: Tables, cycle_id: str, watch: Watch, *, leased: bool, shard: Shard) -> None:
+        parts = (tables, cycle_id, watch, None if leased else Ends(), shard)
         self.lease = Lease(*parts) if leased else Expiry(*parts)
         self.candidates = Candidates(*parts)
         self.doubts = Doubts(*parts)
@@ -998,9 +1070,11 @@ class FakeStore:
         self._watch.after("check_rights")
 
 
-def fake_store(tables: Tables, cycle_id: str, watch: Watch | None = None, *, leased: bool = True) -> Store:
+def fake_store(
+    tables: Tables, cycle_id: str, watch: Watch | None = None, *, leased: bool = True, shard: Shard = WHOLE
+) -> Store:
     """Return the store in memory for one cycle."""
-    return cast("Store", FakeStore(tables, cycle_id, watch or Watch(), leased=leased))
+    return cast("Store", FakeStore(tables, cycle_id, watch or Watch(), leased=leased, shard=shard))
 
 
 def _take_back(record: object, names: Iterable[str], latest: float, new: float) -> None:

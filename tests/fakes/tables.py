@@ -4,13 +4,29 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from handler.domain.coverage import Coverage
+from handler.domain.coverage import BEFORE_ALL, Coverage
 from handler.domain.decide import CANDIDATE_STATUSES, EXTERNAL, OFFLINE
 from handler.domain.model import Verdict
+from handler.domain.shards import WHOLE, Shard
 from handler.store.restarts import LATEST_END_OF_STOP_SECONDS
 
 GONE = (Verdict.DEAD, Verdict.ABSENT)
 REMEMBERED_DEAD_SECONDS = 24 * 3600.0
+
+
+def contains(shard: Shard, workspace_id: str) -> bool:
+    """Tell whether an id lies in the shard's range. Ids need not be UUIDs."""
+    return shard == WHOLE or shard.first_id <= workspace_id <= shard.last_id
+
+
+def overlap(one: Shard, other: Shard) -> bool:
+    """Tell whether two shards have ids in common."""
+    return one.first_id <= other.last_id and other.first_id <= one.last_id
+
+
+def is_within(one: Shard, other: Shard) -> bool:
+    """Tell whether all of one shard's ids are the other's."""
+    return other.first_id <= one.first_id and one.last_id <= other.last_id
 
 
 @dataclass(slots=True)
@@ -56,11 +72,22 @@ class StoredDoubt:
 
 
 @dataclass(slots=True)
+class StoredCoverage:
+    """A row of `reconciler.shard_coverage`."""
+
+    taken_up_at: float
+    used_at: float | None = None
+    coverage: Coverage | None = None
+    pass_completed_at: float | None = None
+
+
+@dataclass(slots=True)
 class StoredSource:
     """A row of `reconciler.source_doubts`."""
 
     workspaces: int
     since: float
+    last_seen_at: float
 
 
 @dataclass(slots=True)
@@ -123,23 +150,56 @@ class StoredHold:
 class Tables:
     """One database. `events` are the workspaces and instances of the platform's WORKSPACE_OFFLINE events.
 
-    `locked` names the tables with one row that somebody else has locked: `coverage`, `lease`.
+    `leases` are holders and expiries. `locked` names the tables that somebody else has locked: `coverage`, `lease`.
     """
 
     now: float = 1_000_000.0
     workspaces: dict[str, Row] = field(default_factory=dict)
     events: list[tuple[str, str]] = field(default_factory=list)
-    lease: tuple[str, float] | None = None
-    coverage: Coverage = field(default_factory=Coverage)
-    first_cycle_at: float | None = None
-    pass_completed_at: float | None = None
+    leases: dict[Shard, tuple[str, float]] = field(default_factory=dict)
+    shards: dict[Shard, StoredCoverage] = field(default_factory=dict)
     doubts: dict[tuple[str, Verdict], StoredDoubt] = field(default_factory=dict)
-    sources: dict[str, StoredSource] = field(default_factory=dict)
+    sources: dict[tuple[str, Shard], StoredSource] = field(default_factory=dict)
     restarts: list[StoredRestart] = field(default_factory=list)
     stops: list[StoredStop] = field(default_factory=list)
     # By workspace; that of None is on everything. They stay when they have ended, because ages count from then.
     holds: dict[str | None, StoredHold] = field(default_factory=dict)
     locked: set[str] = field(default_factory=set)
+
+    @property
+    def lease(self) -> tuple[str, float] | None:
+        """Whose the lease of full cycles is, and when it ends."""
+        return self.leases.get(WHOLE)
+
+    @lease.setter
+    def lease(self, lease: tuple[str, float]) -> None:
+        self.leases[WHOLE] = lease
+
+    @property
+    def coverage(self) -> Coverage:
+        """Where the next full cycle begins."""
+        return self.coverage_of(WHOLE)
+
+    @coverage.setter
+    def coverage(self, coverage: Coverage) -> None:
+        self.shards[WHOLE] = StoredCoverage(self.now, self.now, coverage)
+
+    def coverage_of(self, shard: Shard) -> Coverage:
+        """Return where the shard's next cycle begins: it inherits that from earlier shards if it has saved nothing."""
+        own = self.shards.get(shard)
+        if own is not None and own.coverage is not None:
+            return own.coverage
+        earlier = [
+            (-math.inf if one.used_at is None else one.used_at, one.coverage)
+            for other, one in self.shards.items()
+            if one.coverage is not None and overlap(other, shard)
+        ]
+        if not earlier:
+            return Coverage()
+        cursor = max(earlier, key=lambda one: one[0])[1].cursor
+        start = cursor if contains(shard, cursor) else BEFORE_ALL
+        first = {one for _, coverage in earlier for one in coverage.brought_forward if contains(shard, one)}
+        return Coverage(start, start, tuple(sorted(first)))
 
     def is_on_hold(self, workspace_id: str | None) -> bool:
         """Tell whether the workspace is on hold now, singly or with everything."""

@@ -138,7 +138,7 @@ class World:
     # For each workspace and its instance: the times of its remembered absences, as long as nothing resets them.
     unfound: dict[tuple[str, str], list[float]] = field(default_factory=dict)
     # How many full cycles have been completed since a candidate was checked last; the least that one checked in turn.
-    waited: dict[str, int] = field(default_factory=dict)
+    waited: dict[tuple[int, str], int] = field(default_factory=dict)
     room: int = 1_000_000
     crowded: bool = False
     flips: list[tuple[float, str]] = field(default_factory=list)

@@ -27,7 +27,7 @@ RIGHT = [
     state_change("i-0123456789abcdef0"),
 ]
 REFUSED = re.compile(
-    r"event field (mode|workspace_ids|limit|override_breaker|adopt|shards?|source|detail|detail-type|event"
+    r"event field (mode|workspace_ids?|limit|override_breaker|adopt|shards?|source|detail|detail-type|event"
     r"|hold|release)"
     r"(\.reason|\.seconds|\.workspace_ids|\.all|\.instance-id|\.state)?(\[\d+\])?: found "
 )

@@ -47,10 +47,12 @@ _MEMORY = "handler/store/memory.py"
 _MODEL = "handler/domain/model.py"
 _PHASES = "handler/phases.py"
 _PLATFORM = "handler/restarts/platform.py"
+_REPORTING = "handler/reporting.py"
 _REQUEST = "handler/request.py"
 _RESTARTS = "handler/store/restarts.py"
 _ROW_SECURITY = "handler/store/row_security.py"
 _SECRETS = "handler/net/secrets.py"
+_SHARDS = "handler/domain/shards.py"
 _SESSION = "handler/store/session.py"
 _REMEMBERING = "handler/remembering.py"
 _STATE_CHANGES = "handler/domain/state_changes.py"
@@ -62,6 +64,8 @@ _TRANSACTION = "handler/store/transaction.py"
 _WATCHES = "handler/store/watches.py"
 _WATCHING = "handler/restarts/watching.py"
 
+_TEST_SHARDS = "tests/integration/test_shards.py::"
+_TEST_SHARDS_CONTRACT = "tests/contract/test_shards.py::"
 _TEST_APP = "tests/unit/test_app.py::"
 _TEST_ANSWERS = "tests/integration/test_restart_answers.py::"
 _TEST_BREAKER = "tests/integration/test_absence_and_breaker.py::"
@@ -529,7 +533,7 @@ GUARDS = (
     Guard(
         "breaker: what was checked in turn",
         "workspaces that were brought forward because they look dead open the breaker",
-        _CYCLE,
+        _REPORTING,
         "Observed.in_turn",
         Code(
             "set(self.selection.queues.in_turn).difference(self.selection.queues.brought_forward)",
@@ -888,7 +892,7 @@ GUARDS = (
         "events: silence before the restart",
         "a workspace that lives on a machine which its row does not record is restarted before its next heartbeat",
         _CYCLE,
-        "_policy",
+        "flip_policy",
         Code("max(restarts.grace_s, settings.heartbeat_fresh_seconds)", "restarts.grace_s"),
         f"{_TEST_STATE_CHANGES}test_the_restart_is_due_after_a_silence_however_short_the_grace",
     ),
@@ -1201,8 +1205,78 @@ GUARDS = (
         "the platform has to provision the whole fleet at once",
         _ASKING,
         "Asking.ask_for_the_due",
-        Code("min(CALLS_AT_ONCE, self._policy.per_cycle - calls)", "CALLS_AT_ONCE"),
+        Code("min(CALLS_AT_ONCE, self._most - calls)", "CALLS_AT_ONCE"),
         f"{_TEST_WORKER}test_a_cycle_asks_for_no_more_restarts_than_it_may",
+    ),
+    Guard(
+        "shards: their share of the restarts",
+        "every shard asks for as many restarts as all of them may together",
+        _SHARDS,
+        "Shard.share",
+        Code("most // self.of", "most"),
+        f"{_TEST_SHARDS}test_shards_share_the_restarts_of_a_cycle",
+    ),
+    Guard(
+        "shards: overlapping leases",
+        "a full cycle, or a shard of another number, works on rows that a shard is at work on",
+        _LEASE,
+        "_ACQUIRE",
+        Sql("WHERE {OVERLAPS} AND", "WHERE {OVERLAPS} IS NULL AND"),
+        f"{_TEST_SHARDS}test_a_shard_excludes_full_cycles_and_its_own_range_alone",
+    ),
+    Guard(
+        "shards: leases are acquired one after the other",
+        "of two cycles that begin in the same moment, neither sees the other's lease",
+        _LEASE,
+        "Lease.acquire",
+        Code("transaction.run(_QUEUE)", "None"),
+        "tests/isolation/test_shards.py::test_whoever_comes_first_has_the_lease_and_an_overlapping_one_does_not",
+    ),
+    Guard(
+        "shards: a second look at the fleet",
+        "shards that see many dead at the same time flip more between them than the breaker allows",
+        _CYCLE,
+        "_cycle",
+        Code("plan.to_flip and request.shard != WHOLE", "False"),
+        f"{_TEST_CYCLE}test_a_shard_flips_nothing_if_the_others_have_seen_too_many_dead_meanwhile",
+    ),
+    Guard(
+        "shards: the age of one that never runs",
+        "a shard that never runs raises no alarm",
+        _MEMORY,
+        "_TAKE_UP",
+        Sql("WHERE lacking", "WHERE lacking AND one = CAST(:shard AS integer)"),
+        f"{_TEST_SHARDS_CONTRACT}test_the_coverage_is_as_old_as_that_of_the_shard_that_is_behind_most",
+    ),
+    Guard(
+        "shards: ages after a rest of everything",
+        "when nothing has run for an hour, the first shard that runs again ends the alarm",
+        _MEMORY,
+        "_TAKE_UP",
+        Sql(
+            "AND max(used_at) < (SELECT max(used_at) FROM reconciler.shard_coverage WHERE NOT {IS_OUR_SET})",
+            "",
+        ),
+        f"{_TEST_SHARDS_CONTRACT}test_a_rest_of_everything_makes_nobody_younger",
+    ),
+    Guard(
+        "shards: each its own doubts about the source",
+        "one shard's good minute ends the alarm that another one cannot see anybody",
+        _STORED_DOUBTS,
+        "_SAVE_SOURCES",
+        Sql("{IS_WITHIN} AND cause", "cause"),
+        f"{_TEST_SHARDS_CONTRACT}test_one_shard_s_good_minute_does_not_end_another_s_doubt_about_the_source",
+    ),
+    Guard(
+        "shards: where a new one begins",
+        "whoever changes the number of shards often leaves the same workspaces unchecked each time",
+        _CANDIDATES,
+        "Candidates._coverage",
+        Code(
+            "Coverage(cursor or BEFORE_ALL, cursor or BEFORE_ALL, tuple(brought_forward))",
+            "Coverage(brought_forward=tuple(brought_forward))",
+        ),
+        f"{_TEST_SHARDS_CONTRACT}test_a_new_shard_goes_on_where_those_before_it_were",
     ),
     Guard(
         "restarts: refused before",
@@ -1240,7 +1314,7 @@ GUARDS = (
         "Retry-After: a jump of the clock",
         "no restart is ever asked for again, because the database's clock was wrong for a moment",
         _RESTARTS,
-        "_STOP_IS_ON",
+        "STOP_IS_ON",
         Sql("AND ends_at <= now() + make_interval(secs => {LATEST_END_OF_STOP_SECONDS})", ""),
         f"{_TEST_STORED_RESTARTS}test_a_stop_that_lies_days_ahead_is_of_a_clock_that_has_jumped",
     ),
@@ -1465,7 +1539,7 @@ GUARDS = (
         "after the database's clock was wrong, no cycle runs for days",
         _LEASE,
         "_ACQUIRE",
-        Sql("OR current.expires_at > clock_timestamp() + make_interval(secs => :longest_s)", ""),
+        Sql("AND expires_at <= clock_timestamp() + make_interval(secs => :longest_s)", "AND :longest_s > 0"),
         f"{_TEST_GROWTH}test_a_lease_that_lies_far_ahead_is_taken_for_free",
     ),
     Guard(

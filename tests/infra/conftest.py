@@ -47,6 +47,7 @@ COMBINATIONS: dict[str, dict[str, str]] = {
     "targets": DATABASE | TARGETS,
     "targets in other Regions": DATABASE | {"Ec2Targets": '[{"region":"eu-west-1"}]'},
     "targets without events": DATABASE | TARGETS | {"StateChangeEvents": "false"},
+    "shards": DATABASE | {"Mode": "apply", "Probe": "control_plane", "CpBaseUrl": "https://cp.example", "Shards": "8"},
     "platform": DATABASE
     | {
         "PlatformBaseUrl": "https://platform.example",

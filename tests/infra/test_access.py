@@ -22,7 +22,7 @@ def trust(stack: Stack, role: str) -> dict[str, Any]:
 @pytest.mark.parametrize("name", COMBINATIONS)
 def test_every_role_trusts_one_service_on_behalf_of_this_account_alone(name: str, stacks: dict[str, Stack]) -> None:
     expected = dict.fromkeys(("ReconcilerRole", "StateChangesRole", "InstallerRole"), "lambda.amazonaws.com")
-    expected["ScheduleRole"] = "scheduler.amazonaws.com"
+    expected |= {"ScheduleRole": "scheduler.amazonaws.com", "ShardsRole": "states.amazonaws.com"}
     for role in stacks[name].of_type("AWS::IAM::Role"):
         statement = trust(stacks[name], role)
         assert statement["Principal"] == {"Service": expected[role]}

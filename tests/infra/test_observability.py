@@ -47,6 +47,8 @@ ALARMS_WITH_EVENTS = {
     "StateChangesAgeAlarm": "state-change-events-wait",
     "DeadLetterQueueAlarm": "state-change-events-are-given-up",
 }
+# … this one if there is a workflow, dry runs or not …
+ALARMS_WITH_SHARDS = {"ShardsAlarm": "shards-are-not-invoked"}
 # … these while cycles are applied …
 ALARMS_WHILE_APPLYING = {
     "BreakerOpenAlarm": "the-breaker-is-open",
@@ -69,9 +71,10 @@ ALARMS_WITH_A_PLATFORM = {
     "RestartsUnrecoveredAlarm": "a-restart-did-not-work",
     "RestartsBackingOffAlarm": "a-workspace-restarts-again-and-again",
 }
-EVERY_ALARM = (
-    ALARMS | ALARMS_WITH_EVENTS | ALARMS_WHILE_APPLYING | ALARMS_WITH_EC2 | ALARMS_ON_SCHEDULE | ALARMS_WITH_A_PLATFORM
-)
+EVERY_ALARM = {
+    **(ALARMS | ALARMS_WITH_EVENTS | ALARMS_WITH_SHARDS | ALARMS_WHILE_APPLYING),
+    **(ALARMS_WITH_EC2 | ALARMS_ON_SCHEDULE | ALARMS_WITH_A_PLATFORM),
+}
 
 
 @pytest.fixture(scope="module")
@@ -232,6 +235,7 @@ def test_an_alarm_exists_only_while_it_can_tell_something(name: str, stacks: dic
     """An alarm on missing cycles that exists in a dry run is in ALARM when cycles begin, and then notifies nobody."""
     given = stacks[name].parameters
     expected = ALARMS.keys() | (ALARMS_WITH_EVENTS.keys() if given["StateChangeEvents"] == "true" else set())
+    expected |= ALARMS_WITH_SHARDS.keys() if given["Shards"] != "1" else set()
     if given["Mode"] == "apply":
         expected |= ALARMS_WHILE_APPLYING.keys()
         expected |= ALARMS_WITH_EC2.keys() if given["Probe"] == "ec2" else set()
@@ -285,11 +289,8 @@ def test_the_stack_s_own_topic_mails_the_address(stacks: dict[str, Stack]) -> No
 def test_three_minutes_without_a_completed_cycle_or_any_metrics_raise_the_alarm(applying: Stack) -> None:
     properties = alarm(applying, "NoCycleAlarm")
     assert properties["MetricName"] == "CycleCompleted"
-    assert (properties["Statistic"], properties["ComparisonOperator"], properties["Threshold"]) == (
-        "Sum",
-        "LessThanThreshold",
-        1,
-    )
+    assert (properties["Statistic"], properties["ComparisonOperator"]) == ("Sum", "LessThanThreshold")
+    assert properties["Threshold"] == "1"
     assert properties["Period"] * int(properties["EvaluationPeriods"]) == 180
     assert properties["TreatMissingData"] == "breaching"
 
@@ -359,9 +360,11 @@ def test_a_day_on_which_every_candidate_was_on_hold_raises_the_alarm(applying: S
     properties = alarm(applying, "HoldOnEverythingAlarm")
     assert inputs(properties) == {
         "on_hold": ("OnHold", "Maximum", 3600),
-        "candidates": ("Candidates", "Maximum", 3600),
+        "candidates": ("Candidates", "Sum", 3600),
+        "cycles": ("CycleCompleted", "Sum", 3600),
     }
-    assert properties["Metrics"][0]["Expression"] == "IF(candidates > 0 AND on_hold >= candidates, 1, 0)"
+    expression = "IF(candidates > 0 AND on_hold * cycles >= candidates * 1, 1, 0)"
+    assert properties["Metrics"][0]["Expression"] == expression
     assert (properties["ComparisonOperator"], properties["Threshold"]) == ("GreaterThanOrEqualToThreshold", 1)
     assert properties["EvaluationPeriods"] * 3600 == 24 * 3600
     assert "DatapointsToAlarm" not in properties
@@ -399,7 +402,7 @@ def test_the_dashboard_shows_every_alarm_of_the_stack(name: str, stacks: dict[st
     assert sorted(shown) == sorted(f"<{one}.Arn>" for one in stacks[name].of_type("AWS::CloudWatch::Alarm"))
 
 
-@pytest.mark.parametrize("name", ["applying", "applying without events"])
+@pytest.mark.parametrize("name", ["applying", "applying without events", "shards"])
 def test_the_dashboard_fits_on_one_screen_without_gaps_or_overlaps(name: str, stacks: dict[str, Stack]) -> None:
     cells = [
         (x, y)

@@ -54,10 +54,17 @@ def stage(postgres: PostgresServer) -> Iterator[Stage]:
 
 
 @pytest.fixture
-def now(stage: Stage, ec2: MotoEc2, stacks: dict[str, Stack]) -> Iterator[Rehearsal]:
+def stack(request: pytest.FixtureRequest, stacks: dict[str, Stack]) -> Stack:
+    return stacks[getattr(request, "param", "applying with a platform")]
+
+
+@pytest.fixture
+def now(stage: Stage, ec2: MotoEc2, stack: Stack) -> Iterator[Rehearsal]:
     """Ten living workspaces, a platform that accepts restarts, and some quiet minutes."""
     with StateChangeQueue(ec2) as queue:
-        now = Rehearsal(stage, stacks["applying with a platform"], queue)
+        now = Rehearsal(stage, stack, queue)
+        if stack.parameters["Probe"] == "control_plane":
+            now.settings |= stage.settings("control_plane")
         now.story.workspaces(10)
         now.story.answers()
         now.minutes(QUIET)
@@ -89,10 +96,16 @@ def test_a_section_says_what_it_means_what_to_open_what_to_do_and_when_it_is_ove
 
 
 def test_every_alarm_is_rehearsed(stacks: dict[str, Stack]) -> None:
-    assert REHEARSALS.keys() == alarms(stacks["applying with a platform"]).keys() == ALARMS.keys()
+    existing = alarms(stacks["applying with a platform"]).keys() | alarms(stacks["shards"]).keys()
+    assert REHEARSALS.keys() == existing == ALARMS.keys()
 
 
-@pytest.mark.parametrize("alarm", ALARMS)
+@pytest.mark.parametrize(
+    ("alarm", "stack"),
+    [(one, "shards" if one == "ShardsAlarm" else "applying with a platform") for one in ALARMS],
+    ids=ALARMS,
+    indirect=["stack"],
+)
 def test_the_first_look_at_an_alarm_names_its_cause_and_the_cure_ends_it(alarm: str, now: Rehearsal) -> None:
     assert now.ringing() == set()
     section = SECTIONS[ALARMS[alarm]]
@@ -147,6 +160,15 @@ def a_right_is_missing(now: Rehearsal) -> Told:
     now.minutes(2)
     yield ("infra/grants.sql",)
     now.stage.database.query("GRANT SELECT ON reconciler.holds TO reconciler")
+    now.minutes(5)
+
+
+@rehearses("ShardsAlarm")
+def one_shard_is_throttled(now: Rehearsal) -> Told:
+    now.throttled = {3}
+    now.minutes(2)
+    yield ("CycleCompleted is 7", "shards not invoked is 1")
+    now.throttled.clear()
     now.minutes(5)
 
 

@@ -27,6 +27,12 @@ NETWORK_INTERFACES = {
     "ec2:UnassignPrivateIpAddresses",
 }
 
+# https://docs.aws.amazon.com/step-functions/latest/dg/cw-logs.html
+LOG_DELIVERY = {
+    *("logs:CreateLogDelivery", "logs:DeleteLogDelivery", "logs:GetLogDelivery", "logs:ListLogDeliveries"),
+    *("logs:UpdateLogDelivery", "logs:DescribeLogGroups", "logs:DescribeResourcePolicies", "logs:PutResourcePolicy"),
+}
+
 # Variables that the handler reads besides its own settings.
 POWERTOOLS = {"POWERTOOLS_SERVICE_NAME", "POWERTOOLS_METRICS_NAMESPACE", "POWERTOOLS_LOG_LEVEL"}
 
@@ -66,6 +72,13 @@ def test_the_rules_accept_the_parameters(name: str, stacks: dict[str, Stack]) ->
     ("parameters", "refusal"),
     [
         ({"Probe": "control_plane"}, "Probe=control_plane needs CpBaseUrl."),
+        (
+            {"Shards": "2"},
+            (
+                "Several Shards need Probe=control_plane. With Probe=ec2 each shard would list the whole account, and"
+                " EC2's limit on calls, which all of them share, is the bottleneck, not the function."
+            ),
+        ),
         ({"DatabaseAuth": "iam"}, "DatabaseAuth=iam needs DatabaseResourceId."),
         (
             {"DatabaseAuth": "iam", "DatabaseResourceId": "db-A", "DatabaseSslMode": "prefer"},
@@ -113,6 +126,8 @@ def test_only_describes_network_interfaces_and_traces_are_allowed_on_all_resourc
     if "StateChangesRole" in stack.resources:
         assert allowed(stack, "StateChangesRole")["*"] == expected
     assert "*" not in allowed(stack, "ScheduleRole")
+    if "ShardsRole" in stack.resources:
+        assert allowed(stack, "ShardsRole")["*"] == LOG_DELIVERY
     if "InstallerRole" in stack.resources:
         assert allowed(stack, "InstallerRole")["*"] == expected - DESCRIBES
 
@@ -132,7 +147,7 @@ def test_no_right_has_a_wildcard_and_no_policy_is_managed_by_aws(name: str, stac
 
 @every_combination
 def test_sam_adds_no_role_of_its_own(name: str, stacks: dict[str, Stack]) -> None:
-    roles = {"ScheduleRole", "ReconcilerRole", "StateChangesRole", "InstallerRole"}
+    roles = {"ScheduleRole", "ShardsRole", "ReconcilerRole", "StateChangesRole", "InstallerRole"}
     assert stacks[name].of_type("AWS::IAM::Role").keys() <= roles
     for function in stacks[name].of_type("AWS::Lambda::Function").values():
         assert function["Role"].removesuffix(".Arn>").removeprefix("<") in roles
@@ -270,11 +285,17 @@ def test_logs_go_only_to_the_stack_s_own_groups(stacks: dict[str, Stack]) -> Non
         assert rights == {f"<{group}.Arn>": {"logs:CreateLogStream", "logs:PutLogEvents"}}
 
 
-def test_the_schedule_may_only_invoke_the_reconciler_and_fill_its_queue(stacks: dict[str, Stack]) -> None:
-    assert allowed(stacks["everything"], "ScheduleRole") == {
-        "<Reconciler.Arn>": {"lambda:InvokeFunction"},
-        "<UndeliveredQueue.Arn>": {"sqs:SendMessage"},
-    }
+@pytest.mark.parametrize(
+    ("name", "starts"),
+    [
+        ("the first deploy", {"<Reconciler.Arn>": {"lambda:InvokeFunction"}}),
+        ("everything", {"<ShardsWorkflow>": {"states:StartExecution"}}),
+    ],
+)
+def test_the_schedule_may_only_start_cycles_and_fill_its_queue(
+    name: str, starts: dict[str, set[str]], stacks: dict[str, Stack]
+) -> None:
+    assert allowed(stacks[name], "ScheduleRole") == starts | {"<UndeliveredQueue.Arn>": {"sqs:SendMessage"}}
 
 
 @pytest.mark.parametrize(
@@ -335,7 +356,7 @@ def test_only_people_can_invoke_the_installer(stacks: dict[str, Stack]) -> None:
     stack = stacks["everything"]
     assert stack.of_type("AWS::Lambda::Permission") == {}
     (schedule,) = stack.of_type("AWS::Scheduler::Schedule").values()
-    assert schedule["Target"]["Arn"] == "<Reconciler.Arn>"
+    assert schedule["Target"]["Arn"] == "<ShardsWorkflow>"  # tests/infra/test_shards.py
     (mapping,) = stack.of_type("AWS::Lambda::EventSourceMapping").values()
     assert mapping["FunctionName"] == "<StateChanges>"
 
@@ -394,7 +415,7 @@ def test_the_deadline_comes_before_the_timeout_and_the_timeout_before_the_next_m
     assert deadline["Default"] < deadline["MaxValue"] < timeout < 60
 
 
-@pytest.mark.parametrize(("name", "reserved"), [("the first deploy", None), ("everything", "2")])
+@pytest.mark.parametrize(("name", "reserved"), [("the first deploy", None), ("shards", None), ("everything", "10")])
 def test_concurrency_is_reserved_only_on_request(name: str, reserved: str | None, stacks: dict[str, Stack]) -> None:
     assert stacks[name].properties("Reconciler").get("ReservedConcurrentExecutions") == reserved
     assert "ReservedConcurrentExecutions" not in stacks[name].properties("StateChanges")
@@ -422,7 +443,9 @@ def test_logs_are_kept_for_a_year_and_encrypted_with_the_given_key(
         assert group.get("KmsKeyId") == key
 
 
-def test_logs_outlive_the_stack_but_not_a_stack_that_could_not_be_created(stacks: dict[str, Stack]) -> None:
+def test_the_logs_of_flips_outlive_the_stack_but_not_a_stack_that_could_not_be_created(
+    stacks: dict[str, Stack],
+) -> None:
     for name in ("LogGroup", "StateChangesLogGroup", "InstallerLogGroup"):
         group = stacks["everything"].resources[name]
         assert (group["DeletionPolicy"], group["UpdateReplacePolicy"]) == ("RetainExceptOnCreate", "Retain")
@@ -544,6 +567,7 @@ def test_every_parameter_has_a_description_a_default_and_one_group(template: Any
         ("CpBaseUrl", ["", "https://cp.example/base"], ["cp.example", "https://user@cp.example", "https://cp/?a=b"]),
         ("DatabaseRole", ["reconciler", "Rec-1"], ["", "rec oncil", 'a"b', "1st"]),
         ("ReservedConcurrency", ["", "2", "9", "10", "100"], ["-1", "0", "1", "01", "two"]),
+        ("Shards", ["1", "2", "9", "10", "39", "40"], ["", "0", "01", "1.0", "+2", "41", "100", "-1", "eight", "2\n3"]),
         ("AlarmEmail", ["", "ops@example.com"], ["ops"]),
         ("RunbookUrl", ["", "https://wiki.example/book"], ["docs/runbook.md", "https://wiki.example/#breaker"]),
         ("PermissionsBoundaryArn", ["", f"arn:aws:iam::{ACCOUNT}:policy/a/b"], ["boundary"]),

@@ -135,7 +135,9 @@ def test_one_cycle_later_none_of_our_times_lies_ahead(stage: Stage) -> None:
         id=doubted,
     )
     stage.database.query("INSERT INTO reconciler.source_doubts (cause, workspaces) VALUES ('timeout', 1001)")
-    stage.database.query("UPDATE reconciler.coverage SET first_cycle_at = now(), pass_completed_at = now()")
+    stage.database.query(
+        "INSERT INTO reconciler.shard_coverage (shards, shard, used_at, pass_completed_at) VALUES (1, 0, now(), now())"
+    )
     stage.fleet.age_everything(-A_YEAR_S)
     stage.glance()
     limit = datetime.now(UTC) + timedelta(hours=4, minutes=1)

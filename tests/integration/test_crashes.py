@@ -30,6 +30,7 @@ A_LITTLE_S = 120.0
 # A cycle with three restarts takes more steps than this, unless most steps are not counted.
 FEWEST_STEPS = 60
 RANDOM_KILLS = 15
+SHARDS = tuple({"mode": "apply", "shard": number, "shards": 2} for number in range(2))
 # Most of these fleets is dead, and the probe is right about it.
 NO_BREAKER = {"BREAKER_MAX_DEAD_FRACTION": "1"}
 
@@ -79,6 +80,7 @@ class Scene:
         self._invocations = invocations
         self._database = database
         self._instances = instances
+        self.events: tuple[Any, ...] = (SCHEDULED,)  # of one minute; the last one is doomed
 
     def begin(self) -> None:
         """Set the scene, with nothing left of an earlier one."""
@@ -88,15 +90,15 @@ class Scene:
         _, *self.workspaces = self.fleet.add_all([live, refused])
         self._instances.terminate([refused])
         self.platform.instead.reply(Answer(503), times=1)
-        assert self.cycle()["restarts"]["refused"] == 1
+        assert self.invoke(SCHEDULED)["restarts"]["refused"] == 1
         self.platform.instead.clear()
         self.workspaces += self.fleet.add_all(dying)
         self._instances.terminate(dying)
         self.fleet.age_everything(A_WHILE_S)
 
     def cycle(self) -> dict[str, Any]:
-        """Run a cycle that nobody kills."""
-        report = self.invoke(SCHEDULED)
+        """Run a minute's cycles that nobody kills; return the last one's report."""
+        *_, report = [self.invoke(event) for event in self.events]
         self.platform.settle()
         return report
 
@@ -109,7 +111,7 @@ class Scene:
 
     def start_doomed_cycle(self, **kill: Any) -> Ending:
         """Run a cycle in a separate process, and let the platform go on working."""
-        return self._invocations.run(SCHEDULED, self.invoke.environment, **kill)
+        return self._invocations.run(self.events[-1], self.invoke.environment, **kill)
 
     def kill(self, _: RestartCall) -> None:
         """Kill the process of the doomed cycle, as a hook of the platform."""
@@ -191,6 +193,21 @@ def test_kills_at_random_moments_neither_lose_nor_double_a_restart(scene: Scene)
         scene.go_on()
         scene.assert_each_restarted_once(f"killed after {moment_s:.3f} of {whole_s:.3f} seconds")
     assert any(ending.killed for ending in endings)
+
+
+def test_a_kill_in_the_middle_of_a_shard_neither_loses_nor_doubles_a_restart(scene: Scene) -> None:
+    """The cycles before it are full ones, and those after it shards again."""
+    whole_steps = 0
+    for step in itertools.count(5, 7):
+        scene.events = SHARDS
+        scene.begin()
+        ending = scene.doomed_cycle(kill_at_step=step)
+        scene.go_on()
+        scene.assert_each_restarted_once(f"killed at step {step}")
+        if not ending.killed:
+            whole_steps = ending.steps
+            break
+    assert whole_steps > FEWEST_STEPS / 2
 
 
 @pytest.mark.parametrize("nth", [1, 3], ids=["the first", "the last"])

@@ -207,7 +207,7 @@ class Freeze:
 
 FREEZES = {
     "at its first words": Freeze(b"BEGIN", deadline_s=1),
-    "as the lease is taken": Freeze(b"reconciler.lease AS current", deadline_s=1),
+    "as the lease is taken": Freeze(b"INSERT INTO reconciler.lease", deadline_s=1),
     "as the candidates are selected": Freeze(b"instance_id <> ", deadline_s=1),
     "as the flips are written": Freeze(FLIPS_WRITE),
     "as the flips are committed": Freeze(FLIPS_WRITE, then=b"COMMIT"),

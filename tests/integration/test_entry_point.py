@@ -127,7 +127,7 @@ BAD_EVENTS: Mapping[str, tuple[str, Any]] = {
     "an override in words": ("override_breaker", APPLY | {"override_breaker": "true"}),
     "an override that is a number": ("override_breaker", APPLY | {"override_breaker": 1}),
     "an override that is nothing": ("override_breaker", APPLY | {"override_breaker": None}),
-    "a shard, which is yet to come": ("shard", APPLY | {"shard": 0, "shards": 2}),
+    "a shard that there is not": ("shard", APPLY | {"shard": 2, "shards": 2}),
     "a state change of no instance": ("detail.instance-id", STATE_CHANGE | {"detail": {"state": "stopped"}}),
     "a state change that asks for more": ("mode", STATE_CHANGE | {"mode": "dry-run"}),
     "another service's event": ("source", {"source": "aws.s3", "detail-type": "Object Created", "detail": {}}),
@@ -222,8 +222,8 @@ def test_a_number_that_makes_no_sense_is_refused_by_the_name_of_its_variable(
 
 def cursor(database: Database) -> dict[str, Any]:
     """Return how far the full cycles have got."""
-    (row,) = database.query("SELECT * FROM reconciler.coverage")
-    return row
+    rows = database.query("SELECT cursor, pass_completed_at FROM reconciler.shard_coverage")
+    return rows[0] if rows else {}
 
 
 @pytest.mark.parametrize("scheduled", [SCHEDULED, SCHEDULED_RULE, APPLY], ids=["Scheduler", "rule", "by hand"])
@@ -261,9 +261,8 @@ SELECT_ONLY = """
 MAY_WRITE = """
     GRANT INSERT, UPDATE, DELETE
     ON reconciler.lease, reconciler.doubts, reconciler.source_doubts, reconciler.restarts, reconciler.restart_stops,
-       reconciler.holds
+       reconciler.holds, reconciler.shard_coverage
     TO reconciler;
-    GRANT UPDATE ON reconciler.coverage TO reconciler;
     GRANT UPDATE (status, updated_at) ON workspaces TO reconciler;
     GRANT INSERT (event_type, workspace_id, payload) ON structure_events TO reconciler
 """

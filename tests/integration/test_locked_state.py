@@ -218,10 +218,12 @@ def test_doubts_that_cannot_be_saved_cost_no_flip_and_no_restart(stage: Stage) -
 
 def test_a_locked_coverage_costs_the_progress_alone(stage: Stage) -> None:
     stage.add("running")
+    cycle(stage)
     dead = stage.add("terminated")
-    with open_transaction(stage, "SELECT FROM reconciler.coverage FOR UPDATE"):
+    with open_transaction(stage, "SELECT FROM reconciler.shard_coverage FOR UPDATE"):
         outcome = cycle(stage)
         outcome.assert_flipped(dead, "terminated")
+        assert len(outcome.lines("coverage not taken up")) == 1
         assert len(outcome.lines("coverage not saved")) == 2, "before it acts, and at its end"
         assert not outcome.report["completed_pass"]
     assert cycle(stage).report["completed_pass"]

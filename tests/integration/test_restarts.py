@@ -716,7 +716,11 @@ def test_a_dry_run_asks_for_no_restart_and_reports_those_that_are_owed(stage: St
 
 def test_a_cycle_whose_lease_ran_out_while_it_looked_asks_for_no_restart(stage: Stage) -> None:
     workspace = refused_a_while_ago(stage)
-    stage.ec2.script.before(lambda _: stage.database.query("UPDATE reconciler.lease SET expires_at = now()"), action="DescribeInstances", nth=1)
+    stage.ec2.script.before(
+        lambda _: stage.database.query("UPDATE reconciler.lease SET expires_at = now()"),
+        action="DescribeInstances",
+        nth=1,
+    )
     with contextlib.suppress(LeaseLostError):
         stage.cycle()
     assert newest_restart(stage, workspace)["attempts"] == 1
@@ -731,7 +735,11 @@ def test_a_cycle_whose_lease_ran_out_while_it_looked_leaves_every_owed_restart_a
 ) -> None:
     workspace = refused_a_while_ago(stage)
     stage.ec2.set_state(stage.instance_of(workspace), state)
-    stage.ec2.script.before(lambda _: stage.database.query("UPDATE reconciler.lease SET expires_at = now()"), action="DescribeInstances", nth=1)
+    stage.ec2.script.before(
+        lambda _: stage.database.query("UPDATE reconciler.lease SET expires_at = now()"),
+        action="DescribeInstances",
+        nth=1,
+    )
     before = newest_restart(stage, workspace)
     with pytest.raises(LeaseLostError):
         stage.cycle()

@@ -17,6 +17,7 @@ from handler.store.roles import verifier
 from sandbox.ec2 import MotoEc2
 from sandbox.lambda_context import LambdaContext
 from sandbox.postgres import OWNER_ROLE, Database, PostgresServer
+from tests.integration.test_other_servers import POSTGRES_15
 
 ROOT = Path(__file__).parents[2]
 PASSWORD = "a password that appears nowhere else: 8f2c"
@@ -89,8 +90,27 @@ def server(postgres: PostgresServer) -> Iterator[PostgresServer]:
     postgres.execute("DROP ROLE rds_iam")
 
 
+@pytest.fixture(scope="module")
+def server_15() -> Iterator[PostgresServer]:
+    """PostgreSQL 15, where CREATEROLE alone is enough for every role that is no superuser."""
+    if not POSTGRES_15.is_dir():
+        pytest.skip("PostgreSQL 15 is not installed")
+    with PostgresServer.start(POSTGRES_15) as server:
+        server.execute("CREATE ROLE rds_iam")
+        yield server
+
+
 @pytest.fixture
 def site(server: PostgresServer, ec2: MotoEc2, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    yield from site_on(server, ec2, monkeypatch)
+
+
+@pytest.fixture
+def site_15(server_15: PostgresServer, ec2: MotoEc2, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    yield from site_on(server_15, ec2, monkeypatch)
+
+
+def site_on(server: PostgresServer, ec2: MotoEc2, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     database = server.create_bare_database()
     server.psql(database.owner_url, ROOT / "sandbox" / "platform.sql", status_type="enum")
     site = Site(server, database, ec2, monkeypatch, f"rec_{os.getpid()}_{next(NUMBERS)}")
@@ -157,6 +177,45 @@ def test_a_role_that_somebody_else_created_keeps_its_login(site: Site, master: s
     site.server.execute(f"COMMENT ON ROLE {site.role} IS 'instance-state-reconciler'")
     site.server.execute(f"GRANT {site.role} TO master_{site.role} WITH ADMIN OPTION")
     assert site.install(master, iam=iam)["login"] == "changed"
+
+
+def test_a_server_without_rds_s_role_is_told_so_and_no_role_is_left(site: Site, master: str) -> None:
+    site.server.execute("ALTER ROLE rds_iam RENAME TO rds_iam_elsewhere")
+    try:
+        with pytest.raises(StoreError, match="the server has no role rds_iam: IAM authentication needs RDS or Aurora"):
+            site.install(master, iam=True)
+    finally:
+        site.server.execute("ALTER ROLE rds_iam_elsewhere RENAME TO rds_iam")
+    assert not site.exists()
+
+
+def test_on_postgresql_15_the_role_is_created_and_follows_its_authentication(site_15: Site) -> None:
+    url = site_15.login(f"master_{site_15.role}", "CREATEROLE NOINHERIT")
+    site_15.server.execute(f"GRANT {OWNER_ROLE} TO master_{site_15.role}")
+    assert site_15.install(url)["login"] == "created"
+    assert site_15.may_log_in()
+    report = site_15.install(url)
+    assert (report["login"], report["created"], report["granted"]) == ("unchanged", [], [])
+    assert site_15.install(url, iam=True)["login"] == "changed"
+    assert site_15.is_iam_member()
+    assert site_15.install(url, iam=True)["login"] == "unchanged"
+    assert site_15.install(url)["login"] == "changed"
+    assert site_15.may_log_in()
+
+
+def test_on_postgresql_15_a_login_that_is_no_member_of_the_owner_is_told_whose_the_tables_are(site_15: Site) -> None:
+    url = site_15.login(f"stranger_{site_15.role}", "CREATEROLE")
+    site_15.server.execute(f"GRANT CREATE ON DATABASE {site_15.database.name} TO stranger_{site_15.role}")
+    with pytest.raises(RightsMissingError, match=rf"they are {OWNER_ROLE}'s, of which it has to be a member"):
+        site_15.install(url)
+    assert not site_15.exists()
+
+
+def test_a_role_with_other_rights_keeps_them_and_the_report_warns(site: Site, master: str) -> None:
+    site.server.execute(f"CREATE ROLE {site.role} LOGIN CREATEDB PASSWORD '{PASSWORD}'")
+    report = site.install(master)
+    assert report["login"] == "unchanged"
+    assert any("may create databases" in warning for warning in report["warnings"])
 
 
 def test_a_role_that_can_log_in_already_needs_no_right_to_create_roles(site: Site) -> None:

@@ -24,7 +24,8 @@ EVENTS = {"apply": APPLY, "dry run": DRY_RUN, "hold": {"mode": "apply", **HOLD}}
 ENABLE = "ALTER TABLE {table} ENABLE ROW LEVEL SECURITY"
 BOTH_TABLES = ("workspaces", "structure_events")
 OWN_TABLES = (
-    *("schema_version", "lease", "coverage", "doubts", "source_doubts", "restarts", "restart_stops", "holds"),
+    *("schema_version", "lease", "coverage", "shard_coverage", "doubts", "source_doubts", "restarts"),
+    *("restart_stops", "holds"),
 )
 
 

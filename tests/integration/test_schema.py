@@ -11,10 +11,13 @@ from typing import Any, NoReturn
 import pytest
 
 from handler.deadline import Deadline
+from handler.domain.shards import Shard
 from handler.errors import RightsMissingError, RowLockedError, SchemaMissingError
 from handler.install import install
 from handler.net.secrets import Secrets
 from handler.settings import database_from
+from handler.store.candidates import Candidates
+from handler.store.lease import Lease
 from handler.store.rights import SCHEMA_VERSION, check_rights
 from handler.store.session import Session
 from sandbox.postgres import RECONCILER_ROLE, Database, PostgresServer, PostgresServerError
@@ -39,10 +42,13 @@ NOTHING_CHANGED = "nothing was changed: for 2 seconds other sessions"
 TRY_AGAIN = "Run infra/schema.sql again"
 
 OWN_TABLES = {
-    *("coverage", "doubts", "holds", "lease", "restart_stops", "restarts", "schema_version", "source_doubts"),
+    *("coverage", "doubts", "holds", "lease", "restart_stops", "restarts", "schema_version", "shard_coverage"),
+    "source_doubts",
 }
+VIEW = "workspace_restarts"
 
 Apply = Callable[[Database], None]
+CYCLE_ID = "00000000-0000-0000-0000-0000000000c1"
 
 
 def _never(*_: object) -> NoReturn:
@@ -125,6 +131,7 @@ def structure(database: Database) -> dict[str, list[Any]]:
             WHERE relnamespace = 'reconciler'::regnamespace AND NOT tgisinternal ORDER BY 1, 2
         """,
         "indexes": "SELECT indexname, indexdef FROM pg_indexes WHERE schemaname = 'reconciler' ORDER BY indexname",
+        "views": "SELECT viewname, definition FROM pg_views WHERE schemaname = 'reconciler'",
         "comments": """
             SELECT relname, attname, description FROM pg_description
             JOIN pg_class ON pg_class.oid = objoid AND classoid = 'pg_class'::regclass
@@ -152,7 +159,7 @@ def require(database: Database) -> None:
 def test_a_new_schema_has_the_version_that_the_code_needs(empty: Database, apply: Apply) -> None:
     apply(empty)
     assert version(empty) == SCHEMA_VERSION
-    assert {row[0] for row in structure(empty)["columns"]} == OWN_TABLES
+    assert {row[0] for row in structure(empty)["columns"]} == OWN_TABLES | {VIEW}
     assert len(empty.query("SELECT FROM reconciler.coverage")) == 1
     require(empty)
 
@@ -195,6 +202,14 @@ def test_a_table_that_was_dropped_is_created_again_and_the_others_keep_their_row
     assert row["cursor"].endswith("aa")
 
 
+def test_the_view_that_was_dropped_is_created_again_and_no_cycle_misses_it(database: Database, apply: Apply) -> None:
+    before = structure(database)
+    database.query(f"DROP VIEW reconciler.{VIEW}")
+    require(database)
+    apply(database)
+    assert structure(database) == before
+
+
 def test_a_coverage_that_lost_its_row_gets_it_back(database: Database, apply: Apply) -> None:
     database.query("DELETE FROM reconciler.coverage")
     apply(database)
@@ -220,6 +235,7 @@ OLD_DATA = """
                  ('i-paid', 'asked', '2026-01-04', 'paid'), ('i-void', NULL, '2026-01-04', 'void'))
          AS restart (instance_id, last_answer, closed_at, outcome)
 """
+LEASE = "scope, holder, acquired_at, expires_at"
 YOUNGER_DATA = """
     INSERT INTO reconciler.holds
     VALUES ('00000000-0000-0000-0000-00000000000d', 'a new disk', '2026-01-01', '2026-01-02');
@@ -247,7 +263,7 @@ def test_an_old_schema_becomes_the_same_as_a_new_one_and_keeps_its_data(
     for statements in (OLD_DATA, OLDEST if oldest else YOUNGER_DATA):
         empty.query(statements)
     kept = "workspace_id, cycle_id, flipped_at, attempts, refusals, claimed_by, asked_at, closed_at"
-    absences, lease, before = rows(empty, "absences"), rows(empty, "lease"), restarts(empty, kept)
+    absences, lease, before = rows(empty, "absences"), rows(empty, "lease", LEASE), restarts(empty, kept)
     assert len(absences) == 1
 
     apply(empty)
@@ -255,7 +271,7 @@ def test_an_old_schema_becomes_the_same_as_a_new_one_and_keeps_its_data(
     assert structure(empty) == structure(database)
     assert version(empty) == SCHEMA_VERSION
     doubts = rows(empty, "doubts", "workspace_id, instance_id, sightings, since, last_seen_at")
-    assert (doubts, rows(empty, "lease"), restarts(empty, kept)) == (absences, lease, before)
+    assert (doubts, rows(empty, "lease", LEASE), restarts(empty, kept)) == (absences, lease, before)
     assert rows(empty, "doubts", "kind, by_hand, offline_since") == [("absent", False, None)]
     (coverage,) = rows(
         empty, "coverage", "cursor::text, pass_start::text, brought_forward::text, first_cycle_at, pass_completed_at"
@@ -289,6 +305,96 @@ def test_an_old_schema_becomes_the_same_as_a_new_one_and_keeps_its_data(
             ("a new disk", "2026-01-01", "2026-01-02")
         ]
     require(empty)
+
+
+# --- an upgrade from version 2, and the release that needs no more than that ---
+
+VERSION_2 = """
+    DROP TABLE reconciler.shard_coverage;
+    ALTER TABLE reconciler.lease DROP COLUMN shards, DROP COLUMN shard;
+    ALTER TABLE reconciler.source_doubts
+        DROP CONSTRAINT source_doubts_pkey, DROP COLUMN shards, DROP COLUMN shard,
+        ADD CONSTRAINT source_doubts_pkey PRIMARY KEY (cause);
+    UPDATE reconciler.schema_version SET version = 2
+"""
+DATA_2 = f"""
+    INSERT INTO reconciler.lease (scope, holder, expires_at) VALUES ('fleet', '{CYCLE_ID}', '2026-01-02');
+    INSERT INTO reconciler.source_doubts (cause, workspaces, since) VALUES ('timeout', 2000, '2026-01-01');
+    UPDATE reconciler.coverage SET cursor = '00000000-0000-0000-0000-00000000000c', first_cycle_at = '2026-01-01',
+        brought_forward = '{{00000000-0000-0000-0000-00000000000f}}'
+"""  # noqa: S608 - put together from constants
+# What the previous release does with the tables that have changed.
+ACQUIRE_2 = """
+    INSERT INTO reconciler.lease AS current (scope, holder, expires_at)
+    VALUES ('fleet', gen_random_uuid(), clock_timestamp() + interval '1 minute')
+    ON CONFLICT (scope) DO UPDATE
+    SET holder = EXCLUDED.holder, acquired_at = now(), expires_at = EXCLUDED.expires_at
+    WHERE current.expires_at <= clock_timestamp()
+    RETURNING 1
+"""
+RELEASE_2 = "DELETE FROM reconciler.lease WHERE scope = 'fleet'"
+COVERAGE_2 = (
+    "UPDATE reconciler.coverage SET cursor = pass_start, first_cycle_at = COALESCE(first_cycle_at, now()),"
+    " pass_completed_at = now()"
+)
+AGE_2 = "SELECT (SELECT COALESCE(pass_completed_at, first_cycle_at) FROM reconciler.coverage) AS age"
+SOURCES_2 = """
+    WITH ended AS (
+        DELETE FROM reconciler.source_doubts
+        WHERE cause IN (SELECT cause FROM reconciler.source_doubts
+                        WHERE cause <> ALL (CAST(:causes AS text[])) FOR UPDATE SKIP LOCKED)
+    ), known AS (
+        SELECT cause FROM reconciler.source_doubts WHERE cause = ANY (CAST(:causes AS text[])) FOR UPDATE SKIP LOCKED
+    ), updated AS (
+        UPDATE reconciler.source_doubts SET last_seen_at = now() FROM known WHERE source_doubts.cause = known.cause
+    )
+    INSERT INTO reconciler.source_doubts (cause, workspaces)
+    SELECT seen, 2000 FROM unnest(CAST(:causes AS text[])) AS seen
+    WHERE NOT EXISTS (SELECT FROM reconciler.source_doubts WHERE source_doubts.cause = seen)
+    ON CONFLICT DO NOTHING
+"""
+
+
+def test_version_2_becomes_the_same_as_a_new_one_and_keeps_its_data(
+    empty: Database, database: Database, postgres: PostgresServer, apply: Apply
+) -> None:
+    postgres.psql(empty.owner_url, SCHEMA)
+    empty.query(VERSION_2)
+    empty.query(DATA_2)
+    apply(empty)
+    assert structure(empty) == structure(database)
+    assert rows(empty, "source_doubts", "cause, workspaces, since, shards, shard") == [
+        ("timeout", 2000, "2026-01-01", 1, 0)
+    ]
+    assert rows(empty, "lease", "scope, holder::text, expires_at, shards, shard") == [
+        ("fleet", CYCLE_ID, "2026-01-02", 1, 0)
+    ]
+    with session(empty.url) as opened:
+        coverage = Candidates(opened).select(Deadline(SECONDS), limit=1, workspace_ids=None).coverage
+    assert (coverage.cursor[-1], coverage.brought_forward[0][-1]) == ("c", "f"), "the first cycle goes on from there"
+
+
+def test_the_previous_release_goes_on_working_beside_this_one(database: Database) -> None:
+    """Its full cycles and ours exclude each other, and so do its full cycle and our shard."""
+    ids = (CYCLE_ID, CYCLE_ID[:-1] + "2")
+    with session(database.url) as opened:
+        ours, shard = Lease(opened, ids[0]), Lease(opened, ids[1], Shard(1, 2))
+        assert database.query(ACQUIRE_2) != []
+        assert not ours.acquire(Deadline(SECONDS), lasts_s=45)
+        assert not shard.acquire(Deadline(SECONDS), lasts_s=45)
+        database.query(COVERAGE_2)
+        assert len(database.query(AGE_2)) == 1
+        for causes in (["timeout"], ["timeout", "throttled"], []):
+            database.query(SOURCES_2, causes=causes)
+            assert sorted(
+                row["cause"] for row in database.query("SELECT cause FROM reconciler.source_doubts")
+            ) == sorted(causes)
+        database.query(RELEASE_2)
+        assert ours.acquire(Deadline(SECONDS), lasts_s=45)
+        assert database.query(ACQUIRE_2) == []
+        ours.release(Deadline(SECONDS))
+        assert shard.acquire(Deadline(SECONDS), lasts_s=45)
+        assert database.query(ACQUIRE_2) != [], "it knows no shards; locks and claims keep anything from being doubled"
 
 
 def test_an_upgraded_table_takes_the_new_words_only(old: Database, apply: Apply) -> None:
@@ -569,6 +675,6 @@ def test_a_missing_right_is_named_with_the_file_that_grants_it(database: Databas
 
 
 def test_a_missing_table_is_not_taken_for_a_missing_right(database: Database) -> None:
-    database.query("DROP TABLE reconciler.holds")
+    database.query("DROP TABLE reconciler.holds CASCADE")
     said = refused(database, SchemaMissingError)
     assert said == "the database has no table reconciler.holds: run infra/schema.sql"

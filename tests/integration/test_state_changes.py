@@ -382,7 +382,7 @@ def test_absences_are_not_counted(stage: Stage) -> None:
 def test_nothing_of_the_full_cycles_is_moved(stage: Stage) -> None:
     stage.add_all(3, "running")
     dead = stage.add("terminated")
-    tables = ("coverage", "lease", "source_doubts")
+    tables = ("shard_coverage", "lease", "source_doubts")
 
     def of_full_cycles() -> list[Any]:
         return [stage.database.query(f"SELECT * FROM reconciler.{table}") for table in tables]  # noqa: S608 - names

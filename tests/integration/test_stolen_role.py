@@ -59,7 +59,7 @@ VALUES = {
 }
 TABLES = (
     *("reconciler.coverage", "reconciler.doubts", "reconciler.holds", "reconciler.lease", "reconciler.restart_stops"),
-    *("reconciler.restarts", "reconciler.source_doubts", "workspaces"),
+    *("reconciler.restarts", "reconciler.shard_coverage", "reconciler.source_doubts", "workspaces"),
 )
 # Data exceptions, constraints, an index row that is too large, GENERATED ALWAYS, another type.
 REFUSALS = ("22", "23", "54000", "428C9", "42804")
@@ -101,6 +101,11 @@ _FORGED = (
     "INSERT INTO reconciler.source_doubts (cause, workspaces) VALUES ('timeout', 2000)",
     "INSERT INTO reconciler.restart_stops (ends_at) VALUES (now())",
     "INSERT INTO reconciler.lease (scope, holder, expires_at) VALUES ('fleet', gen_random_uuid(), now())",
+    """
+    INSERT INTO reconciler.shard_coverage (shards, shard, cursor, pass_start, used_at)
+    VALUES (1, 0, gen_random_uuid(), gen_random_uuid(), now()), (8, 3, gen_random_uuid(), gen_random_uuid(), now())
+    ON CONFLICT DO NOTHING
+    """,
 )
 _FLOOD = (
     """
@@ -152,8 +157,8 @@ _ODD = (
     """,
 )
 _EMPTY = """
-TRUNCATE reconciler.lease, reconciler.coverage, reconciler.doubts, reconciler.source_doubts, reconciler.restarts,
-         reconciler.restart_stops, reconciler.holds;
+TRUNCATE reconciler.lease, reconciler.coverage, reconciler.shard_coverage, reconciler.doubts,
+         reconciler.source_doubts, reconciler.restarts, reconciler.restart_stops, reconciler.holds;
 INSERT INTO reconciler.coverage DEFAULT VALUES
 """
 

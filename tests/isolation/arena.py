@@ -51,7 +51,7 @@ SELECT json_build_object(
     'holds', (SELECT json_agg(json_build_array(workspace_id, reason)) FROM reconciler.holds),
     'doubts', (SELECT json_agg(json_build_array(workspace_id, kind, instance_id, sightings, offline_since IS NULL)
         ORDER BY workspace_id, kind) FROM reconciler.doubts),
-    'coverage', (SELECT json_agg(json_build_array(cursor, pass_completed_at)) FROM reconciler.coverage)
+    'coverage', (SELECT json_agg(json_build_array(cursor, pass_completed_at)) FROM reconciler.shard_coverage)
 )::text
 """
 
@@ -138,6 +138,10 @@ class Arena:
     def reset(self, statements: str) -> None:
         """Run statements that make the world as a test wants it."""
         self._onlooker.run(statements)
+
+    def look(self, query: str) -> Any:
+        """Return what a query finds."""
+        return self._onlooker.run(query)
 
     def state(self) -> Any:
         return json.loads(self._state.run(heartbeat=HEARTBEAT)[0][0])

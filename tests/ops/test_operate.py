@@ -83,8 +83,23 @@ def test_verify_fails_point_by_point(tmp_path: Path) -> None:
         "pass  FailedQueue is empty",
         "FAIL  alarms reach somebody: neither AlarmEmail nor AlarmTopicArn is set",
         "FAIL  the schedule runs: 0 invocations and 0 errors in 15 minutes",
+        "pass  state changes: Lambda takes them from the queue",
+        "pass  state changes: the rule StateChangesRule: ENABLED",
+        "pass  state changes: no batch fails: 0 invocations and 0 errors in 15 minutes",
         "pass  a dry run succeeds",
         "FAIL  dry run: EC2, asked again,",
         "i-0123456789abcdef0 is not found",
     ):
         assert said in played.screen, said
+
+
+def test_a_second_environment_beside_the_first_shares_nothing_with_it(tmp_path: Path) -> None:
+    staging = ["--env", "staging"]
+    runs = [DEPLOY, [*DEPLOY, *staging], ["mode", "apply", *staging], ["undeploy", "--yes", *staging], ["deploy"]]
+    played = play(tmp_path, runs)
+    assert played["statuses"] == [0] * 5, played.screen
+    assert set(played["stacks"]) == {STACK}
+    assert played["stacks"][STACK].get("Mode", "dry-run") == "dry-run"
+    assert f"{STACK}/database" in played["secrets"]
+    assert f"{STACK}-staging/database" not in played["secrets"]
+    assert "There is nothing to do." in played.screen

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.ops.terminal import play
+from tests.ops.terminal import Played, play
 from tests.ops.test_deploy import ANSWERS, GO
 from tests.support.tools import ROOT
 
@@ -93,6 +93,13 @@ NEEDED: dict[str, tuple[str, str]] = {
         "scheduler",
         "CreateScheduleGroup DeleteScheduleGroup GetScheduleGroup ListTagsForResource TagResource UntagResource",
     ),
+    "AWS::StepFunctions::StateMachine": (
+        "states",
+        (
+            "CreateStateMachine DeleteStateMachine DescribeStateMachine ListTagsForResource TagResource UntagResource"
+            " UpdateStateMachine"
+        ),
+    ),
 }
 # What `sam package` and `sam deploy` call, and CloudFormation for SAM's bucket.
 BY_SAM = {
@@ -118,12 +125,17 @@ def granted() -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def called(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
-    """What every command calls, on a terminal and without changes, too."""
+def played(tmp_path_factory: pytest.TempPathFactory) -> Played:
+    """Every command, on a terminal and without changes, too."""
     runs = [["deploy"], ["new version"], ["deploy"], ["mode", "apply"], ["verify"], ["undeploy", "--yes"], ["deploy"]]
     answers = [*ANSWERS, GO, GO, ("all the same", "y"), *ANSWERS, GO]
     flips = {"flips": [{"instance_id": "i-0123456789abcdef0"}]}
-    played = play(tmp_path_factory.mktemp("called"), runs, answers, report=flips, alarms={"Fine": "OK"})
+    return play(tmp_path_factory.mktemp("played"), runs, answers, report=flips, alarms={"Fine": "OK"})
+
+
+@pytest.fixture(scope="module")
+def called(played: Played) -> set[str]:
+    """What they call."""
     return {IAM_NAMES.get(one, one) for one in played["called"]}
 
 
@@ -132,9 +144,8 @@ def test_everything_that_the_commands_call_is_allowed(called: set[str]) -> None:
     assert {"lambda:InvokeFunction", "rds:DescribeDBInstances", "cloudformation:UpdateStack"} <= called
 
 
-def test_everything_that_the_template_s_resources_need_is_allowed(template: Any) -> None:
-    types = {resource["Type"] for resource in template["Resources"].values()}
-    assert types == NEEDED.keys()
+def test_everything_that_the_template_s_resources_need_is_allowed(played: Played) -> None:
+    assert set(played["types"]) == NEEDED.keys()
     needed = {f"{service}:{name}" for service, names in NEEDED.values() for name in names.split()}
     assert needed - granted() == set()
 
@@ -154,10 +165,11 @@ def test_what_changes_something_is_allowed_on_the_stack_s_own_resources_alone() 
         assert not [action for action in actions if "*" in action]
 
 
-def test_roles_are_passed_to_lambda_and_scheduler_only() -> None:
+def test_roles_are_passed_only_to_the_services_that_take_them_on() -> None:
     ((_, _, resources, condition),) = [one for one in statements() if "iam:PassRole" in one[1]]
     assert resources == ["arn:aws:iam::ACCOUNT:role/STACK-*"]
-    assert condition == {"StringEquals": {"iam:PassedToService": ["lambda.amazonaws.com", "scheduler.amazonaws.com"]}}
+    services = [f"{one}.amazonaws.com" for one in ("lambda", "scheduler", "states")]
+    assert condition == {"StringEquals": {"iam:PassedToService": services}}
 
 
 def test_the_policy_fits_into_a_role_with_the_names_filled_in() -> None:

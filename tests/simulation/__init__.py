@@ -40,6 +40,7 @@ owe the restart again, and take or remember everybody who is dead: nobody is sil
   whose first cycle comes after an event, and random ones with up to five workspaces, six cycles and six actions;
 - `test_targets.py`: nor do random ones over two Regions or accounts, of which one may be down, or know nobody. There
   the real probe over several targets runs over models of them (`tests/fakes/targets.py`);
+- `test_shards.py`: nor do random ones of two shards that work beside each other, with full cycles in between;
 - `test_guards.py`: without any one of the handler's guards, some schedule does;
 - `test_limits.py`: what cannot be promised, shown as schedules that do harm.
 
@@ -61,6 +62,6 @@ What is modelled and what is not:
   limit is shown in `test_limits.py`.
 - The platform does what it was asked for within `RESTART_UNCERTAIN_SECONDS`, or never.
 - Of several targets, none has another's instances, and all are asked for few.
-- More than 1,000 unknowns with one cause and shards are not modelled, nor are HTTP, SQL, queues, secrets, logs and
-  metrics.
+- More than 1,000 unknowns with one cause and a changing number of shards are not modelled, nor are HTTP, SQL, queues,
+  secrets, logs and metrics.
 """

@@ -29,7 +29,17 @@ _NO_DATABASE = (PROBE, CONNECT, RESTART, *INSIDE)
 # Here the cycle looks at nothing that somebody else might have changed since its call before, and writes nothing that
 # anybody else reads before its next call. So what happens to rows and instances here, might as well happen there.
 _QUIET = (
-    *("check_rights", "acquire", "count_due", "take_back_times", "recall", "save_coverage", "_forget", "_save"),
+    *(
+        "check_rights",
+        "acquire",
+        "count_due",
+        "take_back_times",
+        "take_up",
+        "recall",
+        "save_coverage",
+        "_forget",
+        "_save",
+    ),
     *("set_reasons", "purge"),
 )
 _AT_THE_END = ("gauges", "fleet_gauges", "release")
@@ -122,12 +132,13 @@ def _release(simulation: Simulation, _: Actor, workspace_id: str) -> bool:
 def _was_ahead(simulation: Simulation, _: Actor, __: str) -> bool:
     """Have the database's clock have been a year ahead until now."""
     tables = simulation.world.tables
-    if tables.lease is not None:
-        tables.lease = (tables.lease[0], tables.lease[1] + A_YEAR_SECONDS)
-    for name in HAPPENED["coverage"]:
-        _add_a_year(tables, name)
+    tables.leases = {of: (holder, ends_at + A_YEAR_SECONDS) for of, (holder, ends_at) in tables.leases.items()}
+    for shard in tables.shards.values():
+        for name in HAPPENED["shard_coverage"]:
+            _add_a_year(shard, name)
     for source in tables.sources.values():
-        _add_a_year(source, "since")
+        for name in HAPPENED["source_doubts"]:
+            _add_a_year(source, name)
     for doubt in tables.doubts.values():
         for name in HAPPENED["doubts"]:
             _add_a_year(doubt, name)
@@ -319,7 +330,7 @@ ACTIONS = (
     Action("releases it", _release, _seen),
     Action("locks the restart", _lock_restart, _seen),
     Action("locks the doubts", _lock_doubts, _before("tend", "_forget", "_save", "flip", "inside flip", "set_reasons")),
-    Action("locks the coverage", _lock_table("coverage"), _before("save_coverage")),
+    Action("locks the coverage", _lock_table("shard_coverage"), _before("save_coverage")),
     Action("locks the lease", _lock_table("lease"), _before("acquire", "release")),
     Action("the database's clock was ahead", _was_ahead, _before("acquire")),
     # the instance

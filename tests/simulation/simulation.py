@@ -18,6 +18,7 @@ from handler.domain.evidence import EVIDENCE_SECONDS, Confirmed
 from handler.domain.model import NOT_FOUND, Restart, Sighting, Workspace
 from handler.domain.report import Report
 from handler.domain.restarts import RECOVERY_SECONDS, UNWANTED
+from handler.domain.shards import Shard
 from handler.errors import ConnectionLostError, ReconcilerError
 from handler.phases import CLOSING_SECONDS
 from handler.request import APPLY, Request
@@ -26,7 +27,7 @@ from handler.settings import Settings
 from handler.store.lease import MARGIN_SECONDS
 from handler.telemetry import logger
 from tests.fakes.store import Watch, fake_store
-from tests.fakes.tables import Row, StoredRestart
+from tests.fakes.tables import Row, StoredRestart, contains
 from tests.fakes.targets import Targets, target_of, without_threads
 from tests.fakes.world import DEAD, ERROR, Asked, Platform, Probe, World
 
@@ -63,13 +64,15 @@ class Setup:
     """What a schedule is run with.
 
     With `in_bulk`, the probe answers about all instances at once. `claims_ahead` is the number of claims before a call.
-    With several `targets`, the real probe over Regions and accounts asks models of them (`targets.py`).
+    With several `targets`, the real probe over Regions and accounts asks models of them (`targets.py`). With several
+    `shards`, each of these has a cycle of its own.
     """
 
     settings: Settings = SETTINGS
     in_bulk: bool = False
     claims_ahead: int = 1
     targets: int = 1
+    shards: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +182,7 @@ class Actor(Watch):
         elif call == "acquire":
             settings = self.simulation.setup.settings
             self.expires_at = self.tables.now + settings.cycle_deadline_seconds + CLOSING_SECONDS + MARGIN_SECONDS
-        elif call == "recall":
+        elif call in ("recall", "fleet"):
             self.breaker = Oracle(self)
         if self.fault == "after":
             self.fault = None
@@ -192,13 +195,14 @@ class Actor(Watch):
             raise CrashError
 
     def _selects(self) -> None:
-        tables, first = self.tables, self.tables.coverage.brought_forward
+        tables, first = self.tables, self.tables.coverage_of(self.order.shard).brought_forward
         named = self.order.workspace_ids or ()
         changes = self.order.state_changes
         self.selected = {
             one: Seen(row.instance_id, row.heartbeat_at, tables.is_on_hold(one), row.is_offline, one not in first)
             for one, row in tables.workspaces.items()
-            if (changes is None or row.instance_id in changes)
+            if contains(self.order.shard, one)
+            and (changes is None or row.instance_id in changes)
             and (row.is_up or (changes is None and row.is_offline and self._may_be_taken(one, row, named)))
         }
         self.died |= {one for one, instance in self.world.instances.items() if instance.is_dead}
@@ -223,7 +227,7 @@ class Actor(Watch):
         self.simulation.note(self.cycle_id, "writes:", call)
         self.require(self.order.mode == APPLY, f"a dry run writes: {call}")
         self.require(self.clock() <= self.closes_at, f"{call} after the deadline")
-        lease = self.tables.lease
+        lease = self.tables.leases.get(self.order.shard)
         if self.order.state_changes is not None:
             self.require(call in _AFTER_EVENTS, f"a cycle after EC2's events writes: {call}")
             self.require(self.tables.now < self.expires_at, f"{call} past the expiry")
@@ -257,7 +261,7 @@ class Actor(Watch):
         """Note who was checked, whatever becomes of the cycle."""
         self.coverage_is_saved = True
         for one in self.swept:
-            self.world.waited.pop(one, None)
+            self.world.waited.pop((self.order.shard.of, one), None)
 
     def _looks_who_is_offline(self) -> None:
         """Forget since when workspaces were offline that a cycle sees up again."""
@@ -443,6 +447,11 @@ class Simulation:
         self.hints: dict[str, int] = {}  # what the process remembers of the targets
 
     @property
+    def shards(self) -> list[Shard]:
+        """The shards of a minute, by default the whole fleet."""
+        return [Shard(number, self.setup.shards) for number in range(self.setup.shards)]
+
+    @property
     def depth(self) -> int:
         """How many invocations are running."""
         return len(_running)
@@ -497,7 +506,7 @@ class Simulation:
             world.overridden_at = world.tables.now
         parts = cycle.Parts(
             actor.cycle_id,
-            fake_store(world.tables, actor.cycle_id, actor, leased=order.state_changes is None),
+            fake_store(world.tables, actor.cycle_id, actor, leased=order.state_changes is None, shard=order.shard),
             lambda _: self._probe(actor),
             lambda _: Platform(world, actor),
         )
@@ -561,8 +570,9 @@ class Simulation:
                 break
             world.tables.now += seconds
             self._catch_up()
-            report = self.cycle()
-            is_stopped = report is not None and report.breaker_open and seconds == LONG_QUIET_SECONDS
+            reports = [self.cycle(Request(APPLY, shard=shard)) for shard in self.shards]
+            is_open = any(report is not None and report.breaker_open for report in reports)
+            is_stopped = is_open and seconds == LONG_QUIET_SECONDS
         if not is_stopped and self._unsettled():
             raise ViolationError(f"this stays as it is: {self._unsettled()}")
         if is_stopped and self._counted_though_alive():
@@ -581,10 +591,14 @@ class Simulation:
     def _unsettled(self) -> list[str]:
         """Return the restarts that are owed, the watches without need, and the rows that nobody takes or cares for."""
         tables = self.world.tables
-        candidates = [one for one, row in tables.workspaces.items() if row.is_up]
-        instances = {tables.workspaces[one].instance_id or "" for one in candidates} & self.world.instances.keys()
-        nothing_found = len({target_of(one, self.setup.targets) for one in instances}) < self.setup.targets
-        left = [text for one in tables.restarts for text in self._of_restart(one, nothing_found=nothing_found)]
+        left: list[str] = []
+        for shard in self.shards:
+            candidates = [one for one, row in tables.workspaces.items() if row.is_up and contains(shard, one)]
+            instances = {tables.workspaces[one].instance_id or "" for one in candidates} & self.world.instances.keys()
+            nothing_found = len({target_of(one, self.setup.targets) for one in instances}) < self.setup.targets
+            for restart in tables.restarts:
+                if contains(shard, restart.workspace_id):
+                    left += self._of_restart(restart, nothing_found=nothing_found)
         return left + [text for one, row in tables.workspaces.items() for text in self._of_row(one, row)]
 
     def _of_restart(self, restart: StoredRestart, *, nothing_found: bool) -> Iterator[str]:
@@ -660,12 +674,17 @@ class Simulation:
         if not actor.coverage_is_saved or (report.deferred and not report.checked):
             return
         world = self.world
-        world.crowded |= bool(world.tables.coverage.brought_forward)  # at most half of the room is theirs
+        world.crowded |= bool(
+            world.tables.coverage_of(actor.order.shard).brought_forward
+        )  # at most half of the room is theirs
         room = report.checked if report.deferred else self.setup.settings.candidate_limit
         world.room = min(world.room, room - room // 2 if world.crowded else room)
         bound = ceil(world.population / world.room)
         unchecked = actor.selected.keys() - actor.swept.keys()
-        world.waited = {one: world.waited.get(one, 0) + 1 for one in unchecked}
+        of = actor.order.shard.of  # a cycle of another number of shards has another cursor
+        world.waited = {
+            key: since for key, since in world.waited.items() if key[0] != of or not contains(actor.order.shard, key[1])
+        } | {(of, one): world.waited.get((of, one), 0) + 1 for one in unchecked}
         if max(world.waited.values(), default=0) > bound:
             raise ViolationError(f"not everybody was checked within {bound} cycles: {world.waited}")
 

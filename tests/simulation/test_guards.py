@@ -28,7 +28,7 @@ from tests.simulation.simulation import Simulation, ViolationError
 MOST_WALKS = 20_000
 NEVER = float("inf")
 # As they are, before a test replaces them.
-_OWED, _POLICY = vars(store.Restarts)["_owed"], vars(cycle)["_policy"]
+_OWED, _POLICY = vars(store.Restarts)["_owed"], vars(cycle)["flip_policy"]
 _RESTARTS, _VETOES_AFTER = vars(cycle)["_restarts"], vars(store.Flips)["_vetoes_after"]
 
 Patch = pytest.MonkeyPatch
@@ -170,7 +170,7 @@ GUARDS: Mapping[str, Guard] = {
         _replace(store.Flips, "_vetoes_after", _takes_any_time), "heartbeat is young", JUST_STOPPED, event_age_s=-50.0
     ),
     "a restart after an event waits for silence": Guard(
-        _replace(cycle, "_policy", _without_silence), "before the silence", JUST_STOPPED
+        _replace(cycle, "flip_policy", _without_silence), "before the silence", JUST_STOPPED
     ),
     "an event cycle restarts nobody": Guard(
         _replace(cycle, "_restarts", _restarts_after_events), "EC2's events writes", JUST_STOPPED, event_age_s=0.0
@@ -187,7 +187,7 @@ GUARDS: Mapping[str, Guard] = {
     "a restart's instance is looked at again": Guard(
         _replace(asking, "before_asking", _asks_whatever_it_saw), "is not dead", "stopped"
     ),
-    "a restart has its grace": Guard(_replace(cycle, "_policy", _without_grace), "before its grace"),
+    "a restart has its grace": Guard(_replace(cycle, "flip_policy", _without_grace), "before its grace"),
     "a restart has its grace after a hold": Guard(
         _replace(store.Restarts, "_is_due", lambda self, owed, _: owed.due_at <= self.tables.now), "before its grace"
     ),

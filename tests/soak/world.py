@@ -286,7 +286,7 @@ class Adversary:
 
     def _lock_ours(self) -> None:
         """Lock a row of the reconciler's own tables, as a person's transaction would."""
-        table = self._random.choice(["restarts", "doubts", "coverage", "lease", "holds"])
+        table = self._random.choice(["restarts", "doubts", "shard_coverage", "lease", "holds"])
         with closing(self._world.database.connect()) as connection:
             connection.run("BEGIN")
             connection.run(f"SELECT FROM reconciler.{table} ORDER BY random() LIMIT 1 FOR UPDATE")

@@ -133,6 +133,8 @@ class Stack:
                 return any(map(self._resolve, operands))
             case "Fn::Contains", [values, one]:
                 return self._resolve(one) in self._resolve(values)
+            case "Fn::FindInMap", [mapping, first, second]:
+                return str(self._template["Mappings"][mapping][self._resolve(first)][second])
             case "Fn::GetAtt", [name, attribute]:
                 return self._reference(name, attribute)
             case "Fn::Split", [separator, text]:

@@ -24,9 +24,10 @@ _NEVER_DELIVERED = "UndeliveredQueue"
 class Rehearsal:
     """A story with the stack's two functions in it: a full cycle each minute, and before it a batch of events.
 
-    What the handler cannot do itself is done here as Lambda does it: an error is logged and counted, its event goes to
-    `FailedQueue`; what the schedule cannot deliver goes to `UndeliveredQueue`. `settings` is for what somebody has
-    configured meanwhile. Time is passed in: `now_s` says how late it is in the story.
+    What the handler cannot do itself is done here as AWS does it: an error is logged and counted, its event goes to
+    `FailedQueue`; what the schedule cannot deliver goes to `UndeliveredQueue`; with several shards, the workflow fails
+    if it cannot invoke those that are `throttled`. `settings` is for what somebody has configured meanwhile. Time is
+    passed in: `now_s` says how late it is in the story.
     """
 
     def __init__(self, stage: Stage, stack: Stack, queue: StateChangeQueue) -> None:
@@ -38,6 +39,8 @@ class Rehearsal:
         self.now_s = _BEGINS_AT_S
         self.settings: dict[str, str | None] = {}
         self.is_scheduled = True
+        self.shards = int(stack.parameters["Shards"])
+        self.throttled: set[int] = set()
         self.messages = {"FailedQueue": 0, _NEVER_DELIVERED: 0}
         self._logs: dict[str, list[dict[str, Any]]] = {_RECONCILER: [], _STATE_CHANGES: []}
         environment = stack.environment("Reconciler")
@@ -94,10 +97,18 @@ class Rehearsal:
         return self.answer(query, groups)
 
     def _cycle(self) -> None:
-        try:
-            self.send(SCHEDULED)
-        except Exception:  # noqa: BLE001 - Lambda, too, counts any exception as an error
-            self.messages["FailedQueue"] += 1
+        if self.shards > 1:
+            failed = Metric("AWS/States", "ExecutionsFailed", (("StateMachineArn", "<ShardsWorkflow>"),))
+            self.cloudwatch.put(self.now_s, failed, int(bool(self.throttled)))
+            invoked = [shard for shard in range(self.shards) if shard not in self.throttled]
+            events = [{"mode": "apply", "shard": shard, "shards": self.shards} for shard in invoked]
+        else:
+            events = [SCHEDULED]
+        for one in events:
+            try:
+                self.send(one)
+            except Exception:  # noqa: BLE001 - Lambda, too, counts any exception as an error
+                self.messages["FailedQueue"] += 1
 
     def _invoke(self, event: Any) -> dict[str, Any]:
         self.stage.ec2.bucket.pass_time(MINUTE_S)

@@ -57,8 +57,8 @@ NOTHING = Snapshot({}, [], [])
 
 _EMPTY = """
     TRUNCATE workspaces, structure_events,
-             reconciler.lease, reconciler.coverage, reconciler.doubts, reconciler.source_doubts, reconciler.restarts,
-             reconciler.restart_stops, reconciler.holds RESTART IDENTITY;
+             reconciler.lease, reconciler.coverage, reconciler.shard_coverage, reconciler.doubts,
+             reconciler.source_doubts, reconciler.restarts, reconciler.restart_stops, reconciler.holds RESTART IDENTITY;
     INSERT INTO reconciler.coverage DEFAULT VALUES
 """
 

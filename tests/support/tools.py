@@ -2,7 +2,7 @@
 
 import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -25,7 +25,7 @@ def tool(environment: str, name: str) -> str:
     return str(path)
 
 
-def run(command: Sequence[str], *, stdin: str = "") -> str:
+def run(command: Sequence[str], *, stdin: str = "", environment: Mapping[str, str] | None = None) -> str:
     """Run a tool from the project's root; return its output. If it fails, the failure shows all output."""
     done = subprocess.run(
         command,
@@ -34,7 +34,7 @@ def run(command: Sequence[str], *, stdin: str = "") -> str:
         text=True,
         check=False,
         cwd=ROOT,
-        env={"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), **_ENVIRONMENT},
+        env={"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), **_ENVIRONMENT, **(environment or {})},
     )
     assert done.returncode == 0, f"{command} failed:\n{done.stdout}\n{done.stderr}"
     return done.stdout

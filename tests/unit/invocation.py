@@ -9,6 +9,7 @@ from handler import cycle
 from handler.deadline import Deadline
 from handler.domain.model import Workspace
 from handler.domain.report import Report
+from handler.domain.shards import WHOLE, Shard
 from handler.request import APPLY, Request
 from handler.restarts import Connection, Platform, Reply
 from handler.settings import Settings
@@ -114,18 +115,19 @@ class Invocation(Watch):
 
     def result(self, request: Request = FULL, seconds: float = 45) -> cycle.Result:
         """Run the cycle; return all that it returns."""
-        parts = self.parts(leased=request.state_changes is None)
+        parts = self.parts(leased=request.state_changes is None, shard=request.shard)
         return cycle.run(request, self.settings, parts, self.deadline(seconds))
 
     def deadline(self, seconds: float) -> Deadline:
         return Deadline(seconds, clock=self.clock)
 
-    def parts(self, *, leased: bool = True) -> cycle.Parts:
-        return cycle.Parts(self.cycle_id, self.store(leased=leased), lambda _: self.probe(), lambda _: self.platform())
+    def parts(self, *, leased: bool = True, shard: Shard = WHOLE) -> cycle.Parts:
+        store = self.store(leased=leased, shard=shard)
+        return cycle.Parts(self.cycle_id, store, lambda _: self.probe(), lambda _: self.platform())
 
-    def store(self, *, leased: bool = True) -> Store:
+    def store(self, *, leased: bool = True, shard: Shard = WHOLE) -> Store:
         """Return the store, which also records which rights are checked."""
-        store = fake_store(self.world.tables, self.cycle_id, self, leased=leased)
+        store = fake_store(self.world.tables, self.cycle_id, self, leased=leased, shard=shard)
         check = store.check_rights
 
         def check_rights(deadline: Deadline, *, to_apply: bool) -> None:

@@ -9,6 +9,7 @@ import pytest
 from handler.domain.coverage import Coverage
 from handler.domain.model import SkipReason, Verdict
 from handler.domain.report import Report
+from handler.domain.shards import Shard
 from handler.errors import ConnectionLostError, ReconcilerError, RowLockedError, SecretError, StoreError
 from handler.phases import Phases
 from handler.request import Request
@@ -44,7 +45,18 @@ def test_a_cycle_flips_and_restarts_the_dead_and_leaves_the_rest() -> None:
     report = invocation.run()
     assert invocation.rights == [True]
     assert [call for call, _ in groupby(invocation.wrote_by)] == [
-        *("acquire", "take_back_times", "tend", "save_coverage", "forget", "save", "flip", "cancel_moved_on", "claim"),
+        *(
+            "acquire",
+            "take_back_times",
+            "take_up",
+            "tend",
+            "save_coverage",
+            "forget",
+            "save",
+            "flip",
+            "cancel_moved_on",
+            "claim",
+        ),
         *("accepted", "save_coverage", "purge", "release"),
     ]
     figures = (report.candidates, report.checked, report.running, report.transition, report.dead)
@@ -439,3 +451,23 @@ def test_a_cycle_without_any_time_cannot_be_run() -> None:
     with pytest.raises(StoreError):
         invocation.run(seconds=0)
     assert invocation.wrote_by == []
+
+
+# --- shards ---
+
+
+def test_a_shard_flips_nothing_if_the_others_have_seen_too_many_dead_meanwhile() -> None:
+    """Each saves what it saw before it looks at the whole fleet, so one of them sees that both saw too many."""
+    world, high = World(), 2**127
+    for number in (1, 2, 3, high, high + 1, high + 2):
+        world.add(uuid(number), "terminated" if number in (1, 2, high, high + 1) else "running")
+    beside = Invocation(world)
+    reports: list[Report] = []
+
+    def another_begins() -> None:
+        reports.append(beside.run(Request("apply", shard=Shard(1, 2))))
+
+    invocation = Invocation(world, first={"_save": [another_begins]})
+    report = invocation.run(Request("apply", shard=Shard(0, 2)))
+    assert [(one.flipped, one.breaker_open) for one in (*reports, report)] == [(2, False), (0, True)]
+    assert len(world.tables.events) == 2

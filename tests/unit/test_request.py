@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from handler.domain.shards import Shard
 from handler.errors import RequestError
 from handler.request import HoldRequest, ReleaseRequest, Request, parse
 from tests.unit.builders import uuid
@@ -18,7 +19,8 @@ EVENTS = Path(__file__).parents[2] / "events"
 SCHEDULED = {"source": "aws.events", "detail-type": "Scheduled Event", "detail": {}}
 SCHEDULER = {"source": "aws.scheduler", "detail-type": "Scheduled Event", "detail": "{}"}
 HOLD = {"workspace_ids": [uuid(1), uuid(2)], "reason": "maintenance", "seconds": 3600}
-SHARDLESS = "no such field: shards are not supported yet"
+BESIDE_SHARDS = "no such field beside shard and shards"
+SHARDS, SHARD_OF_2 = "a whole number from 1 to 1000, beside shard", "a whole number from 0 to 1, beside shards"
 ALL = {"all": True, "reason": "wait", "seconds": 60}
 HOLD_FORM = '{"workspace_ids": [UUID, …] or "all": true, "reason": text, "seconds": n}'
 REASON_FORM = "a line of 1 to 200 printable characters"
@@ -114,8 +116,10 @@ def test_an_event_makes_its_request(event: dict[str, Any], request_made: Request
         ),
         ("hold-all.json", Request("apply", hold=HoldRequest(None, "the restarts look wrong", 3600))),
         ("release-all.json", Request("apply", release=ReleaseRequest(None))),
+        ("shard.json", Request("apply", shard=Shard(0, 8))),
         ("adopt.json", Request("apply", ("00000000-0000-4000-8000-000000000001",), adopt=True)),
         ("release.json", Request("apply", release=ReleaseRequest(("00000000-0000-4000-8000-000000000001",)))),
+        ("explain.json", Request("explain", explain="00000000-0000-4000-8000-000000000001")),
     ],
 )
 def test_the_projects_events_ask_for_what_their_names_say(name: str, request_made: Request) -> None:
@@ -195,12 +199,12 @@ def test_the_ceiling_never_makes_a_dry_run_apply() -> None:
         pytest.param([], "event", "a list", "a JSON object", id="a list"),
         pytest.param("apply", "event", "'apply'", "a JSON object", id="a string"),
         pytest.param(3, "event", "3", "a JSON object", id="a number"),
-        pytest.param({"mode": "Apply"}, "mode", "'Apply'", "apply or dry-run", id="a mode in capitals"),
-        pytest.param({"mode": ""}, "mode", "''", "apply or dry-run", id="an empty mode"),
-        pytest.param({"mode": None}, "mode", "nothing", "apply or dry-run", id="a mode of null"),
-        pytest.param({"mode": True}, "mode", "True", "apply or dry-run", id="a mode of true"),
-        pytest.param({"mode": ["apply"]}, "mode", "a list", "apply or dry-run", id="a mode in a list"),
-        pytest.param({"mode": {"a": 1}}, "mode", "a dict", "apply or dry-run", id="a mode of an object"),
+        pytest.param({"mode": "Apply"}, "mode", "'Apply'", "apply, dry-run or explain", id="a mode in capitals"),
+        pytest.param({"mode": ""}, "mode", "''", "apply, dry-run or explain", id="an empty mode"),
+        pytest.param({"mode": None}, "mode", "nothing", "apply, dry-run or explain", id="a mode of null"),
+        pytest.param({"mode": True}, "mode", "True", "apply, dry-run or explain", id="a mode of true"),
+        pytest.param({"mode": ["apply"]}, "mode", "a list", "apply, dry-run or explain", id="a mode in a list"),
+        pytest.param({"mode": {"a": 1}}, "mode", "a dict", "apply, dry-run or explain", id="a mode of an object"),
         pytest.param({"limit": 0}, "limit", "0", "a whole number of 1 or more", id="a limit of zero"),
         pytest.param({"limit": -1}, "limit", "-1", "a whole number of 1 or more", id="a negative limit"),
         pytest.param({"limit": 1.0}, "limit", "1.0", "a whole number of 1 or more", id="a limit with a fraction"),
@@ -279,14 +283,36 @@ def test_the_ceiling_never_makes_a_dry_run_apply() -> None:
         pytest.param(
             SCHEDULED | {"detail": None}, "detail", "nothing", 'an object or the string "{}"', id="a detail of null"
         ),
-        pytest.param({"shard": 1}, "shard", "1", SHARDLESS, id="a shard"),
-        pytest.param({"mode": "apply", "shards": 2}, "shards", "2", SHARDLESS, id="shards"),
+        pytest.param({"shard": 1}, "shards", "nothing", SHARDS, id="a shard without shards"),
+        pytest.param({"shards": 2}, "shard", "nothing", SHARD_OF_2, id="shards without a shard"),
+        pytest.param({"shard": 0, "shards": 0}, "shards", "0", SHARDS, id="no shards"),
+        pytest.param({"shard": 0, "shards": 1001}, "shards", "1001", SHARDS, id="too many shards"),
+        pytest.param({"shard": 0, "shards": True}, "shards", "True", SHARDS, id="shards that are true"),
+        pytest.param({"shard": 0, "shards": 2.0}, "shards", "2.0", SHARDS, id="shards that are no whole number"),
+        pytest.param({"shard": 0, "shards": "2"}, "shards", "'2'", SHARDS, id="shards in words"),
+        pytest.param({"shard": 2, "shards": 2}, "shard", "2", SHARD_OF_2, id="a shard beyond the last"),
+        pytest.param({"shard": -1, "shards": 2}, "shard", "-1", SHARD_OF_2, id="a shard before the first"),
+        pytest.param({"shard": True, "shards": 2}, "shard", "True", SHARD_OF_2, id="a shard that is true"),
+        pytest.param({"shard": None, "shards": 2}, "shard", "nothing", SHARD_OF_2, id="a shard of nothing"),
+        *(
+            pytest.param({"shard": 0, "shards": 1} | more, name, found, BESIDE_SHARDS, id=f"shards and {name}")
+            for name, found, more in (
+                ("workspace_ids", "a list", {"workspace_ids": [uuid(1)]}),
+                ("limit", "1", {"limit": 1}),
+            )
+        ),
+        pytest.param(
+            {"hold": HOLD, "shard": 0, "shards": 2}, "shard", "0", "no such field beside hold", id="a hold of a shard"
+        ),
+        pytest.param(
+            {"release": "all", "shards": 2}, "shards", "2", "no such field beside release", id="a release of shards"
+        ),
         pytest.param(SCHEDULED | {"mode": "apply"}, "mode", "'apply'", UNSCHEDULED, id="a mode beside a schedule"),
         pytest.param(SCHEDULED | {"hold": {}}, "hold", "a dict", UNSCHEDULED, id="a hold beside a schedule"),
         pytest.param(
             SCHEDULED | {"detail": []}, "detail", "a list", 'an object or the string "{}"', id="a detail in a list"
         ),
-        pytest.param({"mode": "hold"}, "mode", "'hold'", "apply or dry-run", id="a mode of hold"),
+        pytest.param({"mode": "hold"}, "mode", "'hold'", "apply, dry-run or explain", id="a mode of hold"),
         *(
             pytest.param({"hold": hold}, "hold", found, HOLD_FORM, id=f"a hold {name}")
             for name, hold, found in (
@@ -377,7 +403,9 @@ def test_the_ceiling_never_makes_a_dry_run_apply() -> None:
             "no such field beside hold",
             id="hold and release",
         ),
-        pytest.param({"mode": "Apply", "hold": HOLD}, "mode", "'Apply'", "apply or dry-run", id="a hold in a bad mode"),
+        pytest.param(
+            {"mode": "Apply", "hold": HOLD}, "mode", "'Apply'", "apply, dry-run or explain", id="a hold in a bad mode"
+        ),
     ],
 )
 def test_a_bad_event_is_refused_by_its_field(event: object, field: str, found: str, expected: str) -> None:
@@ -398,23 +426,67 @@ def test_an_unknown_field_is_refused_by_name(field: str) -> None:
     message = str(refusal.value)
     assert ascii(field)[:50] in message
     assert message.endswith(
-        "expected one of mode, workspace_ids, limit, override_breaker, adopt, hold, release, or a scheduled event"
+        "expected one of mode, workspace_ids, limit, override_breaker, adopt, hold, release, shard, shards, or a"
+        " scheduled event"
     )
     assert len(message) < 250
 
 
 @pytest.mark.parametrize(
-    "field", ["mode", "workspace_ids", "limit", "override_breaker", "adopt", "hold", "release", "shard", "shards"]
+    "field",
+    [
+        "mode",
+        "workspace_ids",
+        "limit",
+        "override_breaker",
+        "adopt",
+        "hold",
+        "release",
+        "shard",
+        "shards",
+        "workspace_id",
+    ],
 )
 def test_an_option_in_a_scheduled_event_is_refused(field: str) -> None:
     with pytest.raises(RequestError, match=f"event field {field}: .* scheduled event"):
         parse(SCHEDULED | {field: "dry-run"})
 
 
-@pytest.mark.parametrize("field", ["shard", "shards"])
-def test_shards_are_refused_by_name(field: str) -> None:
-    with pytest.raises(RequestError, match=f"event field {field}: found 1; .*not supported yet"):
-        parse({"mode": "apply", field: 1})
+def test_a_shard_may_rehearse_and_lift_the_breaker_and_one_of_one_is_a_full_cycle() -> None:
+    assert parse({"shard": 7, "shards": 8}) == Request("dry-run", shard=Shard(7, 8))
+    assert parse({"mode": "apply", "shard": 999, "shards": 1000}).narrowed is False
+    override = {"mode": "apply", "shard": 1, "shards": 2, "override_breaker": True}
+    assert parse(override) == Request("apply", override_breaker=True, shard=Shard(1, 2))
+    assert parse({"mode": "apply", "shard": 0, "shards": 1}) == parse({"mode": "apply"})
+
+
+@pytest.mark.parametrize("ceiling", ["apply", "dry-run"])
+def test_an_explanation_names_one_workspace_whatever_the_mode_of_the_stack(ceiling: str) -> None:
+    event = {"mode": "explain", "workspace_id": uuid(10).upper()}
+    assert parse(event, ceiling=ceiling).explain == uuid(10)
+
+
+@pytest.mark.parametrize(
+    ("event", "message"),
+    [
+        ({}, "workspace_id: found nothing; expected a UUID"),
+        ({"workspace_id": "i-0123456789abcdef0"}, "workspace_id: found 'i-0123456789abcdef0'; expected a UUID"),
+        ({"workspace_id": [uuid(1)]}, "workspace_id: found a list; expected a UUID"),
+        (
+            {"workspace_id": uuid(1), "limit": 1},
+            "limit: found 1; expected no such field beside the mode explain",
+        ),
+        (
+            {"workspace_ids": [uuid(1)]},
+            "workspace_ids: found a list; expected no such field beside the mode explain",
+        ),
+    ],
+    ids=["no workspace", "an instance id", "a list", "a limit", "several workspaces"],
+)
+def test_an_explanation_that_asks_for_anything_else_is_refused(event: dict[str, Any], message: str) -> None:
+    with pytest.raises(RequestError) as refusal:
+        parse({"mode": "explain", **event})
+    assert str(refusal.value) == f"event field {message}"
 
 
 # --- holds ---
@@ -478,7 +550,9 @@ def test_under_the_ceiling_a_hold_is_a_dry_run_too() -> None:
         pytest.param(
             {"release": [uuid(1)], "hold": HOLD}, "release", "a list", "no such field beside hold", id="both at once"
         ),
-        pytest.param({"hold": HOLD, "mode": "now"}, "mode", "'now'", "apply or dry-run", id="a mode that is none"),
+        pytest.param(
+            {"hold": HOLD, "mode": "now"}, "mode", "'now'", "apply, dry-run or explain", id="a mode that is none"
+        ),
         pytest.param({"hold": None}, "hold", "nothing", HOLD_EXPECTED, id="no hold"),
         pytest.param({"hold": [uuid(1)]}, "hold", "a list", HOLD_EXPECTED, id="ids alone"),
         pytest.param({"hold": {}}, "hold", "a dict", HOLD_EXPECTED, id="an empty hold"),

@@ -79,6 +79,7 @@ def work(
         clock=DatabaseClock(tables.now, tables.now),
         now=now,
         workspace_ids=only,
+        most=invocation.settings.restarts.per_cycle,
         log=CycleLog(),
     )
     return worker.run(
