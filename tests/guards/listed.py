@@ -233,7 +233,7 @@ GUARDS = (
         "targets: a failed one",
         "while a Region is down, its instances are taken for absent and flipped",
         _EC2_SEARCH,
-        "_of",
+        "Search._of",
         Code("case.failure or Known(NOT_FOUND, case.missing_at)", "Known(NOT_FOUND, case.missing_at)"),
         f"{_TEST_TARGETS}test_while_a_target_fails_nobody_is_absent",
     ),
