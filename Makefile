@@ -3,7 +3,8 @@
 
 PYTHON  ?= python3
 VENV    ?= .venv
-WORKERS ?= auto
+# Tests wait for sockets half of the time.
+WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(2 * (os.cpu_count() or 1), 8))')
 ARGS    ?=
 SCHEDULES ?= 1000000
 
