@@ -1237,8 +1237,19 @@ GUARDS = (
         "shards that see many dead at the same time flip more between them than the breaker allows",
         _CYCLE,
         "_cycle",
-        Code("plan.to_flip and request.shard != WHOLE", "False"),
+        Code(
+            "plan.to_flip or _restarts_are_due(request, settings, parts, closing)",
+            "_restarts_are_due(request, settings, parts, closing)",
+        ),
         f"{_TEST_CYCLE}test_a_shard_flips_nothing_if_the_others_have_seen_too_many_dead_meanwhile",
+    ),
+    Guard(
+        "shards: a second look at the fleet before restarts",
+        "while other shards see most of the fleet dead, a shard that sees nobody dead goes on restarting",
+        _CYCLE,
+        "_cycle",
+        Code("_restarts_are_due(request, settings, parts, closing)", "False"),
+        f"{_TEST_CYCLE}test_a_shard_asks_for_no_restart_if_the_others_have_seen_too_many_dead_meanwhile",
     ),
     Guard(
         "shards: the age of one that never runs",
