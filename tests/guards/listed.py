@@ -1262,8 +1262,8 @@ GUARDS = (
     Guard(
         "shards: ages after a rest of everything",
         "when nothing has run for an hour, the first shard that runs again ends the alarm",
-        _MEMORY,
-        "_TAKE_UP",
+        "handler/store/shards.py",
+        "OUR_SET_RESTS",
         Sql(
             "AND max(used_at) < (SELECT max(used_at) FROM reconciler.shard_coverage WHERE NOT {IS_OUR_SET})",
             "",
