@@ -207,18 +207,12 @@ def _restarts(
     """Look after the restarts, and ask for those that are due."""
     if not request.asks_for_restarts:
         return RestartResults()
-    now = Circumstances(
-        full=not request.narrowed,
-        breaker_open=plan.breaker.open,
-        absence_counts=plan.absence_counts,
-        absence=settings.absence,
-    )
     worker = RestartWorker(
         parts.store,
         probe,
         settings,
         clock=selection.clock,
-        now=now,
+        now=Circumstances.of(plan, settings.absence, full=not request.narrowed),
         workspace_ids=request.workspace_ids,
         most=request.shard.share(settings.restarts.per_cycle),
         log=log,
