@@ -70,18 +70,15 @@ def run(request: Request, settings: Settings, parts: Parts, deadline: Deadline) 
         return Result(report_on_nobody(Outcome.ALREADY_RUNNING, request, settings, gauges, fleet), gauges)
     try:
         may_ask = request.asks_for_restarts and parts.platform is not None
-        restarts_due = may_ask and _restarts_are_due(request, settings, store, deadline)
+        restarts_due = may_ask and store.restarts.any_due(
+            deadline, grace_s=settings.restarts.grace_s, workspace_ids=request.workspace_ids
+        )
         return _cycle(request, settings, parts, Phases.of(deadline, restarts_due=restarts_due))
     finally:
         try:
             store.lease.release(closing)
         except ReconcilerError as error:
             logger.warning("lease not released", reason="it expires by itself", error=str(error))
-
-
-def _restarts_are_due(request: Request, settings: Settings, store: Store, deadline: Deadline) -> bool:
-    grace_s, ids = settings.restarts.grace_s, request.workspace_ids
-    return store.restarts.count_due(deadline, most=1, grace_s=grace_s, workspace_ids=ids) > 0
 
 
 def _cycle(request: Request, settings: Settings, parts: Parts, phases: Phases) -> Result:

@@ -283,7 +283,7 @@ def test_a_shard_looks_after_its_own_restarts(subject: Subject) -> None:
     subject.age(LEASE_S + 5)
     low, high = leased(subject, LOW, 0), leased(subject, HIGH, 1)
     for shard, own, watch in ((low, 2, 1), (high, IN_HIGH + 1, IN_HIGH)):
-        assert shard.restarts.count_due(soon(), most=9, grace_s=0, workspace_ids=None) == 1
+        assert shard.restarts.any_due(soon(), grace_s=0, workspace_ids=None)
         assert [one.restart.workspace_id for one in due(shard)] == [uuid(own)]
         assert [one.restart.workspace_id for one in watched(shard)] == [uuid(watch)]
     low.watches.keep_back(soon(), grace_s=0, workspace_ids=None)
