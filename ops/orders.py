@@ -13,7 +13,7 @@ from ops.command import answers_of
 from ops.console import Abandoned, Console, OpsError
 from ops.plan import SCHEDULE
 from ops.report.layout import document_of
-from ops.report.reading import UnreadableError, printable, read
+from ops.report.reading import UnreadableError, printable
 from ops.report.terminal import show
 from ops.stack import Deployed, Stack, stack_of
 
@@ -172,6 +172,6 @@ def _change(console: Console, function: Function, event: Mapping[str, Any]) -> N
 
 def _show(console: Console, answer: Mapping[str, Any]) -> None:
     try:
-        show(console, document_of(read(json.dumps(answer), _ANSWER), _ANSWER))
+        show(console, document_of(json.dumps(answer), _ANSWER))
     except UnreadableError as error:
         raise OpsError(str(error)) from error
