@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import product
 
+from bench.tables import markdown
+
 # How far the model may be from a measured point, as a fraction of it.
 TOLERANCE = 0.15
 
@@ -228,7 +230,7 @@ def page() -> str:
     )
     ends = ("set-up", "workspaces checked a minute", "what limits it", "USD a month")
     first = f"**Which size needs which set-up**, and USD a month ({how}):"
-    return "\n\n".join([first, _markdown(head, sizes), "**Where it ends:**", _markdown(ends, list(_limits()))])
+    return "\n\n".join([first, markdown(head, sizes), "**Where it ends:**", markdown(ends, list(_limits()))])
 
 
 def _limits() -> Iterator[tuple[str, ...]]:
@@ -279,11 +281,6 @@ def _cell(one: Answer) -> str:
         parts = [_functions(setup), f"{setup.concurrency} at once", *parts]
     every = "" if one.minutes == 1 else f"every {one.minutes} minutes: "
     return f"{every}{', '.join(parts)}; {one.usd:,.0f} USD"
-
-
-def _markdown(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    lines = [head, tuple("---" for _ in head), *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
 if __name__ == "__main__":

@@ -4,10 +4,15 @@ import argparse
 import re
 import signal
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 from ops import answers as answering
-from ops.account import explaining
+from ops.account import Account, explaining
+from ops.answers import Answers
 from ops.console import Abandoned, Console, OpsError
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def parser(description: str) -> argparse.ArgumentParser:
@@ -31,6 +36,24 @@ def _environment(text: str) -> str:
     if text == "version" or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9-]{0,63}", text):
         raise argparse.ArgumentTypeError(f"{text!r} is no name for an environment: letters, digits and hyphens")
     return text
+
+
+def kept_answers(root: Path, arguments: argparse.Namespace) -> tuple[Answers, bool]:
+    """Return the environment's answers, and whether a file keeps them; if not, they name the stack and no parameter.
+
+    The Region is the command line's, or else the file's, or else AWS's own; it may be empty.
+    """
+    kept = answering.read(root / answering.FILE, arguments.env)
+    answers = kept or Answers(environment=arguments.env, stack=answering.stack_name(arguments.env))
+    return replace(answers, region=arguments.region or answers.region or Account().region), kept is not None
+
+
+def answers_of(root: Path, arguments: argparse.Namespace) -> Answers:
+    """Return the answers of an environment that is deployed already. Raises OpsError if its Region is not known."""
+    answers, _ = kept_answers(root, arguments)
+    if not answers.region:
+        raise OpsError("no Region is known: give ARGS='--region …', or set AWS_REGION")
+    return answers
 
 
 def run(command: Callable[[Console], None], *, on_failure: str = "") -> int:

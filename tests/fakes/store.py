@@ -694,8 +694,8 @@ class Restarts(OwnRestarts):
     """See handler.store.Restarts."""
 
     @_transaction
-    def count_due(self, _: Deadline, *, most: int, grace_s: float, workspace_ids: Sequence[str] | None) -> int:
-        return min(most, sum(self._may_be_asked(one, grace_s, workspace_ids) for one in self.tables.open_restarts()))
+    def any_due(self, _: Deadline, *, grace_s: float, workspace_ids: Sequence[str] | None) -> bool:
+        return any(self._may_be_asked(one, grace_s, workspace_ids) for one in self.tables.open_restarts())
 
     @_transaction
     def due(

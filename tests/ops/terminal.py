@@ -50,6 +50,10 @@ DRY_RUN = {
 }
 
 
+# A kept environment, with its Region alone: on a terminal, a deploy asks only whether to go on.
+WITH_A_REGION = 'version = 0.1\n[default.deploy.parameters]\nregion = "eu-central-1"\n'
+
+
 class Played:
     """What was on the screen, and what came of it in the account."""
 
