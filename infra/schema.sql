@@ -600,7 +600,8 @@ BEGIN
                CASE
                    WHEN is_open AND on_hold_until IS NOT NULL THEN 'on hold'
                    WHEN is_open AND stopped_until IS NOT NULL THEN 'the platform asked to be left alone'
-                   WHEN is_open AND kept_back_at IS NOT NULL AND NOT released THEN 'kept back by the breaker'
+                   WHEN is_open AND kept_back_at > COALESCE(asked_at, '-infinity') AND NOT released
+                       THEN 'kept back by the breaker'
                    WHEN is_open AND backoff_until > now() THEN format('backing off: restart %s in a row', streak + 1)
                    WHEN is_open AND due_at <= now() THEN 'due'
                    WHEN is_open AND last_answer = 'claimed' THEN 'asked for, without an answer yet'

@@ -111,6 +111,19 @@ def test_the_breaker_keeps_it_back(story: Story, flipped: str) -> None:
     assert rows(story.stage)[flipped]["reason"] == "kept back by the breaker"
 
 
+def test_once_the_breaker_has_closed_the_answer_counts(story: Story, flipped: str) -> None:
+    """One that waits for a paused ancestor for weeks was called kept back all the time."""
+    story.stage.fleet.age_everything(180)
+    others = story.workspaces(8)
+    story.dies(*others)
+    assert story.minute().report["breaker_open"]
+    for one in others:
+        story.comes_back(one)
+    story.answers(Answer(409))
+    assert story.minute().report["restarts"]["blocked"] == 1
+    assert rows(story.stage)[flipped]["reason"] == "blocked by a paused ancestor, and tried again"
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
