@@ -288,7 +288,11 @@ class Doubts(Part):
 
     def _fleet(self, breaker_window_s: float) -> Fleet:
         tables, now = self.tables, self.tables.now
-        remembered = {one.workspace_id for one in tables.doubts.values() if tables.remembers_dead(one)}
+        remembered = {
+            one.workspace_id
+            for one in tables.doubts.values()
+            if tables.remembers_dead(one) and self._is_still_recorded(one)
+        }
         acted_on = set()
         for one in tables.restarts:
             is_kept_back = one.is_open and one.kept_back_at is not None and not one.released
