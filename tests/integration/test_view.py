@@ -155,7 +155,9 @@ def test_a_hold_on_one_and_on_everything(story: Story, flipped: str) -> None:
     assert (found[healthy]["owed_since"], found[healthy]["next_attempt_at"]) == (None, None)
 
 
-@pytest.mark.parametrize(("whose", "most_rows"), [("WHERE workspace_id = :one", 50), ("", 50 * MANY)], ids=["one", "all"])
+@pytest.mark.parametrize(
+    ("whose", "most_rows"), [("WHERE workspace_id = :one", 50), ("", 50 * MANY)], ids=["one", "all"]
+)
 def test_the_work_grows_with_what_is_asked_for(stage: Stage, whose: str, most_rows: int) -> None:
     """With a hold for each restart, the platform's question about one customer once read everybody's of both."""
     insert_restarts, insert_holds, analyze = _FULL
