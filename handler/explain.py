@@ -29,6 +29,7 @@ from handler.domain.explanation import (
     waiting_words,
     would_flip,
     would_with_candidate,
+    would_with_due,
     would_with_restart,
     would_with_watched,
 )
@@ -39,6 +40,7 @@ from handler.flips import Flipper
 from handler.parallel import in_parallel
 from handler.probes import Probe
 from handler.request import APPLY, Request
+from handler.restarts.asking import LOOKED_AT_BESIDES, in_turn
 from handler.settings import Settings
 from handler.store import Selection
 from handler.telemetry import CycleLog
@@ -296,18 +298,35 @@ class _Explanation:
         return would_flip(sighting, decision, skipped, doubts)
 
     def _would_with_restart(self, owed: Owed, facts: _Facts, view: _View) -> Would:
-        now, settings = self._circumstances(view), self._settings
+        now = self._circumstances(view)
         record = next((one for one in facts.records or () if one.id == owed.restart.id), None)
         decision = before_probing(owed, now)
-        if decision is None and view.sighting is not None:
-            decision = before_asking(owed, view.sighting, now)
-        elif decision is not None and view.sighting is not None and record is not None:
+        if decision is None:
+            if view.sighting is None:  # a row that is offline with this instance was looked at
+                raise ReconcilerError("the instance was not looked at")
+            most = 0 if self._parts.platform is None else self._settings.restarts.per_cycle
+            ahead = self._due_before(owed, now, most) if most else 0
+            return would_with_due(before_asking(owed, view.sighting, now), most=most, ahead=ahead)
+        if view.sighting is not None and record is not None:
             decision = decided_again(decision, owed, record, view.sighting, now)
-        if decision is None:  # a row that is offline with this instance was looked at
-            raise ReconcilerError("the instance was not looked at")
-        waits = "" if record is None else waiting_words(record, owed, now, facts.ends)
-        asks = self._parts.platform is not None and settings.restarts.per_cycle > 0
-        return would_with_restart(decision, waits, asks=asks)
+        return would_with_restart(decision, "" if record is None else waiting_words(record, owed, now, facts.ends))
+
+    def _due_before(self, owed: Owed, now: Circumstances, most: int) -> int:
+        """Return how many restarts come before this one, as far as rows and circumstances tell; `most` are enough."""
+        never_refused, refused = (
+            self._parts.store.restarts.due(
+                self._deadline.within(PART_SECONDS),
+                refused=refused,
+                limit=most + LOOKED_AT_BESIDES,
+                released_only=now.breaker_open,
+                fresh_s=self._settings.heartbeat_fresh_seconds,
+                grace_s=self._settings.restarts.grace_s,
+                workspace_ids=None,
+            )
+            for refused in (False, True)
+        )
+        due = [one.restart.id for one in in_turn(never_refused, refused) if before_probing(one, now) is None]
+        return due.index(owed.restart.id) if owed.restart.id in due else len(due)
 
     def _circumstances(self, view: _View) -> Circumstances:
         return Circumstances(
