@@ -69,16 +69,21 @@ def run(request: Request, settings: Settings, parts: Parts, deadline: Deadline) 
         gauges, fleet = store.gauges(closing), _fleet(store, closing, CycleLog())
         return Result(report_on_nobody(Outcome.ALREADY_RUNNING, request, settings, gauges, fleet), gauges)
     try:
-        may_ask = request.asks_for_restarts and parts.platform is not None
-        restarts_due = may_ask and store.restarts.any_due(
-            deadline, grace_s=settings.restarts.grace_s, workspace_ids=request.workspace_ids
-        )
+        restarts_due = _restarts_are_due(request, settings, parts, deadline)
         return _cycle(request, settings, parts, Phases.of(deadline, restarts_due=restarts_due))
     finally:
         try:
             store.lease.release(closing)
         except ReconcilerError as error:
             logger.warning("lease not released", reason="it expires by itself", error=str(error))
+
+
+def _restarts_are_due(request: Request, settings: Settings, parts: Parts, deadline: Deadline) -> bool:
+    """Tell whether the cycle may ask the platform for anything now."""
+    if not request.asks_for_restarts or parts.platform is None:
+        return False
+    grace_s, ids = settings.restarts.grace_s, request.workspace_ids
+    return parts.store.restarts.any_due(deadline, grace_s=grace_s, workspace_ids=ids)
 
 
 def _cycle(request: Request, settings: Settings, parts: Parts, phases: Phases) -> Result:
@@ -109,9 +114,10 @@ def _cycle(request: Request, settings: Settings, parts: Parts, phases: Phases) -
         if full:
             remembering.save_coverage(_progress(observed, [one.workspace.id for one in plan.to_flip]))
         remembering.save_doubts(changes, seconds=phases.flipping.remaining() if plan.breaker.open else SAVING_SECONDS)
-        if plan.to_flip and request.shard != WHOLE:
+        closing = phases.closing
+        if request.shard != WHOLE and (plan.to_flip or _restarts_are_due(request, settings, parts, closing)):
             # Of shards at work together, at least the last one to save sees here what all of them have seen.
-            fleet_now = store.doubts.fleet(phases.closing, breaker_window_s=settings.breaker.window_s)
+            fleet_now = store.doubts.fleet(closing, breaker_window_s=settings.breaker.window_s)
             plan = _decide(request, settings, observed, replace(memory, fleet=fleet_now))
         _log_plan(plan, log)
         flips = flipper.flip(plan.to_flip, phases.flipping)

@@ -1,4 +1,4 @@
-"""What an operator asks of a deployed stack: python -m ops status|explain|hold|release|override-breaker."""
+"""What an operator asks of a deployed stack."""
 
 import argparse
 import sys

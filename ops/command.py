@@ -67,11 +67,11 @@ def run(command: Callable[[Console], None], *, on_failure: str = "") -> int:
         console.say(f"error: {error}", "red")
         for detail in error.details:
             console.say(f"  - {detail}", "red")
-        console.say(on_failure)
+        _say_how_things_stand(console, on_failure)
         return 1
     except OSError as error:
         console.say(f"error: {error.strerror or error}: {error.filename or 'a file or a program'}", "red")
-        console.say(on_failure)
+        _say_how_things_stand(console, on_failure)
         return 1
     except Abandoned as said:
         console.say(str(said))
@@ -79,8 +79,13 @@ def run(command: Callable[[Console], None], *, on_failure: str = "") -> int:
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C would swallow what is said here
         console.say()
-        console.say(f"Stopped. {on_failure}")
+        console.say(f"Stopped. {on_failure}".rstrip())
         return 130
     finally:
         signal.signal(signal.SIGINT, before)
     return 0
+
+
+def _say_how_things_stand(console: Console, on_failure: str) -> None:
+    if on_failure:
+        console.say(on_failure)

@@ -65,6 +65,7 @@ from ops.trial import require_passed, run_checklist
 
 _INSTALL = {"install": True}
 _GOES_ON = "What was done stays, and the same command goes on from there."
+_CHANGED_NOTHING = "A plan changes nothing."
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,7 +280,8 @@ def main(arguments: Sequence[str] | None = None, *, root: Path = ROOT, sam: Sam 
     commands.add_argument("--ask", action="store_true", help="ask again, with the present answers as defaults")
     commands.add_argument("--parameter", action="append", default=[], help="a parameter of the template: Name=value")
     parsed = commands.parse_args(arguments)
-    return run(lambda console: deploy(console, parsed, root=root, sam=sam or Sam(root)), on_failure=_GOES_ON)
+    on_failure = _CHANGED_NOTHING if parsed.plan else _GOES_ON
+    return run(lambda console: deploy(console, parsed, root=root, sam=sam or Sam(root)), on_failure=on_failure)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from handler.errors import StoreError
 from handler.store.candidates import RESTARTING, UNOWED_SECONDS
 from handler.store.holds import ALL_ON_HOLD, COUNT_ON_HOLD_SINGLY, count_all_on_hold, hold_ended_at, on_hold
 from handler.store.session import Session
-from handler.store.shards import IS_OUR_SET, names_of
+from handler.store.shards import IS_OUR_SET, OUR_SET_RESTS, names_of
 
 # A hold that has ended makes a doubt younger, so the one that began first need not be the oldest. The oldest is looked
 # for among this many, and is at least as old as the first one that no hold of its own has made younger.
@@ -28,7 +28,8 @@ SELECT count(*), count(*) FILTER (WHERE blocked), count(*) FILTER (WHERE backing
           AND up_since IS NULL AND NOT {on_hold("restarts.workspace_id")}),
        CAST(COALESCE(extract(epoch FROM now() - min(wanted_since)
             FILTER (WHERE blocked IS NOT TRUE AND isfinite(wanted_since))), 0) AS double precision),
-       (SELECT CAST(COALESCE(extract(epoch FROM now() - min(GREATEST(pass_completed_at, taken_up_at))), 0)
+       (SELECT CAST(CASE WHEN {OUR_SET_RESTS} THEN 0
+                         ELSE COALESCE(extract(epoch FROM now() - min(GREATEST(pass_completed_at, taken_up_at))), 0) END
                     AS double precision) FROM reconciler.shard_coverage WHERE {IS_OUR_SET}),
        {COUNT_ON_HOLD_SINGLY}, {ALL_ON_HOLD},
        CAST(GREATEST(
@@ -59,6 +60,7 @@ def read_gauges(session: Session, deadline: Deadline, shard: Shard) -> Gauges:
     """Return what is open in the whole fleet, and how old it is in seconds. Raises StoreError.
 
     The age of the coverage is that of the set of shards that this one belongs to: of its shard that is behind most.
+    A set that rests while another one is used has none.
     """
     with session.transaction(deadline, read_only=True) as transaction:
         (figures,) = transaction.run(_GAUGES, recovery_s=RECOVERY_SECONDS, **names_of(shard))

@@ -6,7 +6,7 @@ from handler.domain.shards import WHOLE, Shard
 from handler.store.holds import PURGE_HOLDS
 from handler.store.lease import FLEET, Lease
 from handler.store.session import LOCK_WAIT_SECONDS, Session
-from handler.store.shards import IS_OUR_SET, IS_OUR_SHARD, RESTED_SECONDS, names_of
+from handler.store.shards import IS_OUR_SET, IS_OUR_SHARD, OUR_SET_RESTS, names_of
 from handler.store.times import TAKE_BACK_TIMES
 
 KEPT_DAYS = 30
@@ -19,9 +19,7 @@ MOST_PURGED = 1000
 _TAKE_UP = f"""
 WITH ours AS (
     SELECT count(*) < CAST(:shards AS integer) AS lacking,
-           COALESCE(max(used_at) < now() - make_interval(secs => {RESTED_SECONDS})
-                    AND max(used_at) < (SELECT max(used_at) FROM reconciler.shard_coverage WHERE NOT {IS_OUR_SET}),
-                    false) AS rested
+           {OUR_SET_RESTS} AS rested
     FROM reconciler.shard_coverage WHERE {IS_OUR_SET}
 ), created AS (
     INSERT INTO reconciler.shard_coverage (shards, shard, used_at)

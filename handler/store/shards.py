@@ -15,6 +15,10 @@ OVERLAPS = f"(shard * {_OF} < ({_OURS} + 1) * shards AND (shard + 1) * {_OF} > {
 IS_WITHIN = f"(shard * {_OF} >= {_OURS} * shards AND (shard + 1) * {_OF} <= ({_OURS} + 1) * shards)"
 # A set of shards that was not used for so long, while another one was, is not in use any more.
 RESTED_SECONDS = 900
+# An aggregate over the rows of our set in reconciler.shard_coverage.
+OUR_SET_RESTS = f"""COALESCE(
+    max(used_at) < now() - make_interval(secs => {RESTED_SECONDS})
+    AND max(used_at) < (SELECT max(used_at) FROM reconciler.shard_coverage WHERE NOT {IS_OUR_SET}), false)"""  # noqa: S608 - put together from constants
 
 
 def in_range(column: str) -> str:

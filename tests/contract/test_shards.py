@@ -180,6 +180,15 @@ def test_the_ages_begin_anew_when_a_set_is_used_again_after_another_one(subject:
     assert age(low) == pytest.approx(0, abs=CLOSE)
 
 
+def test_a_set_that_rests_has_no_age_for_a_cycle_that_finds_another_one_running(subject: Subject) -> None:
+    """Such a cycle takes nothing up, but reports: a full cycle by hand beside shards, in a fleet that they cover."""
+    after_the_others(subject, WHOLE).memory.save_coverage(soon(), progress(9, completed=True))
+    subject.age(A_DAY_S)
+    assert age(subject.store()) >= A_DAY_S
+    after_the_others(subject, LOW)
+    assert age(subject.store()) == 0
+
+
 def test_a_full_cycle_by_hand_hides_no_shard_that_is_behind(subject: Subject) -> None:
     after_the_others(subject, LOW)
     for _ in range(2):

@@ -79,6 +79,15 @@ class Part:
     ) -> None:
         self.tables, self.cycle_id, self.watch, self.ends, self.shard = tables, cycle_id, watch, ends, shard
 
+    def our_set_rests(self) -> bool:
+        """Tell whether our set of shards was not used for long, while another one was."""
+
+        def used_at(*, ours: bool) -> float:
+            found = [one.used_at for of, one in self.tables.shards.items() if (of.of == self.shard.of) is ours]
+            return max([at for at in found if at is not None], default=-math.inf)
+
+        return used_at(ours=True) < min(self.tables.now - RESTED_SECONDS, used_at(ours=False))
+
     def is_mine(self, workspace_id: str) -> bool:
         """Tell whether the workspace belongs to the shard."""
         return contains(self.shard, workspace_id)
@@ -279,7 +288,11 @@ class Doubts(Part):
 
     def _fleet(self, breaker_window_s: float) -> Fleet:
         tables, now = self.tables, self.tables.now
-        remembered = {one.workspace_id for one in tables.doubts.values() if tables.remembers_dead(one)}
+        remembered = {
+            one.workspace_id
+            for one in tables.doubts.values()
+            if tables.remembers_dead(one) and self._is_still_recorded(one)
+        }
         acted_on = set()
         for one in tables.restarts:
             is_kept_back = one.is_open and one.kept_back_at is not None and not one.released
@@ -375,12 +388,7 @@ class CycleMemory(Part):
         if "shard_coverage" in tables.locked:
             raise RowLockedError("the coverage is locked")
         self.watch.wrote("take_up")
-
-        def used_at(*, ours: bool) -> float:
-            found = [one.used_at for of, one in tables.shards.items() if (of.of == self.shard.of) is ours]
-            return max([at for at in found if at is not None], default=-math.inf)
-
-        has_rested = used_at(ours=True) < now - RESTED_SECONDS and used_at(ours=True) < used_at(ours=False)
+        has_rested = self.our_set_rests()
         for number in range(self.shard.of):
             own = tables.shards.setdefault(Shard(number, self.shard.of), StoredCoverage(now))
             own.taken_up_at = now if has_rested else own.taken_up_at
@@ -445,7 +453,7 @@ class GaugesOf(Part):
             restarts_backing_off=sum(one.backoff_until is not None and one.backoff_until > now for one in owed),
             restarts_unrecovered=sum(map(self._is_unrecovered, tables.restarts)),
             oldest_restart_age_s=max(0.0, now - min(waiting, default=now)),
-            coverage_age_s=max(0.0, now - min(since, default=now)),
+            coverage_age_s=0.0 if self.our_set_rests() else max(0.0, now - min(since, default=now)),
             on_hold=len(tables.on_hold()),
             oldest_doubt_s=max(0.0, now - min(doubted, default=now)),
         )

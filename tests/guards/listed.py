@@ -1237,8 +1237,19 @@ GUARDS = (
         "shards that see many dead at the same time flip more between them than the breaker allows",
         _CYCLE,
         "_cycle",
-        Code("plan.to_flip and request.shard != WHOLE", "False"),
+        Code(
+            "plan.to_flip or _restarts_are_due(request, settings, parts, closing)",
+            "_restarts_are_due(request, settings, parts, closing)",
+        ),
         f"{_TEST_CYCLE}test_a_shard_flips_nothing_if_the_others_have_seen_too_many_dead_meanwhile",
+    ),
+    Guard(
+        "shards: a second look at the fleet before restarts",
+        "while other shards see most of the fleet dead, a shard that sees nobody dead goes on restarting",
+        _CYCLE,
+        "_cycle",
+        Code("_restarts_are_due(request, settings, parts, closing)", "False"),
+        f"{_TEST_CYCLE}test_a_shard_asks_for_no_restart_if_the_others_have_seen_too_many_dead_meanwhile",
     ),
     Guard(
         "shards: the age of one that never runs",
@@ -1251,8 +1262,8 @@ GUARDS = (
     Guard(
         "shards: ages after a rest of everything",
         "when nothing has run for an hour, the first shard that runs again ends the alarm",
-        _MEMORY,
-        "_TAKE_UP",
+        "handler/store/shards.py",
+        "OUR_SET_RESTS",
         Sql(
             "AND max(used_at) < (SELECT max(used_at) FROM reconciler.shard_coverage WHERE NOT {IS_OUR_SET})",
             "",

@@ -18,6 +18,19 @@ COLUMNS = ["workspace_id", "on_hold_until", "owed_since", "next_attempt_at", "ba
 GRANTS = "GRANT USAGE ON SCHEMA reconciler TO {role}; GRANT SELECT ON reconciler.workspace_restarts TO {role}"
 ROLE = "customer_support"
 SLACK = timedelta(seconds=50)
+MANY = 2000
+_FULL = (
+    """
+    INSERT INTO reconciler.restarts (workspace_id, instance_id, cycle_id, due_at)
+    SELECT gen_random_uuid(), 'i-1', gen_random_uuid(), now() + interval '1 hour'
+    FROM generate_series(1, CAST(:many AS integer))
+    """,
+    """
+    INSERT INTO reconciler.holds (workspace_id, reason, ends_at)
+    SELECT workspace_id, 'maintenance', now() + interval '1 day' FROM reconciler.restarts
+    """,
+    "ANALYZE reconciler.restarts, reconciler.holds",
+)
 
 
 def rows(stage: Stage) -> dict[str | None, dict[str, Any]]:
@@ -98,6 +111,19 @@ def test_the_breaker_keeps_it_back(story: Story, flipped: str) -> None:
     assert rows(story.stage)[flipped]["reason"] == "kept back by the breaker"
 
 
+def test_once_the_breaker_has_closed_the_answer_counts(story: Story, flipped: str) -> None:
+    """One that waits for a paused ancestor for weeks was called kept back all the time."""
+    story.stage.fleet.age_everything(180)
+    others = story.workspaces(8)
+    story.dies(*others)
+    assert story.minute().report["breaker_open"]
+    for one in others:
+        story.comes_back(one)
+    story.answers(Answer(409))
+    assert story.minute().report["restarts"]["blocked"] == 1
+    assert rows(story.stage)[flipped]["reason"] == "blocked by a paused ancestor, and tried again"
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -127,6 +153,27 @@ def test_a_hold_on_one_and_on_everything(story: Story, flipped: str) -> None:
     assert ends[None] < timedelta(seconds=61)
     assert found[flipped]["next_attempt_at"] == found[flipped]["on_hold_until"]
     assert (found[healthy]["owed_since"], found[healthy]["next_attempt_at"]) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("whose", "most_rows"), [("WHERE workspace_id = :one", 50), ("", 50 * MANY)], ids=["one", "all"]
+)
+def test_the_work_grows_with_what_is_asked_for(stage: Stage, whose: str, most_rows: int) -> None:
+    """With a hold for each restart, the platform's question about one customer once read everybody's of both."""
+    insert_restarts, insert_holds, analyze = _FULL
+    stage.database.query(insert_restarts, many=MANY)
+    stage.database.query(insert_holds)
+    stage.database.query(analyze)
+    (found,) = stage.database.query("SELECT workspace_id::text AS one FROM reconciler.holds LIMIT 1")
+    statement = f"EXPLAIN (ANALYZE, FORMAT JSON) SELECT * FROM {VIEW} {whose}"  # noqa: S608 - constants
+    (plan,) = stage.database.query(statement, **(found if whose else {}))
+    assert rows_read(plan["QUERY PLAN"][0]["Plan"]) < most_rows
+
+
+def rows_read(node: dict[str, Any]) -> float:
+    """Return how many rows all steps of a plan together looked at."""
+    looked_at = node["Actual Rows"] + sum(count for name, count in node.items() if name.startswith("Rows Removed"))
+    return float(looked_at * node["Actual Loops"]) + sum(map(rows_read, node.get("Plans", ())))
 
 
 @pytest.fixture

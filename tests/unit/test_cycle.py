@@ -471,3 +471,21 @@ def test_a_shard_flips_nothing_if_the_others_have_seen_too_many_dead_meanwhile()
     report = invocation.run(Request("apply", shard=Shard(0, 2)))
     assert [(one.flipped, one.breaker_open) for one in (*reports, report)] == [(2, False), (0, True)]
     assert len(world.tables.events) == 2
+
+
+def test_a_shard_asks_for_no_restart_if_the_others_have_seen_too_many_dead_meanwhile() -> None:
+    """It has nobody to flip itself. A full cycle, which sees everybody, would ask for nothing either."""
+    world, high = World(), 2**127
+    for number in (1, 2):
+        world.add(uuid(number), "running")
+    for number in range(high, high + 5):
+        world.add(uuid(number), "terminated")
+    owe(world, 3)
+    beside = Invocation(world)
+
+    def another_sees_it() -> None:
+        beside.run(Request("apply", shard=Shard(1, 2)))
+
+    invocation = Invocation(world, first={"_forget": [another_sees_it]})
+    report = invocation.run(Request("apply", shard=Shard(0, 2)))
+    assert (report.breaker_open, report.restarts.pending, invocation.asked) == (True, 1, [])
