@@ -172,3 +172,29 @@ def test_a_function_in_a_query_on_it_sees_no_other_rows(stage: Stage, flipped: s
     seen = reader.run(f"SELECT workspace_id::text FROM {VIEW} WHERE pg_temp.overhear(workspace_id)")  # noqa: S608
     assert seen == [[flipped]]
     assert len(reader.notices) == 1
+
+
+def test_a_mass_death_makes_no_query_on_it_slow(stage: Stage, reader: Any) -> None:
+    """About one workspace it reads by the indexes, about all of them each table once."""
+    stage.database.query(
+        """
+        INSERT INTO reconciler.restarts (workspace_id, instance_id, cycle_id, closed_at, outcome)
+        SELECT md5(number::text)::uuid, 'i-0', gen_random_uuid(), CASE WHEN number > 5000 THEN now() END,
+               CASE WHEN number > 5000 THEN 'accepted' END
+        FROM generate_series(1, 10000) AS number;
+        INSERT INTO reconciler.holds (workspace_id, reason, ends_at)
+        SELECT md5(number::text)::uuid, 'moved', now() + interval '1 hour' FROM generate_series(1, 5000) AS number;
+        ANALYZE
+        """
+    )
+    one = "WHERE workspace_id = 'c4ca4238-a0b9-2382-0dcc-509a6f75849b'"
+    plans = {
+        condition: "\n".join(line for (line,) in reader.run(f"EXPLAIN SELECT * FROM {VIEW} {condition}"))
+        for condition in (one, "")
+    }
+    for table in ("restarts", "holds"):
+        assert f"Seq Scan on {table}" not in plans[one], plans[one]
+        assert f"using {table}_of_workspace" in plans[one], plans[one]
+    assert "SubPlan" not in plans[""], plans[""]
+    (shown,) = reader.run(f"SELECT count(*), count(on_hold_until) FROM {VIEW} {one}")  # noqa: S608 - constants
+    assert shown == [1, 1]
