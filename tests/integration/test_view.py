@@ -189,7 +189,7 @@ def test_a_mass_death_makes_no_query_on_it_slow(stage: Stage, reader: Any) -> No
     )
     one = "WHERE workspace_id = 'c4ca4238-a0b9-2382-0dcc-509a6f75849b'"
     plans = {
-        condition: "\n".join(line for (line,) in reader.run(f"EXPLAIN SELECT * FROM {VIEW} {condition}"))
+        condition: "\n".join(line for (line,) in reader.run(f"EXPLAIN SELECT * FROM {VIEW} {condition}"))  # noqa: S608
         for condition in (one, "")
     }
     for table in ("restarts", "holds"):
