@@ -98,7 +98,7 @@ release: $(BUILT) ## pack the artifact and a template that refers to it, into .a
 build-Reconciler build-StateChanges build-Installer:
 	@$(PY) infra/build.py "$(ARTIFACTS_DIR)" --python "$(DEPLOYED_PYTHON)"
 
-$(BUILT): infra/template.yaml infra/build.py infra/sbom.py $(PACKAGED) Makefile | $(STAMP) .venv-deploy/.installed
+$(BUILT): infra/template.yaml infra/build.py infra/sbom.py pyproject.toml $(PACKAGED) Makefile | $(STAMP) .venv-deploy/.installed
 	$(SAM) build --template infra/template.yaml
 	@$(PY) infra/sbom.py .aws-sam/build/Reconciler --bill .aws-sam/build/sbom.cdx.json
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import scale
-from bench.tables import Table, all_tables
+from bench.tables import Table, all_tables, markdown
 
 CHECKOUT = Path(__file__).parent.parent
 RESULTS = CHECKOUT / "bench" / "results.json"
@@ -89,10 +89,7 @@ def _everything(results: Mapping[str, Any]) -> str:
 
 
 def _markdown(table: Table) -> str:
-    lines = [table.header, tuple("---" for _ in table.header), *table.rows]
-    return "\n".join(
-        [f"**{table.title}** ({table.conditions}):", "", *("| " + " | ".join(cells) + " |" for cells in lines)]
-    )
+    return f"**{table.title}** ({table.conditions}):\n\n{markdown(table.header, table.rows)}"
 
 
 PAGES = (

@@ -4,11 +4,14 @@ tests/unit/test_scale.py holds it to bench/results.json within TOLERANCE. It is 
 that use EC2's bucket, of mass deaths, or of a control plane that gets slower as more is asked of it.
 """
 
+import argparse
 import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+
+from bench.tables import markdown
 
 # How far the model may be from a measured point, as a fraction of it.
 TOLERANCE = 0.15
@@ -209,6 +212,7 @@ def ids_a_minute(accounts: int = 1, *, ours: bool = True) -> int:
 FLEETS = (100, 1_000, 10_000, 100_000, 1_000_000, 10_000_000)
 _EC2_LATENCY_S = 0.2
 _CP_LATENCIES_S = (0.1, 1.0)
+_PROBE_TIMEOUT_S = 10.0
 
 
 def table() -> Mapping[int, list[Answer]]:
@@ -228,7 +232,7 @@ def page() -> str:
     )
     ends = ("set-up", "workspaces checked a minute", "what limits it", "USD a month")
     first = f"**Which size needs which set-up**, and USD a month ({how}):"
-    return "\n\n".join([first, _markdown(head, sizes), "**Where it ends:**", _markdown(ends, list(_limits()))])
+    return "\n\n".join([first, markdown(head, sizes), "**Where it ends:**", markdown(ends, list(_limits()))])
 
 
 def _limits() -> Iterator[tuple[str, ...]]:
@@ -281,10 +285,25 @@ def _cell(one: Answer) -> str:
     return f"{every}{', '.join(parts)}; {one.usd:,.0f} USD"
 
 
-def _markdown(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    lines = [head, tuple("---" for _ in head), *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+def asked(workspaces: int, answer_s: float) -> str:
+    """Return what a fleet of one's own needs, over EC2 and over a control plane that takes so long to answer."""
+    probes = (("EC2", "ec2", _EC2_LATENCY_S), (f"control plane, {answer_s:g} s an answer", "control_plane", answer_s))
+    return "\n".join(f"{name}: {_cell(fitting(probe, each_s, workspaces))} a month" for name, probe, each_s in probes)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the page's section, or what one fleet needs."""
+    parser = argparse.ArgumentParser(prog="python -m bench.scale", description="How far it goes.")
+    parser.add_argument("--workspaces", type=int, metavar="N", help="only what a fleet of this size needs")
+    parser.add_argument("--answer", type=float, default=1.0, metavar="SECONDS", help="of the control plane (1)")
+    options = parser.parse_args(arguments)
+    if options.workspaces is not None and options.workspaces < 1:
+        parser.error("argument --workspaces: at least 1")
+    if not 0 < options.answer <= _PROBE_TIMEOUT_S:
+        parser.error(f"argument --answer: above 0, and {_PROBE_TIMEOUT_S:g} at most: what comes later is no answer")
+    sys.stdout.write((page() if options.workspaces is None else asked(options.workspaces, options.answer)) + "\n")
+    return 0
 
 
 if __name__ == "__main__":
-    sys.stdout.write(page() + "\n")
+    sys.exit(main())

@@ -69,6 +69,11 @@ def of(figures: Sequence[Figures], contestant: str, **having: Any) -> Figures:
     return next(one for one in figures if all(one[name] == value for name, value in wanted.items()))
 
 
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table in Markdown."""
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *rows))
+
+
 def _comparison(rows: Sequence[Figures]) -> tuple[tuple[str, ...], ...]:
     base = scaled(rows[0], "wall_s")
     return tuple(

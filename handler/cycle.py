@@ -83,7 +83,7 @@ def _restarts_are_due(request: Request, settings: Settings, parts: Parts, deadli
     if not request.asks_for_restarts or parts.platform is None:
         return False
     grace_s, ids = settings.restarts.grace_s, request.workspace_ids
-    return parts.store.restarts.count_due(deadline, most=1, grace_s=grace_s, workspace_ids=ids) > 0
+    return parts.store.restarts.any_due(deadline, grace_s=grace_s, workspace_ids=ids)
 
 
 def _cycle(request: Request, settings: Settings, parts: Parts, phases: Phases) -> Result:
@@ -210,18 +210,12 @@ def _restarts(
     """Look after the restarts, and ask for those that are due."""
     if not request.asks_for_restarts:
         return RestartResults()
-    now = Circumstances(
-        full=not request.narrowed,
-        breaker_open=plan.breaker.open,
-        absence_counts=plan.absence_counts,
-        absence=settings.absence,
-    )
     worker = RestartWorker(
         parts.store,
         probe,
         settings,
         clock=selection.clock,
-        now=now,
+        now=Circumstances.of(plan, settings.absence, full=not request.narrowed),
         workspace_ids=request.workspace_ids,
         most=request.shard.share(settings.restarts.per_cycle),
         log=log,

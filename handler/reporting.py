@@ -80,9 +80,8 @@ def report_on(
     skipped = acted.flips.skipped + Counter(one.skipped for one in plan.decisions if one.skipped is not None)
     done = Counter(flip.adopted for flip in acted.flips.flips) if request.applies else Counter()
     blocked = tuple(replace(flip, blocked=True) for flip in acted.blocked)
-    return Report(
-        mode=request.mode,
-        probe=settings.probe,
+    return replace(
+        report_on_nobody(Outcome.COMPLETED, request, settings, gauges, fleet),
         candidates=len(observed.selection.workspaces),
         checked=len(observed.sightings),
         running=verdicts[Verdict.RUNNING],
@@ -99,10 +98,6 @@ def report_on(
         deadline_hit=observed.cut_short or observed.deferred > 0 or bool(acted.flips.out_of_time),
         breaker_open=plan.breaker.open,
         restarts=_restart_counts(acted.restarts, gauges, superseded=acted.flips.cancelled),
-        on_hold=gauges.on_hold,
-        oldest_doubt_seconds=round(gauges.oldest_doubt_s),
-        unrecorded=fleet.unrecorded,
-        offline_unowed=fleet.offline_unowed,
         flips=acted.flips.flips + blocked,
     )
 

@@ -174,10 +174,7 @@ def _by_hand(event: Mapping[str, Any]) -> Request:
         raise field_refused("adopt", event["adopt"], "no such field without workspace_ids")
     override, adopt = _switch(event, "override_breaker"), _switch(event, "adopt")
     ids = _workspace_ids("workspace_ids", event["workspace_ids"]) if "workspace_ids" in event else None
-    shard = _shard(event)
-    # The schedule's workflow starts a cycle of each shard with the event that a person would send.
-    scheduled = mode == APPLY and shard != WHOLE
-    return Request(mode, ids, _limit(event), override, adopt, scheduled, shard=shard)
+    return Request(mode, ids, _limit(event), override, adopt, shard=_shard(event))
 
 
 def _shard(event: Mapping[str, Any]) -> Shard:

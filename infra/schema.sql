@@ -573,26 +573,24 @@ BEGIN
         COMMENT ON COLUMN reconciler.shard_coverage.pass_completed_at IS 'When the shard''s last pass was completed.';
 
         -- A view for the platform. It reads our own tables alone, and shows nobody's words: neither the reason of a
-        -- hold nor an instance id. `security_barrier` keeps functions in a query on it from seeing other rows. What is
-        -- not materialized lets a query about one workspace read only its rows.
+        -- hold nor an instance id. `security_barrier` keeps functions in a query on it from seeing other rows.
+        -- All of it follows indexes from the workspace on: a question about one workspace reads that one's rows alone.
         CREATE OR REPLACE VIEW reconciler.workspace_restarts WITH (security_barrier = true) AS
-        WITH single_holds AS NOT MATERIALIZED (
-            SELECT workspace_id, max(ends_at) AS ends_at FROM reconciler.holds
-            WHERE workspace_id IS NOT NULL AND ends_at > now() GROUP BY workspace_id
-        ), hold_on_everything AS (
-            SELECT max(ends_at) AS ends_at FROM reconciler.holds WHERE workspace_id IS NULL AND ends_at > now()
-        ), stop AS (
-            SELECT max(ends_at) AS ends_at FROM reconciler.restart_stops
-            WHERE ends_at > now() AND ends_at <= now() + interval '25 hours'
-        ), latest AS NOT MATERIALIZED (
-            SELECT DISTINCT ON (workspace_id) *, closed_at IS NULL AS is_open FROM reconciler.restarts
-            WHERE closed_at IS NULL OR watched_since IS NOT NULL AND watch_ended_at IS NULL
-            ORDER BY workspace_id, closed_at IS NULL DESC, id DESC
+        WITH everything AS (
+            SELECT max(ends_at) FILTER (WHERE ends_at > now()) AS on_hold_until,
+                   (SELECT max(ends_at) FROM reconciler.restart_stops
+                    WHERE ends_at > now() AND ends_at <= now() + interval '25 hours') AS stopped_until
+            FROM reconciler.holds WHERE workspace_id IS NULL
         ), known AS (
-            SELECT latest.*, stop.ends_at AS stopped_until,
-                   GREATEST(single_holds.ends_at, hold_on_everything.ends_at) AS on_hold_until
-            FROM latest CROSS JOIN stop CROSS JOIN hold_on_everything
-                 LEFT JOIN single_holds ON single_holds.workspace_id = latest.workspace_id
+            SELECT latest.*, stopped_until, GREATEST(own.ends_at, everything.on_hold_until) AS on_hold_until
+            FROM (
+                SELECT DISTINCT ON (workspace_id) *, closed_at IS NULL AS is_open FROM reconciler.restarts
+                WHERE closed_at IS NULL OR watched_since IS NOT NULL AND watch_ended_at IS NULL
+                ORDER BY workspace_id, closed_at IS NULL DESC, id DESC
+            ) AS latest CROSS JOIN everything CROSS JOIN LATERAL (
+                SELECT max(ends_at) AS ends_at FROM reconciler.holds
+                WHERE holds.workspace_id = latest.workspace_id AND ends_at > now()
+            ) AS own
         )
         SELECT workspace_id, on_hold_until,
                CASE WHEN is_open THEN flipped_at END AS owed_since,
@@ -602,7 +600,8 @@ BEGIN
                CASE
                    WHEN is_open AND on_hold_until IS NOT NULL THEN 'on hold'
                    WHEN is_open AND stopped_until IS NOT NULL THEN 'the platform asked to be left alone'
-                   WHEN is_open AND kept_back_at IS NOT NULL AND NOT released THEN 'kept back by the breaker'
+                   WHEN is_open AND kept_back_at > COALESCE(asked_at, '-infinity') AND NOT released
+                       THEN 'kept back by the breaker'
                    WHEN is_open AND backoff_until > now() THEN format('backing off: restart %s in a row', streak + 1)
                    WHEN is_open AND due_at <= now() THEN 'due'
                    WHEN is_open AND last_answer = 'claimed' THEN 'asked for, without an answer yet'
@@ -619,10 +618,12 @@ BEGIN
                END AS reason
         FROM known
         UNION ALL
-        SELECT workspace_id, ends_at, NULL, NULL, NULL, 'on hold' FROM single_holds
-        WHERE NOT EXISTS (SELECT FROM latest WHERE latest.workspace_id = single_holds.workspace_id)
-        UNION ALL
-        SELECT NULL, ends_at, NULL, NULL, NULL, 'on hold' FROM hold_on_everything WHERE ends_at IS NOT NULL;
+        SELECT workspace_id, max(ends_at), NULL, NULL, NULL, 'on hold' FROM reconciler.holds
+        WHERE ends_at > now() AND NOT EXISTS (
+            SELECT FROM reconciler.restarts
+            WHERE restarts.workspace_id = holds.workspace_id
+              AND (closed_at IS NULL OR watched_since IS NOT NULL AND watch_ended_at IS NULL))
+        GROUP BY workspace_id;
         COMMENT ON VIEW reconciler.workspace_restarts IS
             'For the platform: why a workspace is not back, and when it will be. A row for each one whose restart is '
             'owed or watched, or that is on hold. docs/reference.md says how to grant it.';

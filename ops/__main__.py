@@ -1,4 +1,4 @@
-"""What an operator asks of a deployed stack: python -m ops status|explain|hold|release|override-breaker."""
+"""What an operator asks of a deployed stack."""
 
 import argparse
 import sys
@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ops import orders
-from ops.command import options, run
-from ops.deploy import ROOT
+from ops.command import ROOT, options, run
 
 _EPILOG = "A workspace is named by its id, or by its instance's (i-…), of which the log knows whose it was."
 

@@ -1,5 +1,6 @@
 """The AWS account: clients, and what went wrong in a call, in a sentence."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,7 +21,11 @@ class Account:
     """One account and Region. Clients are made once, when they are needed."""
 
     def __init__(self, region: str = "") -> None:
-        """Use this Region, or the one that the environment or the profile names."""
+        """Use this Region, or the one that the environment or the profile names.
+
+        AWS_REGION wins, as for the AWS CLI: boto3 itself reads AWS_DEFAULT_REGION alone.
+        """
+        region = region or os.environ.get("AWS_REGION", "")
         try:
             self._session: Any = boto3.session.Session(region_name=region or None)
         except botocore.exceptions.ProfileNotFound as error:

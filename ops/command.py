@@ -4,10 +4,15 @@ import argparse
 import re
 import signal
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 from ops import answers as answering
-from ops.account import explaining
+from ops.account import Account, explaining
+from ops.answers import Answers
 from ops.console import Abandoned, Console, OpsError
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def parser(description: str) -> argparse.ArgumentParser:
@@ -33,6 +38,24 @@ def _environment(text: str) -> str:
     return text
 
 
+def kept_answers(root: Path, arguments: argparse.Namespace) -> tuple[Answers, bool]:
+    """Return the environment's answers, and whether a file keeps them; if not, they name the stack and no parameter.
+
+    The Region is the command line's, or else the file's, or else AWS's own; it may be empty.
+    """
+    kept = answering.read(root / answering.FILE, arguments.env)
+    answers = kept or Answers(environment=arguments.env, stack=answering.stack_name(arguments.env))
+    return replace(answers, region=arguments.region or answers.region or Account().region), kept is not None
+
+
+def answers_of(root: Path, arguments: argparse.Namespace) -> Answers:
+    """Return the answers of an environment that is deployed already. Raises OpsError if its Region is not known."""
+    answers, _ = kept_answers(root, arguments)
+    if not answers.region:
+        raise OpsError("no Region is known: give ARGS='--region …', or set AWS_REGION")
+    return answers
+
+
 def run(command: Callable[[Console], None], *, on_failure: str = "") -> int:
     """Run a command; return its exit status. `on_failure` says how things stand if it did not get to its end."""
     console = Console()
@@ -44,11 +67,11 @@ def run(command: Callable[[Console], None], *, on_failure: str = "") -> int:
         console.say(f"error: {error}", "red")
         for detail in error.details:
             console.say(f"  - {detail}", "red")
-        console.say(on_failure)
+        _say_how_things_stand(console, on_failure)
         return 1
     except OSError as error:
         console.say(f"error: {error.strerror or error}: {error.filename or 'a file or a program'}", "red")
-        console.say(on_failure)
+        _say_how_things_stand(console, on_failure)
         return 1
     except Abandoned as said:
         console.say(str(said))
@@ -56,8 +79,13 @@ def run(command: Callable[[Console], None], *, on_failure: str = "") -> int:
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C would swallow what is said here
         console.say()
-        console.say(f"Stopped. {on_failure}")
+        console.say(f"Stopped. {on_failure}".rstrip())
         return 130
     finally:
         signal.signal(signal.SIGINT, before)
     return 0
+
+
+def _say_how_things_stand(console: Console, on_failure: str) -> None:
+    if on_failure:
+        console.say(on_failure)

@@ -2,8 +2,7 @@
 
 import getpass
 import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Sequence
 from itertools import zip_longest
 
 import rich.box
@@ -83,12 +82,6 @@ class Console:
         for row, style in zip_longest(rows, styles):
             table.add_row(*(rich.text.Text(shown(text)) for text in row), style=style)
         self._rich.print(table)
-
-    @contextmanager
-    def step(self, text: str) -> Iterator[None]:
-        """Say what is being done, so that a failure has a place."""
-        self.headline(text)
-        yield
 
     def ask(self, question: str, check: Check = anything, *, default: str = "", hidden: bool = False) -> str:
         """Ask until the answer can be used. Enter alone takes the default, a hyphen nothing instead of it.

@@ -41,7 +41,7 @@ from ops import answers as answering
 from ops import authorities, parameters, vault
 from ops.account import Account
 from ops.answers import Answers
-from ops.command import parser, run
+from ops.command import ROOT, kept_answers, parser, run
 from ops.console import Abandoned, Console, OpsError
 from ops.network import unreached
 from ops.plan import (
@@ -58,20 +58,19 @@ from ops.plan import (
 )
 from ops.questions import Asked, ask, ask_region
 from ops.sam import Sam
-from ops.stack import Deployed, FunctionFailedError, Stack
-from ops.trial import dry_run, require_passed, show
+from ops.stack import Deployed, FunctionFailedError, Stack, stack_of
+from ops.trial import require_passed, run_checklist
 
-ROOT = Path(__file__).resolve().parent.parent
 _INSTALL = {"install": True}
 _GOES_ON = "What was done stays, and the same command goes on from there."
+_CHANGED_NOTHING = "A plan changes nothing."
 
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """What every step uses: who is asked, the account, the stack, SAM, and the project's directory."""
+    """What every step uses: who is asked, the stack in its account, SAM, and the project's directory."""
 
     console: Console
-    account: Account
     stack: Stack
     sam: Sam
     root: Path
@@ -80,8 +79,8 @@ class Operation:
 def deploy(console: Console, arguments: argparse.Namespace, *, root: Path, sam: Sam) -> None:
     """Lead an environment to the state *switched on*. Raises OpsError, Abandoned."""
     asked = _asked(console, root, arguments)
-    account = Account(asked.answers.region)
-    operation = Operation(console, account, Stack(account, asked.answers.stack), sam, root)
+    operation = Operation(console, stack_of(asked.answers), sam, root)
+    account = operation.stack.account
     before = operation.stack.changeable()
     warnings = [*asked.warnings, *_warnings(operation, asked, before)]
 
@@ -130,7 +129,7 @@ def _warnings(operation: Operation, asked: Asked, before: Deployed | None) -> li
     if begins_to_apply(answers, before):
         warnings.append("Mode is apply: from the first cycle on, workspaces are flipped and restarted")
     if before is None or dict(changes(answers, before)).get("VpcSubnetIds"):
-        warnings += unreached(operation.account, answers)
+        warnings += unreached(operation.stack.account, answers)
     return warnings
 
 
@@ -147,18 +146,16 @@ def _missing(answers: Answers, lacking: Sequence[str]) -> OpsError:
 
 def _asked(console: Console, root: Path, arguments: argparse.Namespace) -> Asked:
     """Return the answers of the file and the command line; those of a person where there are none yet."""
-    kept = answering.read(root / answering.FILE, arguments.env)
-    answers = kept or Answers(environment=arguments.env, stack=answering.stack_name(arguments.env))
-    answers = replace(answers, region=arguments.region or answers.region or Account().region)
+    answers, are_kept = kept_answers(root, arguments)
     given = dict(map(_parameter, arguments.parameter))
     answers = answers.but(**given)
     if not answers.region and not console.interactive:
         lacking = parameters.missing(answers.parameters, owner_follows=False)
         raise _missing(answers, ['the Region: ARGS="--region …", or AWS_REGION', *lacking])
-    if kept is not None and not arguments.ask:
+    if are_kept and not arguments.ask:
         return Asked(answers)
     if console.interactive:
-        console.headline(f"A new environment: {answers.environment}" if kept is None else "The answers anew")
+        console.headline("The answers anew" if are_kept else f"A new environment: {answers.environment}")
         console.say("Ctrl-C leaves everything as it is. Enter takes what is in brackets; a hyphen takes nothing.")
         answers = replace(answers, region=ask_region(console, answers.region))
         account = Account(answers.region)
@@ -184,7 +181,7 @@ def _parameter(text: str) -> tuple[str, str]:
 
 def _prepare(operation: Operation, asked: Asked, before: Deployed | None) -> Answers:
     """Make the secrets, keep the answers, fetch the authorities. Returns the answers with the secrets' ARNs."""
-    answers, account = asked.answers, operation.account
+    answers, account = asked.answers, operation.stack.account
     named = {"owner": "InstallerSecretArn", "platform": "PlatformSecretArn"}
     for part, content in asked.secrets.items():
         answers = answers.but(**{named[part]: vault.put(account, answers.stack, part, content)})
@@ -208,22 +205,22 @@ def _prepare(operation: Operation, asked: Asked, before: Deployed | None) -> Ans
 def _bring_up_to_date(operation: Operation, answers: Answers, before: Deployed | None) -> bool:
     """Deploy what the stack lacks, with the schedule disabled. Returns False if nothing is left to do at all."""
     console, stack = operation.console, operation.stack
-    with console.step("Build and upload"):
-        operation.sam.build()
-        packaged = operation.sam.package(answers)
+    console.headline("Build and upload")
+    operation.sam.build()
+    packaged = operation.sam.package(answers)
     if before is not None and before.was_never_created:
-        with console.step("Delete what was left of the stack"):
-            stack.delete()
+        console.headline("Delete what was left of the stack")
+        stack.delete()
         before = None
     changed = before is None or {name for name, _ in changes(answers, before)} - {SCHEDULE}
     if before is not None and not changed and stack.has_template(packaged):
         # An enabled schedule says that the installer and a dry run succeeded.
         return before.parameters.get(SCHEDULE) != ENABLED or wanted(answers) != ENABLED
     if before is not None:
-        with console.step("Disable the schedule"):
-            stack.change(**{SCHEDULE: DISABLED})
-    with console.step("Deploy, with the schedule disabled"):
-        operation.sam.deploy(answers, {**answers.parameters, SCHEDULE: DISABLED})
+        console.headline("Disable the schedule")
+        stack.change(**{SCHEDULE: DISABLED})
+    console.headline("Deploy, with the schedule disabled")
+    operation.sam.deploy(answers, {**answers.parameters, SCHEDULE: DISABLED})
     return True
 
 
@@ -231,30 +228,28 @@ def _bring_up_to_date(operation: Operation, answers: Answers, before: Deployed |
 
 
 def _install(operation: Operation, deployed: Deployed) -> None:
-    with operation.console.step("Install: the database role, our schema, its rights"):
-        if "InstallerName" not in deployed.outputs:
-            operation.console.warn("without InstallerSecretArn there is no installer: apply the SQL with psql")
-            return
-        try:
-            report = operation.stack.invoke(deployed.outputs["InstallerName"], _INSTALL)
-        except FunctionFailedError as error:
-            raise OpsError(
-                f"the installer failed, and changed nothing: {error}. The schedule stays disabled, so no cycle runs:"
-                " put it right (docs/deploy.md, What can go wrong), then run the same command again"
-            ) from error
-        operation.console.say(
-            f"  role {report['role']}: login {report['login']}; {len(report['created'])} relations created,"
-            f" {len(report['granted'])} rights granted"
-        )
-        for warning in report["warnings"]:
-            operation.console.warn(f"{warning}: docs/deploy.md, What the role should not have")
+    operation.console.headline("Install: the database role, our schema, its rights")
+    if "InstallerName" not in deployed.outputs:
+        operation.console.warn("without InstallerSecretArn there is no installer: apply the SQL with psql")
+        return
+    try:
+        report = operation.stack.invoke(deployed.outputs["InstallerName"], _INSTALL)
+    except FunctionFailedError as error:
+        raise OpsError(
+            f"the installer failed, and changed nothing: {error}. The schedule stays disabled, so no cycle runs:"
+            " put it right (docs/deploy.md, What can go wrong), then run the same command again"
+        ) from error
+    operation.console.say(
+        f"  role {report['role']}: login {report['login']}; {len(report['created'])} relations created,"
+        f" {len(report['granted'])} rights granted"
+    )
+    for warning in report["warnings"]:
+        operation.console.warn(f"{warning}: docs/deploy.md, What the role should not have")
 
 
 def _try(operation: Operation, answers: Answers, deployed: Deployed, before: Deployed | None) -> None:
     """Run dry, and go through the checklist. It has to pass before a stack applies for the first time."""
-    with operation.console.step("A dry run, and the checklist before switching on"):
-        results = dry_run(operation.account, operation.stack, deployed)
-        show(operation.console, results)
+    results = run_checklist(operation.console, operation.stack, deployed)
     applied = (
         before is not None and before.parameters.get("Mode") == "apply" and before.parameters.get(SCHEDULE) == ENABLED
     )
@@ -263,8 +258,8 @@ def _try(operation: Operation, answers: Answers, deployed: Deployed, before: Dep
 
 
 def _switch_on(operation: Operation, answers: Answers) -> None:
-    with operation.console.step(f"The schedule: {wanted(answers)}"):
-        operation.stack.change(**{SCHEDULE: wanted(answers)})
+    operation.console.headline(f"The schedule: {wanted(answers)}")
+    operation.stack.change(**{SCHEDULE: wanted(answers)})
 
 
 def _say_what_is_next(console: Console, answers: Answers) -> None:
@@ -284,7 +279,8 @@ def main(arguments: Sequence[str] | None = None, *, root: Path = ROOT, sam: Sam 
     commands.add_argument("--ask", action="store_true", help="ask again, with the present answers as defaults")
     commands.add_argument("--parameter", action="append", default=[], help="a parameter of the template: Name=value")
     parsed = commands.parse_args(arguments)
-    return run(lambda console: deploy(console, parsed, root=root, sam=sam or Sam(root)), on_failure=_GOES_ON)
+    on_failure = _CHANGED_NOTHING if parsed.plan else _GOES_ON
+    return run(lambda console: deploy(console, parsed, root=root, sam=sam or Sam(root)), on_failure=on_failure)
 
 
 if __name__ == "__main__":

@@ -7,20 +7,17 @@ then the file is the more careful one, so that the next deploy does nothing that
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import botocore.exceptions
 
 from ops import answers as answering
-from ops.account import Account
 from ops.answers import Answers
-from ops.command import parser, run
+from ops.command import ROOT, answers_of, parser, run
 from ops.console import Console, OpsError
-from ops.deploy import ROOT
 from ops.plan import DISABLED, SCHEDULE
-from ops.stack import Deployed, Stack
-from ops.trial import dry_run, require_passed, show
+from ops.stack import Deployed, Stack, stack_of
+from ops.trial import require_passed, run_checklist
 
 APPLY, DRY_RUN = "apply", "dry-run"
 _GOES_ON = f"The same command again brings the stack and {answering.FILE} together."
@@ -28,14 +25,13 @@ _GOES_ON = f"The same command again brings the stack and {answering.FILE} togeth
 
 def change_mode(console: Console, arguments: argparse.Namespace, *, root: Path) -> None:
     """Change the mode. Raises OpsError."""
-    answers = known(root, arguments)
-    account = Account(answers.region)
-    stack = Stack(account, answers.stack)
+    answers = answers_of(root, arguments)
+    stack = stack_of(answers)
     deployed = stack.require()
     if arguments.mode == DRY_RUN:
         _to_dry_run(console, root, answers, stack, deployed)
     else:
-        _to_apply(console, root, answers, stack, deployed, account)
+        _to_apply(console, root, answers, stack, deployed)
     if deployed.parameters.get(SCHEDULE) == DISABLED:
         console.warn("the schedule is disabled, so no cycle runs by itself: `make deploy` takes up what was broken off")
 
@@ -63,12 +59,10 @@ def _to_dry_run(console: Console, root: Path, answers: Answers, stack: Stack, de
         )
 
 
-def _to_apply(
-    console: Console, root: Path, answers: Answers, stack: Stack, deployed: Deployed, account: Account
-) -> None:
+def _to_apply(console: Console, root: Path, answers: Answers, stack: Stack, deployed: Deployed) -> None:
     """Change the stack first, then the file."""
     if deployed.parameters.get("Mode") != APPLY:
-        _check(console, account, stack, deployed)
+        _check(console, stack, deployed)
     _change(console, stack, APPLY)
     try:
         _keep(root, answers, APPLY)
@@ -79,27 +73,15 @@ def _to_apply(
         ) from error
 
 
-def known(root: Path, arguments: argparse.Namespace) -> Answers:
-    """Return the environment's answers; without a file, the stack of the environment's name."""
-    kept = answering.read(root / answering.FILE, arguments.env)
-    answers = kept or Answers(environment=arguments.env, stack=answering.stack_name(arguments.env))
-    region = arguments.region or answers.region or Account().region
-    if not region:
-        raise OpsError("no Region is known: give ARGS='--region …', or set AWS_REGION")
-    return replace(answers, region=region)
-
-
-def _check(console: Console, account: Account, stack: Stack, deployed: Deployed) -> None:
+def _check(console: Console, stack: Stack, deployed: Deployed) -> None:
     """Go through the checklist before the stack may flip and restart."""
-    with console.step("A dry run, and the checklist before switching on"):
-        results = dry_run(account, stack, deployed)
-        show(console, results)
+    results = run_checklist(console, stack, deployed)
     require_passed(console, results, "the mode stays dry-run")
 
 
 def _change(console: Console, stack: Stack, mode: str) -> None:
-    with console.step(f"The mode of {stack.name}: {mode}"):
-        console.say("  changed" if stack.change(Mode=mode) else "  it was so already")
+    console.headline(f"The mode of {stack.name}: {mode}")
+    console.say("  changed" if stack.change(Mode=mode) else "  it was so already")
 
 
 def _keep(root: Path, answers: Answers, mode: str) -> None:

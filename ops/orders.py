@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from ops import queries
-from ops.account import Account
+from ops.command import answers_of
 from ops.console import Abandoned, Console, OpsError
-from ops.mode import known
+from ops.plan import SCHEDULE
 from ops.report.layout import document_of
-from ops.report.reading import UnreadableError, printable, read
+from ops.report.reading import UnreadableError, printable
 from ops.report.terminal import show
-from ops.stack import Deployed, Stack
+from ops.stack import Deployed, Stack, stack_of
 
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 INSTANCE_ID = re.compile(r"i-(?:[0-9a-f]{8}|[0-9a-f]{17})")
@@ -35,17 +35,14 @@ Order = Callable[..., None]
 class Function:
     """The reconciler of a deployed stack."""
 
-    account: Account
     stack: Stack
     deployed: Deployed
 
     @staticmethod
     def of(arguments: argparse.Namespace, root: Path) -> "Function":
         """Return the one that the command line names. Raises OpsError."""
-        answers = known(root, arguments)
-        account = Account(answers.region)
-        stack = Stack(account, answers.stack)
-        return Function(account, stack, stack.require())
+        stack = stack_of(answers_of(root, arguments))
+        return Function(stack, stack.require())
 
     def send(self, event: Mapping[str, Any]) -> dict[str, Any]:
         """Send an event; return the answer. Raises OpsError if the function fails."""
@@ -65,8 +62,8 @@ class Function:
             f'filter instance_id = "{named}" and ispresent(workspace_id)'
             " | stats max(@timestamp) as latest by workspace_id | sort latest desc | limit 10"
         )
-        query_id = queries.start(self.account, groups, query, since_s=_LOGGED_FOR_S)
-        status, rows = queries.results(self.account, query_id)
+        query_id = queries.start(self.stack.account, groups, query, since_s=_LOGGED_FOR_S)
+        status, rows = queries.results(self.stack.account, query_id)
         if status != "Complete":
             raise OpsError(f"the log cannot be asked whose instance {named} is: {status}")
         found = [row["workspace_id"] for row in rows if UUID.fullmatch(row.get("workspace_id", ""))]
@@ -85,12 +82,10 @@ def status(console: Console, arguments: argparse.Namespace, *, root: Path) -> No
     """Show how things stand: mode, schedule, alarms, holds, and what a dry run finds. Changes nothing."""
     function = Function.of(arguments, root)
     parameters = function.deployed.parameters
-    console.headline(f"The stack {function.stack.name} in {function.account.region}: {function.deployed.status}")
+    console.headline(f"The stack {function.stack.name} in {function.stack.account.region}: {function.deployed.status}")
     console.say(f"  mode      {parameters.get('Mode')}")
-    console.say(f"  schedule  {parameters.get('ScheduleState')}")
-    names = sorted(function.stack.resources("AWS::CloudWatch::Alarm").values())
-    alarms = function.account.pages("cloudwatch", "describe_alarms", "MetricAlarms", AlarmNames=names) if names else []
-    loud = [one["AlarmName"] for one in alarms if one["StateValue"] == "ALARM"]
+    console.say(f"  schedule  {parameters.get(SCHEDULE)}")
+    loud = [name for name, one in function.stack.alarms().items() if one is not None and one["StateValue"] == "ALARM"]
     console.say(f"  alarms    {', '.join(loud) or 'none'}", "red" if loud else "")
     holds = function.send(_HOLDS)
     for hold in holds["holds"]:
@@ -177,6 +172,6 @@ def _change(console: Console, function: Function, event: Mapping[str, Any]) -> N
 
 def _show(console: Console, answer: Mapping[str, Any]) -> None:
     try:
-        show(console, document_of(read(json.dumps(answer), _ANSWER), _ANSWER))
+        show(console, document_of(json.dumps(answer), _ANSWER))
     except UnreadableError as error:
         raise OpsError(str(error)) from error

@@ -8,6 +8,7 @@ from typing import Any
 import botocore.exceptions
 
 from ops.account import Account, code_of
+from ops.answers import Answers
 from ops.console import OpsError
 from ops.templates import plain
 
@@ -53,7 +54,7 @@ class Stack:
 
     def __init__(self, account: Account, name: str) -> None:
         self.name = name
-        self._account = account
+        self.account = account
         self._cloudformation = account.client("cloudformation")
 
     def read(self) -> Deployed | None:
@@ -76,7 +77,7 @@ class Stack:
         if deployed is None or deployed.is_empty:
             return None
         if deployed.status in _STUCK:
-            how = _STUCK[deployed.status].format(name=self.name, region=self._account.region)
+            how = _STUCK[deployed.status].format(name=self.name, region=self.account.region)
             raise OpsError(f"the stack {self.name} is in {deployed.status}: {how}")
         if deployed.status.endswith("_IN_PROGRESS"):
             raise OpsError(self._is_changing(deployed.status))
@@ -86,7 +87,7 @@ class Stack:
         """Return the stack as it is. Raises OpsError if it is not there, or cannot be changed now."""
         deployed = self.changeable()
         if deployed is None:
-            raise OpsError(f"there is no stack {self.name} in {self._account.region}: run `make deploy` first")
+            raise OpsError(f"there is no stack {self.name} in {self.account.region}: run `make deploy` first")
         if deployed.was_never_created:
             raise OpsError(
                 f"the stack {self.name} was never created ({deployed.status}): `make deploy` deletes what is left of"
@@ -137,7 +138,7 @@ class Stack:
 
     def resources(self, kind: str) -> dict[str, str]:
         """Return the physical ids of the stack's resources of a type, by their logical ids."""
-        listed = self._account.pages(
+        listed = self.account.pages(
             "cloudformation", "list_stack_resources", "StackResourceSummaries", StackName=self.name
         )
         return {
@@ -146,9 +147,18 @@ class Stack:
             if one["ResourceType"] == kind and one.get("PhysicalResourceId")
         }
 
+    def alarms(self) -> dict[str, dict[str, Any] | None]:
+        """Return the stack's alarms as CloudWatch describes them, by their names; None for one that is not there."""
+        names = sorted(self.resources("AWS::CloudWatch::Alarm").values())
+        if not names:  # without a name, CloudWatch would list everybody's
+            return {}
+        listed = self.account.pages("cloudwatch", "describe_alarms", "MetricAlarms", AlarmNames=names)
+        found = {one["AlarmName"]: one for one in listed}
+        return {name: found.get(name) for name in names}
+
     def invoke(self, function: str, event: Mapping[str, Any]) -> dict[str, Any]:
         """Invoke a function and return its answer. Raises FunctionFailedError."""
-        answer = self._account.client("lambda").invoke(FunctionName=function, Payload=json.dumps(event).encode())
+        answer = self.account.client("lambda").invoke(FunctionName=function, Payload=json.dumps(event).encode())
         value = json.loads(answer["Payload"].read() or b"null")
         if answer.get("FunctionError"):
             said = value.get("errorMessage") if isinstance(value, dict) else None
@@ -169,3 +179,8 @@ class Stack:
         if not failed:
             return ""
         return f"{failed[-1]['LogicalResourceId']}: {failed[-1].get('ResourceStatusReason', 'no reason given')}"
+
+
+def stack_of(answers: Answers) -> Stack:
+    """Return the stack of an environment."""
+    return Stack(Account(answers.region), answers.stack)

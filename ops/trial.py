@@ -11,7 +11,7 @@ _DRY_RUN = {"mode": "dry-run"}
 _MOST_INSTANCES_PER_CALL = 200
 
 
-def dry_run(account: Account, stack: Stack, deployed: Deployed) -> list[checklist.Result]:
+def dry_run(stack: Stack, deployed: Deployed) -> list[checklist.Result]:
     """Invoke a dry run, and judge its report. Raises OpsError if it fails."""
     try:
         report = stack.invoke(deployed.outputs["ReconcilerName"], _DRY_RUN)
@@ -19,8 +19,16 @@ def dry_run(account: Account, stack: Stack, deployed: Deployed) -> list[checklis
         raise OpsError(f"the dry run failed: {error}") from error
     states = None
     if deployed.parameters.get("Probe", "ec2") == "ec2" and not deployed.parameters.get("Ec2Targets"):
-        states = _states(account, [one["instance_id"] for one in report["flips"]])
+        states = _states(stack.account, [one["instance_id"] for one in report["flips"]])
     return checklist.checked(report, states)
+
+
+def run_checklist(console: Console, stack: Stack, deployed: Deployed) -> list[checklist.Result]:
+    """Run dry before the stack may flip and restart, and show how the checklist comes out. Raises OpsError."""
+    console.headline("A dry run, and the checklist before switching on")
+    results = dry_run(stack, deployed)
+    show(console, results)
+    return results
 
 
 def show(console: Console, results: Sequence[checklist.Result]) -> None:

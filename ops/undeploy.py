@@ -9,20 +9,18 @@ from pathlib import Path
 from ops import answers as answering
 from ops import vault
 from ops.account import Account
-from ops.command import parser, run
+from ops.command import ROOT, answers_of, parser, run
 from ops.console import Abandoned, AnswerError, Console, OpsError
-from ops.deploy import ROOT
-from ops.mode import known
-from ops.stack import Stack
+from ops.stack import stack_of
 
 _GOES_ON = "What was removed is gone, and the same command goes on from there."
 
 
 def undeploy(console: Console, arguments: argparse.Namespace, *, root: Path) -> None:
     """Remove an environment. Raises OpsError, Abandoned."""
-    answers = known(root, arguments)
-    account = Account(answers.region)
-    stack = Stack(account, answers.stack)
+    answers = answers_of(root, arguments)
+    stack = stack_of(answers)
+    account = stack.account
     deployed = stack.read()
     made = [vault.name_of(stack.name, part) for part in vault.PARTS if vault.find(account, stack.name, part)]
     if deployed is None and not made:
@@ -36,8 +34,8 @@ def undeploy(console: Console, arguments: argparse.Namespace, *, root: Path) -> 
     groups = _log_groups(account, stack.name)
     _confirm(console, arguments, stack.name)
     if deployed is not None:
-        with console.step(f"Delete the stack {stack.name}"):
-            stack.delete()
+        console.headline(f"Delete the stack {stack.name}")
+        stack.delete()
     vault.delete(account, stack.name)
     answering.forget(root / answering.FILE, answers.environment)
     parameters = answers.parameters if deployed is None else deployed.parameters

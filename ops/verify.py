@@ -11,13 +11,11 @@ from typing import Any
 import botocore.exceptions
 
 from ops import checklist, queries
-from ops.account import Account
 from ops.checklist import Result
-from ops.command import parser, run
+from ops.command import ROOT, answers_of, parser, run
 from ops.console import Console, OpsError
-from ops.deploy import ROOT
-from ops.mode import known
-from ops.stack import Deployed, Stack
+from ops.plan import ENABLED, SCHEDULE
+from ops.stack import Deployed, Stack, stack_of
 from ops.trial import dry_run, show
 
 _QUERY_PERIOD_S = 3600
@@ -27,10 +25,8 @@ _RUNS_PERIOD = timedelta(minutes=15)
 class Verification:
     """The checks of one deployed stack."""
 
-    def __init__(
-        self, account: Account, stack: Stack, deployed: Deployed, *, sleep: Callable[[float], None] = time.sleep
-    ) -> None:
-        self._account = account
+    def __init__(self, stack: Stack, deployed: Deployed, *, sleep: Callable[[float], None] = time.sleep) -> None:
+        self._account = stack.account
         self._stack = stack
         self._deployed = deployed
         self._sleep = sleep
@@ -76,10 +72,10 @@ class Verification:
             )
 
     def _alarms(self) -> Iterator[Result]:
-        names = sorted(self._stack.resources("AWS::CloudWatch::Alarm").values())
-        listed = self._account.pages("cloudwatch", "describe_alarms", "MetricAlarms", AlarmNames=names) if names else []
-        if len(listed) < len(names):
-            yield Result("alarms", passed=False, reason=f"{len(listed)} of {len(names)} are there")
+        alarms = self._stack.alarms()
+        listed = [one for one in alarms.values() if one is not None]
+        if len(listed) < len(alarms):
+            yield Result("alarms", passed=False, reason=f"{len(listed)} of {len(alarms)} are there")
         for alarm in listed:
             missing = [metric for metric in _metrics(alarm) if not self._has(metric)]
             said = f"{alarm['StateValue']}, no metric {', '.join(one['MetricName'] for one in missing)} yet"
@@ -118,7 +114,7 @@ class Verification:
             yield Result(f"{name.removesuffix('Url')} is empty", count == 0, f"{count} messages" if count else "")
 
     def _runs(self) -> Iterator[Result]:
-        if self._deployed.parameters.get("ScheduleState") != "ENABLED":
+        if self._deployed.parameters.get(SCHEDULE) != ENABLED:
             yield Result("the schedule runs", passed=False, reason="it is disabled: no cycle runs by itself")
             return
         runs, errors, said = self._lately("ReconcilerName")
@@ -131,12 +127,12 @@ class Verification:
         for name, mapping in self._stack.resources("AWS::Lambda::EventSourceMapping").items():
             state = str(self._account.client("lambda").get_event_source_mapping(UUID=mapping)["State"])
             yield Result(f"state changes: Lambda takes them from the queue ({name})", state == "Enabled", state)
-        wanted = self._deployed.parameters.get("ScheduleState")
+        wanted = self._deployed.parameters.get(SCHEDULE)
         for name, rule in self._stack.resources("AWS::Events::Rule").items():
             bus, _, rule_name = rule.rpartition("|")  # CloudFormation's id of a rule on a bus of its own
             arguments = {"Name": rule_name, **({"EventBusName": bus} if bus else {})}
             state = str(self._account.client("events").describe_rule(**arguments)["State"])
-            yield Result(f"state changes: the rule {name}", state == wanted == "ENABLED", state)
+            yield Result(f"state changes: the rule {name}", state == wanted == ENABLED, state)
         _, errors, said = self._lately("StateChangesName")
         yield Result("state changes: no batch fails", errors == 0, said)
 
@@ -161,7 +157,7 @@ class Verification:
 
     def _dry_run(self) -> Iterator[Result]:
         yield Result("a dry run succeeds", passed=True)
-        for result in dry_run(self._account, self._stack, self._deployed):
+        for result in dry_run(self._stack, self._deployed):
             yield Result(f"dry run: {result.name}", result.passed, result.reason)
 
 
@@ -176,14 +172,12 @@ def _metrics(alarm: dict[str, Any]) -> list[dict[str, Any]]:
 
 def verify(console: Console, arguments: argparse.Namespace, *, root: Path) -> None:
     """Check a deployed stack. Raises OpsError if anything fails."""
-    answers = known(root, arguments)
-    account = Account(answers.region)
-    stack = Stack(account, answers.stack)
+    stack = stack_of(answers_of(root, arguments))
     results = []
-    with console.step(f"The stack {stack.name} in {account.region}"):
-        for result in Verification(account, stack, stack.require()).results():
-            show(console, [result])
-            results.append(result)
+    console.headline(f"The stack {stack.name} in {stack.account.region}")
+    for result in Verification(stack, stack.require()).results():
+        show(console, [result])
+        results.append(result)
     if not checklist.passed(results):
         raise OpsError(f"{sum(not result.passed for result in results)} of {len(results)} checks failed")
 

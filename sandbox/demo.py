@@ -26,6 +26,11 @@ from sandbox.world import World, world
 _EVENTS = Path(__file__).parent.parent / "events"
 # Seconds instead of minutes: the restarts are due by the second cycle.
 _GRACE_S = 2
+# Events of the other functions, by a field that only these have.
+_FOR_OTHERS = {
+    "install": "the installer, which the demo does not run: it has installed everything before the first cycle",
+    "Records": "the function that takes state-change events from their queue. --watch shows that at work",
+}
 _FAILED = 1
 _INTERRUPTED = 130
 _TERMINATED = 143
@@ -48,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
                 _once(populated, event, environment, title=f"{options.event.name}, probe {options.probe}")
     except InvocationError as error:
         say()
-        say(styled(f"The cycle failed: {error.last_line}", "red"))
+        say(styled(_failure(error.last_line), "red"))
         return _FAILED
     except KeyboardInterrupt:
         say()
@@ -82,11 +87,14 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 def _event(text: str) -> Path:
     path = Path(text)
     try:
-        json.loads(path.read_text())
+        event = json.loads(path.read_text())
     except OSError as error:
         raise argparse.ArgumentTypeError(f"{text}: {error.strerror}") from error
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text} is not JSON: {error}") from error
+    for field, whose in _FOR_OTHERS.items():
+        if isinstance(event, dict) and field in event:
+            raise argparse.ArgumentTypeError(f"{text} is for {whose}")
     return path
 
 
@@ -170,6 +178,11 @@ def _invoke(event: Any, environment: Mapping[str, str], title: str) -> tuple[dic
         return invocation.wait(), lines
 
 
+def _failure(last_line: str) -> str:
+    kind, _, said = last_line.partition(": ")
+    return f"The event was refused: {said}" if kind.endswith(".RequestError") else f"The cycle failed: {last_line}"
+
+
 def _is_cycle(event: Any) -> bool:
     """Tell whether an event starts a cycle. Those that hold, release or explain do not."""
     return not (isinstance(event, dict) and (event.keys() & {"hold", "release"} or event.get("mode") == "explain"))
@@ -177,7 +190,11 @@ def _is_cycle(event: Any) -> bool:
 
 def _is_included(event: Any, row: Mapping[str, Any]) -> bool:
     """Tell whether an event's cycle includes a workspace."""
-    wanted = event.get("workspace_ids") if isinstance(event, dict) else None
+    if not isinstance(event, dict):
+        return True
+    if event.get("source") == "aws.ec2":
+        return bool(row["instance_id"] == event.get("detail", {}).get("instance-id"))
+    wanted = event.get("workspace_ids")
     return not isinstance(wanted, list) or row["id"] in wanted
 
 

@@ -4,12 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ops.report.words import SKIPPED
-
-_DECISIONS = (
-    *("workspace flipped", "workspace adopted", "would flip", "would adopt", "flip skipped"),
-    *("instance unknown", "instance absent", "adoption waits"),
-)
+from ops.report.words import DECISIONS, SKIPPED
 
 _RESTARTS = {
     "restart accepted": "the platform accepted its restart",
@@ -44,7 +39,7 @@ class Explanations:
             workspace_id, message = str(line.get("workspace_id")), str(line.get("message"))
             if message in _RESTARTS:
                 self._restarts[workspace_id] = _RESTARTS[message]
-            elif message in _DECISIONS:
+            elif message in DECISIONS:
                 self._decisions[workspace_id] = line
 
     def of(self, row: Mapping[str, Any], state: str | None, *, in_cycle: bool) -> Result:

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ops.report.layout import document_of
-from ops.report.reading import read
 from ops.report.words import SKIPPED
 from sandbox.explain import Result
 from sandbox.snapshot import Snapshot
@@ -99,7 +98,7 @@ def holds(values: Mapping[str, Any]) -> None:
 
 def explanation(values: Mapping[str, Any]) -> None:
     """Show the handler's answer to an explain event, in the words of `ops`."""
-    document = document_of(read(json.dumps(values), "the answer"), "the answer")
+    document = document_of(json.dumps(values), "the answer")
     headline(f"{document.kind}: {document.title}")
     for sentence in document.lead:
         say(f"  {sentence}")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from handler.domain.decide import CANDIDATE_STATUSES, EXTERNAL, OFFLINE, Action, Breaker, Decision
+from handler.domain.known import Ends, OpenOrWatched, RememberedDoubt, RestartRecord, Row
 from handler.domain.model import LOOKS_DEAD, Sighting, SkipReason, Verdict
 from handler.domain.policy import BreakerPolicy
 from handler.domain.restarts import (
@@ -24,90 +25,6 @@ from handler.domain.restarts import (
 )
 
 _SKIPS = frozenset(str(reason) for reason in SkipReason)
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """The platform's row, as far as every cycle reads it."""
-
-    status: str | None
-    runtime: str | None
-    instance_id: str | None
-    last_heartbeat_at: str | None
-    updated_at: str | None
-
-    @property
-    def has_instance(self) -> bool:
-        """Tell whether the row records an instance of ours."""
-        return bool(self.instance_id) and self.runtime != EXTERNAL
-
-
-@dataclass(frozen=True, slots=True)
-class RowDetails:
-    """What a cycle does not need of the row, and a person likes to see."""
-
-    name: str | None
-    tier: int | None
-    created_at: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class RememberedDoubt:
-    """A doubt, as it is stored. Here and below, times are texts: UTC, RFC 3339."""
-
-    kind: str
-    instance_id: str
-    since: str | None
-    sightings: int
-    latest_at: str | None
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class RestartRecord:
-    """A restart, open or closed, as it is stored.
-
-    `is_open`, `is_watched` and `unrecovered` hold now; `waits` tells that its time has not come.
-    """
-
-    id: int
-    instance_id: str
-    flipped_at: str | None
-    due_at: str | None
-    first_due_at: str | None
-    attempts: int
-    refusals: int
-    streak: int
-    last_answer: str | None
-    asked_at: str | None
-    outcome: str | None
-    closed_at: str | None
-    watched_since: str | None
-    up_since: str | None
-    backoff_until: str | None
-    kept_back_at: str | None
-    adopted: bool
-    is_open: bool
-    is_watched: bool
-    unrecovered: bool
-    waits: bool
-
-
-@dataclass(frozen=True, slots=True)
-class ActiveHold:
-    """The hold that keeps the workspace from everything, of several the last one to end. `all`: it is on everything."""
-
-    all: bool
-    reason: str
-    ends_at: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Ends:
-    """When the hold on the workspace and the stop that the platform asked for end; None if there is none."""
-
-    hold: str | None = None
-    stop: str | None = None
 
 
 class Deed(StrEnum):
@@ -131,16 +48,8 @@ class Would:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Restarts:
-    """Whether one of the workspace's restarts is open, or watched; both with what the database says of them now."""
-
-    owed: Owed | None = None
-    watched: Watched | None = None
-
-
 def candidate_words(
-    row: Row | None, doubts: Sequence[RememberedDoubt], restarts: Restarts, *, selected: bool, adopts: bool
+    row: Row | None, doubts: Sequence[RememberedDoubt], restarts: OpenOrWatched, *, selected: bool, adopts: bool
 ) -> str:
     """Say why the cycle's SELECT takes the row, or does not. `adopts`: the setting ADOPT_OFFLINE."""
     if row is None:
@@ -254,7 +163,7 @@ def would_with_watched(watched: Watched, sighting: Sighting | None, now: Circums
             return Would(Deed.WATCH, f"the workspace is not up after its restart: its status is {watched.status}")
 
 
-def restart_words(record: RestartRecord, restarts: Restarts, now: Circumstances, ends: Ends) -> str:
+def restart_words(record: RestartRecord, restarts: OpenOrWatched, now: Circumstances, ends: Ends) -> str:
     """Say in what state a restart is."""
     owed = restarts.owed
     if not record.is_open:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from handler.domain.backoff import LONGEST_RETRY_BACKOFF_S
-from handler.domain.decide import CANDIDATE_STATUSES, OFFLINE, gone_for_good
+from handler.domain.decide import CANDIDATE_STATUSES, OFFLINE, Plan, gone_for_good
 from handler.domain.model import Restart, Sighting, Verdict
 from handler.domain.policy import AbsencePolicy, RestartPolicy
 
@@ -62,6 +62,11 @@ class Circumstances:
     breaker_open: bool
     absence_counts: bool
     absence: AbsencePolicy
+
+    @classmethod
+    def of(cls, plan: Plan, absence: AbsencePolicy, *, full: bool) -> "Circumstances":
+        """Return those of a cycle, by what it has decided about its candidates."""
+        return cls(full, breaker_open=plan.breaker.open, absence_counts=plan.absence_counts, absence=absence)
 
 
 class Step(StrEnum):

@@ -66,22 +66,37 @@ class RestartWorker:
         if deadline.over():
             return RestartResults()
         try:
-            with self._logged():
-                to_probe = self._watching.note(deadline, release=release)
-                groups = iter(()) if platform is None else self._asking.ask_for_the_due(platform, deadline, closing)
-                with self._logged():
-                    next(groups, None)  # the cycle has reserved time for these; the others leave some to the watched
-                with self._logged():
-                    if to_probe and not deadline.over():
-                        self._watching.owe_again(to_probe, deadline, closing, released=release)
-                with self._logged():
-                    if self._now.breaker_open and not deadline.over():
-                        self._watching.look_at_kept_back(deadline, closing)
-                for _ in groups:
-                    pass
+            self._steps(platform, deadline, closing, release=release)
         finally:
             self._log.the_rest()
         return RestartResults(self._asking.answers, self._asking.cancelled + self._watching.cancelled)
+
+    def _steps(
+        self,
+        platform: Callable[[Deadline], Platform] | None,
+        deadline: Deadline,
+        closing: Deadline,
+        *,
+        release: bool,
+    ) -> None:
+        """Take one step after the other. An error costs the rest of its own step; of the first one, everything."""
+        to_probe = None
+        with self._logged():
+            to_probe = self._watching.note(deadline, release=release)
+        if to_probe is None:
+            return
+        groups = iter(()) if platform is None else self._asking.ask_for_the_due(platform, deadline, closing)
+        with self._logged():
+            next(groups, None)  # the cycle has reserved time for these; the others leave some to the watched
+        with self._logged():
+            if to_probe and not deadline.over():
+                self._watching.owe_again(to_probe, deadline, closing, released=release)
+        with self._logged():
+            if self._now.breaker_open and not deadline.over():
+                self._watching.look_at_kept_back(deadline, closing)
+        with self._logged():
+            for _ in groups:
+                pass
 
     @contextlib.contextmanager
     def _logged(self) -> Iterator[None]:

@@ -106,12 +106,15 @@ _UP = f"""
 SELECT count(*) FROM platform.workspaces
 WHERE {IS_UP} AND NOT {on_hold("workspaces.id")}
 """  # noqa: S608 - put together from constants
+# A doubt whose row has moved on counts no more, whether or not a cycle has forgotten it yet: a dry run never does.
 _DEAD = f"""
 SELECT dead.workspace_id::text, acted_on,
        COALESCE({IS_UP}, false)
 FROM (
     SELECT workspace_id, bool_or(acted_on) AS acted_on FROM (
-        SELECT workspace_id, false AS acted_on FROM reconciler.doubts WHERE {REMEMBERED_DEAD}
+        SELECT workspace_id, false AS acted_on
+        FROM reconciler.doubts JOIN platform.workspaces ON workspaces.id = workspace_id AND {_RECORDS_IT}
+        WHERE {REMEMBERED_DEAD}
         UNION ALL
         SELECT workspace_id, true FROM reconciler.restarts WHERE flipped_at > now() - make_interval(secs => :window_s)
         UNION ALL

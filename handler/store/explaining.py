@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from handler.deadline import Deadline
-from handler.domain.explanation import ActiveHold, RememberedDoubt, RestartRecord, Row, RowDetails
+from handler.domain.known import ActiveHold, RememberedDoubt, RestartRecord, Row, RowDetails
 from handler.domain.model import LONGEST_REASON
 from handler.domain.restarts import RECOVERY_SECONDS, Owed, Watched
 from handler.errors import RightsMissingError
@@ -41,8 +41,8 @@ SELECT kind, {short("instance_id")}, {_utc("since")}, sightings, {_utc("last_see
 FROM reconciler.doubts WHERE workspace_id = {_ID} ORDER BY kind
 """  # noqa: S608 - put together from constants
 _RESTARTS = f"""
-SELECT id, {short("instance_id")}, {_utc("flipped_at")}, {_utc("due_at")}, {_utc("first_due_at")}, attempts, refusals,
-       streak, {short("last_answer")}, {_utc("asked_at")}, outcome, {_utc("closed_at")}, {_utc("watched_since")},
+SELECT id, {short("instance_id")}, {_utc("flipped_at")}, {_utc("due_at")}, {_utc("first_due_at")}, attempts, streak,
+       {short("last_answer")}, {_utc("asked_at")}, outcome, {_utc("closed_at")}, {_utc("watched_since")},
        {_utc("up_since")}, {_utc("backoff_until")}, {_utc("kept_back_at")}, adopted, closed_at IS NULL, {IS_WATCHED},
        COALESCE({IS_WATCHED} AND up_since IS NULL AND watched_since < now() - make_interval(secs => {RECOVERY_SECONDS})
                 AND NOT {on_hold("restarts.workspace_id")}, false),

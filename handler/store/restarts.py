@@ -54,10 +54,8 @@ MAY_BE_ASKED = f"""{_DUE} AND COALESCE(backoff_until <= now(), true) AND NOT {on
 _DUE_LIST = f"""{OWED}
 WHERE closed_at IS NULL AND {MAY_BE_ASKED} AND (released OR NOT :released_only) AND (refusals > 0) = :refused
 ORDER BY due_at, owed.id LIMIT :most"""
-_COUNT_DUE = f"""
-SELECT count(*) FROM (
-    SELECT FROM reconciler.restarts AS owed WHERE closed_at IS NULL AND {MAY_BE_ASKED} LIMIT :most
-) AS due
+_ANY_DUE = f"""
+SELECT EXISTS (SELECT FROM reconciler.restarts AS owed WHERE closed_at IS NULL AND {MAY_BE_ASKED})
 """  # noqa: S608 - put together from constants
 
 # What somebody else has locked is passed over: the next cycle sees it again.
@@ -142,17 +140,12 @@ class Restarts:
         self._lease = lease
         self._range = range_of(shard)
 
-    def count_due(self, deadline: Deadline, *, most: int, grace_s: float, workspace_ids: Sequence[str] | None) -> int:
-        """Return how many restarts may be asked for now, but no more than `most`."""
+    def any_due(self, deadline: Deadline, *, grace_s: float, workspace_ids: Sequence[str] | None) -> bool:
+        """Tell whether a restart may be asked for now."""
         with self._session.transaction(deadline, read_only=True) as transaction:
-            ((count,),) = transaction.run(
-                _COUNT_DUE,
-                grace_s=grace_s,
-                workspace_ids=ids_or_null(workspace_ids),
-                most=most,
-                **self._range,
-            )
-        return int(count)
+            ids = ids_or_null(workspace_ids)
+            ((found,),) = transaction.run(_ANY_DUE, grace_s=grace_s, workspace_ids=ids, **self._range)
+        return bool(found)
 
     def due(
         self,

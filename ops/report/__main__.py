@@ -10,7 +10,7 @@ from ops.command import run
 from ops.console import Console, OpsError
 from ops.report.layout import document_of
 from ops.report.page import page
-from ops.report.reading import UnreadableError, printable, read
+from ops.report.reading import UnreadableError, printable
 from ops.report.terminal import show
 
 _STDIN = "-"
@@ -20,7 +20,7 @@ def report(console: Console, file: str, html: Path | None) -> None:
     """Show a file, and write its page. Raises OpsError if it cannot be read or written, or is something else."""
     source = "standard input" if file == _STDIN else printable(file)
     try:
-        document = document_of(read(_text(file, source), source), source)
+        document = document_of(_text(file, source), source)
     except UnreadableError as error:
         raise OpsError(str(error)) from error
     show(console, document)

@@ -162,7 +162,7 @@ def _figures(cycle: Cycle) -> Iterator[Figure]:
     yield Figure(
         seconds(cycle["duration_ms"]),
         "the cycle took",
-        Tone.CAUTION if cycle["duration_ms"] > state.LONG_MS else Tone.PLAIN,
+        Tone.CAUTION if cycle["duration_ms"] > checklist.MOST_DURATION_MS else Tone.PLAIN,
     )
 
 

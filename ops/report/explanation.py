@@ -73,10 +73,8 @@ def _sentence(reason: str) -> str:
 
 
 def _notes(notes: Any) -> Iterator[str]:
-    """Yield what the answer says of parts that could not be read: texts, or texts by part."""
-    if isinstance(notes, Mapping):
-        yield from (f"{name}: {_text(note)}" for name, note in notes.items())
-    elif isinstance(notes, list):
+    """Yield what the answer says of parts that could not be read."""
+    if isinstance(notes, list):
         yield from map(_text, notes)
 
 

@@ -1,14 +1,13 @@
-"""Lays out whatever a file holds."""
-
-from collections.abc import Sequence
+"""Lays out whatever a file or an answer holds."""
 
 from ops.report import cycle, day, explanation, holding
 from ops.report.document import Document
-from ops.report.reading import Answer, Cycle, Explanation, Holding, UnreadableError
+from ops.report.reading import Cycle, Explanation, Holding, UnreadableError, read
 
 
-def document_of(answers: Sequence[Answer], source: str) -> Document:
-    """Lay out one answer, or several cycles. Raises UnreadableError if they do not go together."""
+def document_of(text: str, source: str) -> Document:
+    """Lay out one answer, or several cycles. Raises UnreadableError if it is neither; `source` says whence it is."""
+    answers = read(text, source)
     match answers:
         case [Cycle() as one]:
             return cycle.document(one)

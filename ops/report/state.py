@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from ops.checklist import MOST_DURATION_MS
 from ops.report.document import (
     Column,
     Kind,
@@ -20,7 +21,6 @@ from ops.report.reading import Cycle
 
 # What CYCLE_DEADLINE_SECONDS is unless somebody has set it: the report does not say.
 _USUAL_DEADLINE_MS = 45_000
-LONG_MS = 30_000
 
 _RESTARTS = (
     ("accepted", "accepted", Tone.GOOD, "the platform does it"),
@@ -141,5 +141,5 @@ def time(cycle: Cycle) -> Section:
         if cycle["completed_pass"]
         else "The round of all workspaces goes on in the next cycle."
     )
-    tone = Tone.CAUTION if took > LONG_MS or cycle["deadline_hit"] else Tone.GOOD
+    tone = Tone.CAUTION if took > MOST_DURATION_MS or cycle["deadline_hit"] else Tone.GOOD
     return Section("Where the time went", tuple(sentences), bar=(Share(took, tone), Share(left, Tone.PLAIN)))

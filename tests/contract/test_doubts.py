@@ -239,6 +239,17 @@ def test_the_fleet_is_what_is_up_and_what_is_remembered_dead(subject: Subject) -
     assert fleet(subject) == Fleet(5, {uuid(3): True})
 
 
+@pytest.mark.parametrize("moved_on", MOVED_ON)
+def test_who_has_moved_on_is_not_remembered_dead_though_nobody_has_forgotten_it_yet(
+    subject: Subject, moved_on: str
+) -> None:
+    """An applied cycle forgets it before it decides. A dry run forgets nothing, and has to decide alike."""
+    subject.add(uuid(1), instance(1))
+    save(holding(subject), doubt(1, DEAD))
+    MOVED_ON[moved_on](subject)
+    assert fleet(subject).remembered == {}
+
+
 def test_flipped_workspaces_are_dead_for_the_breakers_window(subject: Subject) -> None:
     flipped(subject, 1)
     subject.age(BREAKER_WINDOW_S - 10)

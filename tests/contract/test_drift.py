@@ -157,8 +157,7 @@ def _due(life: Life, number: int, chance: random.Random) -> object:
         workspace_ids=ids,
     )
     life.restarts = [one.restart for one in found] or life.restarts
-    count = store.restarts.count_due(soon(), most=2, grace_s=grace_s, workspace_ids=ids)
-    return _said(found), count
+    return _said(found), store.restarts.any_due(soon(), grace_s=grace_s, workspace_ids=ids)
 
 
 def _said(owed: list[Owed]) -> object:

@@ -174,7 +174,7 @@ IN_TIME: dict[str, Callable[[Store, Restart, Deadline], object]] = {
     "would_flip": lambda store, restart, late: store.flips.would_flip(
         late, [confirmed(restart.as_candidate())], policy(select(store))
     ),
-    "count_due": lambda store, _, late: store.restarts.count_due(late, most=1, grace_s=0.0, workspace_ids=None),
+    "any_due": lambda store, _, late: store.restarts.any_due(late, grace_s=0.0, workspace_ids=None),
     "cancel_moved_on": lambda store, _, late: store.watches.cancel_moved_on(late),
     "watched": lambda store, _, late: store.watches.watched(late),
     "note_watch": lambda store, restart, late: store.watches.note_watch(late, ended=[restart.id], up=[], not_up=[]),
@@ -569,7 +569,7 @@ def test_a_hold_keeps_its_restart_from_being_asked_for_until_its_grace_is_over(s
     store = holding(subject)
     assert (store.holds.active(soon(), most=9), gauges(store).on_hold) == (ActiveHolds([]), 0)
     assert due(store, grace_s=180.0) == []
-    assert store.restarts.count_due(soon(), most=9, grace_s=180.0, workspace_ids=None) == 0
+    assert not store.restarts.any_due(soon(), grace_s=180.0, workspace_ids=None)
     decision = decide(store, restart, grace_s=180.0)
     assert decision is not None
     assert (decision.step, decision.reason) == ("wait", "not due yet")

@@ -288,7 +288,11 @@ class Doubts(Part):
 
     def _fleet(self, breaker_window_s: float) -> Fleet:
         tables, now = self.tables, self.tables.now
-        remembered = {one.workspace_id for one in tables.doubts.values() if tables.remembers_dead(one)}
+        remembered = {
+            one.workspace_id
+            for one in tables.doubts.values()
+            if tables.remembers_dead(one) and self._is_still_recorded(one)
+        }
         acted_on = set()
         for one in tables.restarts:
             is_kept_back = one.is_open and one.kept_back_at is not None and not one.released
@@ -694,8 +698,8 @@ class Restarts(OwnRestarts):
     """See handler.store.Restarts."""
 
     @_transaction
-    def count_due(self, _: Deadline, *, most: int, grace_s: float, workspace_ids: Sequence[str] | None) -> int:
-        return min(most, sum(self._may_be_asked(one, grace_s, workspace_ids) for one in self.tables.open_restarts()))
+    def any_due(self, _: Deadline, *, grace_s: float, workspace_ids: Sequence[str] | None) -> bool:
+        return any(self._may_be_asked(one, grace_s, workspace_ids) for one in self.tables.open_restarts())
 
     @_transaction
     def due(

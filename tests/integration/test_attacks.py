@@ -18,79 +18,81 @@ def asking(stage: Stage) -> Story:
     return story
 
 
-def becomes(story: Story, workspace: str, state: str) -> None:
+def says(story: Story, workspace: str, state: str) -> None:
+    """Let the control plane say from now on that the instance is in that state."""
     story.stage.control_plane.script.clear()
     story.stage.control_plane.script.reply(state_answer(state), workspace_id=workspace)
+
+
+def stopped(story: Story, *, minutes: int) -> str:
+    """Return a workspace whose instance was stopped so many minutes ago: it is flipped, and its restart owed."""
+    one = story.workspace()
+    says(story, one, "stopped")
+    story.alive.discard(one)
+    story.stage.fleet.heartbeat(one, age_s=70.0)
+    story.minutes(minutes)
+    return one
+
+
+def flipped_for_its_absence(story: Story) -> str:
+    one = story.workspace(alive=False)
+    says(story, one, "not_found")
+    assert [out.report["flipped"] for out in story.minutes(3)] == [0, 0, 1]
+    return one
+
+
+def assert_that_an_absence_begins_anew(story: Story, one: str) -> None:
+    """It counts from its first sighting, so two cycles in which it is seen restart nothing."""
+    says(story, one, "not_found")
+    assert calls(story.minutes(2)) == [[], []]
 
 
 class TestAbsenceAfterLife:
     """The machine runs, sends no heartbeats yet, and EC2 forgets it for a moment."""
 
     def test_of_a_watched_machine_begins_anew(self, asking: Story) -> None:
-        story, one = asking, asking.workspace()
-        becomes(story, one, "stopped")
-        story.alive.discard(one)
-        story.stage.fleet.heartbeat(one, age_s=70.0)
-        story.minutes(2)
-        becomes(story, one, "running")
+        story, one = asking, stopped(asking, minutes=2)
+        says(story, one, "running")
         story.minutes(20)
         assert story.restarts(one) == ["cancelled"]
-        for _ in range(2):
-            becomes(story, one, "not_found")
-            story.minute()
-        becomes(story, one, "running")
+        says(story, one, "not_found")
+        story.minutes(2)
+        says(story, one, "running")
         story.minutes(10)
-        becomes(story, one, "not_found")
-        assert calls(story.minutes(2)) == [[], []]
+        assert_that_an_absence_begins_anew(story, one)
 
     def test_that_was_flipped_for_its_absence_begins_anew(self, asking: Story) -> None:
-        story, one = asking, asking.workspace(alive=False)
-        becomes(story, one, "not_found")
-        assert [out.report["flipped"] for out in story.minutes(3)] == [0, 0, 1]
-        becomes(story, one, "running")
+        story, one = asking, flipped_for_its_absence(asking)
+        says(story, one, "running")
         story.minutes(25)
         assert story.restarts(one) == ["cancelled"]
-        becomes(story, one, "not_found")
-        assert calls(story.minutes(2)) == [[], []]
+        assert_that_an_absence_begins_anew(story, one)
 
     def test_right_after_the_sight_of_life_begins_anew(self, asking: Story) -> None:
-        story, one = asking, asking.workspace(alive=False)
-        becomes(story, one, "not_found")
-        assert [out.report["flipped"] for out in story.minutes(3)] == [0, 0, 1]
-        becomes(story, one, "running")
+        story, one = asking, flipped_for_its_absence(asking)
+        says(story, one, "running")
         while story.restarts(one) != ["cancelled"]:
             story.minute()
-        becomes(story, one, "not_found")
+        says(story, one, "not_found")
         story.minute()
-        becomes(story, one, "running")
+        says(story, one, "running")
         story.minutes(13)
-        becomes(story, one, "not_found")
-        assert calls(story.minutes(2)) == [[], []]
+        assert_that_an_absence_begins_anew(story, one)
 
     def test_that_was_absent_while_its_restart_was_owed_begins_anew(self, asking: Story) -> None:
-        story, one = asking, asking.workspace()
-        becomes(story, one, "stopped")
-        story.alive.discard(one)
-        story.stage.fleet.heartbeat(one, age_s=70.0)
-        story.minutes(3)
-        for _ in range(2):
-            becomes(story, one, "not_found")
-            story.minute()
-        becomes(story, one, "running")
+        story, one = asking, stopped(asking, minutes=3)
+        says(story, one, "not_found")
+        story.minutes(2)
+        says(story, one, "running")
         story.minutes(20)
         assert story.restarts(one) == ["cancelled"]
-        becomes(story, one, "not_found")
-        assert calls(story.minutes(2)) == [[], []]
+        assert_that_an_absence_begins_anew(story, one)
 
     def test_really_gone_is_still_restarted(self, asking: Story) -> None:
-        story, one = asking, asking.workspace()
-        becomes(story, one, "stopped")
-        story.alive.discard(one)
-        story.stage.fleet.heartbeat(one, age_s=70.0)
-        story.minutes(2)
-        becomes(story, one, "running")
+        story, one = asking, stopped(asking, minutes=2)
+        says(story, one, "running")
         story.minutes(20)
-        becomes(story, one, "not_found")
+        says(story, one, "not_found")
         assert calls(story.minutes(5)) == [[], [], [], [one], []]
 
 
@@ -118,12 +120,12 @@ def test_an_absence_that_was_refuted_is_no_death_that_was_seen(stage: Stage) -> 
     story.answers()
     one = story.workspace()
     story.alive.discard(one)
-    becomes(story, one, "not_found")
+    says(story, one, "not_found")
     story.minute()
-    becomes(story, one, "stopping")
+    says(story, one, "stopping")
     story.minute()
     story.becomes(one, status="offline")
-    becomes(story, one, "stopped")
+    says(story, one, "stopped")
     outcomes = story.minutes(12)
     assert {out.report["adopted"] for out in outcomes} == {0}
     assert calls(outcomes) == [[]] * 12

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from handler import explain
+from handler import next_cycle
 from handler.errors import RequestError, RightsMissingError, RowSecurityError, SchemaMissingError
 from sandbox.ec2 import REGION
 from sandbox.http_server import Answer, Hang
@@ -131,7 +131,7 @@ def test_in_a_large_fleet_the_breaker_is_what_the_last_cycles_remembered(
 ) -> None:
     dead = stage.add_all(4, "terminated")
     company(stage)
-    monkeypatch.setattr(explain, "COMPANY", 2)
+    monkeypatch.setattr(next_cycle, "COMPANY", 2)
     answer = explained(stage, dead[0])
     assert "without a look at the whole fleet now" in answer["breaker"]["why"]
     assert not answer["breaker"]["open"], "nobody has seen the others yet"

@@ -595,6 +595,7 @@ def test_a_kill_between_any_two_steps_of_an_event_cycle_neither_loses_nor_double
             dead.append(stage.add("terminated"))
             body = event(stage, dead[-1])
             ending = invocations.run(body, stage.invoke.environment | settings, kill_at_step=step)
+            stage.wait_for_the_killed()
             stage.glance(body if step % 2 else APPLY, **settings)
             for written in (stage.fleet.events(dead[-1]), stage.fleet.restarts(dead[-1])):
                 assert len(written) == 1, f"killed at step {step}"

@@ -29,14 +29,6 @@ def stage(postgres: PostgresServer) -> Iterator[Stage]:
         yield stage
 
 
-def sessions(stage: Stage) -> int:
-    """Return how many sessions the reconciler's role has in the database."""
-    (row,) = stage.database.query(
-        "SELECT count(*) AS number FROM pg_stat_activity WHERE datname = current_database() AND usename <> current_user"
-    )
-    return int(row["number"])
-
-
 def in_turn(replies: list[Reply | None]) -> Callable[[Any], Reply | None]:
     """Return a function that gives these replies in turn (None: the usual one) to every caller."""
     turn = itertools.cycle(replies)
@@ -66,9 +58,9 @@ def test_after_many_invocations_a_process_holds_no_more_than_after_two(stage: St
     settings |= {"CRASH_LOOP_BACKOFF_SECONDS": "0", "RESTART_RETRY_SECONDS": "0"}
     with WarmProcess(stage.invoke.environment | stage.settings(probe) | settings) as process:
         early = process.invoke(APPLY, 2)
-        early_sessions = sessions(stage)
+        early_sessions = stage.sessions()
         late = process.invoke(APPLY, INVOCATIONS - 2)
-        late_sessions = sessions(stage)
+        late_sessions = stage.sessions()
     assert late.outcomes == {"completed": INVOCATIONS - 2}
     assert late.threads <= early.threads
     assert late.descriptors <= early.descriptors
@@ -97,7 +89,7 @@ def test_what_an_earlier_environment_needed_is_closed(stage: Stage) -> None:
     stage.add("running")
     for limit in range(1, 6):
         stage.cycle(CANDIDATE_LIMIT=str(limit))
-    assert sessions(stage) == 1
+    assert stage.sessions() == 1
 
 
 # --- secrets ---

@@ -23,7 +23,8 @@ _AGAIN_S = 5.0
 _ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": "none",
     "AWS_SECRET_ACCESS_KEY": "none",
-    "AWS_DEFAULT_REGION": "eu-central-1",
+    "AWS_REGION": "eu-central-1",
+    "AWS_DEFAULT_REGION": "eu-west-1",  # the other one wins, as for the AWS CLI
     "AWS_EC2_METADATA_DISABLED": "true",
     "MOTO_EC2_LOAD_DEFAULT_AMIS": "false",  # thousands, that nobody starts
     "TERM": "xterm",
@@ -48,6 +49,10 @@ DRY_RUN = {
     "targets_empty": [],
     "flips": [],
 }
+
+
+# A kept environment, with its Region alone: on a terminal, a deploy asks only whether to go on.
+WITH_A_REGION = 'version = 0.1\n[default.deploy.parameters]\nregion = "eu-central-1"\n'
 
 
 class Played:

@@ -167,9 +167,10 @@ def test_without_a_terminal_nothing_is_asked(tmp_path: Path) -> None:
 
 
 def test_without_a_terminal_and_without_answers_it_says_what_is_missing(tmp_path: Path) -> None:
-    played = play(tmp_path, [["deploy"]])
-    assert (played["statuses"], played["stacks"]) == ([1], {})
-    assert "the environment default lacks answers" in played.screen
+    played = play(tmp_path, [["deploy"], ["deploy", "--plan"]])
+    assert (played["statuses"], played["stacks"]) == ([1, 1], {})
+    assert played.screen.count("the environment default lacks answers") == 2
+    assert "A plan changes nothing." in played.screen
 
 
 def test_a_plan_makes_nothing(tmp_path: Path) -> None:

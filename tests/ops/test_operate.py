@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tests.ops.terminal import play
+from tests.ops.terminal import WITH_A_REGION, play
 from tests.ops.test_deploy import PARAMETERS, STACK
 
 DEPLOY = ["deploy", *PARAMETERS]
@@ -26,8 +26,7 @@ def test_apply_needs_a_checklist_that_passes(tmp_path: Path) -> None:
 def test_somebody_at_a_terminal_may_apply_all_the_same(tmp_path: Path) -> None:
     answers = [("Go on", "y"), ("all the same", "n"), ("all the same", "y")]
     runs = [DEPLOY, ["deploy"], ["mode", "apply"], ["mode", "apply"]]
-    config = 'version = 0.1\n[default.deploy.parameters]\nregion = "eu-central-1"\n'
-    (tmp_path / "samconfig.toml").write_text(config)
+    (tmp_path / "samconfig.toml").write_text(WITH_A_REGION)
     played = play(tmp_path, runs, [("Go on", "y"), *answers], report={"unknown": 9})
     assert played["statuses"] == [0, 0, 1, 0], played.screen
     assert played["stacks"][STACK]["Mode"] == "apply"
@@ -60,8 +59,7 @@ def test_undeploy_removes_stack_and_secrets_and_names_what_stays(tmp_path: Path)
 
 def test_undeploy_asks_for_the_stack_s_name(tmp_path: Path) -> None:
     answers = [("Go on", "y"), ("Type the stack", "yes"), ("Please type", ""), ("Type the stack", STACK)]
-    config = 'version = 0.1\n[default.deploy.parameters]\nregion = "eu-central-1"\n'
-    (tmp_path / "samconfig.toml").write_text(config)
+    (tmp_path / "samconfig.toml").write_text(WITH_A_REGION)
     played = play(tmp_path, [DEPLOY, ["undeploy"], ["undeploy"]], answers)
     assert played["statuses"] == [0, 1, 0], played.screen
     assert played["stacks"] == {}

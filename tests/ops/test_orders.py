@@ -5,7 +5,7 @@ from typing import Any
 
 from ops.report.reading import read
 from tests.ops.reports import HOSTILE, INSTANCE, explanation, flips, holding, poisoned, report, workspace
-from tests.ops.terminal import Played, play
+from tests.ops.terminal import WITH_A_REGION, Played, play
 from tests.ops.test_deploy import PARAMETERS, STACK
 
 DEPLOY = ["deploy", *PARAMETERS]
@@ -25,8 +25,7 @@ def order(root: Path, *runs: list[str], answers: list[tuple[str, str]] | None = 
     """Deploy, and then run these commands of `ops`; or break the function."""
     given = {"function_answers": ANSWERS, "dry_run": DRY_REPORT, "logged": LOGGED} | scenario
     if answers is not None:
-        config = 'version = 0.1\n[default.deploy.parameters]\nregion = "eu-central-1"\n'
-        (root / "samconfig.toml").write_text(config)
+        (root / "samconfig.toml").write_text(WITH_A_REGION)
     return play(root, [DEPLOY, *(run if run[0] == "break" else ["ops", *run] for run in runs)], answers or (), **given)
 
 

@@ -45,7 +45,7 @@ class Parsed(HTMLParser):
 def parsed(*answers: Any, source: str = "out.json") -> Parsed:
     """Return the page of one answer, or of several, one a line."""
     text = "\n".join(one if isinstance(one, str) else json.dumps(one) for one in answers)
-    return Parsed(page(document_of(read(text, source), source), source=source, now=NOW))
+    return Parsed(page(document_of(text, source), source=source, now=NOW))
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def broken(**changes: Any) -> str:
 )
 def test_anything_else_is_refused_by_name(text: str, said: str) -> None:
     with pytest.raises(UnreadableError) as refused:
-        document_of(read(text, "out.json"), "out.json")
+        document_of(text, "out.json")
     assert str(refused.value).startswith("out.json: ")
     assert said in str(refused.value)
 

@@ -9,7 +9,6 @@ import pytest
 
 from ops.report.layout import document_of
 from ops.report.page import page
-from ops.report.reading import read
 from tests.ops.reports import cycle_log, explanation, flips, holding, poisoned, report
 from tests.support.tools import run, tool
 
@@ -85,7 +84,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Facts]:
     now = datetime(2026, 1, 15, 12, tzinfo=UTC)
     files = []
     for name, text in PAGES.items():
-        html = page(document_of(read(text, "out.json"), "out.json"), source="out.json", now=now)
+        html = page(document_of(text, "out.json"), source="out.json", now=now)
         files.append(where / f"{name}.html")
         files[-1].write_text(html, encoding="utf-8")
     files.append(where / "intruded.html")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.ops.terminal import CTRL_C, CTRL_D, play
+from tests.ops.terminal import CTRL_C, CTRL_D, WITH_A_REGION, play
 from tests.ops.test_deploy import ANSWERS, GO, PARAMETERS, STACK, TOKEN
 
 DEPLOY = ["deploy", *PARAMETERS]
@@ -208,7 +208,7 @@ def test_a_database_that_rds_does_not_list_is_entered_by_hand(tmp_path: Path) ->
 def test_a_database_by_hand_in_a_vpc_gets_the_stack_s_own_group_and_one_rule(tmp_path: Path) -> None:
     """The subnets are known from before; Enter keeps them."""
     first = [*DEPLOY, "--yes", "--parameter=VpcSubnetIds=SUBNETS", "--parameter=VpcId=VPC"]
-    (tmp_path / "samconfig.toml").write_text('version = 0.1\n[default.deploy.parameters]\nregion = "eu-central-1"\n')
+    (tmp_path / "samconfig.toml").write_text(WITH_A_REGION)
     answers = [*BY_HAND[:2], *[(question, "") for question, _ in BY_HAND[2:8]], ("Subnets", "")]
     answers += [("security group", "group"), ("DatabaseSecurityGroupId: found", "sg-0123456789abcdef0"), *BY_HAND[-2:]]
     played = play(tmp_path, [first, ["deploy", "--ask", "--plan"]], answers)
@@ -231,7 +231,7 @@ def test_whoever_stops_at_any_question_about_a_database_by_hand_leaves_everythin
 
 def test_whoever_stops_at_the_other_commands_questions_is_told_how_things_stand(tmp_path: Path) -> None:
     """A checklist that fails has `make mode` ask."""
-    (tmp_path / "samconfig.toml").write_text('version = 0.1\n[default.deploy.parameters]\nregion = "eu-central-1"\n')
+    (tmp_path / "samconfig.toml").write_text(WITH_A_REGION)
     runs = [DEPLOY, ["mode", "apply"], ["undeploy"]]
     answers = [GO, ("all the same", CTRL_C), ("Type the stack", CTRL_C)]
     played = play(tmp_path, runs, answers, report={"unknown": 9})

@@ -32,7 +32,7 @@ _QUIET = (
     *(
         "check_rights",
         "acquire",
-        "count_due",
+        "any_due",
         "take_back_times",
         "take_up",
         "recall",

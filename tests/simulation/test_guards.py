@@ -10,9 +10,10 @@ from handler import cycle, flips
 from handler.deadline import Deadline
 from handler.domain import decide, evidence
 from handler.domain.coverage import Coverage, Progress
-from handler.domain.decide import objection
+from handler.domain.decide import Plan, objection
 from handler.domain.doubts import DoubtChanges, doubt_changes
 from handler.domain.model import CurrentRow, Sighting, SkipReason, Workspace
+from handler.domain.policy import AbsencePolicy
 from handler.domain.restarts import Circumstances, Owed, RestartDecision, Step, WatchStep, before_probing
 from handler.domain.state_changes import HEARTBEAT_ARRIVES_SECONDS
 from handler.remembering import Remembering
@@ -78,6 +79,10 @@ def _blind_to_holds(part: store.Part, workspace_id: str, not_after: float) -> Sk
 def _blind_to_heartbeats(restarts: store.Restarts, *args: Any, _owed: Any = _OWED, **options: Any) -> Owed:
     owed: Owed = _owed(restarts, *args, **options)
     return replace(owed, heartbeat=False)
+
+
+def _with_a_closed_breaker(plan: Plan, absence: AbsencePolicy, *, full: bool) -> Circumstances:
+    return Circumstances(full, breaker_open=False, absence_counts=plan.absence_counts, absence=absence)
 
 
 def _asks_whatever_it_saw(owed: Owed, sighting: Sighting, now: Circumstances) -> RestartDecision:
@@ -217,7 +222,7 @@ GUARDS: Mapping[str, Guard] = {
         _replace(watching.Watching, "look_at_kept_back", lambda *_: None), "keep the breaker open", seed=19_000
     ),
     "the breaker keeps restarts back": Guard(
-        _replace(cycle, "Circumstances", lambda **facts: Circumstances(**facts | {"breaker_open": False})),
+        _replace(Circumstances, "of", _with_a_closed_breaker),
         "though the breaker is open",
     ),
 }

@@ -62,6 +62,12 @@ _EMPTY = """
     INSERT INTO reconciler.coverage DEFAULT VALUES
 """
 
+# Of the reconciler's role.
+_SESSIONS = (
+    "SELECT count(*)::int AS number FROM pg_stat_activity"
+    " WHERE datname = current_database() AND usename <> current_user"
+)
+
 _PROVISION = """
     UPDATE workspaces SET status = 'provisioning', updated_at = now()
     WHERE status = 'offline' AND id IN (SELECT workspace_id FROM reconciler.restarts WHERE outcome = 'accepted')
@@ -240,6 +246,17 @@ class Stage:
     def platform_is_at_work(self) -> None:
         """Let the platform provision new instances for the workspaces whose restart it has accepted."""
         self.database.query(_PROVISION)
+
+    def sessions(self) -> int:
+        """Return how many sessions the reconciler's role has in the database."""
+        (row,) = self.database.query(_SESSIONS)
+        return int(row["number"])
+
+    def wait_for_the_killed(self) -> None:
+        """Wait until the server has noticed that a killed process is gone, and with it the locks that it had."""
+        self.invoke.cold()
+        while self.sessions():
+            pass
 
     def mark(self, *workspace_ids: str) -> None:
         """Compare the running cycle with these rows as they are now, because something else changed them."""

@@ -116,7 +116,7 @@ def test_an_event_makes_its_request(event: dict[str, Any], request_made: Request
         ),
         ("hold-all.json", Request("apply", hold=HoldRequest(None, "the restarts look wrong", 3600))),
         ("release-all.json", Request("apply", release=ReleaseRequest(None))),
-        ("shard.json", Request("apply", scheduled=True, shard=Shard(0, 8))),
+        ("shard.json", Request("apply", shard=Shard(0, 8))),
         ("adopt.json", Request("apply", ("00000000-0000-4000-8000-000000000001",), adopt=True)),
         ("release.json", Request("apply", release=ReleaseRequest(("00000000-0000-4000-8000-000000000001",)))),
         ("explain.json", Request("explain", explain="00000000-0000-4000-8000-000000000001")),
@@ -456,7 +456,7 @@ def test_a_shard_may_rehearse_and_lift_the_breaker_and_one_of_one_is_a_full_cycl
     assert parse({"shard": 7, "shards": 8}) == Request("dry-run", shard=Shard(7, 8))
     assert parse({"mode": "apply", "shard": 999, "shards": 1000}).narrowed is False
     override = {"mode": "apply", "shard": 1, "shards": 2, "override_breaker": True}
-    assert parse(override) == Request("apply", override_breaker=True, scheduled=True, shard=Shard(1, 2))
+    assert parse(override) == Request("apply", override_breaker=True, shard=Shard(1, 2))
     assert parse({"mode": "apply", "shard": 0, "shards": 1}) == parse({"mode": "apply"})
 
 

@@ -100,3 +100,16 @@ def test_only_a_control_plane_gets_shards_and_only_where_one_function_is_too_few
         found = fitting("control_plane", latency_s, size)
         alone = answer(Setup("control_plane", latency_s, memory_mb=1_769, concurrency=900), size)
         assert (found.setup.shards == 1) == (alone.minutes == 1)
+
+
+def test_a_fleet_of_one_s_own_is_answered_in_the_words_of_the_page(capsys: pytest.CaptureFixture[str]) -> None:
+    assert scale.main(["--workspaces", "20000", "--answer", "1"]) == 0
+    ec2, control_plane = capsys.readouterr().out.splitlines()
+    assert ec2.startswith("EC2: 512 MB; ")
+    assert control_plane.startswith("control plane, 1 s an answer: one function, 900 at once, 1,024 MB; ")
+
+
+@pytest.mark.parametrize("arguments", [["--workspaces", "0"], ["--answer", "0"], ["--answer", "nan"]], ids=" ".join)
+def test_a_fleet_that_cannot_be_is_refused(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit):
+        scale.main(arguments)
