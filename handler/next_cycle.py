@@ -14,6 +14,7 @@ from handler.domain.explanation import (
     waiting_words,
     would_flip,
     would_with_candidate,
+    would_with_due,
     would_with_restart,
     would_with_watched,
 )
@@ -24,6 +25,7 @@ from handler.errors import ReconcilerError
 from handler.flips import Flipper
 from handler.probes import Probe
 from handler.request import APPLY, Request
+from handler.restarts.asking import LOOKED_AT_BESIDES, in_turn
 from handler.settings import Settings
 from handler.store import Selection
 from handler.telemetry import CycleLog
@@ -192,15 +194,32 @@ class NextCycle:
     def _would_with_restart(self, owed: Owed, facts: Facts, view: View) -> Would:
         record = next((one for one in facts.records or () if one.id == owed.restart.id), None)
         decision = before_probing(owed, view.now)
-        if decision is None and view.sighting is not None:
-            decision = before_asking(owed, view.sighting, view.now)
-        elif decision is not None and view.sighting is not None and record is not None:
+        if decision is None:
+            if view.sighting is None:  # a row that is offline with this instance was looked at
+                raise ReconcilerError("the instance was not looked at")
+            most = 0 if self._parts.platform is None else self._settings.restarts.per_cycle
+            ahead = self._due_before(owed, view.now, most) if most else 0
+            return would_with_due(before_asking(owed, view.sighting, view.now), most=most, ahead=ahead)
+        if view.sighting is not None and record is not None:
             decision = decided_again(decision, owed, record, view.sighting, view.now)
-        if decision is None:  # a row that is offline with this instance was looked at
-            raise ReconcilerError("the instance was not looked at")
-        waits = "" if record is None else waiting_words(record, owed, view.now, facts.ends)
-        asks = self._parts.platform is not None and self._settings.restarts.per_cycle > 0
-        return would_with_restart(decision, waits, asks=asks)
+        return would_with_restart(decision, "" if record is None else waiting_words(record, owed, view.now, facts.ends))
+
+    def _due_before(self, owed: Owed, now: Circumstances, most: int) -> int:
+        """Return how many restarts come before this one, as far as rows and circumstances tell; `most` are enough."""
+        never_refused, refused = (
+            self._parts.store.restarts.due(
+                self._deadline.within(LOOK_SECONDS),
+                refused=refused,
+                limit=most + LOOKED_AT_BESIDES,
+                released_only=now.breaker_open,
+                fresh_s=self._settings.heartbeat_fresh_seconds,
+                grace_s=self._settings.restarts.grace_s,
+                workspace_ids=None,
+            )
+            for refused in (False, True)
+        )
+        due = [one.restart.id for one in in_turn(never_refused, refused) if before_probing(one, now) is None]
+        return due.index(owed.restart.id) if owed.restart.id in due else len(due)
 
 
 def _settled(looks: Sequence[Sighting]) -> Sighting | None:

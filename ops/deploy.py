@@ -45,7 +45,9 @@ from ops.command import ROOT, kept_answers, parser, run
 from ops.console import Abandoned, Console, OpsError
 from ops.network import unreached
 from ops.plan import (
+    APPLY,
     DISABLED,
+    DRY_RUN,
     ENABLED,
     SCHEDULE,
     begins_to_apply,
@@ -250,10 +252,9 @@ def _install(operation: Operation, deployed: Deployed) -> None:
 def _try(operation: Operation, answers: Answers, deployed: Deployed, before: Deployed | None) -> None:
     """Run dry, and go through the checklist. It has to pass before a stack applies for the first time."""
     results = run_checklist(operation.console, operation.stack, deployed)
-    applied = (
-        before is not None and before.parameters.get("Mode") == "apply" and before.parameters.get(SCHEDULE) == ENABLED
-    )
-    if answers.get("Mode") == "apply" and not applied:
+    was = {} if before is None else before.parameters
+    applied = was.get("Mode") == APPLY and was.get(SCHEDULE) == ENABLED
+    if answers.get("Mode") == APPLY and not applied:
         require_passed(operation.console, results, "the schedule stays disabled")
 
 
@@ -266,7 +267,7 @@ def _say_what_is_next(console: Console, answers: Answers) -> None:
     environment = "" if answers.environment == answering.DEFAULT else f" ENV={answers.environment}"
     console.say()
     console.say(f"Check it at any time: make verify{environment}")
-    if answers.get("Mode", "dry-run") != "apply":
+    if answers.get("Mode", DRY_RUN) != APPLY:
         console.say(f"Once dry runs have convinced you: make mode{environment} MODE=apply")
     if answers.get("AlarmEmail"):
         console.say(f"Alarms reach {answers.get('AlarmEmail')} only after the link in AWS's mail was clicked.")

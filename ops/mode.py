@@ -15,11 +15,10 @@ from ops import answers as answering
 from ops.answers import Answers
 from ops.command import ROOT, answers_of, parser, run
 from ops.console import Console, OpsError
-from ops.plan import DISABLED, SCHEDULE
+from ops.plan import APPLY, DISABLED, DRY_RUN, SCHEDULE
 from ops.stack import Deployed, Stack, stack_of
 from ops.trial import require_passed, run_checklist
 
-APPLY, DRY_RUN = "apply", "dry-run"
 _GOES_ON = f"The same command again brings the stack and {answering.FILE} together."
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from ops import queries
 from ops.command import answers_of
 from ops.console import Abandoned, Console, OpsError
-from ops.plan import SCHEDULE
+from ops.plan import APPLY, DRY_RUN, SCHEDULE
 from ops.report.layout import document_of
 from ops.report.reading import UnreadableError, printable
 from ops.report.terminal import show
@@ -24,9 +24,9 @@ _LOGGED_FOR_S = 30 * 86_400
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _ANSWER = "the function's answer"
 
-_DRY_RUN = {"mode": "dry-run"}
+_DRY_RUN = {"mode": DRY_RUN}
 # As a dry run it changes nothing, and answers what is on hold.
-_HOLDS = {"mode": "dry-run", "release": "all"}
+_HOLDS = {**_DRY_RUN, "release": "all"}
 
 Order = Callable[..., None]
 
@@ -115,7 +115,7 @@ def hold(console: Console, arguments: argparse.Namespace, *, root: Path) -> None
     _sure(console, arguments, f"Put {said} on hold for {arguments.lasts}")
     wanted = {"all": True} if whose is None else {"workspace_ids": whose}
     order = {**wanted, "reason": arguments.reason, "seconds": seconds(arguments.lasts)}
-    _change(console, function, {"mode": "apply", "hold": order})
+    _change(console, function, {"hold": order})
 
 
 def release(console: Console, arguments: argparse.Namespace, *, root: Path) -> None:
@@ -123,7 +123,7 @@ def release(console: Console, arguments: argparse.Namespace, *, root: Path) -> N
     function = Function.of(arguments, root)
     whose, said = _whose(console, function, arguments)
     _sure(console, arguments, f"End the hold on {said}" + ("" if whose is None else ", and back-offs"))
-    _change(console, function, {"mode": "apply", "release": whose or "all"})
+    _change(console, function, {"release": whose or "all"})
 
 
 def override_breaker(console: Console, arguments: argparse.Namespace, *, root: Path) -> None:
@@ -132,7 +132,7 @@ def override_breaker(console: Console, arguments: argparse.Namespace, *, root: P
     preview = function.send({**_DRY_RUN, "override_breaker": True})
     _show(console, preview)
     _sure(console, arguments, "Flip these now, and have them and all owed workspaces restarted")
-    _change(console, function, {"mode": "apply", "override_breaker": True})
+    _change(console, function, {"override_breaker": True})
 
 
 def seconds(text: str) -> int:
@@ -160,11 +160,11 @@ def _sure(console: Console, arguments: argparse.Namespace, question: str) -> Non
         raise Abandoned("Nothing was changed.")
 
 
-def _change(console: Console, function: Function, event: Mapping[str, Any]) -> None:
-    """Send an event that changes something. Raises OpsError if it did not."""
-    answer = function.send(event)
+def _change(console: Console, function: Function, order: Mapping[str, Any]) -> None:
+    """Send an order to be applied. Raises OpsError if it changed nothing."""
+    answer = function.send({"mode": APPLY, **order})
     _show(console, answer)
-    if answer.get("mode") != "apply":
+    if answer.get("mode") != APPLY:
         raise OpsError("nothing was changed: the stack's mode is dry-run, in which nothing is flipped or restarted")
     if answer.get("outcome") == "already_running":
         raise OpsError("nothing was done: another cycle is running. Try again in a minute")

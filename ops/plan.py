@@ -9,6 +9,7 @@ from ops.stack import Deployed
 
 SCHEDULE = "ScheduleState"
 ENABLED, DISABLED = "ENABLED", "DISABLED"
+APPLY, DRY_RUN = "apply", "dry-run"
 _ROLE = "reconciler"  # the template's default
 
 
@@ -53,7 +54,7 @@ def _creation(answers: Answers, before: Deployed | None) -> list[str]:
     steps = []
     if before is not None:
         steps.append(f"delete the stack first: it is in {before.status}, so it was never in use")
-    steps.append(f"create the stack in mode {answers.get('Mode', 'dry-run')}, with the schedule disabled")
+    steps.append(f"create the stack in mode {answers.get('Mode', DRY_RUN)}, with the schedule disabled")
     if answers.get("DatabaseSecurityGroupId"):
         steps.append(f"one rule lets the stack's own security group in at {answers.get('DatabaseSecurityGroupId')}")
     return steps
@@ -61,7 +62,7 @@ def _creation(answers: Answers, before: Deployed | None) -> list[str]:
 
 def begins_to_apply(answers: Answers, before: Deployed | None) -> bool:
     """Tell whether cycles would flip and restart that did not before."""
-    return answers.get("Mode") == "apply" and (before is None or before.parameters.get("Mode") != "apply")
+    return answers.get("Mode") == APPLY and (before is None or before.parameters.get("Mode") != APPLY)
 
 
 def changes(answers: Answers, before: Deployed) -> list[tuple[str, str]]:

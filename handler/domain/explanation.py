@@ -116,14 +116,25 @@ def would_flip(
     return Would(deed, f"{decision.reason}, confirmed by a second probe{''.join(earlier[:1])}")
 
 
-def would_with_restart(decision: RestartDecision, waits: str, *, asks: bool) -> Would:
-    """Say what becomes of an open restart. `asks`: there is a platform to ask; `waits` says until when it waits."""
+def would_with_due(decision: RestartDecision, *, most: int, ahead: int) -> Would:
+    """Say what becomes of a due restart whose instance was looked at.
+
+    A cycle asks for `most` at most, and may not look at one with more than that `ahead` of it.
+    """
+    if not most:
+        why = "nobody is asked: PLATFORM_BASE_URL is not set, or RESTARTS_PER_CYCLE is 0"
+        return Would(Deed.WAIT, f"{why}; {decision.reason}")
+    if ahead >= most:
+        turn = f"it is due, but {ahead} come before it, and a cycle asks for {most} at most"
+        return Would(Deed.WAIT, f"{turn}; {decision.reason}")
+    return would_with_restart(decision, "")
+
+
+def would_with_restart(decision: RestartDecision, waits: str) -> Would:
+    """Say what becomes of an open restart. `waits` says until when it waits."""
     match decision.step:
-        case Step.ASK if asks:
-            return Would(Deed.ASK_FOR_RESTART, f"its restart is due, and its instance still dead: {decision.reason}")
         case Step.ASK:
-            why = "nobody is asked: PLATFORM_BASE_URL is not set, or RESTARTS_PER_CYCLE is 0"
-            return Would(Deed.WAIT, f"{why}; {decision.reason}")
+            return Would(Deed.ASK_FOR_RESTART, f"its restart is due, and its instance still dead: {decision.reason}")
         case Step.CANCEL | Step.CANCEL_AND_WATCH:
             return Would(Deed.CANCEL_RESTART, decision.reason)
         case Step.WAIT | Step.PUT_OFF | Step.NEXT_CYCLE:

@@ -48,6 +48,15 @@ class Ready:
     not_after: float
 
 
+def in_turn(never_refused: Iterable[Owed], refused: Iterable[Owed]) -> Iterable[Owed]:
+    """Return due restarts in the order in which they are asked for: by turns one of each list.
+
+    Somebody may have changed one between the two lists, so that it is in both.
+    """
+    pairs = zip_longest(never_refused, refused)
+    return {one.restart.workspace_id: one for one in chain.from_iterable(pairs) if one is not None}.values()
+
+
 class Asking:
     """Asks for the due restarts of one cycle.
 
@@ -99,7 +108,7 @@ class Asking:
             yield
 
     def _due(self, deadline: Deadline, closing: Deadline) -> list[Restart]:
-        """Return the due restarts that need a probe: by turns one that was never refused, and one that was."""
+        """Return the due restarts that need a probe, in turn."""
         limit = self._most + LOOKED_AT_BESIDES
         list_due = partial(
             self._store.due,
@@ -109,11 +118,9 @@ class Asking:
             grace_s=self._policy.grace_s,
             workspace_ids=self._workspace_ids,
         )
-        pairs = zip_longest(*(list_due(self._one_look(deadline), refused=refused) for refused in (False, True)))
-        # Somebody may have changed one between the two lists, so that it is in both.
-        due = {one.restart.workspace_id: one for one in chain.from_iterable(pairs) if one is not None}
+        never_refused, refused = (list_due(self._one_look(deadline), refused=refused) for refused in (False, True))
         put_off, to_probe = [], []
-        for one in due.values():
+        for one in in_turn(never_refused, refused):
             decision = before_probing(one, self._now)
             if decision is None or decision.step is Step.CANCEL:  # that is decided again under its lock
                 to_probe.append(one.restart)

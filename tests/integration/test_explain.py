@@ -294,6 +294,33 @@ def test_waiting_for_its_grace_and_then_due(story: Story, flipped: str) -> None:
     assert would(nobody)[1].startswith("nobody is asked: PLATFORM_BASE_URL is not set")
 
 
+def test_a_cycle_asks_for_no_more_than_its_share_and_looks_at_none_behind_them(story: Story) -> None:
+    """The one that runs again stays owed until its turn comes, too."""
+    workspaces = [story.workspace() for _ in range(4)]
+    for one in workspaces:
+        story.dies(one)
+        story.minute(PLATFORM_BASE_URL=None)
+    story.stage.fleet.age_everything(180)
+    story.stage.ec2.set_state(story.stage.instance_of(workspaces[3]), "running")
+    settings = GRACE | {"RESTARTS_PER_CYCLE": "2"}
+    said = [would(explained(story.stage, one, **settings)) for one in workspaces]
+    assert [action for action, _ in said] == ["ask_for_restart", "ask_for_restart", "wait", "wait"]
+    assert said[2][1] == "it is due, but 2 come before it, and a cycle asks for 2 at most; terminated"
+    assert said[3][1] == "it is due, but 3 come before it, and a cycle asks for 2 at most; the instance is running"
+    outcome = story.stage.cycle(**settings)
+    assert {call.workspace_id for call in outcome.calls} == {*workspaces[:2]}
+    assert outcome.report["restarts"]["cancelled"] == 0
+
+
+def test_without_a_platform_nobody_looks_at_a_due_restart(story: Story, flipped: str) -> None:
+    story.stage.fleet.age_everything(180)
+    story.comes_back(flipped, on_new_instance=False)
+    nobody = GRACE | {"PLATFORM_BASE_URL": None}
+    action, reason = would(explained(story.stage, flipped, **nobody))
+    assert (action, reason.split(":")[0]) == ("wait", "nobody is asked")
+    assert story.stage.cycle(**nobody).report["restarts"]["cancelled"] == 0
+
+
 def due(story: Story, workspace: str) -> dict[str, Any]:
     """Let the restart become due, and the platform be asked; return what is explained then."""
     story.minutes(3)

@@ -27,7 +27,7 @@ from handler.settings import Settings
 from handler.store.lease import MARGIN_SECONDS
 from handler.telemetry import logger
 from tests.fakes.store import Watch, fake_store
-from tests.fakes.tables import Row, StoredRestart, contains
+from tests.fakes.tables import Row, StoredDoubt, StoredRestart, Tables, contains
 from tests.fakes.targets import Targets, target_of, without_threads
 from tests.fakes.world import DEAD, ERROR, Asked, Platform, Probe, World
 
@@ -100,6 +100,17 @@ class Answered:
         return self.word in (NOT_FOUND, *DEAD)
 
 
+def _is_still_meant(tables: Tables, doubt: StoredDoubt) -> bool:
+    """Tell whether the row still records the doubt's instance, and is up, or offline by somebody else's hand."""
+    row = tables.workspaces.get(doubt.workspace_id)
+    if row is None or row.instance_id != doubt.instance_id:
+        return False
+    is_flipped = any(
+        one.is_open and one.instance_id == row.instance_id for one in tables.restarts_of(doubt.workspace_id)
+    )
+    return row.is_up or (row.is_offline and not is_flipped)
+
+
 class Oracle:
     """The breaker by its two rules, worked out anew from what one cycle saw and what the database says."""
 
@@ -117,7 +128,9 @@ class Oracle:
             or (one.is_open and one.kept_back_at is not None and not one.released)
         }
         remembered = {
-            one.workspace_id for one in tables.doubts.values() if tables.remembers_dead(one) and one.sightings > 0
+            one.workspace_id
+            for one in tables.doubts.values()
+            if tables.remembers_dead(one) and one.sightings > 0 and _is_still_meant(tables, one)
         }
         running = {one for one, word in words.items() if word == "running"}
         others = {one for one in acted_on | (remembered - running) if not tables.is_on_hold(one)}
