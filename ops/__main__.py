@@ -8,7 +8,10 @@ from pathlib import Path
 from ops import orders
 from ops.command import ROOT, options, run
 
-_EPILOG = "A workspace is named by its id, or by its instance's (i-…), of which the log knows whose it was."
+_EPILOG = (
+    "A workspace is named by its id, or by its instance's (i-…), of which the log knows whose it was. With make: "
+    """make ops ARGS="hold WORKSPACE --reason 'its disk is replaced' --for 4h", and ENV=staging for --env staging."""
+)
 
 
 def main(arguments: Sequence[str] | None = None, *, root: Path = ROOT) -> int:
@@ -18,7 +21,7 @@ def main(arguments: Sequence[str] | None = None, *, root: Path = ROOT) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m ops", description=__doc__, epilog=_EPILOG)
+    parser = argparse.ArgumentParser(prog=".venv-deploy/bin/python -m ops", description=__doc__, epilog=_EPILOG)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, order: orders.Order, said: str) -> argparse.ArgumentParser:

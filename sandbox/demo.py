@@ -1,6 +1,7 @@
 """The demo: runs two cycles of the real handler on a sample fleet and shows what they did.
 
-python -m sandbox.demo [--probe ec2|control_plane] [--event FILE] [--workspaces N] [--watch | --explain NAME]
+python -m sandbox.demo [--probe ec2|control_plane] [--event FILE] [--workspaces N] [--json FILE]
+                       [--watch | --explain NAME]
 """
 
 import argparse
@@ -46,11 +47,16 @@ def main(arguments: list[str] | None = None) -> int:
         with _populated_world(options.workspaces, options.probe) as populated:
             environment = populated.environment(options.probe) | {"RESTART_GRACE_SECONDS": str(_GRACE_S)}
             if options.explain is not None:
-                _explain(populated, options.explain, environment)
+                answers = [_explain(populated, options.explain, environment)]
             elif options.watch and _is_cycle(event):
                 watch(populated, event, environment)
+                return 0
             else:
-                _once(populated, event, environment, title=f"{options.event.name}, probe {options.probe}")
+                answers = _once(populated, event, environment, title=f"{options.event.name}, probe {options.probe}")
+        if options.json is not None:
+            options.json.write_text("".join(f"{json.dumps(one)}\n" for one in answers))
+            say()
+            say(f"Kept for `make report FILE={options.json}`.")
     except InvocationError as error:
         say()
         say(styled(_failure(error.last_line), "red"))
@@ -75,12 +81,16 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         help="the event to send to the handler (events/scheduled.json)",
     )
     parser.add_argument("--workspaces", type=_count, default=24, metavar="N", help="how many workspaces (24)")
-    parser.add_argument("--watch", action="store_true", help="kill instances, with state-change events, until Ctrl-C")
-    parser.add_argument("--explain", metavar="NAME", help="say what a cycle would do with a workspace, and why")
+    one_of = parser.add_mutually_exclusive_group()
+    one_of.add_argument("--watch", action="store_true", help="kill instances, with state-change events, until Ctrl-C")
+    one_of.add_argument("--explain", metavar="NAME", help="say what a cycle would do with a workspace, and why")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also keep the answers, for `make report`")
     options = parser.parse_args(arguments)
     names = [one.name for one in sample_fleet(options.workspaces)]
     if options.explain is not None and options.explain not in names:
         parser.error(f"argument --explain: there is no {options.explain!r}; there are {', '.join(names)}")
+    if options.json is not None and options.watch:
+        parser.error("argument --json: not allowed with argument --watch")
     return options
 
 
@@ -121,20 +131,21 @@ def _populated_world(number: int, probe: str) -> Iterator[World]:
         yield populated
 
 
-def _explain(populated: World, name: str, environment: Mapping[str, str]) -> None:
-    """Show the fleet, and what the handler says of one workspace. Raises InvocationError."""
+def _explain(populated: World, name: str, environment: Mapping[str, str]) -> dict[str, Any]:
+    """Show the fleet, and what the handler says of one workspace; return it. Raises InvocationError."""
     populated.database.query(f"GRANT SELECT (name, tier, created_at) ON workspaces TO {RECONCILER_ROLE}")
     before = Snapshot.of(populated)
     show.fleet_before(before)
     (workspace,) = (row["id"] for row in before.rows if row["name"] == name)
     answer, _ = _invoke({"mode": "explain", "workspace_id": workspace}, environment, f"The log of explain ({name})")
     show.explanation(answer)
+    return answer
 
 
-def _once(populated: World, event: Any, environment: Mapping[str, str], *, title: str) -> None:
+def _once(populated: World, event: Any, environment: Mapping[str, str], *, title: str) -> list[dict[str, Any]]:
     """Send the event; if its cycle flips workspaces, send it again after the grace. Show the fleet before and after.
 
-    Raises InvocationError.
+    Return the answers. Raises InvocationError.
     """
     before = Snapshot.of(populated)
     show.fleet_before(before)
@@ -143,10 +154,10 @@ def _once(populated: World, event: Any, environment: Mapping[str, str], *, title
     )
     if "would" in report:
         show.explanation(report)
-        return
+        return [report]
     if not _is_cycle(event):
         show.holds(report)
-        return
+        return [report]
     reports, latest = [report], lines
     if report["mode"] == "apply" and report["flipped"]:
         time.sleep(_GRACE_S)
@@ -164,6 +175,7 @@ def _once(populated: World, event: Any, environment: Mapping[str, str], *, title
         show.report(one, which)
     show.metrics(latest)
     show.summary(reports, restarted=len(populated.platform.restarts))
+    return reports
 
 
 def _invoke(event: Any, environment: Mapping[str, str], title: str) -> tuple[dict[str, Any], list[Mapping[str, Any]]]:

@@ -159,7 +159,8 @@ def _sentences(reports: Sequence[Mapping[str, Any]], restarted: int) -> list[str
         sentences.append(f"A dry run, so nothing was written. An applied cycle would flip: {len(values['flips'])}.")
     else:
         flipped = sum(one["flipped"] for one in reports)
-        sentences.append(f"Flipped offline: {flipped}, each in one transaction with its event and its owed restart.")
+        each = ", each in one transaction with its event and its owed restart" if flipped else ""
+        sentences.append(f"Flipped offline: {flipped}{each}.")
         if len(reports) > 1:
             sentences.append(f"Still dead after the grace, and restarted by the platform: {restarted}.")
     skipped = [SKIPPED[reason] for reason, number in values["skipped"].items() if number]
