@@ -50,6 +50,8 @@ from handler.telemetry import CycleLog
 COMPANY = 100
 # One part of the answer may take this long, in seconds: somebody may have locked a table.
 PART_SECONDS = 2.0
+# Counting a large fleet in which very many look dead takes longer. Nobody waits for a lock for so long.
+FLEET_SECONDS = 10.0
 TARGETS_AT_ONCE = 16
 
 _FULL_CYCLE = Request(APPLY)
@@ -164,10 +166,10 @@ class _Explanation:
         }
         return answer | ({"notes": self._notes} if self._notes else {})
 
-    def _part(self, name: str, read: Callable[[Deadline], Value]) -> Value | None:
+    def _part(self, name: str, read: Callable[[Deadline], Value], seconds: float = PART_SECONDS) -> Value | None:
         """Return a part of the answer; None, with a note, if it cannot be known."""
         try:
-            return read(self._deadline.within(PART_SECONDS))
+            return read(self._deadline.within(seconds))
         except UnfitDatabaseError:
             raise
         except ReconcilerError as error:
@@ -192,7 +194,7 @@ class _Explanation:
             # Whoever has locked the platform's table is waited for once.
             selection=part("candidate", lambda left: self._select([one], left)) if rows else None,
             restarts=part("restart", self._restarts) if rows else None,
-            memory=part("breaker", self._memory) if rows else None,
+            memory=part("breaker", self._memory, FLEET_SECONDS) if rows else None,
         )
 
     def _select(self, workspace_ids: Sequence[str] | None, deadline: Deadline) -> Selection:
@@ -206,7 +208,7 @@ class _Explanation:
         return Restarts(owed, self._store.watched(deadline, self._id))
 
     def _memory(self, deadline: Deadline) -> Memory:
-        return self._parts.store.doubts.recall(deadline, breaker_window_s=self._settings.breaker.window_s)
+        return self._store.memory(deadline, self._id, breaker_window_s=self._settings.breaker.window_s)
 
     # Look.
 
