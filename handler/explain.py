@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from handler import cycle
 from handler.deadline import Deadline
+from handler.domain.decide import Memory
 from handler.domain.explanation import breaker_words, restart_words
 from handler.domain.known import OpenOrWatched, RememberedDoubt, RestartRecord
 from handler.domain.model import Cause, Failure, Sighting, Workspace, unknown
@@ -23,6 +24,9 @@ from handler.probes import Probe
 from handler.request import APPLY
 from handler.settings import Settings
 
+# Counting a large fleet in which very many look dead takes longer than other looks at the database, in seconds. Nobody
+# waits for a lock for so long.
+FLEET_SECONDS = 10.0
 TARGETS_AT_ONCE = 16
 
 _SHOWN_OF_A_RESTART = (
@@ -119,13 +123,16 @@ class _Explanation:
             # Whoever has locked the platform's table is waited for once.
             selection=read("candidate", self._next_cycle.select, [one]) if rows else None,
             restarts=read("restart", self._restarts) if rows else None,
-            memory=read("breaker", self._next_cycle.recall) if rows else None,
+            memory=self._known("breaker", self._memory, self._deadline.within(FLEET_SECONDS)) if rows else None,
         )
 
     def _restarts(self, deadline: Deadline) -> OpenOrWatched:
         fresh_s, grace_s = self._settings.heartbeat_fresh_seconds, self._settings.restarts.grace_s
         owed = self._store.owed(deadline, self._id, fresh_s=fresh_s, grace_s=grace_s)
         return OpenOrWatched(owed, self._store.watched(deadline, self._id))
+
+    def _memory(self, deadline: Deadline) -> Memory:
+        return self._store.memory(deadline, self._id, breaker_window_s=self._settings.breaker.window_s)
 
     def _looks(self, workspace: Workspace | None) -> list[_Look]:
         """Ask every source of truth about the instance, each by itself, side by side."""

@@ -114,10 +114,6 @@ class NextCycle:
             deadline, limit=COMPANY, workspace_ids=workspace_ids, adopt=self._settings.adopt_offline
         )
 
-    def recall(self, deadline: Deadline) -> Memory:
-        """Return what the last cycles remembered."""
-        return self._parts.store.doubts.recall(deadline, breaker_window_s=self._settings.breaker.window_s)
-
     def probing(self) -> Deadline:
         """Return the deadline for one look at instances."""
         return self._deadline.within(self._settings.probe_timeout_seconds)

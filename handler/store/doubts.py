@@ -231,9 +231,7 @@ class Doubts:
         What was flipped or adopted in the last `breaker_window_s` seconds counts as acted on.
         """
         with self._session.transaction(deadline, read_only=True) as transaction:
-            doubts = transaction.run(_DOUBTS_OF_CANDIDATES, **range_of(self._shard))
-            fleet = _fleet(transaction, breaker_window_s)
-        return Memory({(row[0], Verdict(row[1])): Known(*row[2:]) for row in doubts}, fleet)
+            return memory_of(transaction, range_of(self._shard), breaker_window_s)
 
     def fleet(self, deadline: Deadline, *, breaker_window_s: float) -> Fleet:
         """Return the whole fleet alone, as it is now."""
@@ -298,6 +296,13 @@ class Doubts:
             return refused
         errors = [self._save(deadline, part) for part in (doubts[:half], doubts[half:])]
         return next(filter(None, errors), None)
+
+
+def memory_of(transaction: Transaction, ids: Mapping[str, str], breaker_window_s: float) -> Memory:
+    """Return the doubts of the candidates in a range of ids, and the whole fleet as the breaker counts it."""
+    doubts = transaction.run(_DOUBTS_OF_CANDIDATES, **ids)
+    fleet = _fleet(transaction, breaker_window_s)
+    return Memory({(row[0], Verdict(row[1])): Known(*row[2:]) for row in doubts}, fleet)
 
 
 def _fleet(transaction: Transaction, breaker_window_s: float) -> Fleet:

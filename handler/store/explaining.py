@@ -4,10 +4,12 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from handler.deadline import Deadline
+from handler.domain.decide import Memory
 from handler.domain.known import ActiveHold, RememberedDoubt, RestartRecord, Row, RowDetails
 from handler.domain.model import LONGEST_REASON
 from handler.domain.restarts import RECOVERY_SECONDS, Owed, Watched
 from handler.errors import RightsMissingError
+from handler.store.doubts import memory_of
 from handler.store.holds import on_hold
 from handler.store.restarts import OWED, STOP_IS_ON, owed_from, restart_and_rest
 from handler.store.session import LOCK_WAIT_SECONDS, Session
@@ -108,6 +110,12 @@ class Explaining:
         return self._one(
             lambda *row: owed_from(row), deadline, _OWED, id=workspace_id, fresh_s=fresh_s, grace_s=grace_s
         )
+
+    def memory(self, deadline: Deadline, workspace_id: str, *, breaker_window_s: float) -> Memory:
+        """Return what a cycle remembers of the workspace, and the whole fleet as the breaker counts it."""
+        ids = {"first_id": workspace_id, "last_id": workspace_id}
+        with self._session.transaction(deadline, read_only=True, lock_wait_s=LOCK_WAIT_SECONDS) as transaction:
+            return memory_of(transaction, ids, breaker_window_s)
 
     def watched(self, deadline: Deadline, workspace_id: str) -> Watched | None:
         """Return the workspace's watched restart, or None."""

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from handler import next_cycle
+from handler.domain.decide import Memory, decide
 from handler.errors import RequestError, RightsMissingError, RowSecurityError, SchemaMissingError
 from sandbox.ec2 import REGION
 from sandbox.http_server import Answer, Hang
@@ -139,6 +140,23 @@ def test_in_a_large_fleet_the_breaker_is_what_the_last_cycles_remembered(
     answer = explained(stage, dead[0])
     assert (answer["breaker"]["open"], answer["breaker"]["dead"], answer["breaker"]["of"]) == (True, 4, 7)
     assert answer["doubts"][0]["reason"] == "breaker_open"
+
+
+def test_it_recalls_nobody_elses_doubts(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With 60,000 dead in a fleet of 100,000, reading everybody's doubts left no time to speak of the breaker."""
+    one, *others = stage.add_all(3, "terminated")
+    stage.cycle(BREAKER_MAX_DEAD_FRACTION="0.1")
+    recalled = []
+
+    def recording(sightings: Any, memory: Memory, *arguments: Any, **options: Any) -> Any:
+        recalled.append(memory)
+        return decide(sightings, memory, *arguments, **options)
+
+    monkeypatch.setattr(next_cycle, "decide", recording)
+    assert explained(stage, one, BREAKER_MAX_DEAD_FRACTION="0.1")["breaker"]["dead"] == 3
+    (memory,) = recalled
+    assert {workspace for workspace, _ in memory.doubts} == {one}
+    assert memory.fleet.remembered.keys() == {one, *others}
 
 
 @both_probes
