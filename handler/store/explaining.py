@@ -57,9 +57,12 @@ WHERE (workspace_id = {_ID} OR workspace_id IS NULL) AND ends_at > now()
 ORDER BY ends_at DESC, workspace_id NULLS LAST LIMIT 1
 """  # noqa: S608 - put together from constants
 _STOP = f"SELECT {_utc('max(ends_at)')} FROM reconciler.restart_stops WHERE {STOP_IS_ON}"  # noqa: S608 - constants
+# After a change of their number, the shards of both numbers have doubts about the same workspaces for a while.
 _SOURCES = f"""
-SELECT left(cause, {LONGEST_REASON}), CAST(sum(workspaces) AS bigint), {_utc("min(since)")}
-FROM reconciler.source_doubts GROUP BY cause ORDER BY cause LIMIT 10
+SELECT left(cause, {LONGEST_REASON}), CAST(max(workspaces) AS bigint), {_utc("min(since)")}
+FROM (SELECT cause, sum(workspaces) AS workspaces, min(since) AS since
+      FROM reconciler.source_doubts GROUP BY cause, shards) AS sets
+GROUP BY cause ORDER BY cause LIMIT 10
 """  # noqa: S608 - put together from constants
 _OWED = f"{OWED} WHERE owed.workspace_id = {_ID} AND closed_at IS NULL"
 _WATCHED = f"{WATCHED} AND owed.workspace_id = {_ID} ORDER BY owed.id DESC LIMIT 1"

@@ -209,6 +209,17 @@ def test_a_source_that_hangs_costs_its_time_out(stage: Stage) -> None:
     assert answer["instance"][0]["reason"] == "timeout"
 
 
+def test_a_doubt_about_the_source_counts_nobody_twice(stage: Stage) -> None:
+    """For a quarter of an hour after the number of shards was changed, those of both numbers are there."""
+    stage.database.query(
+        "INSERT INTO reconciler.source_doubts (cause, workspaces, shards, shard)"
+        " VALUES ('timeout', 4000, 1, 0), ('timeout', 2100, 2, 0), ('timeout', 1900, 2, 1), ('429', 1500, 2, 1)"
+    )
+    first, second = explained(stage, stage.add("running"))["notes"]
+    assert first.startswith("1500 workspaces are unknown alike since 20")
+    assert second.startswith("4000 workspaces are unknown alike since 20")
+
+
 def test_in_transition(stage: Stage) -> None:
     one = stage.add("stopping")
     assert would(explained(stage, one)) == (
