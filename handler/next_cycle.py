@@ -201,9 +201,13 @@ class NextCycle:
         return would_with_restart(decision, "" if record is None else waiting_words(record, owed, view.now, facts.ends))
 
     def _due_before(self, owed: Owed, now: Circumstances, most: int) -> int:
-        """Return how many restarts come before this one, as far as rows and circumstances tell; `most` are enough."""
-        never_refused, refused = (
-            self._parts.store.restarts.due(
+        """Return how many restarts come before this one, as far as rows and circumstances tell; `most` are enough.
+
+        A cycle cancels first what has moved on.
+        """
+
+        def listed(*, refused: bool) -> list[Owed]:
+            due = self._parts.store.restarts.due(
                 self._deadline.within(LOOK_SECONDS),
                 refused=refused,
                 limit=most + LOOKED_AT_BESIDES,
@@ -212,9 +216,10 @@ class NextCycle:
                 grace_s=self._settings.restarts.grace_s,
                 workspace_ids=None,
             )
-            for refused in (False, True)
-        )
-        due = [one.restart.id for one in in_turn(never_refused, refused) if before_probing(one, now) is None]
+            return [one for one in due if one.still_owed]
+
+        turns = in_turn(listed(refused=False), listed(refused=True))
+        due = [one.restart.id for one in turns if before_probing(one, now) is None]
         return due.index(owed.restart.id) if owed.restart.id in due else len(due)
 
 

@@ -341,6 +341,23 @@ def test_a_cycle_asks_for_no_more_than_its_share_and_looks_at_none_behind_them(s
     assert outcome.report["restarts"]["cancelled"] == 0
 
 
+def test_one_that_has_moved_on_takes_nobodys_turn(story: Story) -> None:
+    """Those never refused and those refused take turns, and the cycle cancels first what has moved on."""
+    refused, moved_on, due_now = (story.workspace() for _ in range(3))
+    story.dies(refused)
+    story.answers(Answer(400))
+    story.minutes(5)
+    for one in (moved_on, due_now):
+        story.dies(one)
+        story.minute(PLATFORM_BASE_URL=None)
+    story.stage.fleet.age_everything(1000)
+    story.becomes(moved_on, status="paused")
+    settings = GRACE | {"RESTARTS_PER_CYCLE": "1"}
+    said = {one: would(explained(story.stage, one, **settings))[0] for one in (refused, due_now)}
+    assert said == {refused: "wait", due_now: "ask_for_restart"}
+    assert [call.workspace_id for call in story.stage.cycle(**settings).calls] == [due_now]
+
+
 def test_without_a_platform_nobody_looks_at_a_due_restart(story: Story, flipped: str) -> None:
     story.stage.fleet.age_everything(180)
     story.comes_back(flipped, on_new_instance=False)
