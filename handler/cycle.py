@@ -102,7 +102,9 @@ def _cycle(request: Request, settings: Settings, parts: Parts, phases: Phases) -
 
     # Decide. Reading and writing memory has until `closing`: even a cycle that is too late to act remembers what it
     # saw, and the next one begins with the dead.
-    memory = store.doubts.recall(phases.closing, breaker_window_s=settings.breaker.window_s)
+    memory = store.doubts.recall(
+        phases.closing, breaker_window_s=settings.breaker.window_s, as_if_tended=full and not request.applies
+    )
     plan = _decide(request, settings, observed, memory)
 
     # Act. What was seen is saved first, so that the next cycle knows it, however this one ends.

@@ -106,15 +106,12 @@ _UP = f"""
 SELECT count(*) FROM platform.workspaces
 WHERE {IS_UP} AND NOT {on_hold("workspaces.id")}
 """  # noqa: S608 - put together from constants
-# A doubt whose row has moved on counts no more, whether or not a cycle has forgotten it yet: a dry run never does.
 _DEAD = f"""
 SELECT dead.workspace_id::text, acted_on,
        COALESCE({IS_UP}, false)
 FROM (
     SELECT workspace_id, bool_or(acted_on) AS acted_on FROM (
-        SELECT workspace_id, false AS acted_on
-        FROM reconciler.doubts JOIN platform.workspaces ON workspaces.id = workspace_id AND {_RECORDS_IT}
-        WHERE {REMEMBERED_DEAD}
+        SELECT workspace_id, false AS acted_on FROM reconciler.doubts WHERE {REMEMBERED_DEAD} AND {{condition}}
         UNION ALL
         SELECT workspace_id, true FROM reconciler.restarts WHERE flipped_at > now() - make_interval(secs => :window_s)
         UNION ALL
@@ -124,6 +121,11 @@ FROM (
 ) AS dead LEFT JOIN platform.workspaces ON workspaces.id = dead.workspace_id
 WHERE NOT {on_hold("dead.workspace_id")} LIMIT {MOST_DEAD}
 """  # noqa: S608 - put together from constants
+_DEAD_IF_TENDED = _DEAD.format(
+    condition=f"""EXISTS (
+        SELECT FROM platform.workspaces WHERE workspaces.id = doubts.workspace_id AND {_RECORDS_IT})"""
+)
+_DEAD = _DEAD.format(condition="true")
 _FORGET = """
 DELETE FROM reconciler.doubts
 WHERE (workspace_id, kind) IN (
@@ -225,13 +227,14 @@ class Doubts:
                 transaction.run(_FORGET_OUTDATED, ids=ids)
                 transaction.run(_NOTE_OFFLINE, ids=ids)
 
-    def recall(self, deadline: Deadline, *, breaker_window_s: float) -> Memory:
+    def recall(self, deadline: Deadline, *, breaker_window_s: float, as_if_tended: bool = False) -> Memory:
         """Return the doubts of the shard's candidates, and the whole fleet as the breaker counts it.
 
-        What was flipped or adopted in the last `breaker_window_s` seconds counts as acted on.
+        What was flipped or adopted in the last `breaker_window_s` seconds counts as acted on. With `as_if_tended`, what
+        `tend` would forget does not count: an applied cycle forgets it before it decides.
         """
         with self._session.transaction(deadline, read_only=True) as transaction:
-            return memory_of(transaction, range_of(self._shard), breaker_window_s)
+            return memory_of(transaction, range_of(self._shard), breaker_window_s, as_if_tended=as_if_tended)
 
     def fleet(self, deadline: Deadline, *, breaker_window_s: float) -> Fleet:
         """Return the whole fleet alone, as it is now."""
@@ -298,16 +301,18 @@ class Doubts:
         return next(filter(None, errors), None)
 
 
-def memory_of(transaction: Transaction, ids: Mapping[str, str], breaker_window_s: float) -> Memory:
+def memory_of(
+    transaction: Transaction, ids: Mapping[str, str], breaker_window_s: float, *, as_if_tended: bool
+) -> Memory:
     """Return the doubts of the candidates in a range of ids, and the whole fleet as the breaker counts it."""
     doubts = transaction.run(_DOUBTS_OF_CANDIDATES, **ids)
-    fleet = _fleet(transaction, breaker_window_s)
+    fleet = _fleet(transaction, breaker_window_s, _DEAD_IF_TENDED if as_if_tended else _DEAD)
     return Memory({(row[0], Verdict(row[1])): Known(*row[2:]) for row in doubts}, fleet)
 
 
-def _fleet(transaction: Transaction, breaker_window_s: float) -> Fleet:
+def _fleet(transaction: Transaction, breaker_window_s: float, statement: str = _DEAD) -> Fleet:
     ((count,),) = transaction.run(_UP)
-    dead = transaction.run(_DEAD, window_s=breaker_window_s)
+    dead = transaction.run(statement, window_s=breaker_window_s)
     remembered, acted_on = ({one: up for one, acted, up in dead if acted is wanted} for wanted in (False, True))
     return Fleet(count, remembered, acted_on)
 

@@ -115,10 +115,10 @@ class Explaining:
         )
 
     def memory(self, deadline: Deadline, workspace_id: str, *, breaker_window_s: float) -> Memory:
-        """Return what a cycle remembers of the workspace, and the whole fleet as the breaker counts it."""
+        """Return what the next cycle remembers of the workspace, and the whole fleet as its breaker counts it."""
         ids = {"first_id": workspace_id, "last_id": workspace_id}
         with self._session.transaction(deadline, read_only=True, lock_wait_s=LOCK_WAIT_SECONDS) as transaction:
-            return memory_of(transaction, ids, breaker_window_s)
+            return memory_of(transaction, ids, breaker_window_s, as_if_tended=True)
 
     def watched(self, deadline: Deadline, workspace_id: str) -> Watched | None:
         """Return the workspace's watched restart, or None."""

@@ -272,7 +272,7 @@ class Doubts(Part):
         )
 
     @_transaction
-    def recall(self, _: Deadline, *, breaker_window_s: float) -> Memory:
+    def recall(self, _: Deadline, *, breaker_window_s: float, as_if_tended: bool = False) -> Memory:
         tables, now = self.tables, self.tables.now
         known = {
             key: Known(one.instance_id, one.sightings, now - one.since, now - one.last_seen_at)
@@ -280,18 +280,18 @@ class Doubts(Part):
             if one.workspace_id in tables.workspaces and self.is_mine(one.workspace_id)
             if one.offline_since is None or tables.remembers_dead(one)
         }
-        return Memory(known, self._fleet(breaker_window_s))
+        return Memory(known, self._fleet(breaker_window_s, as_if_tended=as_if_tended))
 
     @_transaction
     def fleet(self, _: Deadline, *, breaker_window_s: float) -> Fleet:
         return self._fleet(breaker_window_s)
 
-    def _fleet(self, breaker_window_s: float) -> Fleet:
+    def _fleet(self, breaker_window_s: float, *, as_if_tended: bool = False) -> Fleet:
         tables, now = self.tables, self.tables.now
         remembered = {
             one.workspace_id
             for one in tables.doubts.values()
-            if tables.remembers_dead(one) and self._is_still_recorded(one)
+            if tables.remembers_dead(one) and (not as_if_tended or self._is_still_recorded(one))
         }
         acted_on = set()
         for one in tables.restarts:

@@ -341,6 +341,20 @@ def test_the_override_lifts_the_breaker_for_one_cycle(stage: Stage) -> None:
     assert_open(stage.cycle(), [another], dead=4, counted=6)
 
 
+@pytest.mark.parametrize("event", [{}, {"mode": "explain"}], ids=["dry run", "explain"])
+def test_what_the_next_cycle_forgets_opens_no_breaker_of_a_dry_run_either(stage: Stage, event: dict[str, Any]) -> None:
+    """Three were seen dead, and are paused now. The applied cycle flipped the fourth; the dry run called it too many."""
+    moved_on, dead = stage.add_all(3, "terminated"), stage.add("terminated")
+    stage.add_all(2, "running")
+    assert stage.cycle().report["breaker_open"]
+    for one in moved_on:
+        stage.fleet.update(one, status="paused")
+    rehearsed = stage.cycle(event | ({"workspace_id": dead} if event else {})).report
+    said = rehearsed["would"]["action"] if event else [one["workspace_id"] for one in rehearsed["flips"]]
+    assert said == ("flip" if event else [dead])
+    stage.cycle().assert_only_flipped({dead: "terminated"})
+
+
 def test_a_dry_run_reports_an_open_breaker_and_with_the_override_whom_it_stops(stage: Stage) -> None:
     dead = populated(stage, running=2, stopped=3)
     rehearsal = stage.cycle(DRY_RUN)
