@@ -3,8 +3,7 @@
 
 PYTHON  ?= python3
 VENV    ?= .venv
-# Tests wait for sockets half of the time.
-WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(2 * (os.cpu_count() or 1), 8))')
+WORKERS ?= auto
 ARGS    ?=
 SCHEDULES ?= 1000000
 

@@ -343,7 +343,7 @@ def test_the_override_lifts_the_breaker_for_one_cycle(stage: Stage) -> None:
 
 @pytest.mark.parametrize("event", [{}, {"mode": "explain"}], ids=["dry run", "explain"])
 def test_what_the_next_cycle_forgets_opens_no_breaker_of_a_dry_run_either(stage: Stage, event: dict[str, Any]) -> None:
-    """Three were seen dead, and are paused now. The applied cycle flipped the fourth; the dry run called it too many."""
+    """Three were seen dead, and are paused now. The applied cycle flipped the fourth; a dry run called it too many."""
     moved_on, dead = stage.add_all(3, "terminated"), stage.add("terminated")
     stage.add_all(2, "running")
     assert stage.cycle().report["breaker_open"]

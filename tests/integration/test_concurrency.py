@@ -104,7 +104,7 @@ def test_a_dry_run_under_way_keeps_no_applying_cycle_from_running(stage: Stage) 
 def test_the_lease_of_a_process_that_was_killed_is_free_after_the_longest_possible_cycle(stage: Stage) -> None:
     stage.add_all(2, "running")
     dead = stage.add("terminated")
-    deadline_s = 1
+    deadline_s = 10
     settings = stage.settings("control_plane") | {"CYCLE_DEADLINE_SECONDS": str(deadline_s)}
     with stage.invoke.in_process(APPLY, **settings) as doomed:
         stage.control_plane.script.before(lambda _: doomed.process.kill(), nth=1)

@@ -90,4 +90,4 @@ def test_an_invocation_ends_by_its_deadline(
     with contextlib.suppress(ReconcilerError):
         report = invoke(**settings)
         assert report["restarts"]["accepted"] == 0
-    assert time.monotonic() - began_at < BUDGET_S + 1
+    assert time.monotonic() - began_at < BUDGET_S + 3

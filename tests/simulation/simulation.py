@@ -105,9 +105,8 @@ def _is_still_meant(tables: Tables, doubt: StoredDoubt) -> bool:
     row = tables.workspaces.get(doubt.workspace_id)
     if row is None or row.instance_id != doubt.instance_id:
         return False
-    is_flipped = any(
-        one.is_open and one.instance_id == row.instance_id for one in tables.restarts_of(doubt.workspace_id)
-    )
+    restarts = tables.restarts_of(doubt.workspace_id)
+    is_flipped = any(one.is_open and one.instance_id == row.instance_id for one in restarts)
     return row.is_up or (row.is_offline and not is_flipped)
 
 
@@ -127,10 +126,12 @@ class Oracle:
             if one.flipped_at > tables.now - policy.window_s
             or (one.is_open and one.kept_back_at is not None and not one.released)
         }
+        forgets_nothing = not actor.order.applies and not actor.order.narrowed  # an applied one has done so by now
         remembered = {
             one.workspace_id
             for one in tables.doubts.values()
-            if tables.remembers_dead(one) and one.sightings > 0 and _is_still_meant(tables, one)
+            if tables.remembers_dead(one) and one.sightings > 0
+            if not forgets_nothing or _is_still_meant(tables, one)
         }
         running = {one for one, word in words.items() if word == "running"}
         others = {one for one in acted_on | (remembered - running) if not tables.is_on_hold(one)}
