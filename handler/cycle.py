@@ -177,7 +177,7 @@ def _decide(request: Request, settings: Settings, observed: Observed, memory: Me
         memory,
         settings.breaker,
         settings.absence,
-        in_turn=None if request.narrowed else observed.in_turn,
+        in_turn=None if request.narrowed else observed.selection.queues.only_in_turn,
         override_breaker=request.override_breaker,
     )
 

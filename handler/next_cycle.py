@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from handler import cycle
 from handler.deadline import Deadline
@@ -25,7 +26,7 @@ from handler.errors import ReconcilerError
 from handler.flips import Flipper
 from handler.probes import Probe
 from handler.request import APPLY, Request
-from handler.restarts.asking import LOOKED_AT_BESIDES, in_turn
+from handler.restarts.asking import in_turn, list_due
 from handler.settings import Settings
 from handler.store import Selection
 from handler.telemetry import CycleLog
@@ -153,10 +154,8 @@ class NextCycle:
         """Decide as a cycle does about what was seen. `company`: the candidates that were probed, if they were."""
         breaker, absence = self._settings.breaker, self._settings.absence
         whole_fleet = company is not None and company.all_selected
-        in_turn = set()
-        if company is not None and whole_fleet:
-            in_turn = set(company.queues.in_turn).difference(company.queues.brought_forward)
-        plan = decide(seen, memory, breaker, absence, in_turn=in_turn, override_breaker=False)
+        counted = company.queues.only_in_turn if company is not None and whole_fleet else set()
+        plan = decide(seen, memory, breaker, absence, in_turn=counted, override_breaker=False)
         return View(plan, Circumstances.of(plan, absence, full=True), probe, sighting, whole_fleet)
 
     def would(self, facts: Facts, view: View) -> Would | None:
@@ -205,20 +204,9 @@ class NextCycle:
 
         A cycle cancels first what has moved on.
         """
-
-        def listed(*, refused: bool) -> list[Owed]:
-            due = self._parts.store.restarts.due(
-                self._deadline.within(LOOK_SECONDS),
-                refused=refused,
-                limit=most + LOOKED_AT_BESIDES,
-                released_only=now.breaker_open,
-                fresh_s=self._settings.heartbeat_fresh_seconds,
-                grace_s=self._settings.restarts.grace_s,
-                workspace_ids=None,
-            )
-            return [one for one in due if one.still_owed]
-
-        turns = in_turn(listed(refused=False), listed(refused=True))
+        listed = partial(list_due, self._parts.store.restarts, settings=self._settings, now=now, most=most)
+        looks = (listed(self._deadline.within(LOOK_SECONDS), refused=refused) for refused in (False, True))
+        turns = in_turn(*([one for one in look if one.still_owed] for look in looks))
         due = [one.restart.id for one in turns if before_probing(one, now) is None]
         return due.index(owed.restart.id) if owed.restart.id in due else len(due)
 

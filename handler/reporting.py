@@ -34,11 +34,6 @@ class Observed:
         """How many candidates were not reached."""
         return len(self.selection.workspaces) - len(self.sightings)
 
-    @property
-    def in_turn(self) -> set[str]:
-        """The ids of the candidates in turn, without those that were brought forward."""
-        return set(self.selection.queues.in_turn).difference(self.selection.queues.brought_forward)
-
 
 @dataclass(frozen=True, slots=True)
 class Acted:

@@ -51,6 +51,11 @@ class Queues:
     in_turn: Sequence[str]
     brought_forward: Sequence[str] = ()
 
+    @property
+    def only_in_turn(self) -> set[str]:
+        """The candidates in turn, without those that were brought forward."""
+        return set(self.in_turn).difference(self.brought_forward)
+
     def fair_order(self) -> list[str]:
         """Return everybody once, by turns the next one of either queue, beginning with the one in turn."""
         pairs = zip_longest(self.in_turn, self.brought_forward)

@@ -48,12 +48,37 @@ class Ready:
     not_after: float
 
 
-def in_turn(never_refused: Iterable[Owed], refused: Iterable[Owed]) -> Iterable[Owed]:
+def list_due(
+    store: Restarts,
+    deadline: Deadline,
+    *,
+    settings: Settings,
+    now: Circumstances,
+    most: int,
+    refused: bool,
+    workspace_ids: Sequence[str] | None = None,
+) -> list[Owed]:
+    """Return the due restarts that a cycle looks at which asks for `most`: those that were refused before, or not.
+
+    `workspace_ids` narrows them to these; None: all. Raises StoreError.
+    """
+    return store.due(
+        deadline,
+        refused=refused,
+        limit=most + LOOKED_AT_BESIDES,
+        released_only=now.breaker_open,
+        fresh_s=settings.heartbeat_fresh_seconds,
+        grace_s=settings.restarts.grace_s,
+        workspace_ids=workspace_ids,
+    )
+
+
+def in_turn(*lists: Iterable[Owed]) -> Iterable[Owed]:
     """Return due restarts in the order in which they are asked for: by turns one of each list.
 
     Somebody may have changed one between the two lists, so that it is in both.
     """
-    pairs = zip_longest(never_refused, refused)
+    pairs = zip_longest(*lists)
     return {one.restart.workspace_id: one for one in chain.from_iterable(pairs) if one is not None}.values()
 
 
@@ -85,8 +110,8 @@ class Asking:
         self._timeout_s = settings.reconfirm_timeout_seconds
         self._clock = clock
         self._now = now
-        self._workspace_ids = workspace_ids
         self._most = most
+        self._list_due = partial(list_due, store, settings=settings, now=now, most=most, workspace_ids=workspace_ids)
         self._log = log
         self._stopped_s = 0.0  # from the platform's Retry-After
 
@@ -109,18 +134,9 @@ class Asking:
 
     def _due(self, deadline: Deadline, closing: Deadline) -> list[Restart]:
         """Return the due restarts that need a probe, in turn."""
-        limit = self._most + LOOKED_AT_BESIDES
-        list_due = partial(
-            self._store.due,
-            limit=limit,
-            released_only=self._now.breaker_open,
-            fresh_s=self._fresh_s,
-            grace_s=self._policy.grace_s,
-            workspace_ids=self._workspace_ids,
-        )
-        never_refused, refused = (list_due(self._one_look(deadline), refused=refused) for refused in (False, True))
+        lists = (self._list_due(self._one_look(deadline), refused=refused) for refused in (False, True))
         put_off, to_probe = [], []
-        for one in in_turn(never_refused, refused):
+        for one in in_turn(*lists):
             decision = before_probing(one, self._now)
             if decision is None or decision.step is Step.CANCEL:  # that is decided again under its lock
                 to_probe.append(one.restart)

@@ -106,7 +106,7 @@ _UP = f"""
 SELECT count(*) FROM platform.workspaces
 WHERE {IS_UP} AND NOT {on_hold("workspaces.id")}
 """  # noqa: S608 - put together from constants
-_DEAD = f"""
+_DEAD_WHERE = f"""
 SELECT dead.workspace_id::text, acted_on,
        COALESCE({IS_UP}, false)
 FROM (
@@ -121,11 +121,11 @@ FROM (
 ) AS dead LEFT JOIN platform.workspaces ON workspaces.id = dead.workspace_id
 WHERE NOT {on_hold("dead.workspace_id")} LIMIT {MOST_DEAD}
 """  # noqa: S608 - put together from constants
-_DEAD_IF_TENDED = _DEAD.format(
+_DEAD = _DEAD_WHERE.format(condition="true")
+_DEAD_IF_TENDED = _DEAD_WHERE.format(
     condition=f"""EXISTS (
         SELECT FROM platform.workspaces WHERE workspaces.id = doubts.workspace_id AND {_RECORDS_IT})"""
 )
-_DEAD = _DEAD.format(condition="true")
 _FORGET = """
 DELETE FROM reconciler.doubts
 WHERE (workspace_id, kind) IN (

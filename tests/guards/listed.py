@@ -47,7 +47,6 @@ _MEMORY = "handler/store/memory.py"
 _MODEL = "handler/domain/model.py"
 _PHASES = "handler/phases.py"
 _PLATFORM = "handler/restarts/platform.py"
-_REPORTING = "handler/reporting.py"
 _REQUEST = "handler/request.py"
 _RESTARTS = "handler/store/restarts.py"
 _ROW_SECURITY = "handler/store/row_security.py"
@@ -533,12 +532,9 @@ GUARDS = (
     Guard(
         "breaker: what was checked in turn",
         "workspaces that were brought forward because they look dead open the breaker",
-        _REPORTING,
-        "Observed.in_turn",
-        Code(
-            "set(self.selection.queues.in_turn).difference(self.selection.queues.brought_forward)",
-            "set(self.selection.queues.in_turn)",
-        ),
+        _COVERAGE,
+        "Queues.only_in_turn",
+        Code("set(self.in_turn).difference(self.brought_forward)", "set(self.in_turn)"),
         f"{_TEST_CYCLE}test_those_who_were_brought_forward_do_not_open_the_breaker",
     ),
     Guard(
