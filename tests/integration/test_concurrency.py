@@ -3,7 +3,7 @@
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -13,11 +13,11 @@ from sandbox.control_plane import StatusRequest
 from sandbox.http_server import Answer
 from tests.support.events import APPLY, DRY_RUN, SCHEDULED
 from tests.support.stage import Stage
+from tests.support.under_way import TIMEOUT_S, under_way
 
 MOSTLY_DEAD = {"BREAKER_MAX_DEAD_FRACTION": "1"}
 # Long enough for leases to expire, for refusals to be tried again and for what is uncertain to be asked again.
 A_WHILE_S = 400.0
-TIMEOUT_S = 30.0
 # What a cycle may take beyond its deadline.
 TOLERANCE_S = 1.0
 
@@ -27,36 +27,11 @@ def lease(stage: Stage) -> list[dict[str, Any]]:
     return stage.database.query("SELECT scope, holder::text, expires_at FROM reconciler.lease")
 
 
-@contextmanager
-def another_cycle_under_way(stage: Stage) -> Iterator[Callable[[], dict[str, Any]]]:
-    """Keep another process in the middle of its cycle, waiting for the control plane's first answer.
-
-    Yields a function that lets it finish, and returns its report.
-    """
-    waiting, go_on = threading.Event(), threading.Event()
-
-    def wait(_: object) -> None:
-        waiting.set()
-        go_on.wait(TIMEOUT_S)
-
-    def finish() -> dict[str, Any]:
-        go_on.set()
-        return other.wait(TIMEOUT_S)
-
-    stage.control_plane.script.before(wait, nth=1)
-    with stage.invoke.in_process(APPLY, **stage.settings("control_plane")) as other:
-        try:
-            assert waiting.wait(TIMEOUT_S)
-            yield finish
-        finally:
-            go_on.set()
-
-
 @pytest.mark.parametrize("event", [APPLY, SCHEDULED], ids=["by hand", "scheduled"])
 def test_a_second_cycle_says_at_once_that_another_is_running_and_the_first_completes(stage: Stage, event: Any) -> None:
     stage.add_all(2, "running")
     dead = stage.add("terminated")
-    with another_cycle_under_way(stage) as finish_first:
+    with under_way(stage, APPLY) as finish_first:
         began_at = time.monotonic()
         second = stage.cycle(event)
         took_s = time.monotonic() - began_at
@@ -74,7 +49,7 @@ def test_a_second_cycle_says_at_once_that_another_is_running_and_the_first_compl
 def test_a_dry_run_neither_takes_the_lease_nor_minds_it(stage: Stage) -> None:
     stage.add_all(2, "running")
     dead = stage.add("terminated")
-    with another_cycle_under_way(stage) as finish_first:
+    with under_way(stage, APPLY) as finish_first:
         ours = lease(stage)
         assert len(ours) == 1
         rehearsal = stage.cycle(DRY_RUN)

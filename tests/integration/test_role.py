@@ -129,6 +129,15 @@ def master(site: Site) -> str:
     return url
 
 
+def assert_a_stranger_is_told_whose_the_tables_are(site: Site) -> None:
+    """Fail unless a login that is no member of the tables' owner is told who that is, and makes nothing."""
+    url = site.login(f"stranger_{site.role}", "CREATEROLE")
+    site.server.execute(f"GRANT CREATE ON DATABASE {site.database.name} TO stranger_{site.role}")
+    with pytest.raises(RightsMissingError, match=rf"they are {OWNER_ROLE}'s, of which it has to be a member"):
+        site.install(url)
+    assert not site.exists()
+
+
 def test_the_role_is_created_with_the_password_in_its_secret(site: Site, master: str) -> None:
     report = site.install(master)
     assert report["login"] == "created"
@@ -204,11 +213,7 @@ def test_on_postgresql_15_the_role_is_created_and_follows_its_authentication(sit
 
 
 def test_on_postgresql_15_a_login_that_is_no_member_of_the_owner_is_told_whose_the_tables_are(site_15: Site) -> None:
-    url = site_15.login(f"stranger_{site_15.role}", "CREATEROLE")
-    site_15.server.execute(f"GRANT CREATE ON DATABASE {site_15.database.name} TO stranger_{site_15.role}")
-    with pytest.raises(RightsMissingError, match=rf"they are {OWNER_ROLE}'s, of which it has to be a member"):
-        site_15.install(url)
-    assert not site_15.exists()
+    assert_a_stranger_is_told_whose_the_tables_are(site_15)
 
 
 def test_a_role_with_other_rights_keeps_them_and_the_report_warns(site: Site, master: str) -> None:
@@ -265,11 +270,7 @@ def test_the_owner_need_not_be_allowed_to_create_schemas_if_the_master_is(site: 
 
 
 def test_a_login_that_is_no_member_of_the_owner_is_told_whose_the_tables_are(site: Site) -> None:
-    url = site.login(f"stranger_{site.role}", "CREATEROLE")
-    site.server.execute(f"GRANT CREATE ON DATABASE {site.database.name} TO stranger_{site.role}")
-    with pytest.raises(RightsMissingError, match=rf"they are {OWNER_ROLE}'s, of which it has to be a member"):
-        site.install(url)
-    assert not site.exists()
+    assert_a_stranger_is_told_whose_the_tables_are(site)
 
 
 def test_the_reconciler_s_role_cannot_be_the_installer_s_own(site: Site) -> None:

@@ -1,8 +1,5 @@
 """Shards: cycles over ranges of the ids, side by side, that together do what a full cycle does."""
 
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 from uuid import UUID
 
@@ -12,8 +9,8 @@ from handler.domain.shards import Shard
 from handler.store import candidates
 from handler.store.shards import range_of
 from tests.support.stage import Stage
+from tests.support.under_way import TIMEOUT_S, under_way
 
-TIMEOUT_S = 30.0
 MOSTLY_DEAD = {"BREAKER_MAX_DEAD_FRACTION": "1"}
 
 
@@ -106,28 +103,6 @@ def test_a_shard_has_one_restart_at_least(stage: Stage) -> None:
 
 
 # --- side by side ---
-
-
-@contextmanager
-def under_way(stage: Stage, event: dict[str, Any]) -> Iterator[Callable[[], dict[str, Any]]]:
-    """Keep another process in the middle of a shard; yield a function that lets it finish and returns its report."""
-    waiting, go_on = threading.Event(), threading.Event()
-
-    def wait(_: object) -> None:
-        waiting.set()
-        go_on.wait(TIMEOUT_S)
-
-    def finish() -> dict[str, Any]:
-        go_on.set()
-        return other.wait(TIMEOUT_S)
-
-    stage.control_plane.script.before(wait, nth=1)
-    with stage.invoke.in_process(event, **stage.settings("control_plane")) as other:
-        try:
-            assert waiting.wait(TIMEOUT_S)
-            yield finish
-        finally:
-            go_on.set()
 
 
 def test_a_shard_excludes_full_cycles_and_its_own_range_alone(stage: Stage) -> None:

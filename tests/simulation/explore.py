@@ -1,9 +1,13 @@
 """Schedules: all of them for the smallest world, and random ones for larger worlds."""
 
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
+
+import pytest
 
 from handler.domain.restarts import RECOVERY_SECONDS
 from handler.request import APPLY, DRY_RUN, Request
@@ -276,6 +280,32 @@ def _events(world: World, chance: random.Random) -> Request:
     workspaces = [*world.tables.workspaces]
     named = chance.sample(workspaces, chance.randint(min(1, len(workspaces)), len(workspaces)))
     return after_event(world, *named, age_s=chance.choice(EVENT_AGES_S))
+
+
+@contextmanager
+def told(trace: list[str], seed: int) -> Iterator[None]:
+    """Add to a violation what happened before it, line by line, and the seed."""
+    try:
+        yield
+    except ViolationError as error:
+        raise ViolationError("\n".join([*trace, f"VIOLATION: {error}", f"seed {seed}"])) from error
+
+
+def no_walk_breaks_anything(walk: Callable[[int], tuple[World, Counter[str]]], walks: int) -> Counter[str]:
+    """Walk with each seed below `walks`; return what happened, with the ends of restarts and the absences.
+
+    `walk` returns the world that it ends in, and what its adversary saw. Fails at a violation.
+    """
+    happened: Counter[str] = Counter()
+    for seed in range(walks):
+        try:
+            world, seen = walk(seed)
+        except ViolationError as error:
+            pytest.fail(str(error))
+        happened += seen
+        happened.update(restart.outcome or "open" for restart in world.tables.restarts)
+        happened["absent"] += len(world.unfound)
+    return happened
 
 
 def tell(seed: int) -> list[str]:

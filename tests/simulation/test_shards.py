@@ -11,7 +11,7 @@ from handler import cycle
 from handler.domain.shards import WHOLE, Shard
 from handler.request import APPLY, Request
 from tests.fakes.world import World
-from tests.simulation.explore import SLOW_PROBE_SECONDS, Random
+from tests.simulation.explore import SLOW_PROBE_SECONDS, Random, no_walk_breaks_anything, told
 from tests.simulation.simulation import FULL, SETTINGS, Actor, Setup, Simulation, ViolationError
 
 WALKS = 800
@@ -58,26 +58,17 @@ def walk(seed: int) -> tuple[World, Counter[str]]:
         candidate_limit=chance.choice((1, 100)),
     )
     simulation = Simulation(world, Setup(settings, in_bulk=chance.random() < 0.5, shards=SHARDS), adversary, trace)
-    try:
+    with told(trace, seed):
         for _ in range(chance.randint(2, 5)):
             for order in chance.sample(ORDERS, SHARDS):
                 simulation.cycle(order)
             simulation.minute(chance.choice((*ORDERS, FULL)))
         simulation.settle()
-    except ViolationError as error:
-        raise ViolationError("\n".join([*trace, f"VIOLATION: {error}", f"seed {seed}"])) from error
-    adversary.happened.update(restart.outcome or "open" for restart in world.tables.restarts)
-    adversary.happened["absent"] += len(world.unfound)
     return world, adversary.happened
 
 
 def test_no_schedule_of_two_shards_breaks_anything() -> None:
-    happened: Counter[str] = Counter()
-    for seed in range(WALKS):
-        try:
-            happened += walk(seed)[1]
-        except ViolationError as error:
-            pytest.fail(str(error))
+    happened = no_walk_breaks_anything(walk, WALKS)
     for one in ("already_running, overlapping", "completed, beside", "accepted", "cancelled", "absent"):
         assert happened[one] > 10, one
 

@@ -11,7 +11,7 @@ from handler.probes.ec2 import search
 from handler.probes.ec2.search import Decided
 from handler.probes.ec2.targets import TargetsProbe
 from tests.fakes.world import World
-from tests.simulation.explore import ORDERS, Random
+from tests.simulation.explore import ORDERS, Random, no_walk_breaks_anything, told
 from tests.simulation.simulation import SETTINGS, Actor, Setup, Simulation, ViolationError
 
 WALKS = 1000
@@ -46,27 +46,18 @@ def walk(seed: int) -> tuple[World, Counter[str]]:
     adversary = Targeted(chance)
     trace: list[str] = []
     simulation = Simulation(world, Setup(NO_GRACE, targets=2), adversary, trace)
-    try:
+    with told(trace, seed):
         for _ in range(chance.randint(2, 6)):
             world.blind = {chance.randrange(2)} if chance.random() < IS_BLIND else set()
             if chance.random() < IS_COLD:
                 simulation.hints.clear()
             simulation.minute(chance.choice(ORDERS))
         simulation.settle()
-    except ViolationError as error:
-        raise ViolationError("\n".join([*trace, f"VIOLATION: {error}", f"seed {seed}"])) from error
-    adversary.happened.update(restart.outcome or "open" for restart in world.tables.restarts)
-    adversary.happened["absent"] += len(world.unfound)
     return world, adversary.happened
 
 
 def test_no_schedule_over_two_targets_breaks_anything() -> None:
-    happened: Counter[str] = Counter()
-    for seed in range(WALKS):
-        try:
-            happened += walk(seed)[1]
-        except ViolationError as error:
-            pytest.fail(str(error))
+    happened = no_walk_breaks_anything(walk, WALKS)
     assert min(happened[one] for one in ("down", "accepted", "cancelled", "absent")) > 10
 
 

@@ -13,6 +13,9 @@ from hypothesis import strategies as st
 from handler.errors import SettingsError
 from handler.settings import Database, Server, Settings, database_from, header_safe, role_login_from
 
+# The certificate of an authority that signed nothing, and whose key is gone.
+CERTIFICATE = (Path(__file__).parents[1] / "support" / "authority.pem").read_text()
+
 ARN = "arn:aws:secretsmanager:eu-central-1:123456789012:secret:name-AbCdEf"
 URL = "postgresql://reconciler:s3cret@db.example:6432/workspaces?sslmode=require"
 BASE = {"DATABASE_URL": URL}
@@ -213,21 +216,6 @@ def test_variables_complete_the_databases_secret() -> None:
         Server("h", 6432, "n"), None, None, ARN, "password", "verify-full", None
     )
     assert database_from({"DATABASE_SECRET_ARN": ARN}).server == Server(None, 5432, None)
-
-
-# The certificate of an authority that signed nothing, and whose key is gone.
-CERTIFICATE = """\
------BEGIN CERTIFICATE-----
-MIIBdzCCAR2gAwIBAgIUYl3bEaP86QWz8b4yklIeFvuW+jMwCgYIKoZIzj0EAwIw
-GDEWMBQGA1UEAwwNQW55IGF1dGhvcml0eTAeFw0yNjExMjUxODIwNTdaFw0yNjEx
-MjYxODI1NTdaMBgxFjAUBgNVBAMMDUFueSBhdXRob3JpdHkwWTATBgcqhkjOPQIB
-BggqhkjOPQMBBwNCAARSYkabEdD0N/kipNUbdyyGSVHZrkbuJRmcNKhTXXZXrIIj
-/a1qQ36Q8+vfUMGMd1u1MCzeGe+VLfsWWPH8fnMDo0UwQzASBgNVHRMBAf8ECDAG
-AQH/AgEAMA4GA1UdDwEB/wQEAwIBhjAdBgNVHQ4EFgQUt0VSrxE4s4GgJol6z/zh
-Ncv4TacwCgYIKoZIzj0EAwIDSAAwRQIhAMGJLwIIjy9FoherynaMinKiPgb3hB8H
-SKPtmxh43WoJAiAgQ38kaN4yJk+iQQFhTsRyri2wXAX7wO6OWRriy+BMEQ==
------END CERTIFICATE-----
-"""
 
 
 def test_a_file_of_authorities_is_accepted(tmp_path: Path) -> None:

@@ -40,20 +40,9 @@ from ops.console import Console, OpsError
 from ops.sam import Sam
 from ops.stack import Stack
 
+CERTIFICATE = (Path(__file__).parents[2] / "support" / "authority.pem").read_text()
 TEMPLATE = Path(__file__).parents[3] / "infra" / "template.yaml"
 REGION = "eu-central-1"
-CERTIFICATE = """\
------BEGIN CERTIFICATE-----
-MIIBdzCCAR2gAwIBAgIUYl3bEaP86QWz8b4yklIeFvuW+jMwCgYIKoZIzj0EAwIw
-GDEWMBQGA1UEAwwNQW55IGF1dGhvcml0eTAeFw0yNjExMjUxODIwNTdaFw0yNjEx
-MjYxODI1NTdaMBgxFjAUBgNVBAMMDUFueSBhdXRob3JpdHkwWTATBgcqhkjOPQIB
-BggqhkjOPQMBBwNCAARSYkabEdD0N/kipNUbdyyGSVHZrkbuJRmcNKhTXXZXrIIj
-/a1qQ36Q8+vfUMGMd1u1MCzeGe+VLfsWWPH8fnMDo0UwQzASBgNVHRMBAf8ECDAG
-AQH/AgEAMA4GA1UdDwEB/wQEAwIBhjAdBgNVHQ4EFgQUt0VSrxE4s4GgJol6z/zh
-Ncv4TacwCgYIKoZIzj0EAwIDSAAwRQIhAMGJLwIIjy9FoherynaMinKiPgb3hB8H
-SKPtmxh43WoJAiAgQ38kaN4yJk+iQQFhTsRyri2wXAX7wO6OWRriy+BMEQ==
------END CERTIFICATE-----
-"""
 
 
 @functools.cache
