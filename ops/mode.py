@@ -52,10 +52,7 @@ def _to_dry_run(console: Console, root: Path, answers: Answers, stack: Stack, de
         )
         raise
     if unkept:
-        raise OpsError(
-            f"the stack is in mode {DRY_RUN}, but {answering.FILE} could not be changed ({unkept}): the next deploy"
-            f" would set the mode to {answers.get('Mode', DRY_RUN)} again. Correct it there"
-        )
+        raise _unkept(answers, DRY_RUN, unkept)
 
 
 def _to_apply(console: Console, root: Path, answers: Answers, stack: Stack, deployed: Deployed) -> None:
@@ -66,10 +63,14 @@ def _to_apply(console: Console, root: Path, answers: Answers, stack: Stack, depl
     try:
         _keep(root, answers, APPLY)
     except OSError as error:
-        raise OpsError(
-            f"the stack is in mode {APPLY}, but {answering.FILE} could not be changed ({error}): the next deploy would"
-            f" set the mode to {answers.get('Mode', DRY_RUN)} again. Correct it there"
-        ) from error
+        raise _unkept(answers, APPLY, str(error)) from error
+
+
+def _unkept(answers: Answers, mode: str, why: str) -> OpsError:
+    return OpsError(
+        f"the stack is in mode {mode}, but {answering.FILE} could not be changed ({why}): the next deploy would set the"
+        f" mode to {answers.get('Mode', DRY_RUN)} again. Correct it there"
+    )
 
 
 def _check(console: Console, stack: Stack, deployed: Deployed) -> None:
