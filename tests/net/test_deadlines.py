@@ -58,17 +58,21 @@ def ending_in_time() -> Iterator[None]:
 
 
 @pytest.fixture
-def lookup_takes(monkeypatch: pytest.MonkeyPatch) -> LookupTakes:
-    look_up = socket.getaddrinfo
+def lookup_takes(monkeypatch: pytest.MonkeyPatch) -> Iterator[LookupTakes]:
+    """A lookup may outlast its call, as in production; the next test begins after its end."""
+    look_up, looking = socket.getaddrinfo, set[threading.Thread]()
 
     def takes(happening: Callable[[], None]) -> None:
         def looked_up(*query: Any, **options: Any) -> Any:
+            looking.add(threading.current_thread())
             happening()
             return look_up(*query, **options)
 
         monkeypatch.setattr(socket, "getaddrinfo", looked_up)
 
-    return takes
+    yield takes
+    for one in looking - {threading.current_thread()}:
+        one.join(LONG_S)
 
 
 @pytest.fixture
